@@ -1,0 +1,108 @@
+"""Every error that edge raises on purpose.
+
+EdgeError
+  +- ModelFileError       bad or truncated file
+  +- UnsupportedError     a right file, or a right request, that this build cannot serve
+  +- MemoryBudgetError    would not fit
+  +- InputError           a prompt, an option or a message that cannot be used
+  |    +- ContextError    more tokens than the context holds
+  +- TemplateError        the chat template failed or was refused
+  +- CancelledError       the caller stopped the run
+  +- NativeError          a bug of ours, or a native library that does not fit
+
+The message is one line: what, where, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os import PathLike, fspath
+
+__all__ = [
+    "CancelledError",
+    "ContextError",
+    "EdgeError",
+    "InputError",
+    "MemoryBudgetError",
+    "ModelFileError",
+    "NativeError",
+    "TemplateError",
+    "UnsupportedError",
+]
+
+
+class EdgeError(Exception):
+    """The root: `except edge.EdgeError` catches whatever edge raises on purpose."""
+
+
+class ModelFileError(EdgeError):
+    """A file that is missing, damaged or not what it says.
+
+    path: the file; offset: byte at which it went wrong, or None; field: what was being read.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | PathLike[str],
+        offset: int | None = None,
+        field: str | None = None,
+    ) -> None:
+        self.path, self.offset, self.field = fspath(path), offset, field
+        where = f", {field}" if field else ""
+        where += f" at byte {offset}" if offset is not None else ""
+        super().__init__(f"{self.path}{where}: {message}")
+
+
+class UnsupportedError(EdgeError):
+    """A right file or request that this build cannot serve.
+
+    what: the thing asked for; supported: what could be asked for instead.
+    """
+
+    def __init__(self, message: str, *, what: str, supported: Iterable[str] = ()) -> None:
+        self.what, self.supported = what, tuple(supported)
+        hint = f" (supported: {', '.join(self.supported)})" if self.supported else ""
+        super().__init__(message + hint)
+
+
+class MemoryBudgetError(EdgeError):
+    """More memory than there is. needed, budget: bytes; parts: bytes by name."""
+
+    def __init__(
+        self, message: str, *, needed: int, budget: int, parts: dict[str, int] | None = None
+    ) -> None:
+        self.needed, self.budget, self.parts = needed, budget, dict(parts or {})
+        super().__init__(message)
+
+
+class InputError(EdgeError):
+    """A prompt, message or option that cannot be used as it is."""
+
+
+class ContextError(InputError):
+    """More tokens than the context holds. needed, limit: tokens."""
+
+    def __init__(self, message: str, *, needed: int, limit: int) -> None:
+        self.needed, self.limit = needed, limit
+        super().__init__(message)
+
+
+class TemplateError(EdgeError):
+    """The chat template raised, ran out of its bounds, or is missing."""
+
+
+class CancelledError(EdgeError):
+    """The caller stopped the run."""
+
+
+class NativeError(EdgeError):
+    """The native library is missing, does not fit, or found a bug of ours.
+
+    code: the library's return code; op: index of the op in the plan, or None.
+    """
+
+    def __init__(self, message: str, *, code: int = 0, op: int | None = None) -> None:
+        self.code, self.op = code, op
+        super().__init__(message)

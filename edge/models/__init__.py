@@ -1,0 +1,50 @@
+"""Architectures, one file each, found by the name in the GGUF's `general.architecture`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from edge.errors import UnsupportedError
+from edge.graph import Graph
+from edge.models.common import Config, decoder
+
+
+def architectures() -> list[str]:
+    """The names that `build` takes."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "common")
+
+
+def build(
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    context: int | None = None,
+    path: str = "model",
+) -> tuple[Graph, Config]:
+    """The graph of the model that this metadata and these tensor shapes describe.
+
+    context: the most positions a session may use; None: the model's own limit, at most
+    `common.DEFAULT_CONTEXT`. It also decides which LongRoPE factors hold (see `common.rope_of`).
+    Raises ModelFileError for missing or contradictory metadata, a missing tensor or a wrong
+    shape; UnsupportedError for an architecture, or a part of one, that is not known.
+    """
+    name = metadata.get("general.architecture")
+    if name not in architectures():
+        raise UnsupportedError(
+            f"{path}: the architecture is {name!r}", what=str(name), supported=architectures()
+        )
+    module = importlib.import_module(f"edge.models.{name}")
+    config = Config.read(metadata, context, path)
+    graph = Graph(shapes, path)
+    decoder(graph, config, module.layer, module.rope(graph, config))
+    unused = [t for t in shapes if t.removesuffix(".weight") not in graph.weights]
+    unused = [t for t in unused if t.removesuffix(".weight") not in module.OPTIONAL]
+    if unused:
+        raise UnsupportedError(
+            f"{path}: {len(unused)} tensors have no place in a {name} model, first {unused[0]}",
+            what=unused[0],
+        )
+    return graph, config

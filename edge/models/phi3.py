@@ -1,0 +1,41 @@
+"""Phi-3 and Phi-4-mini: fused qkv and gate_up, partial rotary, LongRoPE."""
+
+from __future__ import annotations
+
+import math
+
+from edge.errors import ModelFileError
+from edge.graph import Graph, Rope
+from edge.models.common import Config, attention, gated_mlp, rope_of
+
+OPTIONAL = frozenset({"rope_factors_long", "rope_factors_short"})
+
+
+def rope(g: Graph, c: Config) -> Rope:
+    """Halves rotated; LongRoPE's short or long factors by the context that sessions may use.
+
+    Keys in the cache are rotated already, so a set cannot change within a session: a context up
+    to the original length takes the short factors for all positions, a larger one the long.
+    """
+    if not (g.has("rope_factors_long") or g.has("rope_factors_short")):
+        return rope_of(c, interleaved=False, factors=None)
+    original = c.get("rope.scaling.original_context_length", c.n_context_train)
+    if not isinstance(original, int) or original < 1:
+        raise ModelFileError(
+            f"{original} is no length",
+            path=c.path,
+            field="phi3.rope.scaling.original_context_length",
+        )
+    stretch = max(1.0, c.n_context_train / original)
+    magnitude = math.sqrt(1 + math.log(stretch) / math.log(original)) if original > 1 else 1.0
+    magnitude = float(c.get("rope.scaling.attn_factor", magnitude))
+    factors = "rope_factors_long" if c.n_context > original else "rope_factors_short"
+    return rope_of(c, interleaved=False, factors=factors, magnitude=magnitude)
+
+
+def layer(g: Graph, x: str, i: int, c: Config, rope: Rope) -> str:
+    """x: (tokens, dim) -> (tokens, dim)."""
+    h = g.rms_norm(x, f"blk.{i}.attn_norm", c.norm_eps)
+    x = attention(g, h, i, c, rope, qkv=("attn_qkv",), residual=x)
+    h = g.rms_norm(x, f"blk.{i}.ffn_norm", c.norm_eps)
+    return gated_mlp(g, h, i, gate_up=("ffn_up",), activation="silu", residual=x)
