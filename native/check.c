@@ -1,0 +1,271 @@
+/* The plan check: run once, so that the ops need no checks of their own. */
+#include <stddef.h>
+
+#include "cpu.h"
+#include "error.h"
+#include "plan.h"
+
+enum { MAX_DIM = 1 << 24, MAX_TOKENS = 1 << 16, MAX_COUNT = 1 << 20 };
+
+int64_t edge_buffer_bytes(int32_t kind, int32_t dim, int32_t rows) {
+    if (dim < 1 || dim > MAX_DIM || rows < 0 || rows > MAX_TOKENS) {
+        return -1;
+    }
+    switch (kind) {
+    case EDGE_BUFFER_F32: return (int64_t)dim * rows * 4;
+    case EDGE_BUFFER_Q8:
+        return dim % GROUP == 0 ? (int64_t)(dim / GROUP) * Q8_COLUMN_BYTES * rows : -1;
+    case EDGE_BUFFER_LOGITS: return 0;
+    default: return -1;
+    }
+}
+
+/* The first thing that is wrong with an op, or NULL. */
+#define REQUIRE(condition)                                                                        \
+    do {                                                                                          \
+        if (!(condition)) {                                                                       \
+            return #condition;                                                                    \
+        }                                                                                         \
+    } while (0)
+
+typedef struct {
+    const edge_plan_spec *spec;
+    const edge_op *op;
+    const edge_buffer *in, *in2, *out; /* NULL when there is none */
+} checked;
+
+static const edge_weight *weight_of(const checked *c, int i) {
+    return c->op->w[i] >= 0 ? &c->spec->weights[c->op->w[i]] : NULL;
+}
+
+static const char *check_no_overlap(const checked *c, const edge_buffer *a, const edge_buffer *b) {
+    if (a->kind == EDGE_BUFFER_LOGITS || b->kind == EDGE_BUFFER_LOGITS) {
+        return NULL;
+    }
+    const int64_t a_end = a->offset + edge_buffer_bytes(a->kind, a->dim, c->spec->max_tokens);
+    const int64_t b_end = b->offset + edge_buffer_bytes(b->kind, b->dim, c->spec->max_tokens);
+    REQUIRE(a_end <= b->offset || b_end <= a->offset);
+    return NULL;
+}
+
+static const char *check_embed(const checked *c) {
+    const edge_weight *w = weight_of(c, 0);
+    REQUIRE(c->out->kind == EDGE_BUFFER_F32 && !c->out->is_logit_rows);
+    REQUIRE(w != NULL && w->layout != EDGE_LAYOUT_VECTOR && w->k == c->out->dim);
+    return NULL;
+}
+
+static const char *check_angles(const checked *c) {
+    const edge_op *op = c->op;
+    const edge_weight *w = weight_of(c, 0);
+    REQUIRE(c->out->kind == EDGE_BUFFER_F32 && !c->out->is_logit_rows);
+    REQUIRE(op->n_rot > 0 && op->n_rot % 2 == 0 && c->out->dim == op->n_rot);
+    REQUIRE(op->base > 1.0f && op->base < 1e12f);
+    REQUIRE(op->scale > 0.0f && op->scale <= 1e4f && op->magnitude > 0.0f && op->magnitude < 1e4f);
+    if (w != NULL) {
+        REQUIRE(w->layout == EDGE_LAYOUT_VECTOR && w->k == op->n_rot / 2);
+        const float *factors = w->data;
+        for (int64_t i = 0; i < w->k; i++) {
+            REQUIRE(factors[i] >= 1e-3f && factors[i] < 1e9f);
+        }
+    }
+    return NULL;
+}
+
+static const char *check_norm(const checked *c) {
+    const edge_weight *w = weight_of(c, 0);
+    REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->out->kind != EDGE_BUFFER_LOGITS && c->in->dim == c->out->dim);
+    REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
+    REQUIRE(w != NULL && w->layout == EDGE_LAYOUT_VECTOR && w->k == c->in->dim);
+    REQUIRE(c->op->eps >= 0.0f && c->op->eps < 1.0f);
+    return check_no_overlap(c, c->in, c->out);
+}
+
+static const char *check_quantize(const checked *c) {
+    REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && c->out->kind == EDGE_BUFFER_Q8);
+    REQUIRE(c->in->dim == c->out->dim && c->in->is_logit_rows == c->out->is_logit_rows);
+    return check_no_overlap(c, c->in, c->out);
+}
+
+/* Every weight is a matrix over in, in the form that its layout takes. */
+static const char *check_matrices(const checked *c) {
+    REQUIRE(c->in != NULL && c->in->kind != EDGE_BUFFER_LOGITS && c->op->w[0] >= 0);
+    REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
+    REQUIRE(c->out->kind != EDGE_BUFFER_Q8);
+    for (int i = 0; i < 3; i++) {
+        const edge_weight *w = weight_of(c, i);
+        if (w != NULL) {
+            REQUIRE(w->layout != EDGE_LAYOUT_VECTOR && w->k == c->in->dim);
+            REQUIRE(layout_table[w->layout].takes_q8 == (c->in->kind == EDGE_BUFFER_Q8));
+        }
+    }
+    return check_no_overlap(c, c->in, c->out);
+}
+
+static const char *check_matmul(const checked *c) {
+    REQUIRE(c->op->column >= 0);
+    REQUIRE(c->op->column + weight_rows(c->spec, c->op) <= c->out->dim);
+    if (c->in2 != NULL) {
+        REQUIRE(c->in2->kind == EDGE_BUFFER_F32 && c->in2->dim == c->out->dim);
+        REQUIRE(c->in2->is_logit_rows == c->out->is_logit_rows);
+    }
+    return check_matrices(c);
+}
+
+static const char *check_gated_matmul(const checked *c) {
+    const edge_weight *gate = weight_of(c, 0), *up = weight_of(c, 1);
+    REQUIRE(gate != NULL && c->op->w[2] < 0 && c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->op->activation >= 0 && c->op->activation < EDGE_N_ACTIVATIONS);
+    if (up == NULL) {
+        REQUIRE(gate->n == 2 * (int64_t)c->out->dim && c->out->dim % PANEL_ROWS == 0);
+    } else {
+        REQUIRE(gate->n == c->out->dim && up->n == c->out->dim);
+    }
+    return check_matrices(c);
+}
+
+static const char *check_gated(const checked *c) {
+    REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->in->dim == 2 * c->out->dim && c->in->is_logit_rows == c->out->is_logit_rows);
+    REQUIRE(c->op->activation >= 0 && c->op->activation < EDGE_N_ACTIVATIONS);
+    return check_no_overlap(c, c->in, c->out);
+}
+
+static const char *check_add(const checked *c) {
+    REQUIRE(c->in != NULL && c->in2 != NULL);
+    REQUIRE(c->in->kind == EDGE_BUFFER_F32 && c->in2->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->in->dim == c->out->dim && c->in2->dim == c->out->dim);
+    REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
+    REQUIRE(c->in2->is_logit_rows == c->out->is_logit_rows);
+    return NULL;
+}
+
+/* in holds [q | k | v] heads that fit the cache. */
+static const char *check_heads(const checked *c) {
+    const edge_op *op = c->op;
+    const edge_plan_spec *s = c->spec;
+    REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && !c->in->is_logit_rows);
+    REQUIRE(op->layer >= 0 && op->layer < s->n_layers);
+    REQUIRE(op->head_dim == s->head_dim && op->n_kv_heads == s->n_kv_heads);
+    REQUIRE(op->n_heads > 0 && op->n_heads <= 4096 && op->n_heads % op->n_kv_heads == 0);
+    REQUIRE(c->in->dim == (op->n_heads + 2 * op->n_kv_heads) * op->head_dim);
+    return NULL;
+}
+
+static const char *check_store(const checked *c) {
+    REQUIRE(c->in == c->out);
+    if (c->in2 != NULL) {
+        REQUIRE(c->in2->kind == EDGE_BUFFER_F32 && !c->in2->is_logit_rows);
+        REQUIRE(c->op->n_rot > 0 && c->op->n_rot % 2 == 0 && c->op->n_rot <= c->op->head_dim);
+        REQUIRE(c->in2->dim == c->op->n_rot);
+    }
+    return check_heads(c);
+}
+
+static const char *check_attention(const checked *c) {
+    REQUIRE(c->out->kind == EDGE_BUFFER_F32 && !c->out->is_logit_rows);
+    REQUIRE(c->out->dim == c->op->n_heads * c->op->head_dim);
+    REQUIRE(c->op->window >= 0);
+    const char *wrong = check_heads(c);
+    return wrong != NULL ? wrong : check_no_overlap(c, c->in, c->out);
+}
+
+static const char *check_gather(const checked *c) {
+    REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && !c->in->is_logit_rows);
+    REQUIRE(c->out->kind == EDGE_BUFFER_F32 && c->out->is_logit_rows);
+    REQUIRE(c->in->dim == c->out->dim);
+    return check_no_overlap(c, c->in, c->out);
+}
+
+static const char *check_op(const checked *c) {
+    switch (c->op->kind) {
+    case EDGE_OP_EMBED: return check_embed(c);
+    case EDGE_OP_ANGLES: return check_angles(c);
+    case EDGE_OP_NORM: return check_norm(c);
+    case EDGE_OP_QUANTIZE: return check_quantize(c);
+    case EDGE_OP_MATMUL: return check_matmul(c);
+    case EDGE_OP_GATED_MATMUL: return check_gated_matmul(c);
+    case EDGE_OP_GATED: return check_gated(c);
+    case EDGE_OP_ADD: return check_add(c);
+    case EDGE_OP_STORE: return check_store(c);
+    case EDGE_OP_ATTENTION: return check_attention(c);
+    case EDGE_OP_GATHER: return check_gather(c);
+    default: return "an op kind that exists";
+    }
+}
+
+static const char *check_buffer(const edge_plan_spec *s, const edge_buffer *b) {
+    const int64_t bytes = edge_buffer_bytes(b->kind, b->dim, s->max_tokens);
+    REQUIRE(bytes >= 0 && (b->is_logit_rows == 0 || b->is_logit_rows == 1));
+    REQUIRE(b->kind == EDGE_BUFFER_LOGITS ? b->is_logit_rows == 1 : b->offset % 64 == 0);
+    REQUIRE(b->offset >= 0 && b->offset <= s->arena_bytes - bytes);
+    return NULL;
+}
+
+static const char *check_weight(const edge_weight *w) {
+    REQUIRE(w->data != NULL && w->n > 0 && w->k > 0 && w->n <= INT32_MAX && w->k <= INT32_MAX);
+    if (w->layout == EDGE_LAYOUT_VECTOR) {
+        REQUIRE(w->n == 1 && w->n_bytes == 4 * w->k);
+        return NULL;
+    }
+    REQUIRE(w->layout >= 0 && w->layout < EDGE_N_LAYOUTS);
+    REQUIRE(w->k % layout_table[w->layout].group == 0);
+    REQUIRE(w->n_bytes == panel_count(w->n) * panel_bytes(w->layout, w->k));
+    return NULL;
+}
+
+static const char *check_spec(const edge_plan_spec *s) {
+    REQUIRE(s->ops != NULL && s->buffers != NULL && s->weights != NULL);
+    REQUIRE(s->n_ops > 0 && s->n_ops < MAX_COUNT && s->n_buffers > 0 && s->n_buffers < MAX_COUNT);
+    REQUIRE(s->n_weights > 0 && s->n_weights < MAX_COUNT);
+    REQUIRE(s->max_tokens > 0 && s->max_tokens <= MAX_TOKENS);
+    REQUIRE(s->arena_bytes > 0 && s->arena_bytes < (int64_t)1 << 46);
+    REQUIRE(s->n_layers > 0 && s->n_kv_heads > 0 && s->n_positions > 0);
+    REQUIRE(s->head_dim >= 16 && s->head_dim <= MAX_HEAD_DIM && s->head_dim % 16 == 0);
+    return NULL;
+}
+
+/* Indices first, so that check_op may follow them. */
+static const char *check_indices(const edge_plan_spec *s, const edge_op *op) {
+    REQUIRE(op->out >= 0 && op->out < s->n_buffers);
+    REQUIRE(op->in >= -1 && op->in < s->n_buffers && op->in2 >= -1 && op->in2 < s->n_buffers);
+    for (int i = 0; i < 3; i++) {
+        REQUIRE(op->w[i] >= -1 && op->w[i] < s->n_weights);
+    }
+    return NULL;
+}
+
+int32_t plan_check(const edge_plan_spec *s, edge_error *error) {
+    if (!cpu_usable(s->isa)) {
+        return fail(error, EDGE_BAD_ARGUMENT, "this CPU cannot run instruction set %d", s->isa);
+    }
+    const char *wrong = check_spec(s);
+    for (int32_t i = 0; wrong == NULL && i < s->n_buffers; i++) {
+        wrong = check_buffer(s, &s->buffers[i]);
+    }
+    for (int32_t i = 0; wrong == NULL && i < s->n_weights; i++) {
+        wrong = check_weight(&s->weights[i]);
+    }
+    if (wrong != NULL) {
+        return fail(error, EDGE_BAD_PLAN, "needs %s", wrong);
+    }
+    for (int32_t i = 0; i < s->n_ops; i++) {
+        const edge_op *op = &s->ops[i];
+        wrong = check_indices(s, op);
+        if (wrong == NULL) {
+            const checked c = {s, op, op->in >= 0 ? &s->buffers[op->in] : NULL,
+                               op->in2 >= 0 ? &s->buffers[op->in2] : NULL, &s->buffers[op->out]};
+            wrong = check_op(&c);
+        }
+        if (wrong != NULL) {
+            fail(error, EDGE_BAD_PLAN, "op %d (kind %d) needs %s", i, op->kind, wrong);
+            if (error != NULL) {
+                error->op = i;
+            }
+            return EDGE_BAD_PLAN;
+        }
+    }
+    return EDGE_OK;
+}

@@ -1,0 +1,83 @@
+/* CPU probe and dispatch.
+ *
+ * CPUID and XGETBV are read here: compilers' own feature tests are missing or wrong on some of
+ * the tool chains that build this library.
+ */
+#include <stddef.h>
+
+#include "cpu.h"
+#include "kernels/kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <xmmintrin.h>
+
+typedef struct {
+    bool avx2, avx512vnni;
+} features;
+
+static features probe(void) {
+    features f = {false, false};
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) {
+        return f;
+    }
+    const bool osxsave = c >> 27 & 1, avx = c >> 28 & 1, fma = c >> 12 & 1, f16c = c >> 29 & 1;
+    if (!osxsave || !avx) {
+        return f;
+    }
+    uint32_t low, high;
+    __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    const bool ymm = (low & 0x6) == 0x6, zmm = (low & 0xe6) == 0xe6;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        return f;
+    }
+    const bool avx2 = b >> 5 & 1, avx512f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1,
+               vl = b >> 31 & 1, vnni = c >> 11 & 1;
+    f.avx2 = ymm && avx2 && fma && f16c;
+    f.avx512vnni = f.avx2 && zmm && avx512f && dq && bw && vl && vnni;
+    return f;
+}
+
+uint32_t cpu_float_mode(void) {
+    const uint32_t was = _mm_getcsr();
+    _mm_setcsr(0x1f80);
+    return was;
+}
+
+void cpu_float_restore(uint32_t mode) { _mm_setcsr(mode); }
+#else
+uint32_t cpu_float_mode(void) { return 0; }
+void cpu_float_restore(uint32_t mode) { (void)mode; }
+#endif
+
+const edge_kernels *cpu_kernels(int32_t i) {
+    static const edge_kernels *const tables[] = {
+        &kernels_scalar,
+#ifdef EDGE_HAVE_AVX2
+        &kernels_avx2,
+#endif
+#ifdef EDGE_HAVE_AVX512VNNI
+        &kernels_avx512vnni,
+#endif
+    };
+    return i >= 0 && (size_t)i < sizeof tables / sizeof *tables ? tables[i] : NULL;
+}
+
+bool cpu_usable(int32_t i) {
+    const edge_kernels *k = cpu_kernels(i);
+    if (k == NULL) {
+        return false;
+    }
+#ifdef EDGE_HAVE_AVX2
+    if (k == &kernels_avx2) {
+        return probe().avx2;
+    }
+#endif
+#ifdef EDGE_HAVE_AVX512VNNI
+    if (k == &kernels_avx512vnni) {
+        return probe().avx512vnni;
+    }
+#endif
+    return true;
+}

@@ -1,0 +1,194 @@
+/* The whole C API. cffi reads this file as it is: declarations only, no macros, no #if.
+ *
+ * Sizes: m tokens, n output rows, k shared dimension, in elements; _bytes in bytes.
+ * Functions that can fail return an edge_status and fill *error when it is not NULL.
+ * Nothing here calls exit, prints, or keeps a pointer longer than it says.
+ */
+
+typedef enum {
+    EDGE_OK = 0,
+    EDGE_BAD_ARGUMENT = 1, /* the caller's mistake: a null pointer, a size out of range */
+    EDGE_BAD_PLAN = 2,     /* the plan contradicts itself; error->op says where */
+    EDGE_BAD_DATA = 3,     /* a weight holds NaN or infinity; error->row, error->column */
+    EDGE_NO_MEMORY = 4,
+    EDGE_CANCELLED = 5,
+    EDGE_NOT_FINITE = 6, /* the logits came out NaN or infinite */
+    EDGE_BAD_TOKEN = 7,  /* a token id outside the vocabulary; error->row is its index */
+    EDGE_NO_THREADS = 8  /* the system refuses another thread */
+} edge_status;
+
+typedef struct {
+    int32_t code;   /* edge_status */
+    int32_t op;     /* index into the plan, -1: none */
+    int64_t row;    /* -1: none */
+    int64_t column; /* -1: none */
+    char text[160]; /* what is wrong, one line */
+} edge_error;
+
+/* The version of this library; it must equal the Python package's. */
+const char *edge_version(void);
+
+/* ---- instruction sets -------------------------------------------------------------------- */
+
+/* The name of the i-th instruction set compiled in, from the plainest up; NULL past the end. */
+const char *edge_isa_name(int32_t i);
+/* 1 when this CPU and operating system can run it, else 0. */
+int32_t edge_isa_usable(int32_t i);
+
+/* ---- threads ----------------------------------------------------------------------------- */
+
+typedef struct edge_pool edge_pool;
+
+/* n_threads: workers that take part in a run, the caller's own thread included; 1..256. */
+int32_t edge_pool_new(int32_t n_threads, edge_pool **pool, edge_error *error);
+void edge_pool_free(edge_pool *pool);
+
+/* ---- weights ----------------------------------------------------------------------------- */
+
+typedef enum { /* drawn in layouts.h */
+    EDGE_LAYOUT_VECTOR = -1, /* k floats as they are: norm weights, rotary factors; n = 1 */
+    EDGE_LAYOUT_F32 = 0,
+    EDGE_LAYOUT_F16 = 1,
+    EDGE_LAYOUT_BF16 = 2,
+    EDGE_LAYOUT_C4H32 = 3,
+    EDGE_LAYOUT_C4MH32 = 4,
+    EDGE_LAYOUT_C8H32 = 5,
+    EDGE_N_LAYOUTS = 6
+} edge_layout;
+
+typedef enum { /* what a code stands for */
+    EDGE_TABLE_NONE = 0,
+    EDGE_TABLE_MINUS_8 = 1, /* code - 8 */
+    EDGE_TABLE_IQ4_NL = 2   /* 16 signed values, see layouts.h */
+} edge_table;
+
+/* One packed (n, k) matrix: ceil(n / 16) panels. data is 64-byte aligned and outlives the plan. */
+typedef struct {
+    int32_t layout;
+    int32_t table;
+    int64_t n, k;
+    const void *data;
+    int64_t n_bytes;
+} edge_weight;
+
+/* The name of a layout, as in "c4h32"; NULL past the end. */
+const char *edge_layout_name(int32_t layout);
+
+/* How a tensor of GGUF type number `type` is packed: fills layout, table, n, k and n_bytes, sets
+ * data to NULL. EDGE_BAD_ARGUMENT for a type that has no layout, or k no multiple of its block. */
+int32_t edge_weight_describe(int32_t type, int64_t n, int64_t k, edge_weight *weight,
+                             edge_error *error);
+
+/* Packs the disk blocks src, n rows of k, into weight->data (which must have n_bytes of room and
+ * comes from edge_weight_describe with this type). EDGE_BAD_DATA for a scale or value that is NaN
+ * or infinite: row is then its row, column its first element. */
+int32_t edge_weight_pack(edge_pool *pool, int32_t type, edge_weight *weight, const void *src,
+                         int64_t src_bytes, edge_error *error);
+
+/* Rows row..row + n_rows - 1 as float32, dst of shape (n_rows, k): the values that the format's
+ * reference dequantisation gives, bit for bit. */
+int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_rows, float *dst);
+
+/* ---- the KV cache ------------------------------------------------------------------------ */
+
+/* Keys and values of one session in pages of 64 positions, float16, taken as it grows. */
+typedef struct edge_cache edge_cache;
+
+int32_t edge_cache_new(int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
+                       int32_t n_positions, edge_cache **cache, edge_error *error);
+/* Makes room for positions 0..n_positions - 1. EDGE_NO_MEMORY leaves the cache as it was. */
+int32_t edge_cache_reserve(edge_cache *cache, int32_t n_positions, edge_error *error);
+/* Bytes that a cache of n_positions holds. */
+int64_t edge_cache_bytes(int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
+                         int32_t n_positions);
+void edge_cache_free(edge_cache *cache);
+
+/* ---- the plan ---------------------------------------------------------------------------- */
+
+typedef enum {
+    EDGE_BUFFER_F32 = 0,   /* float [rows][dim] in the arena */
+    EDGE_BUFFER_Q8 = 1,    /* dim quantised per group of 32, columns in tiles: see layouts.h */
+    EDGE_BUFFER_LOGITS = 2 /* float [rows][dim], the caller's */
+} edge_buffer_kind;
+
+typedef struct {
+    int32_t kind;
+    int32_t dim;
+    int32_t is_logit_rows; /* 1: rows are the tokens whose logits are wanted; 0: all tokens */
+    int64_t offset;        /* into the arena, multiple of 64 */
+} edge_buffer;
+
+typedef enum {
+    EDGE_OP_EMBED = 0,      /* out = rows of w[0] by token */
+    EDGE_OP_ANGLES = 1,     /* out = cos, sin [n_rot / 2][2] of each position; w[0]: factors */
+    EDGE_OP_NORM = 2,       /* out = rms_norm(in) * w[0], quantised when out is Q8 */
+    EDGE_OP_QUANTIZE = 3,   /* out (Q8) = in (F32) */
+    EDGE_OP_MATMUL = 4,     /* out from `column` on = [w[0] in | w[1] in | w[2] in] (+ in2) */
+    EDGE_OP_GATED_MATMUL = 5, /* out = activation(gate in) * (up in): w[0], w[1], or halves of w[0] */
+    EDGE_OP_GATED = 6,      /* out = activation(gate) * up, in = [gate | up] */
+    EDGE_OP_ADD = 7,        /* out = in + in2 */
+    EDGE_OP_STORE = 8,      /* rotate q and k of in by in2 in place, write k and v to the cache */
+    EDGE_OP_ATTENTION = 9,  /* out = attention of q of in over the cache */
+    EDGE_OP_GATHER = 10,    /* out = the rows of in whose logits are wanted */
+    EDGE_N_OPS = 11
+} edge_op_kind;
+
+typedef enum { EDGE_ACTIVATION_SILU = 0, EDGE_N_ACTIVATIONS = 1 } edge_activation;
+
+/* One op. in, in2, out: buffers; w: weights; -1: none. The rest is 0 where an op has no use for it. */
+typedef struct {
+    int32_t kind;
+    int32_t in, in2, out;
+    int32_t w[3];
+    int32_t column;
+    int32_t layer, n_heads, n_kv_heads, head_dim, window;
+    int32_t n_rot, interleaved;
+    int32_t activation;
+    float eps;
+    float base, scale, magnitude; /* rotary: see edge/graph.py */
+} edge_op;
+
+typedef struct {
+    int32_t isa; /* index for edge_isa_name */
+    int32_t max_tokens;
+    int32_t n_layers, n_kv_heads, head_dim, n_positions; /* the cache that runs will bring */
+    int32_t n_ops, n_buffers, n_weights;
+    const edge_op *ops; /* the three arrays are copied */
+    const edge_buffer *buffers;
+    const edge_weight *weights; /* their data is not */
+    int64_t arena_bytes;
+} edge_plan_spec;
+
+typedef struct edge_plan edge_plan;
+
+/* Checks everything that a run relies on, and takes the arena. */
+int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **plan, edge_error *error);
+void edge_plan_free(edge_plan *plan);
+
+/* Arena bytes that a buffer takes for a number of rows; -1: out of range. */
+int64_t edge_buffer_bytes(int32_t kind, int32_t dim, int32_t rows);
+
+/* One call: n_tokens tokens at positions start.. of one cache. */
+typedef struct {
+    const int32_t *tokens;
+    int32_t n_tokens; /* 1..max_tokens */
+    int32_t start;    /* position of the first; those before it are in the cache */
+    int32_t n_logits; /* logits of the last n_logits tokens, 0..n_tokens */
+    int32_t n_ops;    /* run only the first n_ops ops; -1: all */
+    float *logits;    /* (n_logits, n_vocab), or NULL when n_logits is 0 */
+    const int32_t *cancel; /* looked at before each chunk of work, non-zero stops; may be NULL */
+    int64_t *op_ns;        /* per op, nanoseconds of wall time; may be NULL */
+} edge_step;
+
+/* One thread at a time per plan, per pool and per cache. */
+int32_t edge_run(edge_plan *plan, edge_pool *pool, edge_cache *cache, const edge_step *step,
+                 edge_error *error);
+
+/* Copies `rows` rows of an F32 buffer out of the arena after edge_run: for tests and bisection. */
+int32_t edge_plan_read(const edge_plan *plan, int32_t buffer, int32_t rows, float *dst);
+
+/* ---- numbers for the sampler ------------------------------------------------------------- */
+
+/* out = softmax(x) and out = log(softmax(x)), n elements; the same bits on every machine. */
+void edge_softmax(const float *x, int64_t n, float *out);
+void edge_log_softmax(const float *x, int64_t n, float *out);

@@ -1,0 +1,11 @@
+/* Elements that are floats already: F32, F16, BF16. */
+#include <stddef.h>
+
+#include "formats.h"
+
+const format_info formats_float[] = {
+    {0, 1, 4, EDGE_LAYOUT_F32, EDGE_TABLE_NONE, NULL},
+    {1, 1, 2, EDGE_LAYOUT_F16, EDGE_TABLE_NONE, NULL},
+    {30, 1, 2, EDGE_LAYOUT_BF16, EDGE_TABLE_NONE, NULL},
+};
+const int32_t n_formats_float = sizeof formats_float / sizeof *formats_float;

@@ -1,0 +1,114 @@
+/* The vocabulary for AVX-512 with VNNI: one register of 16 lanes. See scalar.h for the meaning. */
+#ifndef EDGE_ISA_AVX512VNNI_H
+#define EDGE_ISA_AVX512VNNI_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef __m512 vf;
+typedef __m512i vi;
+typedef __m512i vc;
+
+#define TILE 8
+#define QUERIES 8
+
+static inline __mmask16 lanes_below(int n) {
+    return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
+}
+
+static inline vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+static inline vf vf_set1(float x) { return _mm512_set1_ps(x); }
+static inline vf vf_zero(void) { return _mm512_setzero_ps(); }
+static inline vf vf_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(lanes_below(n), p); }
+static inline void vf_store_n(float *p, vf a, int n) { _mm512_mask_storeu_ps(p, lanes_below(n), a); }
+static inline vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+static inline vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+static inline vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+static inline vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+static inline float vf_sum(vf a) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+static inline float vf_hmax(vf a) { return _mm512_reduce_max_ps(a); }
+static inline vf vf_keep(vf a, int first, int last, float fill) {
+    const __mmask16 keep = (__mmask16)(lanes_below(last) & ~lanes_below(first));
+    return _mm512_mask_mov_ps(_mm512_set1_ps(fill), keep, a);
+}
+static inline vf vf_from_half(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vf vf_from_bfloat(const uint16_t *p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+static inline void vf_to_half(uint16_t *p, vf a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+static inline vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+static inline vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
+static inline vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+static inline vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+static inline int32_t vi_hmax(vi a) { return _mm512_reduce_max_epi32(a); }
+static inline int32_t vi_hsum(vi a) { return _mm512_reduce_add_epi32(a); }
+static inline vi vi_abs_bits(vf a) {
+    return _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
+}
+static inline vi vi_round(vf a) { return _mm512_cvtps_epi32(a); }
+static inline vf vf_from_int(vi a) { return _mm512_cvtepi32_ps(a); }
+static inline vf vf_pow2(vi n) {
+    const __m512i biased = _mm512_add_epi32(n, _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+}
+static inline void vi_to_bytes(int8_t *p, vi a) {
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
+}
+
+static inline vc vc_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+static inline vc vc_low(vc a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+static inline vc vc_high(vc a) { return vc_low(_mm512_srli_epi16(a, 4)); }
+/* dpbusd takes unsigned weights: w + 128, and 128 x minus_sum takes it back. */
+static inline vc vc_signed(vc a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
+static inline vc vc_table(const int8_t table[16], vc a) {
+    const __m128i t = _mm_xor_si128(_mm_loadu_si128((const __m128i *)table), _mm_set1_epi8(-128));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), a);
+}
+
+/* dot += w (16 rows x 4 k) . x[4]. An asm line because GCC 12 spends a load and a register on the
+ * broadcast that the instruction has built in. */
+static inline vi dpbusd(vi dot, vc w, const int8_t *x) {
+    struct four {
+        int8_t bytes[4];
+    };
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(dot) : "v"(w), "m"(*(const struct four *)x));
+    return dot;
+}
+static inline void vc_dot(vi *dot, const vc w[8], const int8_t *x, int c) {
+    for (int j = 0; j < c; j++) {
+        for (int s = 0; s < 8; s++) {
+            dot[j] = dpbusd(dot[j], w[s], x + 32 * j + 4 * s);
+        }
+    }
+}
+static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x,
+                                  const int32_t *minus_sum, int zero, int c) {
+    for (int j = 0; j < c; j++) { /* GCC and clang make a shift of it */
+        dot[j] = _mm512_mullo_epi32(_mm512_set1_epi32(minus_sum[j]), _mm512_set1_epi32(zero));
+    }
+    vc_dot(dot, w, x, c);
+}
+static inline void vc_dot_signed(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
+                                 int c) {
+    for (int j = 0; j < c; j++) {
+        dot[j] = _mm512_mullo_epi32(_mm512_set1_epi32(minus_sum[j]), _mm512_set1_epi32(128));
+    }
+    vc_dot(dot, w, x, c);
+}
+
+#endif

@@ -1,0 +1,201 @@
+/* Rotary embedding, cache writes, attention.
+ *
+ * Attention walks the keys in blocks of PAGE_POSITIONS at fixed absolute positions with a running
+ * maximum (Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022). A query's arithmetic
+ * depends on its own position alone: not on the tile it is in, the chunking or the threads. */
+#include <math.h>
+
+#include "kernels/exp.h"
+
+void FN(rotate)(const rotate_args *a, int64_t i) {
+    const int half = a->n_rot / 2;
+    const float *angles = a->angles + i * a->n_rot;
+    for (int32_t head = 0; head < a->n_heads + a->n_kv_heads; head++) {
+        float *x = a->x + i * a->x_stride + (int64_t)head * a->head_dim;
+        const int step = a->interleaved ? 2 : 1, apart = a->interleaved ? 1 : half;
+        for (int j = 0; j < half; j++) {
+            const float cosine = angles[2 * j], sine = angles[2 * j + 1];
+            const float x0 = x[step * j], x1 = x[step * j + apart];
+            x[step * j] = x0 * cosine - x1 * sine;
+            x[step * j + apart] = x0 * sine + x1 * cosine;
+        }
+    }
+}
+
+void FN(store)(const float *k, const float *v, int32_t head_dim, kv_page page, int32_t slot) {
+    uint16_t *keys = page.keys + (int64_t)(slot / 16) * head_dim * 16 + slot % 16;
+    uint16_t *values = page.values + (int64_t)slot * head_dim;
+    for (int32_t d = 0; d < head_dim; d += 16) {
+        uint16_t halves[16];
+        vf_to_half(halves, vf_load(k + d));
+        for (int i = 0; i < 16; i++) {
+            keys[(d + i) * 16] = halves[i];
+        }
+        vf_to_half(values + d, vf_load(v + d));
+    }
+}
+
+enum { PANELS = PAGE_POSITIONS / 16 };
+
+/* QUERIES queries at most, on their way over the keys. */
+typedef struct {
+    float q[QUERIES][MAX_HEAD_DIM]; /* scaled by 1 / sqrt(head_dim) */
+    float p[QUERIES][PAGE_POSITIONS];
+    float sum[QUERIES][MAX_HEAD_DIM]; /* of exp(score - most) * value */
+    float most[QUERIES], total[QUERIES];
+    int32_t first[QUERIES], last[QUERIES]; /* positions first <= i < last that it sees */
+} tile;
+
+/* p = scores of n queries with the 16 positions of one key panel. */
+INLINE void score(tile *t, const uint16_t *keys, int panel, int32_t head_dim, int n) {
+    vf sum[QUERIES];
+    for (int i = 0; i < n; i++) {
+        sum[i] = vf_zero();
+    }
+    for (int32_t d = 0; d < head_dim; d++) {
+        const vf key = vf_from_half(keys + 16 * d);
+        for (int i = 0; i < n; i++) {
+            sum[i] = vf_fma(key, vf_set1(t->q[i][d]), sum[i]);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        vf_store(&t->p[i][16 * panel], sum[i]);
+    }
+}
+
+/* Scores of query i in a block, first <= slot < last, to exp(score - most); rescales its sums. */
+INLINE void soften(tile *t, int i, int first, int last, int32_t head_dim) {
+    vf s[PANELS], block_most = vf_set1(-INFINITY);
+    for (int panel = 0; panel < PANELS; panel++) {
+        s[panel] = vf_keep(vf_load(&t->p[i][16 * panel]), first - 16 * panel, last - 16 * panel,
+                           -INFINITY);
+        block_most = vf_max(block_most, s[panel]);
+    }
+    const float before = t->most[i], now = vf_hmax(block_most);
+    const float most = now > before ? now : before;
+    for (int panel = 0; panel < PANELS; panel++) {
+        s[panel] = vf_keep(vf_exp(vf_sub(s[panel], vf_set1(most))), first - 16 * panel,
+                           last - 16 * panel, 0.0f);
+        vf_store(&t->p[i][16 * panel], s[panel]);
+    }
+    _Static_assert(PANELS == 4, "the tree below is of four");
+    const float total = vf_sum(vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3])));
+    if (before == -INFINITY) { /* nothing yet */
+        t->total[i] = total;
+    } else {
+        float factors[16];
+        vf_store(factors, vf_exp(vf_set1(before - most)));
+        t->total[i] = fmaf(t->total[i], factors[0], total);
+        for (int32_t d = 0; d < head_dim; d += 16) {
+            vf_store(&t->sum[i][d], vf_mul(vf_load(&t->sum[i][d]), vf_set1(factors[0])));
+        }
+    }
+    t->most[i] = most;
+}
+
+/* sum += p * value over first <= slot < last, in this order, for queries i0 .. i0 + n - 1. */
+INLINE void gather_values(tile *t, const uint16_t *values, int first, int last, int32_t head_dim,
+                          int i0, int n) {
+    for (int32_t d = 0; d < head_dim; d += 16) {
+        vf sum[QUERIES];
+        for (int i = 0; i < n; i++) {
+            sum[i] = vf_load(&t->sum[i0 + i][d]);
+        }
+        for (int slot = first; slot < last; slot++) {
+            const vf value = vf_from_half(values + (int64_t)slot * head_dim + d);
+            for (int i = 0; i < n; i++) {
+                sum[i] = vf_fma(vf_set1(t->p[i0 + i][slot]), value, sum[i]);
+            }
+        }
+        for (int i = 0; i < n; i++) {
+            vf_store(&t->sum[i0 + i][d], sum[i]);
+        }
+    }
+}
+
+static inline int clamp(int32_t x, int32_t low, int32_t high) {
+    return x < low ? low : x > high ? high : x;
+}
+
+/* All n queries over the block that starts at position `base`. */
+INLINE void attend_block(tile *t, kv_page page, int32_t base, int32_t head_dim, int n) {
+    int first[QUERIES], last[QUERIES], low = PAGE_POSITIONS, high = 0, all_first = 0,
+                                       all_last = PAGE_POSITIONS;
+    for (int i = 0; i < n; i++) {
+        first[i] = clamp(t->first[i] - base, 0, PAGE_POSITIONS);
+        last[i] = clamp(t->last[i] - base, first[i], PAGE_POSITIONS);
+        low = first[i] < low ? first[i] : low;
+        high = last[i] > high ? last[i] : high;
+        all_first = first[i] > all_first ? first[i] : all_first;
+        all_last = last[i] < all_last ? last[i] : all_last;
+    }
+    for (int panel = low / 16; panel < PANELS && 16 * panel < high; panel++) {
+        score(t, page.keys + (int64_t)panel * head_dim * 16, panel, head_dim, n);
+    }
+    for (int i = 0; i < n; i++) {
+        if (first[i] < last[i]) {
+            soften(t, i, first[i], last[i], head_dim);
+        }
+    }
+    if (all_first < all_last) { /* what all see together, what each sees alone before and after */
+        for (int i = 0; i < n; i++) {
+            gather_values(t, page.values, first[i], all_first, head_dim, i, 1);
+        }
+        gather_values(t, page.values, all_first, all_last, head_dim, 0, n);
+        for (int i = 0; i < n; i++) {
+            gather_values(t, page.values, all_last, last[i], head_dim, i, 1);
+        }
+    } else {
+        for (int i = 0; i < n; i++) {
+            gather_values(t, page.values, first[i], last[i], head_dim, i, 1);
+        }
+    }
+}
+
+/* Queries j0 .. j0 + n - 1; query j is head j % group of row j / group. */
+INLINE void attend(const attention_args *a, int64_t j0, int n) {
+    tile t;
+    const float scale = 1.0f / sqrtf((float)a->head_dim);
+    const int64_t first_head = (int64_t)a->i_kv_head * a->group;
+    for (int i = 0; i < n; i++) {
+        const int64_t row = (j0 + i) / a->group, head = first_head + (j0 + i) % a->group;
+        const float *q = a->x + row * a->x_stride + head * a->head_dim;
+        for (int32_t d = 0; d < a->head_dim; d += 16) {
+            vf_store(&t.q[i][d], vf_mul(vf_load(q + d), vf_set1(scale)));
+            vf_store(&t.sum[i][d], vf_zero());
+        }
+        t.most[i] = -INFINITY;
+        t.total[i] = 0.0f;
+        t.last[i] = a->start + (int32_t)row + 1;
+        t.first[i] = a->window > 0 && t.last[i] > a->window ? t.last[i] - a->window : 0;
+    }
+    for (int32_t base = t.first[0] / PAGE_POSITIONS * PAGE_POSITIONS; base < t.last[n - 1];
+         base += PAGE_POSITIONS) {
+        attend_block(&t, a->pages[base / PAGE_POSITIONS], base, a->head_dim, n);
+    }
+    for (int i = 0; i < n; i++) {
+        const int64_t row = (j0 + i) / a->group, head = first_head + (j0 + i) % a->group;
+        float *out = a->out + row * a->out_stride + head * a->head_dim;
+        for (int32_t d = 0; d < a->head_dim; d += 16) {
+            vf_store(out + d, vf_div(vf_load(&t.sum[i][d]), vf_set1(t.total[i])));
+        }
+    }
+}
+
+void FN(attention)(const attention_args *a, int64_t row0, int64_t row1) {
+    int64_t j = row0 * a->group;
+    const int64_t end = row1 * a->group;
+    for (; j + QUERIES <= end; j += QUERIES) {
+        attend(a, j, QUERIES);
+    }
+    switch (end - j) {
+    case 7: attend(a, j, 7 <= QUERIES ? 7 : QUERIES); break;
+    case 6: attend(a, j, 6 <= QUERIES ? 6 : QUERIES); break;
+    case 5: attend(a, j, 5 <= QUERIES ? 5 : QUERIES); break;
+    case 4: attend(a, j, 4 <= QUERIES ? 4 : QUERIES); break;
+    case 3: attend(a, j, 3); break;
+    case 2: attend(a, j, 2); break;
+    case 1: attend(a, j, 1); break;
+    default: break;
+    }
+}

@@ -1,0 +1,31 @@
+/* What every kernel file starts with. It is compiled once per instruction set, with
+ * EDGE_ISA=<name> and EDGE_ISA_HEADER="isa/<name>.h". */
+#ifndef EDGE_KERNELS_ISA_H
+#define EDGE_KERNELS_ISA_H
+
+#include EDGE_ISA_HEADER
+#include "kernels/kernels.h"
+#include "layouts.h"
+
+#define PASTE_(a, b) a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+#define FN(name) PASTE(name, EDGE_ISA) /* one symbol per instruction set */
+#define INLINE static inline __attribute__((always_inline))
+
+/* What the kernel files give to the table. */
+extern const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE];
+void FN(norm)(const float *, const float *, float, int64_t, float *);
+void FN(quantize)(const float *, int64_t, void *, int32_t, int32_t);
+void FN(norm_quantize)(const float *, const float *, float, int64_t, void *, int32_t, int32_t);
+void FN(gated)(const float *, const float *, int32_t, int64_t, float *);
+void FN(add)(const float *, const float *, int64_t, float *);
+void FN(rotate)(const rotate_args *, int64_t);
+void FN(store)(const float *, const float *, int32_t, kv_page, int32_t);
+void FN(attention)(const attention_args *, int64_t, int64_t);
+void FN(softmax)(const float *, int64_t, float *);
+void FN(log_softmax)(const float *, int64_t, float *);
+int32_t FN(all_finite)(const float *, int64_t);
+
+_Static_assert(TILE <= MAX_TILE, "a tile has at most MAX_TILE columns");
+
+#endif

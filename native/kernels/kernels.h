@@ -1,0 +1,77 @@
+/* The table of functions that each instruction set registers. All own nothing: no allocation, no
+ * threads, no state. Every table gives the same bits. */
+#ifndef EDGE_KERNELS_H
+#define EDGE_KERNELS_H
+
+#include <stdint.h>
+
+#include "api.h"
+
+enum { MAX_TILE = 8 };
+
+/* Where a KV page keeps the keys and values of one layer and head:
+ * keys in panels of 16 positions, [PAGE_POSITIONS / 16][head_dim][16] float16,
+ * values by position, [PAGE_POSITIONS][head_dim] float16. */
+typedef struct {
+    uint16_t *keys;
+    uint16_t *values;
+} kv_page;
+
+/* out (c, 16) = 16 rows of a weight times c columns. panel: one panel of k; x: for layouts that
+ * take Q8 one tile of c columns, else c rows of float [k] with stride k. 1 <= c <= tile. */
+typedef void (*tile_function)(const void *panel, int64_t k, const void *x, int32_t table,
+                              float *out);
+
+typedef struct {
+    const float *x; /* (m, [q | k | v] heads) */
+    int64_t x_stride;
+    float *out; /* (m, n_heads * head_dim) */
+    int64_t out_stride;
+    int32_t start; /* position of row 0 */
+    int32_t group; /* query heads per key head */
+    int32_t head_dim;
+    int32_t window;
+    int32_t i_kv_head;
+    const kv_page *pages; /* of this layer and key head, from position 0 */
+} attention_args;
+
+typedef struct {
+    float *x; /* (m, [q | k | v] heads), q and k rotated in place */
+    int64_t x_stride;
+    const float *angles; /* (m, n_rot / 2, 2): cos, sin */
+    int32_t n_rot, interleaved;
+    int32_t n_heads, n_kv_heads, head_dim;
+} rotate_args;
+
+struct edge_kernels {
+    const char *name;
+    int32_t tile; /* columns per tile of Q8 activations and of matmuls, at most MAX_TILE */
+    const tile_function (*tiles)[MAX_TILE]; /* [layout][c - 1] */
+
+    /* out[k] = x / sqrt(mean(x^2) + eps) * weight. */
+    void (*norm)(const float *x, const float *weight, float eps, int64_t k, float *out);
+    /* Column c of a tile of `columns`, k a multiple of 32. */
+    void (*quantize)(const float *x, int64_t k, void *tile, int32_t c, int32_t columns);
+    /* norm, then quantize, without the pass over memory between. */
+    void (*norm_quantize)(const float *x, const float *weight, float eps, int64_t k, void *tile,
+                          int32_t c, int32_t columns);
+    /* out = activation(gate) * up, n elements. */
+    void (*gated)(const float *gate, const float *up, int32_t activation, int64_t n, float *out);
+    void (*add)(const float *x, const float *y, int64_t n, float *out);
+    /* Rotates q and k of row i. */
+    void (*rotate)(const rotate_args *args, int64_t i);
+    /* Writes one position of one key head into its page. */
+    void (*store)(const float *k, const float *v, int32_t head_dim, kv_page page, int32_t slot);
+    /* Rows row0 .. row1 - 1. */
+    void (*attention)(const attention_args *args, int64_t row0, int64_t row1);
+    /* Sampler. */
+    void (*softmax)(const float *x, int64_t n, float *out);
+    void (*log_softmax)(const float *x, int64_t n, float *out);
+    /* 1 when every element is finite. */
+    int32_t (*all_finite)(const float *x, int64_t n);
+};
+typedef struct edge_kernels edge_kernels;
+
+extern const edge_kernels kernels_scalar, kernels_avx2, kernels_avx512vnni;
+
+#endif

@@ -1,0 +1,143 @@
+/* Norms, quantisation of activations, activations, sums: one vector at a time. */
+#include <math.h>
+
+#include "kernels/exp.h"
+#include "numbers.h"
+
+enum { LANE_COUNT = 16 };
+
+INLINE int lanes_left(int64_t k, int64_t i) {
+    return k - i < LANE_COUNT ? (int)(k - i) : LANE_COUNT;
+}
+
+/* 1 / sqrt(mean(x^2) + eps), the squares summed in 16 strided lanes and one tree. */
+static float norm_factor(const float *x, float eps, int64_t k) {
+    vf squares = vf_zero();
+    for (int64_t i = 0; i < k; i += LANE_COUNT) {
+        const vf v = vf_load_n(x + i, lanes_left(k, i));
+        squares = vf_fma(v, v, squares);
+    }
+    return 1.0f / sqrtf(vf_sum(squares) / (float)k + eps);
+}
+
+void FN(norm)(const float *x, const float *weight, float eps, int64_t k, float *out) {
+    const vf factor = vf_set1(norm_factor(x, eps, k));
+    for (int64_t i = 0; i < k; i += LANE_COUNT) {
+        const int n = lanes_left(k, i);
+        const vf scaled = vf_mul(vf_load_n(x + i, n), factor);
+        vf_store_n(out + i, vf_mul(scaled, vf_load_n(weight + i, n)), n);
+    }
+}
+
+/* One group of 32, a and b its halves, into column c of a tile of `columns`. A group that holds
+ * NaN or infinity gets scale NaN, so that it cannot pass unseen. */
+INLINE void quantize_group(vf a, vf b, uint8_t *group, int32_t c, int32_t columns) {
+    union {
+        int32_t bits;
+        float value;
+    } amax = {vi_hmax(vi_max(vi_abs_bits(a), vi_abs_bits(b)))};
+    float scale = 0.0f, inverse = 0.0f;
+    if (amax.bits >= 0x7f800000) {
+        scale = NAN;
+        a = b = vf_zero();
+    } else if (amax.value >= 0x1p-100f) {
+        scale = amax.value / 127.0f;
+        inverse = 127.0f / amax.value;
+    }
+    const vi qa = vi_round(vf_mul(a, vf_set1(inverse)));
+    const vi qb = vi_round(vf_mul(b, vf_set1(inverse)));
+    int8_t *codes = (int8_t *)group + GROUP * c;
+    vi_to_bytes(codes, qa);
+    vi_to_bytes(codes + LANE_COUNT, qb);
+    const int32_t sum = vi_hsum(vi_add(qa, qb));
+    float *scales = (float *)(group + GROUP * columns);
+    int32_t *minus_sums = (int32_t *)(group + (GROUP + 4) * columns);
+    float *scales_x_sums = (float *)(group + (GROUP + 8) * columns);
+    scales[c] = scale;
+    minus_sums[c] = -sum;
+    scales_x_sums[c] = scale * (float)sum;
+}
+
+void FN(quantize)(const float *x, int64_t k, void *tile, int32_t c, int32_t columns) {
+    uint8_t *group = tile;
+    for (int64_t i = 0; i < k; i += GROUP, group += Q8_COLUMN_BYTES * columns) {
+        quantize_group(vf_load(x + i), vf_load(x + i + LANE_COUNT), group, c, columns);
+    }
+}
+
+void FN(norm_quantize)(const float *x, const float *weight, float eps, int64_t k, void *tile,
+                       int32_t c, int32_t columns) {
+    const vf factor = vf_set1(norm_factor(x, eps, k));
+    uint8_t *group = tile;
+    for (int64_t i = 0; i < k; i += GROUP, group += Q8_COLUMN_BYTES * columns) {
+        const vf a = vf_mul(vf_load(x + i), factor);
+        const vf b = vf_mul(vf_load(x + i + LANE_COUNT), factor);
+        quantize_group(vf_mul(a, vf_load(weight + i)), vf_mul(b, vf_load(weight + i + LANE_COUNT)),
+                       group, c, columns);
+    }
+}
+
+/* silu(x) = x / (1 + exp(-x)), the one activation so far. */
+void FN(gated)(const float *gate, const float *up, int32_t activation, int64_t n, float *out) {
+    (void)activation;
+    const vf one = vf_set1(1.0f);
+    for (int64_t i = 0; i < n; i += LANE_COUNT) {
+        const int lanes = lanes_left(n, i);
+        const vf x = vf_load_n(gate + i, lanes);
+        const vf silu = vf_div(x, vf_add(one, vf_exp(vf_sub(vf_zero(), x))));
+        vf_store_n(out + i, vf_mul(silu, vf_load_n(up + i, lanes)), lanes);
+    }
+}
+
+void FN(add)(const float *x, const float *y, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = x[i] + y[i];
+    }
+}
+
+int32_t FN(all_finite)(const float *x, int64_t n) {
+    vi most = vi_set1(0);
+    for (int64_t i = 0; i < n; i += LANE_COUNT) {
+        most = vi_max(most, vi_abs_bits(vf_load_n(x + i, lanes_left(n, i))));
+    }
+    return vi_hmax(most) < 0x7f800000;
+}
+
+static float maximum(const float *x, int64_t n) {
+    vf most = vf_set1(x[0]);
+    for (int64_t i = 0; i < n; i += LANE_COUNT) {
+        const int lanes = lanes_left(n, i);
+        most = vf_max(most, vf_keep(vf_load_n(x + i, lanes), 0, lanes, x[0]));
+    }
+    return vf_hmax(most);
+}
+
+/* Sum of exp(x - most), 16 strided lanes and one tree; the terms go to out when it is not NULL. */
+static float exponentials(const float *x, float most, int64_t n, float *out) {
+    vf sum = vf_zero();
+    for (int64_t i = 0; i < n; i += LANE_COUNT) {
+        const int lanes = lanes_left(n, i);
+        const vf e = vf_exp(vf_sub(vf_load_n(x + i, lanes), vf_set1(most)));
+        sum = vf_add(sum, vf_keep(e, 0, lanes, 0.0f));
+        if (out != NULL) {
+            vf_store_n(out + i, e, lanes);
+        }
+    }
+    return vf_sum(sum);
+}
+
+void FN(softmax)(const float *x, int64_t n, float *out) {
+    const vf sum = vf_set1(exponentials(x, maximum(x, n), n, out));
+    for (int64_t i = 0; i < n; i += LANE_COUNT) {
+        const int lanes = lanes_left(n, i);
+        vf_store_n(out + i, vf_div(vf_load_n(out + i, lanes), sum), lanes);
+    }
+}
+
+void FN(log_softmax)(const float *x, int64_t n, float *out) {
+    const float most = maximum(x, n);
+    const float log_sum = (float)number_log(exponentials(x, most, n, NULL));
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = x[i] - most - log_sum;
+    }
+}

@@ -1,0 +1,466 @@
+/* The plan: made once, then run by one call per step.
+ *
+ * Each op is split into chunks over rows, panels or heads; pool.c hands them out. What a chunk
+ * computes does not depend on how many there are. */
+#include "plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cpu.h"
+#include "error.h"
+#include "kv.h"
+#include "numbers.h"
+#include "pool.h"
+
+/* One edge_run on its way. */
+typedef struct {
+    const edge_plan *plan;
+    const edge_cache *cache;
+    const edge_step *step;
+    int32_t n_threads;
+    int32_t n_ops;
+    int64_t last_ns;
+} run;
+
+static void *buffer_data(const run *r, int32_t i) {
+    const edge_buffer *b = &r->plan->buffers[i];
+    return b->kind == EDGE_BUFFER_LOGITS ? (void *)r->step->logits : r->plan->arena + b->offset;
+}
+
+static float *row_of(const run *r, int32_t i, int64_t row) {
+    return (float *)buffer_data(r, i) + row * r->plan->buffers[i].dim;
+}
+
+static int64_t rows_of(const run *r, const edge_op *op) {
+    return r->plan->buffers[op->out].is_logit_rows ? r->step->n_logits : r->step->n_tokens;
+}
+
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Column tile `t` of `rows` columns of a matmul's input: its columns and where they begin. */
+static const void *tile_of(const run *r, const edge_op *op, int64_t t, int64_t rows,
+                           int32_t *columns) {
+    const int32_t width = r->plan->kernels->tile;
+    const edge_buffer *in = &r->plan->buffers[op->in];
+    *columns = (int32_t)(rows - t * width < width ? rows - t * width : width);
+    const int64_t column_bytes = in->kind == EDGE_BUFFER_Q8
+                                     ? (int64_t)in->dim / GROUP * Q8_COLUMN_BYTES
+                                     : (int64_t)in->dim * 4;
+    return (const uint8_t *)buffer_data(r, op->in) + t * width * column_bytes;
+}
+
+/* ---- ops over rows ----------------------------------------------------------------------- */
+
+enum { ROWS_PER_CHUNK = 8 };
+
+static void run_angles(const run *r, const edge_op *op, int64_t row) {
+    const double *frequencies = r->plan->frequencies[op - r->plan->ops];
+    float *out = row_of(r, op->out, row);
+    const double position = (double)(r->step->start + row);
+    for (int32_t i = 0; i < op->n_rot / 2; i++) {
+        double sine, cosine;
+        number_sincos(position * frequencies[i], &sine, &cosine);
+        out[2 * i] = (float)cosine * op->magnitude;
+        out[2 * i + 1] = (float)sine * op->magnitude;
+    }
+}
+
+static void run_store(const run *r, const edge_op *op, int64_t row) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const int64_t stride = r->plan->buffers[op->in].dim;
+    if (op->in2 >= 0) {
+        const rotate_args a = {row_of(r, op->in, 0), stride,          row_of(r, op->in2, 0),
+                               op->n_rot,            op->interleaved, op->n_heads,
+                               op->n_kv_heads,       op->head_dim};
+        kernels->rotate(&a, row);
+    }
+    const int32_t position = r->step->start + (int32_t)row;
+    for (int32_t h = 0; h < op->n_kv_heads; h++) {
+        const float *k = row_of(r, op->in, row) + (int64_t)(op->n_heads + h) * op->head_dim;
+        const float *v = k + (int64_t)op->n_kv_heads * op->head_dim;
+        const kv_page *pages = cache_pages(r->cache, op->layer, h);
+        kernels->store(k, v, op->head_dim, pages[position / PAGE_POSITIONS],
+                       position % PAGE_POSITIONS);
+    }
+}
+
+static void run_norm(const run *r, const edge_op *op, int64_t row, int64_t rows) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const float *weight = r->plan->weights[op->w[0]].data, *x = row_of(r, op->in, row);
+    const edge_buffer *out = &r->plan->buffers[op->out];
+    if (out->kind == EDGE_BUFFER_F32) {
+        kernels->norm(x, weight, op->eps, out->dim, row_of(r, op->out, row));
+        return;
+    }
+    const edge_op as_input = {.in = op->out};
+    int32_t columns;
+    void *tile = (void *)tile_of(r, &as_input, row / kernels->tile, rows, &columns);
+    kernels->norm_quantize(x, weight, op->eps, out->dim, tile, (int32_t)(row % kernels->tile),
+                           columns);
+}
+
+static void run_quantize(const run *r, const edge_op *op, int64_t row, int64_t rows) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const edge_op as_input = {.in = op->out};
+    int32_t columns;
+    void *tile = (void *)tile_of(r, &as_input, row / kernels->tile, rows, &columns);
+    kernels->quantize(row_of(r, op->in, row), r->plan->buffers[op->out].dim, tile,
+                      (int32_t)(row % kernels->tile), columns);
+}
+
+static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const int64_t dim = r->plan->buffers[op->out].dim;
+    switch (op->kind) {
+    case EDGE_OP_EMBED:
+        edge_weight_unpack(&r->plan->weights[op->w[0]], r->step->tokens[row], 1,
+                           row_of(r, op->out, row));
+        break;
+    case EDGE_OP_ANGLES: run_angles(r, op, row); break;
+    case EDGE_OP_NORM: run_norm(r, op, row, rows); break;
+    case EDGE_OP_QUANTIZE: run_quantize(r, op, row, rows); break;
+    case EDGE_OP_GATED: {
+        const float *x = row_of(r, op->in, row);
+        kernels->gated(x, x + dim, op->activation, dim, row_of(r, op->out, row));
+        break;
+    }
+    case EDGE_OP_ADD:
+        kernels->add(row_of(r, op->in, row), row_of(r, op->in2, row), dim,
+                     row_of(r, op->out, row));
+        break;
+    case EDGE_OP_STORE: run_store(r, op, row); break;
+    default: /* EDGE_OP_GATHER: the last n_logits rows */
+        memcpy(row_of(r, op->out, row),
+               row_of(r, op->in, r->step->n_tokens - r->step->n_logits + row), (size_t)dim * 4);
+        break;
+    }
+}
+
+/* ---- matmuls ----------------------------------------------------------------------------- */
+
+static const uint8_t *panel_at(const edge_weight *w, int64_t i) {
+    return (const uint8_t *)w->data + i * panel_bytes(w->layout, w->k);
+}
+
+/* One panel times one column tile into out, from row `first` on. */
+static void matmul_tile(const run *r, const edge_op *op, const edge_weight *w, int64_t i_panel,
+                        int64_t first, int64_t t, int64_t rows) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const int64_t stride = r->plan->buffers[op->out].dim;
+    int32_t columns;
+    const void *x = tile_of(r, op, t, rows, &columns);
+    float tile[MAX_TILE * PANEL_ROWS];
+    kernels->tiles[w->layout][columns - 1](panel_at(w, i_panel), w->k, x, w->table, tile);
+    const int64_t row = i_panel * PANEL_ROWS;
+    const int64_t n = w->n - row < PANEL_ROWS ? w->n - row : PANEL_ROWS;
+    for (int32_t j = 0; j < columns; j++) {
+        const int64_t at = (t * kernels->tile + j) * stride + first + row;
+        float *out = (float *)buffer_data(r, op->out) + at;
+        const float *residual = op->in2 >= 0 ? (const float *)buffer_data(r, op->in2) + at : NULL;
+        for (int64_t i = 0; i < n; i++) {
+            out[i] = residual != NULL ? tile[PANEL_ROWS * j + i] + residual[i]
+                                      : tile[PANEL_ROWS * j + i];
+        }
+    }
+}
+
+static int64_t matmul_panels(const run *r, const edge_op *op) {
+    if (op->kind == EDGE_OP_GATED_MATMUL) {
+        return panel_count(r->plan->buffers[op->out].dim);
+    }
+    int64_t n = 0;
+    for (int i = 0; i < 3 && op->w[i] >= 0; i++) {
+        n += panel_count(r->plan->weights[op->w[i]].n);
+    }
+    return n;
+}
+
+/* Few enough chunks that taking one costs nothing, enough that a slow thread holds up nobody. */
+static int64_t panels_per_chunk(const run *r, const edge_op *op) {
+    const int64_t share = matmul_panels(r, op) / (r->n_threads * 8);
+    const int64_t most = rows_of(r, op) > 1 ? 8 : 64;
+    return share < 1 ? 1 : share > most ? most : share;
+}
+
+static void run_matmul(const run *r, const edge_op *op, int64_t first_panel, int64_t last_panel) {
+    const int64_t rows = rows_of(r, op), tiles = divide_up(rows, r->plan->kernels->tile);
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t base = 0, first_row = op->column;
+        for (int s = 0; s < 3 && op->w[s] >= 0; s++) {
+            const edge_weight *w = &r->plan->weights[op->w[s]];
+            const int64_t n = panel_count(w->n);
+            for (int64_t i = first_panel > base ? first_panel : base;
+                 i < last_panel && i < base + n; i++) {
+                matmul_tile(r, op, w, i - base, first_row, t, rows);
+            }
+            base += n;
+            first_row += w->n;
+        }
+    }
+}
+
+static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_panel,
+                             int64_t last_panel) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const edge_weight *gate = &r->plan->weights[op->w[0]];
+    const edge_weight *up = op->w[1] >= 0 ? &r->plan->weights[op->w[1]] : gate;
+    const int64_t dim = r->plan->buffers[op->out].dim, rows = rows_of(r, op);
+    const int64_t up_panel = op->w[1] >= 0 ? 0 : dim / PANEL_ROWS;
+    for (int64_t t = 0; t < divide_up(rows, kernels->tile); t++) {
+        int32_t columns;
+        const void *x = tile_of(r, op, t, rows, &columns);
+        for (int64_t i = first_panel; i < last_panel; i++) {
+            float g[MAX_TILE * PANEL_ROWS], u[MAX_TILE * PANEL_ROWS];
+            kernels->tiles[gate->layout][columns - 1](panel_at(gate, i), gate->k, x, gate->table,
+                                                      g);
+            kernels->tiles[up->layout][columns - 1](panel_at(up, up_panel + i), up->k, x,
+                                                    up->table, u);
+            kernels->gated(g, u, op->activation, (int64_t)columns * PANEL_ROWS, g);
+            const int64_t row = i * PANEL_ROWS;
+            const int64_t n = dim - row < PANEL_ROWS ? dim - row : PANEL_ROWS;
+            for (int32_t j = 0; j < columns; j++) {
+                memcpy(row_of(r, op->out, t * kernels->tile + j) + row, g + PANEL_ROWS * j,
+                       (size_t)n * 4);
+            }
+        }
+    }
+}
+
+/* ---- attention --------------------------------------------------------------------------- */
+
+enum { ATTENTION_ROWS = 16 };
+
+static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
+    const int32_t head = (int32_t)chunk % op->n_kv_heads;
+    const int64_t row = (int64_t)(chunk / (uint32_t)op->n_kv_heads) * ATTENTION_ROWS;
+    const int64_t end = row + ATTENTION_ROWS < r->step->n_tokens ? row + ATTENTION_ROWS
+                                                                 : r->step->n_tokens;
+    const attention_args a = {
+        .x = row_of(r, op->in, 0),
+        .x_stride = r->plan->buffers[op->in].dim,
+        .out = row_of(r, op->out, 0),
+        .out_stride = r->plan->buffers[op->out].dim,
+        .start = r->step->start,
+        .group = op->n_heads / op->n_kv_heads,
+        .head_dim = op->head_dim,
+        .window = op->window,
+        .i_kv_head = head,
+        .pages = cache_pages(r->cache, op->layer, head),
+    };
+    r->plan->kernels->attention(&a, row, end);
+}
+
+/* ---- the run ----------------------------------------------------------------------------- */
+
+static int cancelled(const run *r) {
+    return r->step->cancel != NULL && __atomic_load_n(r->step->cancel, __ATOMIC_RELAXED) != 0;
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static uint32_t run_chunks(void *context, uint32_t stage) {
+    run *r = context;
+    if (r->step->op_ns != NULL) {
+        const int64_t now = now_ns();
+        if (stage > 0) {
+            r->step->op_ns[stage - 1] = now - r->last_ns;
+        }
+        r->last_ns = now;
+    }
+    if (cancelled(r)) {
+        return 0;
+    }
+    const edge_op *op = &r->plan->ops[stage];
+    const int64_t rows = rows_of(r, op);
+    switch (op->kind) {
+    case EDGE_OP_MATMUL:
+    case EDGE_OP_GATED_MATMUL:
+        return rows == 0 ? 0
+                         : (uint32_t)divide_up(matmul_panels(r, op), panels_per_chunk(r, op));
+    case EDGE_OP_ATTENTION:
+        return (uint32_t)(divide_up(rows, ATTENTION_ROWS) * op->n_kv_heads);
+    default: return (uint32_t)divide_up(rows, ROWS_PER_CHUNK);
+    }
+}
+
+static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
+    const run *r = context;
+    if (cancelled(r)) {
+        return;
+    }
+    const edge_op *op = &r->plan->ops[stage];
+    if (op->kind == EDGE_OP_MATMUL || op->kind == EDGE_OP_GATED_MATMUL) {
+        const int64_t n = panels_per_chunk(r, op), all = matmul_panels(r, op);
+        const int64_t first = chunk * n, last = first + n < all ? first + n : all;
+        (op->kind == EDGE_OP_MATMUL ? run_matmul : run_gated_matmul)(r, op, first, last);
+    } else if (op->kind == EDGE_OP_ATTENTION) {
+        run_attention(r, op, chunk);
+    } else {
+        const int64_t rows = rows_of(r, op), first = (int64_t)chunk * ROWS_PER_CHUNK;
+        for (int64_t i = first; i < first + ROWS_PER_CHUNK && i < rows; i++) {
+            run_row(r, op, i, rows);
+        }
+    }
+}
+
+static int32_t check_step(const edge_plan *p, const edge_cache *c, const edge_step *s,
+                          edge_error *error) {
+    if (s->tokens == NULL || s->n_tokens < 1 || s->n_tokens > p->spec.max_tokens) {
+        return fail(error, EDGE_BAD_ARGUMENT, "%d tokens: from 1 to %d", s->n_tokens,
+                    p->spec.max_tokens);
+    }
+    if (c->n_layers != p->spec.n_layers || c->n_kv_heads != p->spec.n_kv_heads ||
+        c->head_dim != p->spec.head_dim) {
+        return fail(error, EDGE_BAD_ARGUMENT, "the cache belongs to another model");
+    }
+    if (s->start < 0 || s->start > c->n_pages * PAGE_POSITIONS - s->n_tokens ||
+        s->start > c->n_positions - s->n_tokens) {
+        return fail(error, EDGE_BAD_ARGUMENT, "%d tokens at %d, the cache has room for %d",
+                    s->n_tokens, s->start, c->n_pages * PAGE_POSITIONS);
+    }
+    if (s->n_logits < 0 || s->n_logits > s->n_tokens || (s->n_logits > 0 && s->logits == NULL)) {
+        return fail(error, EDGE_BAD_ARGUMENT, "logits of %d of %d tokens", s->n_logits,
+                    s->n_tokens);
+    }
+    if (s->n_ops < -1 || s->n_ops > p->spec.n_ops) {
+        return fail(error, EDGE_BAD_ARGUMENT, "%d ops of %d", s->n_ops, p->spec.n_ops);
+    }
+    for (int32_t i = 0; i < p->spec.n_ops; i++) {
+        const edge_op *op = &p->ops[i];
+        for (int32_t j = 0; op->kind == EDGE_OP_EMBED && j < s->n_tokens; j++) {
+            const int64_t n_vocab = p->weights[op->w[0]].n;
+            if (s->tokens[j] < 0 || s->tokens[j] >= n_vocab) {
+                fail(error, EDGE_BAD_TOKEN, "token %d at index %d, the vocabulary has %lld",
+                     s->tokens[j], j, (long long)n_vocab);
+                if (error != NULL) {
+                    error->row = j;
+                }
+                return EDGE_BAD_TOKEN;
+            }
+        }
+    }
+    return EDGE_OK;
+}
+
+int32_t edge_run(edge_plan *plan, edge_pool *pool, edge_cache *cache, const edge_step *step,
+                 edge_error *error) {
+    if (plan == NULL || pool == NULL || cache == NULL || step == NULL) {
+        return fail(error, EDGE_BAD_ARGUMENT, "a null pointer");
+    }
+    const int32_t status = check_step(plan, cache, step, error);
+    if (status != EDGE_OK) {
+        return status;
+    }
+    run r = {plan, cache, step, pool_threads(pool), step->n_ops < 0 ? plan->spec.n_ops : step->n_ops,
+             0};
+    const pool_job job = {(uint32_t)r.n_ops, run_chunks, run_chunk, &r};
+    pool_run(pool, &job);
+    if (step->op_ns != NULL && r.n_ops > 0) {
+        step->op_ns[r.n_ops - 1] = now_ns() - r.last_ns;
+    }
+    if (cancelled(&r)) {
+        return fail(error, EDGE_CANCELLED, "cancelled");
+    }
+    const edge_op *last = &plan->ops[plan->spec.n_ops - 1];
+    if (r.n_ops == plan->spec.n_ops && step->n_logits > 0 &&
+        plan->buffers[last->out].kind == EDGE_BUFFER_LOGITS &&
+        !plan->kernels->all_finite(step->logits,
+                                   (int64_t)step->n_logits * plan->buffers[last->out].dim)) {
+        return fail(error, EDGE_NOT_FINITE, "the logits are NaN or infinite");
+    }
+    return EDGE_OK;
+}
+
+/* ---- making ------------------------------------------------------------------------------ */
+
+static void *copy(const void *src, int32_t n, size_t size) {
+    void *p = malloc((size_t)n * size);
+    if (p != NULL) {
+        memcpy(p, src, (size_t)n * size);
+    }
+    return p;
+}
+
+/* Radians per position: scale / factor * base^(-2 i / n_rot). */
+static double *frequencies_of(const edge_plan *plan, const edge_op *op) {
+    double *out = malloc((size_t)op->n_rot / 2 * sizeof *out);
+    const float *factors = op->w[0] >= 0 ? plan->weights[op->w[0]].data : NULL;
+    for (int32_t i = 0; out != NULL && i < op->n_rot / 2; i++) {
+        const double power = number_exp(-2.0 * i / op->n_rot * number_log((double)op->base));
+        out[i] = power * (double)op->scale / (factors != NULL ? (double)factors[i] : 1.0);
+    }
+    return out;
+}
+
+int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **out, edge_error *error) {
+    if (spec == NULL || out == NULL) {
+        return fail(error, EDGE_BAD_ARGUMENT, "a null pointer");
+    }
+    const int32_t status = plan_check(spec, error);
+    if (status != EDGE_OK) {
+        return status;
+    }
+    edge_plan *plan = calloc(1, sizeof *plan);
+    if (plan == NULL) {
+        return fail(error, EDGE_NO_MEMORY, "no memory for a plan");
+    }
+    plan->spec = *spec;
+    plan->kernels = cpu_kernels(spec->isa);
+    plan->ops = copy(spec->ops, spec->n_ops, sizeof *spec->ops);
+    plan->buffers = copy(spec->buffers, spec->n_buffers, sizeof *spec->buffers);
+    plan->weights = copy(spec->weights, spec->n_weights, sizeof *spec->weights);
+    plan->frequencies = calloc((size_t)spec->n_ops, sizeof *plan->frequencies);
+    plan->spec.ops = plan->ops;
+    plan->spec.buffers = plan->buffers;
+    plan->spec.weights = plan->weights;
+    void *arena = NULL;
+    bool ok = plan->ops != NULL && plan->buffers != NULL && plan->weights != NULL &&
+              plan->frequencies != NULL &&
+              posix_memalign(&arena, 64, (size_t)spec->arena_bytes) == 0;
+    plan->arena = ok ? arena : NULL;
+    for (int32_t i = 0; ok && i < spec->n_ops; i++) {
+        if (plan->ops[i].kind == EDGE_OP_ANGLES) {
+            plan->frequencies[i] = frequencies_of(plan, &plan->ops[i]);
+            ok = plan->frequencies[i] != NULL;
+        }
+    }
+    if (!ok) {
+        edge_plan_free(plan);
+        return fail(error, EDGE_NO_MEMORY, "no memory for buffers of %lld bytes",
+                    (long long)spec->arena_bytes);
+    }
+    *out = plan;
+    return EDGE_OK;
+}
+
+void edge_plan_free(edge_plan *plan) {
+    if (plan == NULL) {
+        return;
+    }
+    for (int32_t i = 0; plan->frequencies != NULL && i < plan->spec.n_ops; i++) {
+        free(plan->frequencies[i]);
+    }
+    free(plan->frequencies);
+    free(plan->ops);
+    free(plan->buffers);
+    free(plan->weights);
+    free(plan->arena);
+    free(plan);
+}
+
+int32_t edge_plan_read(const edge_plan *plan, int32_t buffer, int32_t rows, float *dst) {
+    if (plan == NULL || dst == NULL || buffer < 0 || buffer >= plan->spec.n_buffers ||
+        plan->buffers[buffer].kind != EDGE_BUFFER_F32 || rows < 0 ||
+        rows > plan->spec.max_tokens) {
+        return EDGE_BAD_ARGUMENT;
+    }
+    const edge_buffer *b = &plan->buffers[buffer];
+    memcpy(dst, plan->arena + b->offset, (size_t)rows * (size_t)b->dim * 4);
+    return EDGE_OK;
+}

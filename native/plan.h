@@ -1,0 +1,29 @@
+/* The plan as edge_run holds it, and its check. */
+#ifndef EDGE_PLAN_H
+#define EDGE_PLAN_H
+
+#include "kernels/kernels.h"
+#include "layouts.h"
+
+struct edge_plan {
+    edge_plan_spec spec; /* its arrays are our copies */
+    const edge_kernels *kernels;
+    uint8_t *arena;
+    edge_op *ops;
+    edge_buffer *buffers;
+    edge_weight *weights;
+    double **frequencies; /* per op: n_rot / 2 radians per position for ANGLES, else NULL */
+};
+
+/* Proves what the ops assume: indices, kinds, dims, layouts, arena bounds. */
+int32_t plan_check(const edge_plan_spec *spec, edge_error *error);
+
+static inline int64_t weight_rows(const edge_plan_spec *spec, const edge_op *op) {
+    int64_t n = 0;
+    for (int i = 0; i < 3; i++) {
+        n += op->w[i] >= 0 ? spec->weights[op->w[i]].n : 0;
+    }
+    return n;
+}
+
+#endif
