@@ -1,0 +1,35 @@
+"""Fixtures shared by the whole suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import Tiny, write_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny_gguf(arch="llama", **options) -> path of a small model, see `tiny.Tiny`.
+
+    Written once per session for each set of options: do not change the file, copy it.
+    """
+    folder, made = tmp_path_factory.mktemp("tiny"), dict[Tiny, Path]()
+
+    def make(arch: str = "llama", **options: Any) -> Path:
+        tiny = Tiny(arch, **options)
+        if tiny not in made:
+            made[tiny] = write_tiny(folder / f"{len(made)}.gguf", arch, **options)
+        return made[tiny]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The default model, SmolLM2-135M-Instruct; fails with what to do when it was not pulled."""
+    from edge.store import default_model
+
+    return default_model()
