@@ -1,0 +1,237 @@
+"""The engine: a model file packed and planned, and the one call that runs tokens through it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import memory, models, native, plan
+from edge.errors import InputError, ModelFileError, UnsupportedError
+from edge.gguf import GGUF
+from edge.graph import Graph
+from edge.kv import KVCache, cache_bytes
+from edge.models.common import Config
+from edge.native import ffi, lib
+from edge.weights import Weights
+
+__all__ = ["Cancel", "Engine"]
+
+#: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
+#: progress bar.
+CHUNK = 256
+
+
+class Cancel:
+    """A flag that stops a run within one chunk of its work; safe to set from any thread."""
+
+    def __init__(self) -> None:
+        self._flag = ffi.new("int32_t *")
+
+    def set(self) -> None:
+        """Stop the run that has this flag, and those that come."""
+        self._flag[0] = 1
+
+    def clear(self) -> None:
+        """Let runs go on again."""
+        self._flag[0] = 0
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return bool(self._flag[0])
+
+    @property
+    def pointer(self) -> Any:
+        """The int32_t that the native library looks at."""
+        return self._flag
+
+
+class Engine:
+    """A loaded model. Get one with `Engine.load`; `run` may be called from any thread.
+
+    gguf, graph, config: what was loaded; threads, isa: what it runs on; layouts: tensor name ->
+    layout in memory; packed_bytes, arena_bytes: memory of the weights and of the buffers.
+    """
+
+    chunk = CHUNK
+
+    def __init__(self, gguf: GGUF, graph: Graph, config: Config, weights: Weights) -> None:
+        self.gguf, self.graph, self.config = gguf, graph, config
+        self.n_vocab = graph.dims[graph.output]
+        self.isa = ""
+        self.threads = 0
+        self.lowered = plan.lower(
+            graph,
+            lambda name: weights.layout(name)[0] == "c",
+            lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, CHUNK)),
+        )
+        self.packed_bytes, self.arena_bytes = weights.n_bytes, self.lowered.arena_bytes
+        self.layouts = {f"{name}.weight": weights.layout(name) for name in weights.names}
+        self._weights = weights
+        self._lock = threading.Lock()
+        self._pool: Any = None
+        self._plan: Any = None
+        self._trace = os.environ.get("EDGE_TRACE", "0")
+        if self._trace not in ("0", "1"):
+            raise InputError(f"EDGE_TRACE={self._trace}: 0 or 1")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Engine:
+        """Open, check, pack and plan a GGUF file.
+
+        context: the most tokens of a session, None: see `models.build`; threads: None: see
+        `native.threads`; progress(bytes done, bytes in all) while packing.
+        Raises ModelFileError, UnsupportedError, MemoryBudgetError, ContextError, InputError.
+        """
+        n_threads, isa = native.threads(threads), native.isa_index()
+        gguf = GGUF.open(path)
+        engine = None
+        try:
+            shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
+            graph, config = models.build(gguf.metadata, shapes, context=context, path=gguf.path)
+            if config.head_dim % 16 or config.head_dim > 256:
+                raise UnsupportedError(
+                    f"{gguf.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
+                    what=f"head_dim {config.head_dim}",
+                )
+            weights = Weights(gguf, graph.weights)
+            engine = cls(gguf, graph, config, weights)
+            engine._start(n_threads, isa, progress)
+        except BaseException:
+            (engine or gguf).close()
+            raise
+        return engine
+
+    def cache_bytes(self, n_tokens: int) -> int:
+        """Bytes of keys and values of n_tokens tokens."""
+        return cache_bytes(self.config, n_tokens)
+
+    def cache(self) -> KVCache:
+        """A new, empty cache: one per session. Raises MemoryBudgetError."""
+        return KVCache(self.config)
+
+    def run(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        *,
+        logits: Literal["none", "last", "all"] = "last",
+        cancel: Cancel | None = None,
+    ) -> NDArray[np.float32] | None:
+        """Run 1 to `chunk` tokens behind those in the cache, and add them to it.
+
+        Returns logits (rows, n_vocab): of the last token, of all, or None.
+        Raises ContextError when they do not fit, InputError for a token that is not in the
+        vocabulary, CancelledError (the cache is then as it was), MemoryBudgetError,
+        ModelFileError when the weights make numbers that are not finite.
+        """
+        n = len(tokens)
+        if not 1 <= n <= self.chunk:
+            raise InputError(f"{n} tokens in one run: from 1 to {self.chunk}")
+        rows = {"none": 0, "last": 1, "all": n}[logits]
+        with self._lock:
+            if self._plan is None:
+                raise InputError("the model was closed")
+            cache.reserve(cache.length + n)
+            out = np.empty((rows, self.n_vocab), np.float32)
+            op_ns = ffi.new("int64_t[]", len(self.lowered.ops)) if self._trace == "1" else ffi.NULL
+            ids = ffi.new("int32_t[]", list(tokens))
+            step = ffi.new("edge_step *")
+            step.tokens, step.n_tokens, step.start = ids, n, cache.length
+            step.n_logits, step.n_ops = rows, -1
+            step.logits = ffi.cast("float *", out.ctypes.data) if rows else ffi.NULL
+            step.cancel = cancel.pointer if cancel is not None else ffi.NULL
+            step.op_ns = op_ns
+            error = ffi.new("edge_error *")
+            status = lib.edge_run(self._plan, self._pool, cache.handle, step, error)
+            if status == lib.EDGE_NOT_FINITE:
+                raise ModelFileError(
+                    "the logits came out NaN or infinite: the weights are damaged",
+                    path=self.gguf.path,
+                )
+            native.check(status, error)
+            cache.length += n
+        if op_ns:
+            print(self._traced(n, op_ns), file=sys.stderr)
+        return out if rows else None
+
+    def close(self) -> None:
+        """Give everything back. A run under way ends first; runs after it raise InputError."""
+        with self._lock:
+            for handle in (self._plan, self._pool):
+                if handle is not None:
+                    ffi.release(handle)
+            self._plan = self._pool = None
+            self._weights.close()
+            self.gguf.close()
+
+    def _start(
+        self, n_threads: int, isa: int, progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Take the memory: threads, packed weights, plan."""
+        parts = {
+            "weights": self.packed_bytes,
+            f"keys and values of {self.config.n_context} tokens": self.cache_bytes(
+                self.config.n_context
+            ),
+            "buffers": self.arena_bytes,
+        }
+        memory.require(parts, self.gguf.path, "; a smaller --context needs less")
+        error = ffi.new("edge_error *")
+        pool = ffi.new("edge_pool **")
+        native.check(lib.edge_pool_new(n_threads, pool, error), error)
+        self._pool = ffi.gc(pool[0], lib.edge_pool_free)
+        self.threads, self.isa = n_threads, native.text(lib.edge_isa_name(isa))
+        self._weights.pack(self._pool, progress)
+        made = ffi.new("edge_plan **")
+        spec, alive = self._spec(isa)
+        native.check(lib.edge_plan_new(spec, made, error), error)
+        del alive
+        self._plan = ffi.gc(made[0], lib.edge_plan_free)
+
+    def _spec(self, isa: int) -> tuple[Any, tuple[Any, ...]]:
+        """The edge_plan_spec, and the arrays that it points to."""
+        config, lowered, weights = self.config, self.lowered, self._weights
+        buffers = ffi.new("edge_buffer[]", len(lowered.buffers))
+        for b, buffer in zip(buffers, lowered.buffers, strict=True):
+            b.kind, b.dim, b.offset = buffer.kind, buffer.dim, buffer.offset
+            b.is_logit_rows = int(buffer.logit_rows)
+        ops = ffi.new("edge_op[]", len(lowered.ops))
+        for o, op in zip(ops, lowered.ops, strict=True):
+            o.kind = getattr(lib, f"EDGE_OP_{op.kind.upper()}")
+            o.out = op.output
+            o.__setattr__("in", op.inputs[0] if op.inputs else -1)
+            o.in2 = op.inputs[1] if len(op.inputs) > 1 else -1
+            for i in range(len(o.w)):
+                o.w[i] = weights.index[op.weights[i]] if i < len(op.weights) else -1
+            for name, value in op.attrs.items():
+                setattr(o, name, value)
+        spec = ffi.new("edge_plan_spec *")
+        spec.isa, spec.max_tokens = isa, self.chunk
+        spec.n_layers, spec.n_kv_heads = config.n_layers, config.n_kv_heads
+        spec.head_dim, spec.n_positions = config.head_dim, config.n_context
+        spec.ops, spec.n_ops = ops, len(lowered.ops)
+        spec.buffers, spec.n_buffers = buffers, len(lowered.buffers)
+        spec.weights, spec.n_weights = weights.entries, len(weights.names)
+        spec.arena_bytes = lowered.arena_bytes
+        return spec, (ops, buffers)
+
+    def _traced(self, n_tokens: int, op_ns: Any) -> str:
+        """One line per op: kind, microseconds, layouts, weights."""
+        lines = [f"{n_tokens} tokens, {self.threads} threads, {self.isa}"]
+        for op, ns in zip(self.lowered.ops, op_ns, strict=True):
+            layouts = " ".join(dict.fromkeys(self.layouts[f"{w}.weight"] for w in op.weights))
+            lines.append(f"{ns / 1000:10.1f} us  {op.kind:<13} {layouts:<8} {' '.join(op.weights)}")
+        return "\n".join(lines)

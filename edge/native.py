@@ -1,0 +1,138 @@
+"""The native library: finding it, its errors as ours, its instruction sets, its numbers.
+
+The library is plain C read through cffi in ABI mode, so one file serves every Python.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edge
+from edge.errors import (
+    CancelledError,
+    EdgeError,
+    InputError,
+    MemoryBudgetError,
+    NativeError,
+    UnsupportedError,
+)
+
+try:
+    from edge._cffi import ffi
+except ModuleNotFoundError as error:
+    raise NativeError(
+        "the native library is not built: install the package, or run scripts/build"
+    ) from error
+
+__all__ = ["check", "ffi", "isa_index", "isas", "lib", "log_softmax", "softmax", "text", "threads"]
+
+
+def _load() -> Any:
+    folder = os.path.dirname(__file__)
+    names = ("libedge.so", "libedge.dylib", "edge.dll")
+    paths = [path for name in names if os.path.exists(path := os.path.join(folder, name))]
+    if not paths:
+        raise NativeError(f"none of {', '.join(names)} is in {folder}: install the package again")
+    try:
+        library = ffi.dlopen(paths[0])
+    except OSError as error:
+        raise NativeError(f"{paths[0]} does not load: {error}") from error
+    version = ffi.string(library.edge_version()).decode()
+    if version != edge.__version__:
+        raise NativeError(
+            f"{paths[0]} is of version {version}, the package of {edge.__version__}: "
+            "install the package again"
+        )
+    return library
+
+
+lib: Any = _load()
+
+
+def text(c_string: Any) -> str:
+    """A C string as str."""
+    return str(ffi.string(c_string).decode("utf-8", "replace"))
+
+
+def check(status: int, error: Any = None) -> None:
+    """Raise what a native status stands for; error: the edge_error that came with it, or NULL."""
+    if status == lib.EDGE_OK:
+        return
+    message = text(error.text) if error else f"native status {status}"
+    raise _exception(status, message, error)
+
+
+def _exception(status: int, message: str, error: Any) -> EdgeError:
+    if status == lib.EDGE_CANCELLED:
+        return CancelledError("the run was cancelled")
+    if status in (lib.EDGE_NO_MEMORY, lib.EDGE_NO_THREADS):
+        return MemoryBudgetError(message, needed=0, budget=0)
+    if status == lib.EDGE_BAD_TOKEN:
+        return InputError(message)
+    op = error.op if error and error.op >= 0 else None
+    return NativeError(message, code=status, op=op)
+
+
+def isas() -> list[str]:
+    """The instruction sets that this CPU can run, from the plainest to the best."""
+    return [name for name, usable in _compiled() if usable]
+
+
+def _compiled() -> list[tuple[str, bool]]:
+    names: list[tuple[str, bool]] = []
+    while (name := lib.edge_isa_name(len(names))) != ffi.NULL:
+        names.append((text(name), bool(lib.edge_isa_usable(len(names)))))
+    return names
+
+
+def isa_index() -> int:
+    """The instruction set to use: the one EDGE_ISA names, else the best that this CPU can run.
+
+    Raises UnsupportedError for a name that is not known or that this CPU cannot run.
+    """
+    known = [name for name, _ in _compiled()]
+    wanted = os.environ.get("EDGE_ISA") or isas()[-1]
+    if wanted not in isas():
+        why = "this CPU cannot run it" if wanted in known else "there is none of that name"
+        raise UnsupportedError(f"EDGE_ISA={wanted}: {why}", what=wanted, supported=isas())
+    return known.index(wanted)
+
+
+def threads(wanted: int | None = None) -> int:
+    """How many threads to run on: as asked, else EDGE_THREADS, else the cores we may use.
+
+    Raises InputError for a number that is not from 1 to 256.
+    """
+    setting = os.environ.get("EDGE_THREADS")
+    if wanted is None and setting:
+        if not setting.isdecimal():
+            raise InputError(f"EDGE_THREADS={setting} is not a number from 1 to 256")
+        wanted = int(setting)
+    if wanted is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        wanted = min(len(affinity(0)) if affinity else os.cpu_count() or 1, 256)
+    if not 1 <= wanted <= 256:
+        raise InputError(f"{wanted} threads: ask for 1 to 256")
+    return wanted
+
+
+def softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """exp(x) / sum(exp(x)), (n,) float32: the same bits on every machine."""
+    return _over_vector(lib.edge_softmax, x)
+
+
+def log_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log(softmax(x)), (n,) float32: the same bits on every machine."""
+    return _over_vector(lib.edge_log_softmax, x)
+
+
+def _over_vector(function: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    x = np.ascontiguousarray(x, np.float32)
+    out = np.empty_like(x)
+    if x.size:
+        function(ffi.from_buffer("float[]", x), x.size, ffi.from_buffer("float[]", out))
+    return out
