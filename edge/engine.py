@@ -177,9 +177,7 @@ class Engine:
             self._weights.close()
             self.gguf.close()
 
-    def _start(
-        self, n_threads: int, isa: int, progress: Callable[[int, int], None] | None
-    ) -> None:
+    def _start(self, n_threads: int, isa: int, progress: Callable[[int, int], None] | None) -> None:
         """Take the memory: threads, packed weights, plan."""
         parts = {
             "weights": self.packed_bytes,

@@ -31,6 +31,13 @@ __all__ = [
 ]
 
 
+def brief(value: object, limit: int = 80) -> str:
+    """repr(value) on one line, cut to `limit` characters: for values out of a file."""
+    # A long value is cut before it is spelled out, so that a message costs little.
+    shown = repr(value[:limit] if isinstance(value, (str, bytes, list)) else value)
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}\u2026"
+
+
 class EdgeError(Exception):
     """The root: `except edge.EdgeError` catches whatever edge raises on purpose."""
 

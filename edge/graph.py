@@ -128,7 +128,12 @@ class Graph:
         return "\n".join(map(str, self.ops))
 
     def _append(
-        self, kind: str, inputs: tuple[str, ...], dim: int, weights: tuple[str, ...] = (), **attrs: Any
+        self,
+        kind: str,
+        inputs: tuple[str, ...],
+        dim: int,
+        weights: tuple[str, ...] = (),
+        **attrs: Any,
     ) -> str:
         output = f"{kind}.{len(self.ops)}"
         self.ops.append(Op(kind, inputs, output, weights, attrs))
@@ -146,7 +151,7 @@ class Graph:
                 field=f"tensor {weight}.weight",
             )
         self.weights[weight] = shape
-        return shape
+        return shape[0], shape[1]
 
     def _vector(self, weight: str, n: int) -> None:
         shape = self._shape(weight)
@@ -158,7 +163,7 @@ class Graph:
             )
         self.weights[weight] = shape
 
-    def _shape(self, weight: str) -> Any:
+    def _shape(self, weight: str) -> tuple[int, ...]:
         shape = self.shapes.get(f"{weight}.weight")
         if shape is None:
             raise ModelFileError(

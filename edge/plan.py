@@ -59,7 +59,9 @@ class Lowered:
         lines = [f"{'op':>4}  {'kind':<13} {'in':>9}  out  weights"]
         for i, op in enumerate(self.ops):
             inputs = " ".join(map(str, op.inputs))
-            lines.append(f"{i:>4}  {op.kind:<13} {inputs:>9}  {op.output:>3}  {' '.join(op.weights)}")
+            lines.append(
+                f"{i:>4}  {op.kind:<13} {inputs:>9}  {op.output:>3}  {' '.join(op.weights)}"
+            )
         return "\n".join(lines)
 
 
@@ -103,7 +105,9 @@ class _Lowering:
 
     # ---- values and buffers ----
 
-    def _emit(self, kind: str, inputs: Sequence[int], output: int, *weights: str, **attrs: Any) -> int:
+    def _emit(
+        self, kind: str, inputs: Sequence[int], output: int, *weights: str, **attrs: Any
+    ) -> int:
         i = len(self.ops)
         self.ops.append(PlanOp(kind, tuple(inputs), output, weights, attrs))
         for buffer in (*inputs, output):

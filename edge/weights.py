@@ -89,7 +89,9 @@ class Weights:
 
     def _describe(self, tensor: Tensor, entry: Any) -> None:
         n, k = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
-        status = lib.edge_weight_describe(_NUMBERS[tensor.type], n, k, ffi.addressof(entry), ffi.NULL)
+        status = lib.edge_weight_describe(
+            _NUMBERS[tensor.type], n, k, ffi.addressof(entry), ffi.NULL
+        )
         if status != lib.EDGE_OK:
             raise UnsupportedError(
                 f"{tensor.path}: tensor {tensor.name} is {tensor.type}, which has no layout yet",
@@ -121,9 +123,7 @@ class Weights:
     def _pack_vector(self, tensor: Tensor, entry: Any, pool: Any) -> None:
         """Through a panel of one row, so that every type that matrices may have serves."""
         row = ffi.new("edge_weight *")
-        native.check(
-            lib.edge_weight_describe(_NUMBERS[tensor.type], 1, entry.k, row, ffi.NULL)
-        )
+        native.check(lib.edge_weight_describe(_NUMBERS[tensor.type], 1, entry.k, row, ffi.NULL))
         panel = np.empty(row.n_bytes + _ALIGN, np.uint8)
         panel = panel[-panel.ctypes.data % _ALIGN :]
         row.data = ffi.from_buffer("uint8_t[]", panel)

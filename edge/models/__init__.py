@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from edge.errors import UnsupportedError
+from edge.errors import UnsupportedError, brief
 from edge.graph import Graph
 from edge.models.common import Config, decoder
 
@@ -34,7 +34,9 @@ def build(
     name = metadata.get("general.architecture")
     if name not in architectures():
         raise UnsupportedError(
-            f"{path}: the architecture is {name!r}", what=str(name), supported=architectures()
+            f"{path}: the architecture is {brief(name)}",
+            what=brief(name),
+            supported=architectures(),
         )
     module = importlib.import_module(f"edge.models.{name}")
     config = Config.read(metadata, context, path)

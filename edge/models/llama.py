@@ -17,6 +17,6 @@ def rope(g: Graph, c: Config) -> Rope:
 def layer(g: Graph, x: str, i: int, c: Config, rope: Rope) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
     h = g.rms_norm(x, f"blk.{i}.attn_norm", c.norm_eps)
-    x = attention(g, h, i, c, rope, qkv=("attn_q", "attn_k", "attn_v"), residual=x)
+    x = g.add(attention(g, h, i, c, rope, qkv=("attn_q", "attn_k", "attn_v")), x)
     h = g.rms_norm(x, f"blk.{i}.ffn_norm", c.norm_eps)
-    return gated_mlp(g, h, i, gate_up=("ffn_gate", "ffn_up"), activation="silu", residual=x)
+    return g.add(gated_mlp(g, h, i, gate_up=("ffn_gate", "ffn_up"), activation="silu"), x)

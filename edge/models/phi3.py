@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from edge.errors import ModelFileError
 from edge.graph import Graph, Rope
 from edge.models.common import Config, attention, gated_mlp, rope_of
 
@@ -19,23 +18,22 @@ def rope(g: Graph, c: Config) -> Rope:
     """
     if not (g.has("rope_factors_long") or g.has("rope_factors_short")):
         return rope_of(c, interleaved=False, factors=None)
-    original = c.get("rope.scaling.original_context_length", c.n_context_train)
-    if not isinstance(original, int) or original < 1:
-        raise ModelFileError(
-            f"{original} is no length",
-            path=c.path,
-            field="phi3.rope.scaling.original_context_length",
-        )
+    original = c.keys.whole("rope.scaling.original_context_length", c.n_context_train, least=2)
     stretch = max(1.0, c.n_context_train / original)
-    magnitude = math.sqrt(1 + math.log(stretch) / math.log(original)) if original > 1 else 1.0
-    magnitude = float(c.get("rope.scaling.attn_factor", magnitude))
-    factors = "rope_factors_long" if c.n_context > original else "rope_factors_short"
-    return rope_of(c, interleaved=False, factors=factors, magnitude=magnitude)
+    magnitude = math.sqrt(1 + math.log(stretch) / math.log(original))
+    magnitude = c.keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=100)
+    return rope_of(
+        c,
+        interleaved=False,
+        factors="rope_factors_long" if c.n_context > original else "rope_factors_short",
+        magnitude=magnitude,
+        scalings=("none", "linear", "longrope"),
+    )
 
 
 def layer(g: Graph, x: str, i: int, c: Config, rope: Rope) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
     h = g.rms_norm(x, f"blk.{i}.attn_norm", c.norm_eps)
-    x = attention(g, h, i, c, rope, qkv=("attn_qkv",), residual=x)
+    x = g.add(attention(g, h, i, c, rope, qkv=("attn_qkv",)), x)
     h = g.rms_norm(x, f"blk.{i}.ffn_norm", c.norm_eps)
-    return gated_mlp(g, h, i, gate_up=("ffn_up",), activation="silu", residual=x)
+    return g.add(gated_mlp(g, h, i, gate_up=("ffn_up",), activation="silu"), x)
