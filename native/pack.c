@@ -7,13 +7,17 @@
 #include "layouts.h"
 #include "pool.h"
 
+#define FLOATS(name, bytes) {name, 1, (bytes) * PANEL_ROWS, 0, 0, false}
+#define CODES(name, headers, codes)                                                               \
+    {name, 2 * GROUP, (headers) * SCALES_BYTES + 2 * (codes), (headers) * SCALES_BYTES, codes, true}
+
 const layout_info layout_table[EDGE_N_LAYOUTS] = {
-    [EDGE_LAYOUT_F32] = {"f32", 1, 4 * PANEL_ROWS, false},
-    [EDGE_LAYOUT_F16] = {"f16", 1, 2 * PANEL_ROWS, false},
-    [EDGE_LAYOUT_BF16] = {"bf16", 1, 2 * PANEL_ROWS, false},
-    [EDGE_LAYOUT_C4H32] = {"c4h32", GROUP, C4H32_BYTES, true},
-    [EDGE_LAYOUT_C4MH32] = {"c4mh32", GROUP, C4MH32_BYTES, true},
-    [EDGE_LAYOUT_C8H32] = {"c8h32", GROUP, C8H32_BYTES, true},
+    [EDGE_LAYOUT_F32] = FLOATS("f32", 4),
+    [EDGE_LAYOUT_F16] = FLOATS("f16", 2),
+    [EDGE_LAYOUT_BF16] = FLOATS("bf16", 2),
+    [EDGE_LAYOUT_C4H32] = CODES("c4h32", 1, C4_CODES_BYTES),
+    [EDGE_LAYOUT_C4MH32] = CODES("c4mh32", 2, C4_CODES_BYTES),
+    [EDGE_LAYOUT_C8H32] = CODES("c8h32", 1, C8_CODES_BYTES),
 };
 
 const char *edge_layout_name(int32_t layout) {
@@ -56,15 +60,30 @@ static void put_c8(uint8_t *codes, int r, const int8_t code[GROUP]) {
     }
 }
 
-static void put_group(int32_t layout, uint8_t *group, int r, const decoded_group *in) {
-    memcpy(group + 2 * r, &in->scale, 2);
-    switch (layout) {
-    case EDGE_LAYOUT_C4H32: put_c4(group + 32, r, in->code); break;
-    case EDGE_LAYOUT_C4MH32:
-        memcpy(group + 32 + 2 * r, &in->min, 2);
-        put_c4(group + 64, r, in->code);
-        break;
-    default: put_c8(group + 32, r, in->code); break;
+/* Where a panel keeps the scales, minima and codes of group g. */
+typedef struct {
+    uint8_t *scales, *mins, *codes;
+} group_place;
+
+static group_place place_of(int32_t layout, const uint8_t *panel, int64_t g) {
+    const layout_info *l = &layout_table[layout];
+    uint8_t *block = (uint8_t *)panel + g / 2 * l->block_bytes;
+    const int64_t half = g % 2;
+    return (group_place){block + half * 2 * PANEL_ROWS,
+                         block + SCALES_BYTES + half * 2 * PANEL_ROWS,
+                         block + l->header_bytes + half * l->codes_bytes};
+}
+
+static void put_group(int32_t layout, uint8_t *panel, int64_t g, int r, const decoded_group *in) {
+    const group_place at = place_of(layout, panel, g);
+    memcpy(at.scales + 2 * r, &in->scale, 2);
+    if (layout == EDGE_LAYOUT_C4MH32) {
+        memcpy(at.mins + 2 * r, &in->min, 2);
+    }
+    if (layout == EDGE_LAYOUT_C8H32) {
+        put_c8(at.codes, r, in->code);
+    } else {
+        put_c4(at.codes, r, in->code);
     }
 }
 
@@ -96,7 +115,7 @@ static void pack_panel(packing *p, int64_t i_panel) {
     const edge_weight *w = p->weight;
     uint8_t *panel = (uint8_t *)w->data + i_panel * panel_bytes(w->layout, w->k);
     const int64_t rows = w->n - i_panel * PANEL_ROWS;
-    if (rows < PANEL_ROWS) {
+    if (rows < PANEL_ROWS || w->k % layout_table[w->layout].block != 0) {
         memset(panel, 0, (size_t)panel_bytes(w->layout, w->k));
     }
     for (int r = 0; r < PANEL_ROWS && r < rows; r++) {
@@ -114,7 +133,7 @@ static void pack_panel(packing *p, int64_t i_panel) {
             }
             decoded_group group;
             format->decode(src, &group);
-            put_group(w->layout, panel + j * layout_table[w->layout].group_bytes, r, &group);
+            put_group(w->layout, panel, j, r, &group);
             if (!half_is_finite(group.scale) || !half_is_finite(group.min)) {
                 report_bad(p, row, j * format->block);
                 return;
@@ -179,26 +198,24 @@ static int code4(const uint8_t *codes, int r, int64_t k) {
 }
 
 static float unpack_one(const edge_weight *w, const uint8_t *panel, int r, int64_t k) {
-    const layout_info *l = &layout_table[w->layout];
-    const uint8_t *group = panel + k / l->group * l->group_bytes;
     float f;
     switch (w->layout) {
-    case EDGE_LAYOUT_F32: memcpy(&f, group + 4 * r, 4); return f;
-    case EDGE_LAYOUT_F16: return half_to_float(read_u16(group + 2 * r));
-    case EDGE_LAYOUT_BF16: return bfloat_to_float(read_u16(group + 2 * r));
+    case EDGE_LAYOUT_F32: memcpy(&f, panel + (k * PANEL_ROWS + r) * 4, 4); return f;
+    case EDGE_LAYOUT_F16: return half_to_float(read_u16(panel + (k * PANEL_ROWS + r) * 2));
+    case EDGE_LAYOUT_BF16: return bfloat_to_float(read_u16(panel + (k * PANEL_ROWS + r) * 2));
     default: break;
     }
-    const float scale = half_to_float(read_u16(group + 2 * r));
-    if (w->layout == EDGE_LAYOUT_C4H32) {
-        const int code = code4(group + 32, r, k % GROUP);
-        return scale * (float)(w->table == EDGE_TABLE_IQ4_NL ? iq4_nl_values[code] : code - 8);
+    const group_place at = place_of(w->layout, panel, k / GROUP);
+    const float scale = half_to_float(read_u16(at.scales + 2 * r));
+    k %= GROUP;
+    if (w->layout == EDGE_LAYOUT_C8H32) {
+        return scale * (float)((const int8_t *)at.codes)[k / 4 * 64 + 4 * r + k % 4];
     }
+    const int code = code4(at.codes, r, k);
     if (w->layout == EDGE_LAYOUT_C4MH32) {
-        const float min = half_to_float(read_u16(group + 32 + 2 * r));
-        return scale * (float)code4(group + 64, r, k % GROUP) + min;
+        return scale * (float)code + half_to_float(read_u16(at.mins + 2 * r));
     }
-    const int8_t *codes = (const int8_t *)group + 32;
-    return scale * (float)codes[k % GROUP / 4 * 64 + 4 * r + k % 4];
+    return scale * (float)(w->table == EDGE_TABLE_IQ4_NL ? iq4_nl_values[code] : code - 8);
 }
 
 int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_rows, float *dst) {

@@ -168,17 +168,17 @@ static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x,
                                   const int32_t *minus_sum, int zero, int c) {
     const __m256i ones = _mm256_set1_epi16(1);
     vi pairs[TILE];
-    for (int j = 0; j < c; j++) {
+    UNROLL for (int j = 0; j < c; j++) {
         pairs[j] = (vi){_mm256_setzero_si256(), _mm256_setzero_si256()};
     }
-    for (int s = 0; s < 8; s++) {
-        for (int j = 0; j < c; j++) {
-            const __m256i four = four_bytes(x + 32 * j + 4 * s);
+    UNROLL for (int s = 0; s < 8; s++) {
+        UNROLL for (int j = 0; j < c; j++) {
+            const __m256i four = four_bytes(x + 4 * (s * c + j));
             pairs[j].lo = _mm256_add_epi16(pairs[j].lo, _mm256_maddubs_epi16(w[s].lo, four));
             pairs[j].hi = _mm256_add_epi16(pairs[j].hi, _mm256_maddubs_epi16(w[s].hi, four));
         }
     }
-    for (int j = 0; j < c; j++) {
+    UNROLL for (int j = 0; j < c; j++) {
         const vi sum = {_mm256_madd_epi16(pairs[j].lo, ones), _mm256_madd_epi16(pairs[j].hi, ones)};
         dot[j] = zero == 0 ? sum : vi_add(sum, vi_set1(zero * minus_sum[j]));
     }
@@ -189,13 +189,13 @@ static inline void vc_dot_signed(vi *dot, const vc w[8], const int8_t *x, const 
                                  int c) {
     (void)minus_sum;
     const __m256i ones = _mm256_set1_epi16(1);
-    for (int j = 0; j < c; j++) {
+    UNROLL for (int j = 0; j < c; j++) {
         dot[j] = vi_set1(0);
     }
-    for (int s = 0; s < 8; s++) {
+    UNROLL for (int s = 0; s < 8; s++) {
         const __m256i lo = _mm256_abs_epi8(w[s].lo), hi = _mm256_abs_epi8(w[s].hi);
-        for (int j = 0; j < c; j++) {
-            const __m256i four = four_bytes(x + 32 * j + 4 * s);
+        UNROLL for (int j = 0; j < c; j++) {
+            const __m256i four = four_bytes(x + 4 * (s * c + j));
             const __m256i a = _mm256_maddubs_epi16(lo, _mm256_sign_epi8(four, w[s].lo));
             const __m256i b = _mm256_maddubs_epi16(hi, _mm256_sign_epi8(four, w[s].hi));
             dot[j].lo = _mm256_add_epi32(dot[j].lo, _mm256_madd_epi16(a, ones));

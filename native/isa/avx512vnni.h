@@ -90,22 +90,22 @@ static inline vi dpbusd(vi dot, vc w, const int8_t *x) {
     return dot;
 }
 static inline void vc_dot(vi *dot, const vc w[8], const int8_t *x, int c) {
-    for (int j = 0; j < c; j++) {
-        for (int s = 0; s < 8; s++) {
-            dot[j] = dpbusd(dot[j], w[s], x + 32 * j + 4 * s);
+    UNROLL for (int j = 0; j < c; j++) {
+        UNROLL for (int s = 0; s < 8; s++) {
+            dot[j] = dpbusd(dot[j], w[s], x + 4 * (s * c + j));
         }
     }
 }
 static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x,
                                   const int32_t *minus_sum, int zero, int c) {
-    for (int j = 0; j < c; j++) { /* GCC and clang make a shift of it */
+    UNROLL for (int j = 0; j < c; j++) { /* GCC and clang make a shift of it */
         dot[j] = _mm512_mullo_epi32(_mm512_set1_epi32(minus_sum[j]), _mm512_set1_epi32(zero));
     }
     vc_dot(dot, w, x, c);
 }
 static inline void vc_dot_signed(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
                                  int c) {
-    for (int j = 0; j < c; j++) {
+    UNROLL for (int j = 0; j < c; j++) {
         dot[j] = _mm512_mullo_epi32(_mm512_set1_epi32(minus_sum[j]), _mm512_set1_epi32(128));
     }
     vc_dot(dot, w, x, c);

@@ -211,7 +211,7 @@ static inline vc vc_table(const int8_t table[16], vc a) {
 }
 
 /* One group of 32 k, c columns: dot[j] += sum over k of w * x[j], exact.
- * w: 8 steps of 4 k; x: (c, 32) signed; minus_sum[j] = minus the sum of x[j].
+ * w: 8 steps of 4 k; x: (8, c, 4) signed; minus_sum[j] = minus the sum of x[j].
  * The codes stand for code - zero, 0 <= code <= 15. */
 static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x,
                                   const int32_t *minus_sum, int zero, int c) {
@@ -219,7 +219,7 @@ static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x,
         LANES(i) {
             int32_t sum = zero * minus_sum[j];
             for (int k = 0; k < 32; k++) {
-                sum += w[k / 4].v[4 * i + k % 4] * x[32 * j + k];
+                sum += w[k / 4].v[4 * i + k % 4] * x[k / 4 * 4 * c + 4 * j + k % 4];
             }
             dot[j].v[i] = sum;
         }
@@ -233,7 +233,7 @@ static inline void vc_dot_signed(vi *dot, const vc w[8], const int8_t *x, const 
         LANES(i) {
             int32_t sum = 0;
             for (int k = 0; k < 32; k++) {
-                sum += (int8_t)w[k / 4].v[4 * i + k % 4] * x[32 * j + k];
+                sum += (int8_t)w[k / 4].v[4 * i + k % 4] * x[k / 4 * 4 * c + 4 * j + k % 4];
             }
             dot[j].v[i] = sum;
         }

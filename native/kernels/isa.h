@@ -3,6 +3,9 @@
 #ifndef EDGE_KERNELS_ISA_H
 #define EDGE_KERNELS_ISA_H
 
+/* Loops over columns, whose bounds the compiler knows: their arrays must end up in registers. */
+#define UNROLL _Pragma("GCC unroll 8")
+
 #include EDGE_ISA_HEADER
 #include "kernels/kernels.h"
 #include "layouts.h"

@@ -7,7 +7,7 @@
 
 /* Scales and sums of one group of a Q8 tile of c columns. */
 typedef struct {
-    const int8_t *codes;      /* (c, 32) */
+    const int8_t *codes;      /* (8, c, 4) */
     const float *scale;       /* (c) */
     const int32_t *minus_sum; /* (c) */
     const float *scale_x_sum; /* (c) */
@@ -20,28 +20,41 @@ INLINE q8_group q8_at(const uint8_t *tile, int64_t i_group, int c) {
 }
 
 INLINE void store_tile(float *out, const vf *sum, int c) {
-    for (int j = 0; j < c; j++) {
+    UNROLL for (int j = 0; j < c; j++) {
         vf_store(out + PANEL_ROWS * j, sum[j]);
     }
 }
 
+/* A group of 32 k: where a panel keeps its scales and codes. Groups lie in pairs, see layouts.h. */
+typedef struct {
+    const uint16_t *scale, *min;
+    const uint8_t *codes;
+} packed_group;
+
+INLINE packed_group group_at(const uint8_t *panel, int64_t g, int headers, int codes_bytes) {
+    const uint8_t *block = panel + g / 2 * (headers * SCALES_BYTES + 2 * codes_bytes);
+    const uint16_t *scale = (const uint16_t *)block + g % 2 * PANEL_ROWS;
+    return (packed_group){scale, scale + 2 * PANEL_ROWS,
+                          block + headers * SCALES_BYTES + g % 2 * codes_bytes};
+}
+
 /* 4-bit codes: minus 8, through a table, or with a minimum. */
-INLINE void tile_c4(const uint8_t *group, int64_t k, const uint8_t *x, const int8_t *values,
+INLINE void tile_c4(const uint8_t *panel, int64_t k, const uint8_t *x, const int8_t *values,
                     bool has_min, float *out, int c) {
-    const int header = has_min ? 4 * PANEL_ROWS : 2 * PANEL_ROWS;
     vf sum[MAX_TILE];
-    for (int j = 0; j < c; j++) {
+    UNROLL for (int j = 0; j < c; j++) {
         sum[j] = vf_zero();
     }
-    for (int64_t g = 0; g < k / GROUP; g++, group += header + 256) {
+    for (int64_t g = 0; g < k / GROUP; g++) {
+        const packed_group p = group_at(panel, g, has_min ? 2 : 1, C4_CODES_BYTES);
         vc w[8];
-        for (int s = 0; s < 4; s++) {
-            const vc both = vc_load(group + header + 64 * s);
+        UNROLL for (int s = 0; s < 4; s++) {
+            const vc both = vc_load(p.codes + 64 * s);
             w[2 * s] = vc_low(both);
             w[2 * s + 1] = vc_high(both);
         }
         if (values != NULL) {
-            for (int s = 0; s < 8; s++) {
+            UNROLL for (int s = 0; s < 8; s++) {
                 w[s] = vc_table(values, w[s]);
             }
         }
@@ -52,13 +65,13 @@ INLINE void tile_c4(const uint8_t *group, int64_t k, const uint8_t *x, const int
         } else {
             vc_dot_nibbles(dot, w, q.codes, q.minus_sum, has_min ? 0 : 8, c);
         }
-        const vf scale = vf_from_half((const uint16_t *)group);
-        for (int j = 0; j < c; j++) {
+        const vf scale = vf_from_half(p.scale);
+        UNROLL for (int j = 0; j < c; j++) {
             sum[j] = vf_fma(vf_from_int(dot[j]), vf_mul(scale, vf_set1(q.scale[j])), sum[j]);
         }
         if (has_min) {
-            const vf min = vf_from_half((const uint16_t *)group + PANEL_ROWS);
-            for (int j = 0; j < c; j++) {
+            const vf min = vf_from_half(p.min);
+            UNROLL for (int j = 0; j < c; j++) {
                 sum[j] = vf_fma(min, vf_set1(q.scale_x_sum[j]), sum[j]);
             }
         }
@@ -84,21 +97,21 @@ INLINE void tile_c4mh32(const void *panel, int64_t k, const void *x, int32_t tab
 INLINE void tile_c8h32(const void *panel, int64_t k, const void *x, int32_t table, float *out,
                        int c) {
     (void)table;
-    const uint8_t *group = panel;
     vf sum[MAX_TILE];
-    for (int j = 0; j < c; j++) {
+    UNROLL for (int j = 0; j < c; j++) {
         sum[j] = vf_zero();
     }
-    for (int64_t g = 0; g < k / GROUP; g++, group += C8H32_BYTES) {
+    for (int64_t g = 0; g < k / GROUP; g++) {
+        const packed_group p = group_at(panel, g, 1, C8_CODES_BYTES);
         vc w[8];
-        for (int s = 0; s < 8; s++) {
-            w[s] = vc_signed(vc_load(group + 2 * PANEL_ROWS + 64 * s));
+        UNROLL for (int s = 0; s < 8; s++) {
+            w[s] = vc_signed(vc_load(p.codes + 64 * s));
         }
         const q8_group q = q8_at(x, g, c);
         vi dot[MAX_TILE];
         vc_dot_signed(dot, w, q.codes, q.minus_sum, c);
-        const vf scale = vf_from_half((const uint16_t *)group);
-        for (int j = 0; j < c; j++) {
+        const vf scale = vf_from_half(p.scale);
+        UNROLL for (int j = 0; j < c; j++) {
             sum[j] = vf_fma(vf_from_int(dot[j]), vf_mul(scale, vf_set1(q.scale[j])), sum[j]);
         }
     }
@@ -113,12 +126,12 @@ INLINE void tile_c8h32(const void *panel, int64_t k, const void *x, int32_t tabl
         const element *w = panel;                                                                 \
         const float *columns = x;                                                                 \
         vf sum[MAX_TILE];                                                                         \
-        for (int j = 0; j < c; j++) {                                                             \
+        UNROLL for (int j = 0; j < c; j++) {                                                             \
             sum[j] = vf_zero();                                                                   \
         }                                                                                         \
         for (int64_t i = 0; i < k; i++, w += PANEL_ROWS) {                                        \
             const vf row = load(w);                                                               \
-            for (int j = 0; j < c; j++) {                                                         \
+            UNROLL for (int j = 0; j < c; j++) {                                                         \
                 sum[j] = vf_fma(row, vf_set1(columns[j * k + i]), sum[j]);                        \
             }                                                                                     \
         }                                                                                         \

@@ -1,5 +1,6 @@
 /* Norms, quantisation of activations, activations, sums: one vector at a time. */
 #include <math.h>
+#include <string.h>
 
 #include "kernels/exp.h"
 #include "numbers.h"
@@ -46,9 +47,12 @@ INLINE void quantize_group(vf a, vf b, uint8_t *group, int32_t c, int32_t column
     }
     const vi qa = vi_round(vf_mul(a, vf_set1(inverse)));
     const vi qb = vi_round(vf_mul(b, vf_set1(inverse)));
-    int8_t *codes = (int8_t *)group + GROUP * c;
+    int8_t codes[GROUP];
     vi_to_bytes(codes, qa);
     vi_to_bytes(codes + LANE_COUNT, qb);
+    for (int s = 0; s < GROUP / 4; s++) {
+        memcpy(group + 4 * (s * columns + c), codes + 4 * s, 4);
+    }
     const int32_t sum = vi_hsum(vi_add(qa, qb));
     float *scales = (float *)(group + GROUP * columns);
     int32_t *minus_sums = (int32_t *)(group + (GROUP + 4) * columns);
