@@ -14,9 +14,7 @@ __all__ = ["KVCache", "cache_bytes"]
 
 def cache_bytes(config: Config, n_tokens: int) -> int:
     """Bytes of keys and values of n_tokens positions."""
-    return int(
-        lib.edge_cache_bytes(config.n_layers, config.n_kv_heads, config.head_dim, n_tokens)
-    )
+    return int(lib.edge_cache_bytes(config.n_layers, config.n_kv_heads, config.head_dim, n_tokens))
 
 
 class KVCache:

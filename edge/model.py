@@ -1,0 +1,149 @@
+"""A loaded model: what a file gives, and the sessions and chats that run on it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+from edge.conversation import Chat
+from edge.engine import Engine
+from edge.errors import InputError
+from edge.request import Options
+from edge.session import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edge.chat import ChatTemplate
+    from edge.tokenizer import Tokenizer
+
+__all__ = ["Model", "load"]
+
+
+def load(
+    path: str | PathLike[str] | None = None,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """Load a GGUF model.
+
+    path: the file, or the first of a split model's; None: the default model in the cache.
+    context: tokens that a session may hold; None: the model's own limit, at most 4096.
+    threads: None: the cores that help. progress: called as progress(bytes done, bytes in all).
+    Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError.
+    """
+    if path is None:
+        from edge.store import default_model
+
+        path = default_model()
+    engine = Engine.load(fspath(path), context=context, threads=threads, progress=progress)
+    return Model(engine)
+
+
+class Model:
+    """A model in memory, shared by any number of sessions and threads; they take turns.
+
+    Close it, or use it in a `with`, to give the memory back: that cancels and closes its sessions.
+    All but `close` and `closed` raise InputError afterwards.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self.closed = False
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that runs it."""
+        if self.closed:
+            raise InputError("the model is closed")
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, built at the first use. Raises ModelFileError, UnsupportedError."""
+        gguf = self.engine.gguf
+        with self._lock:
+            if self._tokenizer is None:
+                from edge.tokenizer import Tokenizer
+
+                self._tokenizer = Tokenizer.from_metadata(gguf.metadata, gguf.path)
+            return self._tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        """Its chat template, compiled at the first use. Raises TemplateError."""
+        gguf = self.engine.gguf
+        with self._lock:
+            if self._template is None:
+                from edge.chat import ChatTemplate
+
+                self._template = ChatTemplate.from_metadata(gguf.metadata, gguf.path)
+            return self._template
+
+    def session(self, **options: Unpack[Options]) -> Session:
+        """A new, empty session. options: defaults for its calls, see `edge.request.Request`."""
+        session = Session(self, **options)
+        self._sessions.add(session)
+        return session
+
+    def chat(
+        self,
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> Chat:
+        """A new conversation, see `Chat`. Raises TemplateError where the model has no template."""
+        _ = self.template
+        return Chat(self, system, tools, **options)
+
+    def info(self) -> dict[str, Any]:
+        """Facts, plain values for JSON. Sizes in bytes, contexts in tokens.
+
+        types, layouts: how many tensors are of each type in the file, of each layout in memory.
+        """
+        engine = self.engine
+        gguf, config = engine.gguf, engine.config
+        return {
+            "path": fspath(gguf.path),
+            "name": gguf.metadata.get("general.name"),
+            "architecture": config.architecture,
+            "parameters": sum(math.prod(t.shape) for t in gguf.tensors.values()),
+            "types": dict(Counter(t.type for t in gguf.tensors.values())),
+            "layouts": dict(Counter(engine.layouts.values())),
+            "layers": config.n_layers,
+            "vocabulary": engine.n_vocab,
+            "context": config.n_context,
+            "context_trained": config.n_context_train,
+            "threads": engine.threads,
+            "isa": engine.isa,
+            "file_bytes": gguf.n_bytes,
+            "packed_bytes": engine.packed_bytes,
+            "arena_bytes": engine.arena_bytes,
+            "cache_bytes": engine.cache_bytes(config.n_context),
+        }
+
+    def close(self) -> None:
+        """Cancel and close the sessions, then the engine."""
+        with self._lock:
+            closed, self.closed = self.closed, True
+        if not closed:
+            for session in list(self._sessions):
+                session.close()
+            self._engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,297 @@
+"""A session: tokens, the cache of their keys and values, and the loop that makes new ones.
+
+Between two native calls the cache holds the first `cache.length` of the session's tokens, whatever
+happened: a token is in the list before it is run, and the cache is cut before the list. So an
+exception, Ctrl-C or a stream that nobody finishes leaves nothing to repair.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from edge import native
+from edge.errors import CancelledError, ContextError, InputError
+from edge.request import Options, Request
+from edge.results import Completion, FinishReason, Piece, TokenLogprob
+from edge.sampler import Floats, Sampler, largest
+from edge.stops import StopFilter
+from edge.stream import Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edge.model import Model
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Text, or tokens, that the model continues. One thread at a time; `cancel` from any.
+
+    options: defaults for the calls of this session, see `edge.request.Request`. Every method but
+    `cancel` and `close` raises InputError while another thread uses the session, and after it or
+    its model was closed.
+    """
+
+    def __init__(self, model: Model, **options: Unpack[Options]) -> None:
+        self._model = model
+        self._defaults = Request().but(options)
+        self._engine = model.engine
+        self._cache = self._engine.cache()
+        self._tokens: list[int] = []
+        self._current: Stream | None = None
+        self._lock = threading.Lock()
+        self._user: int | None = None  # the thread that has the lock
+        self._closed = False
+
+    @property
+    def tokens(self) -> list[int]:
+        """A copy of the tokens so far: prompts and answers, end tokens included."""
+        return list(self._tokens)
+
+    @property
+    def n_context(self) -> int:
+        """The most tokens that the session can hold."""
+        return int(self._engine.config.n_context)
+
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Stream:
+        """Continue the session with a prompt; pieces of the answer as they come.
+
+        prompt: text or token ids, put behind what the session holds; the first text gets the
+        beginning-of-sequence token where the model wants one. Empty: go on where the last call
+        ended. options: see `edge.request.Request`. A call that is cancelled, or fails, before the
+        first token leaves the session as it was (with reuse: with what it shares).
+        Raises InputError for a prompt or an option that cannot be, ContextError when the tokens
+        do not fit.
+        """
+        request = self._defaults.but(options)
+        with self._exclusive():
+            fresh = request.reuse or not self._tokens
+            ids = self._encode(prompt, request.special, fresh)
+            if not ids and fresh:
+                raise InputError("the prompt is empty")
+            self._check_fits(len(ids) if request.reuse else len(self._tokens) + len(ids))
+            self._current = Stream(self, request, ids)
+            return self._current
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+        """As `stream`, run to the end."""
+        return self.stream(prompt, **options).finish()
+
+    def cancel(self) -> None:
+        """End the call that is under way, from any thread, within one chunk of its work."""
+        current = self._current
+        if current is not None:
+            current.cancel()
+
+    def trim(self, n_tokens: int) -> None:
+        """Keep the first n_tokens tokens. Ends a stream under way. Raises InputError."""
+        with self._exclusive():
+            if not 0 <= n_tokens <= len(self._tokens):
+                raise InputError(
+                    f"the session holds {len(self._tokens)} tokens, cannot keep {n_tokens}"
+                )
+            self._current = None
+            self._cut(n_tokens)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.trim(0)
+
+    def close(self) -> None:
+        """Cancel what is under way and give the cache's memory back."""
+        self.cancel()
+        if self._lock.locked() and self._user == threading.get_ident():
+            raise InputError("a session cannot be closed from within its own call")
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._current = None
+                self._cache.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # ---- inside ----
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the session, or raise InputError at once."""
+        if self._lock.locked():
+            raise InputError("the session is in use by another call")
+        with self._lock:  # a plain `with`: an interrupt cannot leave it locked
+            self._user = threading.get_ident()
+            try:
+                if self._closed or self._model.closed:
+                    raise InputError("the session or its model is closed")
+                yield
+            finally:
+                self._user = None
+
+    def _encode(self, prompt: str | Sequence[int], special: bool, fresh: bool) -> list[int]:
+        """Token ids of a prompt. fresh: it starts a text."""
+        tokenizer = self._model.tokenizer
+        if isinstance(prompt, str):
+            return list(tokenizer.encode(prompt, special=special, bos=None if fresh else False))
+        try:
+            ids = [operator.index(token) for token in prompt]
+        except TypeError:
+            raise InputError(
+                f"a prompt is text or token ids, not {type(prompt).__name__}"
+            ) from None
+        for i, token in enumerate(ids):
+            if not 0 <= token < self._engine.n_vocab:
+                raise InputError(
+                    f"token {token} at {i} of the prompt: the vocabulary has {self._engine.n_vocab}"
+                )
+        return ids
+
+    def _check_fits(self, n_tokens: int) -> None:
+        limit = self.n_context
+        if n_tokens > limit:
+            raise ContextError(
+                f"{n_tokens} tokens are {n_tokens - limit} more than the context of {limit} holds: "
+                "shorten the prompt, or load the model with a larger context",
+                needed=n_tokens,
+                limit=limit,
+            )
+
+    def _cut(self, n_tokens: int) -> None:
+        if self._cache.length > n_tokens:
+            self._cache.trim(n_tokens)
+        del self._tokens[n_tokens:]
+
+    def _generate(self, out: Stream) -> Generator[Piece, None, None]:
+        """The loop: prompt, then token by token. Sets out.finish_reason and out.usage."""
+        out.finish_reason = "cancelled"  # what holds if the caller leaves
+        try:
+            logits = self._read_prompt(out)
+            if logits is not None:
+                yield from self._decode(logits, out)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            out.finish_reason = None
+            raise
+
+    def _read_prompt(self, out: Stream) -> Floats | None:
+        """Logits (n_vocab,) after the prompt; None when it was cancelled, and taken back."""
+        ids, reuse = out.prompt, out.request.reuse
+        start = _common_prefix(self._tokens, ids) if reuse else len(self._tokens)
+        self._cut(start)
+        read = False
+        try:
+            self._tokens += ids[start:] if reuse else ids
+            if self._cache.length >= len(self._tokens):  # the last token again, for its logits
+                self._cache.trim(len(self._tokens) - 1)
+            logits = self._run_rest(out)
+            read = True
+            return logits
+        except CancelledError:
+            return None
+        finally:
+            if not read:
+                self._cut(max(start, self._cache.length) if reuse else start)
+
+    def _run_rest(self, out: Stream) -> Floats:
+        """Run the tokens that the cache does not hold yet, chunk by chunk; the last logits."""
+        cached, n = self._cache.length, len(self._tokens)
+        out.usage = replace(out.usage, prompt_tokens=n, cached_tokens=cached)
+        progress = out.request.progress or _no_progress
+        logits: Floats | None = None
+        progress(0, n - cached)
+        began = perf_counter()
+        while (done := self._cache.length) < n:
+            chunk = self._tokens[done : done + self._engine.chunk]
+            logits = self._step(chunk, out, last=done + len(chunk) == n)
+            progress(done + len(chunk) - cached, n - cached)
+        out.usage = replace(out.usage, prompt_seconds=perf_counter() - began)
+        if out.cancel_flag.is_set():
+            raise CancelledError("the call was cancelled")
+        assert logits is not None
+        return logits
+
+    def _step(self, tokens: Sequence[int], out: Stream, *, last: bool = True) -> Any:
+        """One native call. Logits (n_vocab,) of the last token; None where they are not needed."""
+        if out.cancel_flag.is_set():
+            raise CancelledError("the call was cancelled")
+        logits = self._engine.run(
+            self._cache, tokens, logits="last" if last else "none", cancel=out.cancel_flag
+        )
+        return None if logits is None else logits[0]
+
+    def _decode(self, logits: Floats, out: Stream) -> Generator[Piece, None, None]:
+        """Token by token until something ends it; then the text that was held back."""
+        request, tokenizer = out.request, self._model.tokenizer
+        decoder, stops = tokenizer.decoder(after=self._tokens[-1]), StopFilter(request.stop)
+        sampler = Sampler(request.sampling)
+        sampler.draws = len(self._tokens)  # by position: going on later gives the same answer
+        limit = request.max_tokens
+        reason: FinishReason = "length"
+        for i in itertools.count() if limit is None else range(limit):
+            began = perf_counter()
+            if i:  # the first logits are the prompt's
+                if self._cache.length >= self.n_context:
+                    reason = "context"
+                    break
+                try:
+                    logits = self._step(self._tokens[-1:], out)
+                except CancelledError:
+                    reason = "cancelled"
+                    break
+            token = sampler.sample(logits, self._tokens)
+            self._tokens.append(token)
+            ended = token in tokenizer.eos_ids
+            self._count(out, began, not ended, step=i > 0)
+            if ended:
+                reason = "stop"
+                break
+            text = stops.push(decoder.push(token))
+            yield _piece(text, token, logits, request.logprobs)
+            if stops.stopped:
+                reason = "stop"
+                break
+        out.finish_reason = reason
+        rest = stops.push(decoder.flush()) + stops.flush()
+        if rest:
+            yield Piece(rest)
+
+    @staticmethod
+    def _count(out: Stream, began: float, counts: bool, *, step: bool) -> None:
+        """Add one token to the usage."""
+        u = out.usage
+        out.usage = replace(
+            u,
+            completion_tokens=u.completion_tokens + counts,
+            decode_steps=u.decode_steps + step,
+            decode_seconds=u.decode_seconds + (perf_counter() - began if step else 0.0),
+        )
+
+
+def _no_progress(done: int, total: int) -> None:
+    pass
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens are the same."""
+    n = min(len(a), len(b))
+    return next((i for i in range(n) if a[i] != b[i]), n)
+
+
+def _piece(text: str, token: int, logits: Floats, n_top: int) -> Piece:
+    """A piece with the log-probabilities of the model itself, before penalties and temperature."""
+    if n_top == 0:
+        return Piece(text, token)
+    logprobs = native.log_softmax(logits)
+    top = tuple(TokenLogprob(int(i), float(logprobs[i])) for i in largest(logprobs, n_top))
+    return Piece(text, token, float(logprobs[token]), top)

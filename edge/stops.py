@@ -1,0 +1,50 @@
+"""Stop strings in a text that comes in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["StopFilter"]
+
+
+class StopFilter:
+    """Passes text on until the first stop string, which may span any number of pieces.
+
+    Text that could be the start of a stop string is held back until it is clear. Of two stop
+    strings the one that is complete first wins, then the one that starts first.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The text that is certain now. Nothing comes out after a stop string."""
+        if self.stopped or not self._stops:
+            return "" if self.stopped else text
+        out = []
+        for character in text:  # by character: which stop string wins must not depend on pieces
+            self._held += character
+            ends = [s for s in self._stops if self._held.endswith(s)]
+            if ends:
+                out.append(self._held[: -max(map(len, ends))])
+                self._held, self.stopped = "", True
+                break
+            keep = self._overlap()
+            out.append(self._held[: len(self._held) - keep])
+            self._held = self._held[len(self._held) - keep :]
+        return "".join(out)
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return held
+
+    def _overlap(self) -> int:
+        """Characters at the end of the held text that a stop string could start with."""
+        longest = max(map(len, self._stops)) - 1
+        for n in range(min(len(self._held), longest), 0, -1):
+            if any(s.startswith(self._held[-n:]) for s in self._stops):
+                return n
+        return 0

@@ -1,0 +1,109 @@
+"""A call that is under way: an iterator of pieces that also knows how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from edge.engine import Cancel
+from edge.errors import InputError
+from edge.request import Request
+from edge.results import Completion, FinishReason, Piece, Usage
+
+if TYPE_CHECKING:
+    from edge.session import Session
+
+__all__ = ["Stream"]
+
+
+class Stream(Iterator[Piece]):
+    """Pieces of an answer, each computed when it is asked for.
+
+    Leave it whenever you like: the session keeps what has come so far, and its next call ends
+    this stream. `next` raises InputError when another call took the session over, or is using it
+    in this moment from another thread; errors of the engine come as they are.
+    """
+
+    def __init__(self, session: Session, request: Request, prompt: Sequence[int]) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.cancel_flag = Cancel()
+        #: How it ended; None while it runs, and after an error.
+        self.finish_reason: FinishReason | None = None
+        self.usage = Usage()
+        self.pieces: list[Piece] = []
+        self._session = session
+        self._steps = session._generate(self)
+        self._watchers: list[Callable[[], None]] = []
+        #: Whether it ended, in whatever way.
+        self.ended = False
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Piece:
+        if self.ended:
+            raise StopIteration
+        with self._session._exclusive():
+            if self._session._current is not self:
+                raise InputError("another call has taken over the session of this stream")
+            try:
+                piece = next(self._steps)
+            except BaseException:  # StopIteration too
+                self.ended = True
+                self._tell()
+                raise
+            self.pieces.append(piece)
+            self._tell()
+            return piece
+
+    def cancel(self) -> None:
+        """End the stream within one chunk of work, from any thread."""
+        self.cancel_flag.set()
+
+    def close(self) -> None:
+        """End the stream here. From another thread than the one it runs in: `cancel`."""
+        self.cancel()
+        if not self.ended:
+            try:
+                self._steps.close()
+            except ValueError:  # it runs, in another thread
+                return
+            self.ended, self.finish_reason = True, "cancelled"
+
+    def finish(self) -> Completion:
+        """Run to the end and return the whole answer."""
+        for _ in self:
+            pass
+        return self.completion
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def completion(self) -> Completion:
+        """The answer so far."""
+        pieces = tuple(piece for piece in self.pieces if piece.token is not None)
+        return Completion(
+            text=self.text,
+            tokens=tuple(piece.token for piece in pieces if piece.token is not None),
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            logprobs=pieces if self.request.logprobs else (),
+        )
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Call this after each piece and at the end."""
+        self._watchers.append(callback)
+
+    def _tell(self) -> None:
+        for callback in self._watchers:
+            callback()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
