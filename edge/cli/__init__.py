@@ -1,0 +1,126 @@
+"""`edge-run`: one file per command, imported when it is asked for.
+
+The one place where errors become a line on stderr and an exit code: 1 for an EdgeError, 2 for
+wrong usage, 130 for Ctrl-C. Modules import click alone at the top; what costs time (numpy, the
+engine, the tokenizer) is imported inside the commands that need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+from typing import Any
+
+import click
+
+from edge.errors import EdgeError
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+#: Command -> the first line of its help: `edge-run --help` needs no command's module.
+COMMANDS = {
+    "chat": "Talk with a model, or ask it one question.",
+    "complete": "Continue a text, without a chat template.",
+    "info": "Say what a model file is, from its header alone.",
+    "bench": "Measure prompt and decode speed.",
+    "pull": "Fetch the default model into the cache.",
+}
+
+
+class _EdgeRun(click.Group):
+    """The group: lazy commands, and errors as one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"edge.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run, then exit with 0, 1 (an error), 2 (wrong usage) or 130 (Ctrl-C)."""
+        _prepare()
+        options |= {"prog_name": "edge-run", "standalone_mode": False}
+        try:
+            code = super().main(*args, **options)
+        except click.ClickException as e:
+            e.show()
+            code = e.exit_code
+        except click.Abort:  # click's word for KeyboardInterrupt
+            code = 130
+        except Exception as e:
+            if sys.flags.dev_mode:  # python -X dev -m edge.cli ...: the whole traceback
+                raise
+            complain(e)
+            code = 1
+        sys.exit(code or 0)
+
+
+def _prepare() -> None:
+    """What holds for the whole process, set before numpy is imported."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's pool: unused here, costs memory
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where a character cannot be shown: ?
+            stream.reconfigure(errors="replace")
+
+
+def complain(error: BaseException) -> None:
+    """One line on stderr for an error, `edge-run: ...`, safe for a terminal."""
+    if isinstance(error, EdgeError):
+        text = str(error)
+    elif isinstance(error, MemoryError) or str(error) == "can't start new thread":
+        text = "out of memory"
+    elif isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    elif isinstance(error, ImportError):  # no memory for a library, or a broken installation
+        text = f"a part of edge cannot be loaded: {_root(error)}"
+    else:
+        text = f"a bug of ours, please report it: {type(error).__name__}: {error}"
+    text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    click.echo(f"edge-run: {text}", err=True)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error that led to this one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        import edge
+
+        click.echo(f"edge-run {edge.__version__}")
+        ctx.exit()
+
+
+@click.group("edge-run", cls=_EdgeRun, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Run language models on small devices.
+
+    MODEL is a GGUF file; without one, the default model is used (see `edge-run pull`).
+    """
+
+
+def main() -> None:
+    """The `edge-run` program."""
+    cli.main()

@@ -1,0 +1,5 @@
+"""`python -m edge.cli`: the same as `edge-run`."""
+
+from edge.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""From a question to streamed text: what `chat` and `complete` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.cli.terminal import Interrupt, Progress, figures, note, write
+from edge.errors import InputError
+
+if TYPE_CHECKING:
+    from edge.cli.options import Settings
+    from edge.model import Model
+    from edge.results import Completion
+
+
+def open_model(path: str | None, settings: Settings) -> Model:
+    """Load a model, the default one where path is None, with a bar on a terminal."""
+    import edge
+
+    with Progress("loading") as progress:
+        return edge.load(
+            path, context=settings.context, threads=settings.threads, progress=progress
+        )
+
+
+def stream(source: Any, prompt: str, *, show: bool = True, **options: Any) -> Completion:
+    """Stream the answer of a Session or Chat to stdout; return what it was.
+
+    options: as for its stream(). Ctrl-C stops the answer (finish_reason "cancelled"), a second
+    one raises KeyboardInterrupt. show: write the text.
+    """
+    with Interrupt(source.cancel) as interrupt, Progress("reading the prompt") as progress:
+        pieces = source.stream(prompt, progress=progress, **options)
+        if interrupt.hit:  # before there was anything to cancel
+            pieces.cancel()
+        for piece in pieces:
+            progress.clear()
+            if show:
+                write(piece.text)
+    completion: Completion = pieces.completion
+    return completion
+
+
+def report(model: Model, completion: Completion) -> None:
+    """The figures of an answer, on stderr, and why it ended where that is news."""
+    if completion.finish_reason == "context":
+        limit = model.engine.config.n_context
+        note(f"the context of {limit} tokens is full; --context asks for more")
+    note(figures(completion.usage, model.engine))
+
+
+def once(model: Model, ask: Callable[[], Completion], *, quiet: bool, newline: bool) -> Completion:
+    """One answer for a program that ends with it: Ctrl-C leaves with it."""
+    completion = ask()
+    if newline:
+        click.echo()
+    if not quiet:
+        report(model, completion)
+    if completion.finish_reason == "cancelled":
+        raise click.exceptions.Exit(130)  # as for Ctrl-C anywhere else
+    return completion
+
+
+def not_empty(prompt: str) -> str:
+    """The prompt. Raises InputError when there is nothing in it."""
+    if not prompt:
+        raise InputError("the prompt is empty")
+    return prompt

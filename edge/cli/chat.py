@@ -1,0 +1,125 @@
+"""`edge-run chat`: talk with a model, or ask it one question."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.cli import COMMANDS, complain
+from edge.cli.options import Settings, model_options, read_stdin, sampling_options, utf8
+from edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edge.conversation import Chat
+    from edge.model import Model
+
+_HELP = """\
+/help   this list
+/reset  forget the conversation
+/quit   leave (or Ctrl-D)
+Ctrl-C  stops an answer; at the prompt it leaves"""
+_HISTORY_LINES = 1000
+
+
+@click.command(short_help=COMMANDS["chat"])
+@model_options
+@click.option("-p", "--prompt", metavar="TEXT", help="Ask this, answer, and leave.")
+@click.option("-s", "--system", metavar="TEXT", help="What the model is told before the talk.")
+@sampling_options
+def chat(model: str | None, prompt: str | None, system: str | None, **flags: Any) -> None:
+    """Talk with a model, or ask it one question.
+
+    With --prompt, or a question on standard input, it answers once and leaves. Else it is a
+    conversation: /help lists what can be typed, Ctrl-C stops an answer, a second one leaves.
+    """
+    from edge.cli.answer import not_empty, once, open_model, stream
+
+    settings = Settings.take(flags)
+    if system is not None:
+        system = utf8(system, "the system message")
+    if prompt is not None:
+        prompt = not_empty(utf8(prompt, "the prompt").strip())
+    elif not sys.stdin.isatty():
+        prompt = not_empty(read_stdin().strip())
+    with open_model(model, settings) as loaded:
+        if prompt is None:
+            _converse(loaded, system, settings)
+            return
+        talk = loaded.chat(system=system)
+        options: dict[str, Any] = {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
+        ask = partial(stream, talk, prompt, **options)
+        once(loaded, ask, quiet=settings.quiet, newline=True)
+
+
+def _converse(model: Model, system: str | None, settings: Settings) -> None:
+    """The conversation, until /quit, the end of input, or Ctrl-C at the prompt."""
+    if not settings.quiet:
+        click.secho("/help lists what can be typed, Ctrl-D leaves", err=True, dim=True)
+    talk = model.chat(system=system)
+    with _history():
+        while (line := _read_line()) is not None:
+            if line == "/quit":
+                break
+            if line == "/help":
+                click.echo(_HELP)
+            elif line == "/reset":
+                talk.reset()
+            elif line.startswith("/") and line[1:].isalpha():
+                click.echo(f"{line} is not known: /help lists what is", err=True)
+            elif line:
+                _answer(model, talk, line, settings)
+
+
+def _read_line() -> str | None:
+    """A line from the terminal, None at the end of input."""
+    try:
+        line = input("> ")
+    except EOFError:
+        click.echo()
+        return None
+    except UnicodeDecodeError:
+        click.echo("edge-run: that line is not UTF-8", err=True)
+        return ""
+    return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+
+
+def _answer(model: Model, talk: Chat, line: str, settings: Settings) -> None:
+    """Stream one answer; what goes wrong with it leaves the conversation as it is."""
+    from edge.cli.answer import report, stream
+
+    try:
+        completion = stream(talk, line, max_tokens=settings.max_tokens, sampling=settings.sampling)
+        click.echo()
+        if not settings.quiet:
+            report(model, completion)
+    except EdgeError as e:
+        complain(e)
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[None]:
+    """Line editing and a history kept in the cache folder, where readline is there."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    from edge.store import cache_dir
+
+    path = cache_dir() / "chat_history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        readline.set_history_length(_HISTORY_LINES)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # for its owner alone
+            readline.write_history_file(path)

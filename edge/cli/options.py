@@ -1,0 +1,138 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from edge.errors import InputError
+from edge.sampler import Option, SamplingOptions, sampling_fields
+
+#: A field's largest value that is no limit, only what its integers can hold.
+_NO_LIMIT = 2**31 - 1
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_options(command: Command) -> Command:
+    """MODEL, --context, --threads, --max-tokens and --quiet."""
+    for decorate in (
+        click.option("-q", "--quiet", is_flag=True, help="No figures after the answer."),
+        click.option(
+            "-n",
+            "--max-tokens",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Stop after N tokens.",
+            show_default="when the model ends, or the context is full",
+        ),
+        click.option(
+            "-t",
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Threads to compute with.",
+            show_default="the cores that help",
+        ),
+        click.option(
+            "-c",
+            "--context",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Tokens a session may hold.",
+            show_default="the model's own limit, at most 4096",
+        ),
+        click.argument("model", required=False),
+    ):
+        command = decorate(command)
+    return command
+
+
+def sampling_options(command: Command) -> Command:
+    """One flag for each field of SamplingOptions, with the field's own help and range."""
+    for option in reversed(sampling_fields()):
+        command = _flag(option)(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of `model_options` (but for MODEL) and `sampling_options`."""
+
+    context: int | None
+    threads: int | None
+    max_tokens: int | None
+    quiet: bool
+    sampling: SamplingOptions
+
+    @classmethod
+    def take(cls, flags: dict[str, Any]) -> Settings:
+        """Take them out of a command's flags; its own stay. Raises InputError."""
+        sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
+        names = ("context", "threads", "max_tokens", "quiet")
+        return cls(
+            **{name: flags.pop(name) for name in names}, sampling=SamplingOptions(**sampling)
+        )
+
+
+def _flag(option: Option) -> Callable[[Command], Command]:
+    name = "--" + option.name.replace("_", "-")
+    if option.kind is dict:
+        return click.option(
+            name, multiple=True, metavar="ID=BIAS", callback=_biases, help=option.help
+        )
+    number: Any = click.IntRange if option.kind is int else click.FloatRange
+    limited = option.max is not None and option.max < _NO_LIMIT
+    return click.option(
+        name,
+        type=number(option.min, option.max if limited else None, min_open=option.min_open),
+        default=option.default,
+        show_default=True,
+        metavar="N",
+        help=option.help,
+    )
+
+
+def _biases(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> dict[int, float]:
+    """`ID=BIAS` flags -> token id to bias."""
+    biases = {}
+    for value in values:
+        token, _equals, bias = value.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise click.BadParameter(
+                f"{value!r} is not a token id, an equals sign and a number."
+            ) from None
+    return biases
+
+
+def utf8(data: bytes | str, what: str) -> str:
+    """Text from bytes, or from an argument that the shell gave. what: its name, for the message.
+
+    Raises InputError with the offset of the first byte that is not UTF-8.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogateescape")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{what} is not UTF-8: byte {e.start} is 0x{data[e.start]:02x}") from None
+
+
+def read_stdin() -> str:
+    """All of standard input. Raises InputError when it is not UTF-8."""
+    return utf8(sys.stdin.buffer.read(), "standard input")
+
+
+def read_file(path: str) -> str:
+    """A text file. Raises InputError when it cannot be read or is not UTF-8."""
+    try:
+        with open(path, "rb") as file:
+            return utf8(file.read(), path)
+    except OSError as e:
+        raise InputError(f"{path}: {e.strerror or e}") from e

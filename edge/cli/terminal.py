@@ -1,0 +1,165 @@
+"""What a terminal gets and a pipe does not: progress, Ctrl-C that stops an answer, figures."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+import click
+
+#: Control characters, which a model could use to take over a terminal; tab and newline stay.
+_CONTROL = {i: None for i in (*range(32), *range(127, 160)) if i not in (9, 10)}
+
+
+class Progress:
+    """A bar on stderr, called with (done, total); only on a terminal, only when it takes time."""
+
+    AFTER_SECONDS, EVERY_SECONDS, CELLS = 0.3, 0.1, 30
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._on = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._next: float | None = None  # when to draw again
+        self._width = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._next is None:
+            self._next = now + self.AFTER_SECONDS
+        if not self._on or total <= 0 or now < self._next:
+            return
+        self._next = now + self.EVERY_SECONDS
+        cells = self.CELLS * done // total
+        bar = "#" * cells + "." * (self.CELLS - cells)
+        line = f"{self._label} [{bar}] {100 * done // total:3} %"
+        self._width = len(line)
+        print(f"\r{line}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Take the bar away."""
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+            self._width = 0
+
+
+class Interrupt:
+    """While it holds, Ctrl-C calls `cancel`; a second Ctrl-C raises KeyboardInterrupt.
+
+    Python runs a signal's handler only when native code returns, which can be seconds away in a
+    long prompt. The wake-up descriptor is written at once, so a thread that reads it can cancel.
+    hit: whether Ctrl-C was pressed. Outside the main thread, and where Ctrl-C is ignored already,
+    nothing is installed.
+    """
+
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        self.hit = False
+        self._cancel = cancel
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Interrupt:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            try:
+                self._install()
+            except (ImportError, OSError, RuntimeError):  # no memory for a socket or a thread
+                self._undo.close()
+        return self
+
+    def _install(self) -> None:
+        import socket
+
+        reader, writer = socket.socketpair()
+        thread = threading.Thread(target=self._watch, args=(reader,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            reader.close()
+            writer.close()
+            raise
+        self._undo.callback(reader.close)
+        self._undo.callback(thread.join)
+        self._undo.callback(writer.close)
+        writer.setblocking(False)
+        self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer.fileno()))
+        self._undo.callback(signal.signal, signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._undo.close()
+
+    def _watch(self, reader: Any) -> None:
+        while signals := reader.recv(16):
+            if signal.SIGINT in signals:
+                self._cancel()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.hit:
+            raise KeyboardInterrupt
+        self.hit = True
+
+
+def write(text: str) -> None:
+    """Text of a model to stdout, at once; a terminal is spared its control characters."""
+    if sys.stdout.isatty():
+        text = text.translate(_CONTROL)
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """A line beside the answer, on stderr."""
+    click.secho(text, err=True, dim=True)
+
+
+def figures(usage: Any, engine: Any) -> str:
+    """One line: tokens, tokens/s, peak memory, kernels. usage: of one answer."""
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    parts = [
+        f"prompt {usage.prompt_tokens} tokens{cached}{_speed(usage.prompt_tokens_per_second)}",
+        f"answer {usage.completion_tokens} tokens{_speed(usage.decode_tokens_per_second)}",
+    ]
+    if peak := peak_memory():
+        parts.append(f"peak memory {mebibytes(peak)}")
+    threads = "1 thread" if engine.threads == 1 else f"{engine.threads} threads"
+    return "; ".join([*parts, f"kernels {engine.isa}, {threads}"])
+
+
+def _speed(tokens_per_second: float) -> str:
+    return f", {tokens_per_second:.1f}/s" if tokens_per_second else ""
+
+
+def mebibytes(n_bytes: int) -> str:
+    """A size for people."""
+    return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:,.1f} KiB"
+
+
+def peak_memory() -> int | None:
+    """Most bytes of memory this process had resident, where the system tells."""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(ImportError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return None

@@ -1,0 +1,75 @@
+"""docs/cli.md against the program: every command's help, word for word.
+
+`python tests/test_docs.py`, with edge installed, writes the help of today into the page.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from edge.cli import COMMANDS, cli
+
+PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+HEADING = "## Commands\n"
+
+
+def help_of(name: str) -> str:
+    """`edge-run NAME --help`, 80 columns wide; the group's own for an empty name."""
+    parent = click.Context(cli, info_name="edge-run", terminal_width=80, **cli.context_settings)
+    if not name:
+        return cli.get_help(parent)
+    command = cli.get_command(parent, name)
+    assert command is not None
+    return command.get_help(
+        click.Context(command, parent=parent, info_name=name, terminal_width=80)
+    )
+
+
+def generated() -> str:
+    """The page's last part."""
+    parts = [HEADING]
+    for name in ("", *COMMANDS):
+        title = f"edge-run {name}".strip()
+        parts.append(f"### `{title}`\n\n```\n{help_of(name)}\n```\n")
+    return "\n".join(parts)
+
+
+def words(text: str) -> list[str]:
+    """Text without its line breaks, which differ between versions of click."""
+    return text.split()
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_is_in_the_page(name: str) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    title = re.escape(f"### `edge-run {name}".strip())
+    match = re.search(rf"{title}`\n\n```\n(.*?)\n```\n", page, re.DOTALL)
+    assert match, f"docs/cli.md does not have {name or 'edge-run'}: run python {__file__}"
+    assert words(match[1]) == words(help_of(name)), f"stale: run python {__file__}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_documented(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    text = help_of(name)
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts[0]} has no help"
+            assert all(flag in text for flag in parameter.opts)
+
+
+def test_the_page_names_no_option_that_is_gone() -> None:
+    prose = PAGE.read_text(encoding="utf-8").split(HEADING)[0]
+    known = "\n".join(help_of(name) for name in ("", *COMMANDS))
+    for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose):
+        assert flag in known, f"docs/cli.md speaks of {flag}"
+
+
+if __name__ == "__main__":
+    prose = PAGE.read_text(encoding="utf-8").split(HEADING)[0]
+    PAGE.write_text(prose + generated(), encoding="utf-8")
