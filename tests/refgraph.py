@@ -1,0 +1,164 @@
+"""The numpy referee: runs a Graph as the papers write it, on plain float weights.
+
+Slow to decode, exact to read: no cache, no packing, no fusion; every position from 0 in one pass.
+Exact in float32 to about 1e-5 of a logit, in float64 to all digits that matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import refmath
+
+from edge.graph import Graph, Op, Rope
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every op may look at."""
+
+    tokens: Array  # (t,)
+    weights: Mapping[str, Array]  # by the graph's names
+    quantised: Container[str]  # the tensors whose matmul's input goes through int8
+    cache: type[np.floating[Any]]  # what keys and values are rounded to
+
+
+def run(
+    graph: Graph,
+    weights: Mapping[str, Array],
+    tokens: Sequence[int],
+    *,
+    dtype: type[np.floating[Any]] = np.float32,
+    quantised: Container[str] = (),
+    cache: type[np.floating[Any]] | None = None,
+) -> Array:
+    """Logits (tokens, vocab) of all positions, the first at position 0.
+
+    weights: tensor name, with its suffix, -> float array. dtype: of every value on the way.
+    quantised: the tensors whose matmul's input goes through int8 with a scale per 32, as in the
+    kernels. cache: keys and values are rounded to this type, None: dtype.
+    """
+    held = {name: np.asarray(weights[f"{name}.weight"], dtype) for name in graph.weights}
+    state = Run(np.asarray(tokens), held, quantised, cache or dtype)
+    last = {name: i for i, op in enumerate(graph.ops) for name in op.inputs}
+    values: dict[str, Array] = {}
+    for i, op in enumerate(graph.ops):
+        values[op.output] = OPS[op.kind](state, op, *(values[name] for name in op.inputs))
+        for name in op.inputs:
+            if last[name] == i:
+                values.pop(name, None)
+    return values[graph.output]
+
+
+def load_weights(gguf: Any) -> dict[str, Array]:
+    """Every tensor of an open `edge.gguf.GGUF` as float32, by its name in the file."""
+    return {t.name: refmath.dequantise(t.type, t.data, t.shape) for t in gguf.tensors.values()}
+
+
+def q8(x: Array) -> Array:
+    """x through the kernels' int8 activations, a scale per 32 along the last axis."""
+    codes, scales = refmath.quantise_activations(x)
+    groups = codes.reshape(*scales.shape, -1) * scales[..., None]
+    return groups.reshape(x.shape).astype(x.dtype)
+
+
+def embed(r: Run, op: Op) -> Array:
+    """(t, dim): a row of the table per token."""
+    return r.weights[op.weights[0]][r.tokens]
+
+
+def rms_norm(r: Run, op: Op, x: Array) -> Array:
+    """x / rms(x) * w."""
+    mean = (x * x).mean(-1, keepdims=True)
+    return x / np.sqrt(mean + x.dtype.type(op.attrs["eps"])) * r.weights[op.weights[0]]
+
+
+def matmul(r: Run, op: Op, x: Array) -> Array:
+    """[x W0^T | x W1^T | ...]."""
+    parts = []
+    for name in op.weights:
+        seen = q8(x) if f"{name}.weight" in r.quantised else x
+        parts.append(seen @ r.weights[name].T)
+    return np.concatenate(parts, -1)
+
+
+def rope(r: Run, op: Op, x: Array) -> Array:
+    """Pairs (a, b) of the first n_heads heads, turned by position * frequency."""
+    p: Rope = op.attrs["rope"]
+    heads = x.reshape(len(x), -1, op.attrs["head_dim"]).copy()
+    turned = heads[:, : op.attrs["n_heads"], : p.n_rot]  # a view
+    pair = np.arange(p.n_rot // 2)
+    a, b = (2 * pair, 2 * pair + 1) if p.interleaved else (pair, pair + p.n_rot // 2)
+    frequency = p.scale * p.base ** (-2.0 * pair / p.n_rot)
+    if p.factors is not None:
+        frequency = frequency / r.weights[p.factors]
+    angle = np.arange(len(x))[:, None, None] * frequency  # float64: exact enough for any position
+    cos = (np.cos(angle) * p.magnitude).astype(x.dtype)
+    sin = (np.sin(angle) * p.magnitude).astype(x.dtype)
+    xa, xb = turned[..., a], turned[..., b]
+    turned[..., a], turned[..., b] = xa * cos - xb * sin, xa * sin + xb * cos
+    return heads.reshape(x.shape)
+
+
+def attention(r: Run, op: Op, x: Array) -> Array:
+    """softmax(q k^T / sqrt(d) + mask) v, each key head shared by n_heads / n_kv_heads queries."""
+    n_heads, n_kv, window = (op.attrs[key] for key in ("n_heads", "n_kv_heads", "window"))
+    heads = x.reshape(len(x), -1, op.attrs["head_dim"]).swapaxes(0, 1)  # (head, t, d)
+    q, k, v = np.split(heads, (n_heads, n_heads + n_kv))
+    k, v = (a.astype(r.cache).astype(x.dtype) for a in (k, v))
+    age = np.arange(len(x))[:, None] - np.arange(len(x))
+    hidden = (age < 0) | ((age >= window) if window else False)
+    out = np.empty_like(q)
+    for i in range(n_heads):
+        j = i * n_kv // n_heads
+        score = q[i] @ k[j].T / np.sqrt(x.dtype.type(op.attrs["head_dim"]))
+        score[hidden] = -np.inf
+        out[i] = softmax(score) @ v[j]
+    return out.swapaxes(0, 1).reshape(len(x), -1)
+
+
+def gated(r: Run, op: Op, x: Array) -> Array:
+    """activation(gate) * up of x = [gate | up]."""
+    gate, up = np.split(x, 2, -1)
+    return ACTIVATIONS[op.attrs["activation"]](gate) * up
+
+
+def add(r: Run, op: Op, x: Array, y: Array) -> Array:
+    """x + y."""
+    return x + y
+
+
+def softmax(x: Array) -> Array:
+    """Over the last axis."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def log_softmax(x: Array) -> Array:
+    """Over the last axis."""
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def silu(x: Array) -> Array:
+    """x sigmoid(x), by tanh so that no exp overflows."""
+    half = x.dtype.type(0.5)
+    return x * half * (1 + np.tanh(half * x))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": silu}
+
+OPS: dict[str, Callable[..., Array]] = {
+    "embed": embed,
+    "rms_norm": rms_norm,
+    "matmul": matmul,
+    "rope": rope,
+    "attention": attention,
+    "gated": gated,
+    "add": add,
+}
