@@ -1,0 +1,152 @@
+"""Messages to a prompt, by the Jinja template that the model brings along.
+
+A template is a program from a stranger: it runs in jinja2's immutable sandbox and, since that
+alone stops neither endless loops nor strings of gigabytes, under the bounds of edge/jinja.
+jinja2 is imported when the first template is rendered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import InputError, ModelFileError, TemplateError
+
+if TYPE_CHECKING:
+    from edge.jinja.environment import Program
+
+__all__ = ["ChatTemplate", "Limits"]
+
+_MAX_NESTING = 64  # levels of lists and dicts in a message or a tool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one rendering may cost; a real template needs a small part of it."""
+
+    seconds: float = 3.0
+    steps: int = 1_000_000  # loop iterations, calls, filters
+    value_bytes: int = 32 << 20  # one string or list, everything inside it counted; the output
+    total_bytes: int = 128 << 20  # everything made, kept or not
+    call_depth: int = 50  # macros inside macros
+    source_chars: int = 48 << 10
+
+
+class ChatTemplate:
+    """A chat template, compiled at the first rendering. Safe to use from several threads.
+
+    source: the Jinja text. bos, eos: what `bos_token` and `eos_token` stand for in it.
+    """
+
+    def __init__(
+        self, source: str, bos: str = "", eos: str = "", *, limits: Limits | None = None
+    ) -> None:
+        self.source, self.bos, self.eos = source, bos, eos
+        self.limits = limits or Limits()
+        self._lock = threading.Lock()
+        self._program: Program | None = None
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], path: str | PathLike[str] = "model"
+    ) -> ChatTemplate:
+        """The template of a GGUF file.
+
+        path: the file's name, for messages. Raises TemplateError when the file has none,
+        ModelFileError when what it has is not text.
+        """
+        source = metadata.get("tokenizer.chat_template")
+        if source is None:
+            raise TemplateError(
+                f"{fspath(path)} has no chat template: use `complete`, or pass a template"
+            )
+        if not isinstance(source, str):
+            raise ModelFileError("not a text", path=path, field="tokenizer.chat_template")
+        return cls(source, _token(metadata, "bos"), _token(metadata, "eos"))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt for some messages.
+
+        messages: dicts with `role` and `content`, both str; an assistant message with
+            `tool_calls` may go without content. Other keys go to the template as they are.
+        tools: JSON schemas of the functions that the model may call.
+        add_generation_prompt: end where the assistant begins to speak.
+        variables: more names for the template, such as `enable_thinking`.
+
+        Raises InputError for messages that are none, TemplateError when the template refuses
+        them, fails, or goes beyond its limits.
+        """
+        names: dict[str, Any] = {
+            **{key: _plain(value, f"variable {key!r}") for key, value in (variables or {}).items()},
+            "messages": _checked(messages),
+            "tools": None if tools is None else _plain(tools, "tools"),
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self.bos,
+            "eos_token": self.eos,
+        }
+        return self._compiled().render(names)
+
+    def _compiled(self) -> Program:
+        with self._lock:
+            if self._program is None:
+                from edge.jinja.environment import Program
+
+                self._program = Program(self.source, self.limits)
+            return self._program
+
+
+def _token(metadata: Mapping[str, Any], name: str) -> str:
+    """The text of the bos or eos token; "" when the file names none."""
+    token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(token, int) and isinstance(tokens, Sequence) and 0 <= token < len(tokens):
+        return str(tokens[token])
+    return ""
+
+
+def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A deep copy of messages in plain types. InputError says which message is wrong."""
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+        raise InputError("messages must be a list of dicts with role and content")
+    if not messages:
+        raise InputError("there are no messages")
+    copies = []
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InputError(f"message {i} is a {type(message).__name__}, not a dict")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role:
+            raise InputError(f"message {i} has no role")
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            raise InputError(f"the content of message {i} ({role}) must be text")
+        copies.append(_plain(message, f"message {i}"))
+    return copies
+
+
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
+    """A deep copy made of str, int, float, bool, None, list and dict only."""
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)
+    if depth > _MAX_NESTING:
+        raise InputError(f"{where} is nested more than {_MAX_NESTING} levels deep")
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise InputError(f"{where} has a key that is not text")
+        return {str(key): _plain(item, where, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where, depth + 1) for item in value]
+    raise InputError(f"{where} holds a {type(value).__name__}; only JSON values can be rendered")

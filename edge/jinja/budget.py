@@ -1,0 +1,149 @@
+"""What a rendering may still cost, and what a value weighs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from sys import getsizeof
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge.chat import Limits
+
+__all__ = ["ITEM_BYTES", "Budget", "Refused", "n_bytes", "running", "spending"]
+
+ITEM_BYTES = 64  # an entry of a list or dict, without what it refers to
+_MAX_NESTING = 100
+
+
+class Refused(Exception):
+    """A bound was reached, or something is not allowed. One line."""
+
+
+def n_bytes(text: str) -> int:
+    """Memory of a text, without the object's own head (some 50 bytes)."""
+    return getsizeof(text) - _EMPTY_BYTES
+
+
+_EMPTY_BYTES = getsizeof("")
+
+
+class Budget:
+    """Counts down; every method raises Refused when there is nothing left."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._deadline = time.monotonic() + limits.seconds
+        self._steps, self._bytes = limits.steps, limits.total_bytes
+        self._depth = 0
+        self._weights: dict[int, tuple[Any, int, int]] = {}  # id -> (it, kept alive; size, depth)
+
+    def step(self) -> None:
+        """One iteration, call or filter."""
+        self._steps -= 1
+        if self._steps < 0:
+            raise Refused(f"it took more than {self._limits.steps:,} steps")
+        if time.monotonic() > self._deadline:
+            raise Refused(f"it ran longer than {self._limits.seconds:g} s")
+
+    def iterate(self, values: Iterable[Any]) -> Iterator[Any]:
+        """The same values, a step each."""
+        for value in values:
+            self.step()
+            yield value
+
+    def listed(self, values: Iterable[Any]) -> list[Any]:
+        """The values as a list; for loops that run inside C."""
+        if isinstance(values, (list, tuple)):
+            return list(values)
+        self.reserve(ITEM_BYTES * len(values) if isinstance(values, str) else 0)
+        return list(self.iterate(values))
+
+    def reserve(self, size: int) -> None:
+        """Ask before making one value of `size` bytes, or doing that many steps inside C."""
+        limit = self._limits.value_bytes
+        if size > limit:
+            raise Refused(f"it makes or searches more than {limit >> 20} MiB at once")
+
+    def charge(self, size: int) -> None:
+        """Pay for `size` bytes that were made."""
+        self.reserve(size)
+        self._bytes -= size
+        if self._bytes < 0:
+            raise Refused(f"it makes more than {self._limits.total_bytes >> 20} MiB of values")
+
+    def made(self, value: Any) -> Any:
+        """Pay for a new value and pass it on."""
+        self.step()
+        self.charge(self.size(value))
+        return value
+
+    def size(self, value: Any) -> int:
+        """Bytes of a value, everything inside counted as often as it appears."""
+        return self.weigh(value)[0]
+
+    def weigh(self, value: Any, level: int = 0) -> tuple[int, int]:
+        """(size in bytes, levels of nesting). A container is walked once per rendering."""
+        if isinstance(value, str):
+            return n_bytes(value), 0
+        if not isinstance(value, (list, tuple, dict)):
+            return ITEM_BYTES, 0
+        known = self._weights.get(id(value))
+        if known is not None:
+            return known[1], known[2]
+        size, depth = ITEM_BYTES, 1
+        for part in _parts(value) if level <= _MAX_NESTING else ():
+            inner, below = self.weigh(part, level + 1)
+            size += ITEM_BYTES + inner
+            depth = max(depth, below + 1)
+            self.reserve(size)
+        if level + depth > _MAX_NESTING:
+            raise Refused(f"its values are nested more than {_MAX_NESTING} levels deep")
+        self._weights[id(value)] = value, size, depth
+        return size, depth
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around a call."""
+        self.step()
+        self._depth += 1
+        if self._depth > self._limits.call_depth:
+            raise Refused(f"its calls are nested more than {self._limits.call_depth} levels deep")
+        yield
+        self._depth -= 1
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """What is directly inside a list, tuple or dict."""
+    if isinstance(value, dict):
+        yield from value
+        yield from value.values()
+    else:
+        yield from value
+
+
+class _Running(threading.local):
+    budget: Budget | None = None
+
+
+_running = _Running()
+
+
+def running() -> Budget:
+    """The budget of the rendering that this thread is in."""
+    budget = _running.budget
+    if budget is None:
+        raise Refused("it runs outside a rendering")
+    return budget
+
+
+@contextmanager
+def spending(budget: Budget) -> Iterator[None]:
+    """Make `budget` this thread's own for the time of a rendering."""
+    outer, _running.budget = _running.budget, budget
+    try:
+        yield
+    finally:
+        _running.budget = outer

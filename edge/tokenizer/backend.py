@@ -1,0 +1,130 @@
+"""The `tokenizers` objects that do the merging: one for ordinary text, one for marked-up text.
+
+Both share one BPE model (the vocabulary is in memory once) and differ in the tokens that are
+cut out of the text before anything else: user-defined ones always, control ones only in
+`marked`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from edge.errors import ModelFileError
+from edge.tokenizer.presplit import pre_split
+from edge.tokenizer.vocabulary import TokenType, Vocabulary
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = ["GUARD", "Backend", "build", "spm_merges"]
+
+GUARD = "\ufdd0"  # a noncharacter; inside a control token's spelling it makes it ordinary text
+SPM_SPACE = "\u2581"
+
+# Phi-3's control tokens swallow the white space after them; GGUF has no field to say so, but
+# these three beside a SentencePiece vocabulary are Phi-3's alone.
+_PHI3_MARKS = ("<|user|>", "<|assistant|>", "<|end|>")
+_PHI3_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
+
+
+class Backend(NamedTuple):
+    """plain: for ordinary text; marked: control tokens in the text count as such."""
+
+    plain: tokenizers.Tokenizer
+    marked: tokenizers.Tokenizer
+
+
+def build(vocabulary: Vocabulary) -> Backend:
+    """Build both tokenizers. ModelFileError when the vocabulary contradicts itself."""
+    from tokenizers import AddedToken, Tokenizer, models
+
+    last = len(vocabulary.tokens) - 1
+    ids = {text: last - i for i, text in enumerate(reversed(vocabulary.tokens))}  # lowest id wins
+    try:
+        if vocabulary.model == "llama":
+            unknown = vocabulary.ids_of(TokenType.UNKNOWN)
+            model = models.BPE(
+                ids,
+                spm_merges(vocabulary),
+                unk_token=vocabulary.tokens[unknown[0]] if unknown else None,
+                fuse_unk=True,
+                byte_fallback=True,
+            )
+        else:
+            ignore_merges = pre_split(vocabulary.pre).ignore_merges
+            model = models.BPE(ids, vocabulary.merges, ignore_merges=ignore_merges)
+    except Exception as error:  # tokenizers raises bare Exception
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelFileError(
+            f"the vocabulary does not build: {message}",
+            path=vocabulary.path,
+            field="tokenizer.ggml.merges" if vocabulary.merges else "tokenizer.ggml.tokens",
+        ) from error
+
+    def added(*types: TokenType, swallow: bool = False) -> list[AddedToken]:
+        texts = dict.fromkeys(vocabulary.tokens[i] for i in vocabulary.ids_of(*types))
+        return [
+            AddedToken(t, normalized=False, rstrip=swallow and t not in _PHI3_KEEP_SPACE)
+            for t in texts
+        ]
+
+    plain, marked = Tokenizer(model), Tokenizer(model)
+    _set_pipeline(plain, vocabulary, guarded=False)
+    _set_pipeline(marked, vocabulary, guarded=True)
+    user_defined = added(TokenType.USER_DEFINED)
+    plain.add_tokens(user_defined)
+    marked.add_tokens(user_defined)
+    swallow = vocabulary.model == "llama" and all(m in ids for m in _PHI3_MARKS)
+    marked.add_special_tokens(added(TokenType.CONTROL, TokenType.UNKNOWN, swallow=swallow))
+    return Backend(plain, marked)
+
+
+def _set_pipeline(backend: tokenizers.Tokenizer, vocabulary: Vocabulary, *, guarded: bool) -> None:
+    """Normaliser and pre-tokenizer; both see only the text between added tokens."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    steps: list[normalizers.Normalizer] = []
+    if guarded:
+        steps.append(normalizers.Replace(GUARD, ""))
+    if vocabulary.model == "llama":
+        if vocabulary.space_prefix:
+            steps.append(normalizers.Prepend(SPM_SPACE))
+        steps.append(normalizers.Replace(" ", SPM_SPACE))
+    else:
+        row = pre_split(vocabulary.pre)
+        if row.nfc:
+            steps.append(normalizers.NFC())
+        splits: list[pre_tokenizers.PreTokenizer] = []
+        if row.split_digits:
+            splits.append(pre_tokenizers.Digits(individual_digits=True))
+        if row.pattern is not None:
+            splits.append(pre_tokenizers.Split(Regex(row.pattern), "isolated"))
+        splits.append(
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=row.pattern is None)
+        )
+        backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    if steps:
+        backend.normalizer = normalizers.Sequence(steps)
+
+
+def spm_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The merges that SentencePiece's scores imply, best first.
+
+    SentencePiece joins the neighbours whose union has the highest score; so every way to cut a
+    piece into two pieces is a merge, ranked by the score of the whole.
+    """
+    normal = (TokenType.NORMAL, TokenType.UNDEFINED)
+    pieces = {
+        text: score
+        for text, score, t in zip(
+            vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True
+        )
+        if t in normal
+    }
+    ranked = sorted(pieces, key=pieces.__getitem__, reverse=True)  # stable: ties by id
+    return [
+        (left, right)
+        for piece in ranked
+        for cut in range(1, len(piece))
+        if (left := piece[:cut]) in pieces and (right := piece[cut:]) in pieces
+    ]

@@ -1,0 +1,144 @@
+"""The Tokenizer: what the rest of edge uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from os import PathLike, fspath
+from typing import Any
+
+from edge.errors import InputError
+from edge.tokenizer.backend import GUARD, SPM_SPACE, build
+from edge.tokenizer.decoder import StreamDecoder
+from edge.tokenizer.vocabulary import TokenType, Vocabulary
+
+__all__ = ["Tokenizer"]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE spells each byte as one printable character: that character -> byte."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(b): b for b in plain}
+    others = (b for b in range(0x100) if b not in set(plain))
+    alphabet.update({chr(0x100 + i): b for i, b in enumerate(others)})
+    return alphabet
+
+
+_BYTES = _byte_alphabet()
+
+
+class Tokenizer:
+    """Text to ids and ids to text for one model. Safe to use from several threads.
+
+    n_vocab: ids are 0..n_vocab-1
+    bos_id, eos_id: the ids the file names, or None
+    eos_ids: all ids that end a turn or a document
+    add_bos, add_eos: whether the file wants them around a text; add_eos is for those who
+        embed or score texts, a prompt to be continued must not end with it, so `encode`
+        never adds it
+    space_prefix: encoding puts a space before the text (SentencePiece)
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._tokens, self._types = vocabulary.tokens, vocabulary.types
+        self._backend = build(vocabulary)
+        self.n_vocab = len(vocabulary.tokens)
+        self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
+        self.eos_ids = vocabulary.end_ids
+        self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
+        self.space_prefix = vocabulary.space_prefix
+        marks = {self._tokens[i] for i in vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN)}
+        longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
+        self._marks = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], path: str | PathLike[str] = "model"
+    ) -> Tokenizer:
+        """Build from the keys `tokenizer.ggml.*` of a GGUF file.
+
+        path: the file's name, for messages. Raises ModelFileError for metadata that is missing
+        or contradicts itself, UnsupportedError for a tokenizer that edge does not know.
+        """
+        return cls(Vocabulary.from_metadata(metadata, fspath(path)))
+
+    def encode(self, text: str, *, special: bool = False, bos: bool | None = None) -> list[int]:
+        """The ids of a text.
+
+        special: control tokens written in the text (`<|im_start|>`) count as such; otherwise
+            they are letters like any others. User-defined tokens are ordinary text and are
+            always one token.
+        bos: begin with the bos token, once; None: if the file says so.
+
+        Bytes for which a byte-level vocabulary has no token are left out, as in the original
+        tokenizers. Raises InputError for text that is not valid Unicode (lone surrogates).
+        """
+        backend = self._backend.marked if special else self._backend.plain
+        try:
+            text.encode()  # some versions of `tokenizers` would let it pass
+        except UnicodeEncodeError:
+            raise InputError("the text is not valid Unicode: it holds a lone surrogate") from None
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        add_bos = self.add_bos if bos is None else bos
+        if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        return ids
+
+    def quote(self, text: str) -> str:
+        """Mark a text so that `encode(..., special=True)` takes no control token out of it.
+
+        For text from outside that goes into a template: the template's own control tokens
+        count, those that a user typed are letters. The marks (U+FDD0 inside the spelling of a
+        control token) vanish in encoding.
+        """
+        return self._marks.sub(lambda m: GUARD.join(m[0]) + GUARD, text.replace(GUARD, ""))
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """The text of some ids; bytes that are no text become U+FFFD.
+
+        special: show control tokens as they are spelled. Raises InputError for a bad id.
+        """
+        decoder = self.decoder(special=special)
+        return "".join(map(decoder.push, ids)) + decoder.flush()
+
+    def decoder(self, *, special: bool = False, after: int | None = None) -> StreamDecoder:
+        """A decoder for ids that come one by one.
+
+        after: the token that the text continues; None: the text begins here. It matters where
+        encoding puts a space before a text: the space of a continued text is its own.
+        """
+        return StreamDecoder(self, special=special, after=after)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for, its spelling for a control token.
+
+        Raises InputError for an id outside the vocabulary.
+        """
+        if not 0 <= token < self.n_vocab:
+            raise InputError(f"token {token} is outside the vocabulary of {self.n_vocab}")
+        text, kind = self._tokens[token], self._types[token]
+        if kind == TokenType.BYTE and re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
+            return bytes([int(text[3:5], 16)])
+        if kind in (TokenType.UNKNOWN, TokenType.CONTROL):
+            return text.encode("utf-8", "replace")
+        if self._vocabulary.model == "llama":
+            return text.replace(SPM_SPACE, " ").encode("utf-8", "replace")
+        if kind in (TokenType.NORMAL, TokenType.UNDEFINED):
+            try:
+                return bytes(map(_BYTES.__getitem__, text))
+            except KeyError:  # not spelled in the byte alphabet: the text itself
+                pass
+        return text.encode("utf-8", "replace")
+
+    def token_text(self, token: int) -> str:
+        """`token_bytes` as text for people: U+FFFD for a part of a character."""
+        return self.token_bytes(token).decode("utf-8", "replace")
+
+    def is_special(self, token: int) -> bool:
+        """A control token: no part of the text, hidden unless asked for."""
+        return self._types[token] in (TokenType.UNKNOWN, TokenType.CONTROL)
+
+    def is_added(self, token: int) -> bool:
+        """A token that is cut out of the text before the rest is merged."""
+        return self.is_special(token) or self._types[token] == TokenType.USER_DEFINED
