@@ -26,6 +26,9 @@ __all__ = ["Cancel", "Engine"]
 #: progress bar.
 CHUNK = 256
 
+#: Memory of a tokenizer per entry of its vocabulary, merges included: 40 MiB for 49,152.
+TOKENIZER_BYTES = 850
+
 
 class Cancel:
     """A flag that stops a run within one chunk of its work; safe to set from any thread."""
@@ -185,6 +188,7 @@ class Engine:
                 self.config.n_context
             ),
             "buffers": self.arena_bytes,
+            "tokenizer": self.n_vocab * TOKENIZER_BYTES,
         }
         memory.require(parts, self.gguf.path, "; a smaller --context needs less")
         error = ffi.new("edge_error *")

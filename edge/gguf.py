@@ -83,6 +83,12 @@ class Tensor:
             )
         return memoryview(self._map)[self.offset : self.offset + self.n_bytes]
 
+    def forget(self) -> None:
+        """Let go of the pages that reading `data` brought in; they can be read again."""
+        first = self.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED") and self.n_bytes:
+            self._map.madvise(mmap.MADV_DONTNEED, first, self.offset + self.n_bytes - first)
+
 
 class Metadata(Mapping[str, Any]):
     """The file's keys: str, bool, int, float, or a list; lists are decoded when first asked for.

@@ -6,6 +6,10 @@ from edge.errors import MemoryBudgetError
 
 __all__ = ["available", "require", "show"]
 
+#: Address space, not memory, that the tokenizer's threads and their heaps reserve: under a limit
+#: on it they would abort the process instead of raising an error.
+_THREAD_ADDRESSES = 160 << 20
+
 
 def available() -> int | None:
     """Bytes that can be had now without swapping: free memory, within the address-space limit.
@@ -56,4 +60,4 @@ def _address_space() -> int | None:
             used = int(statm.read().split()[0]) * resource.getpagesize()
     except (ImportError, OSError):
         return None
-    return max(0, limit - used)
+    return max(0, limit - used - _THREAD_ADDRESSES)

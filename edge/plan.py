@@ -14,9 +14,9 @@ from typing import Any
 from edge.errors import NativeError
 from edge.graph import Graph, Op, Rope
 
-__all__ = ["F32", "LOGITS", "Q8", "Buffer", "Lowered", "PlanOp", "lower"]
+__all__ = ["F32", "LOGITS", "Q8", "Q8X2", "Buffer", "Lowered", "PlanOp", "lower"]
 
-F32, Q8, LOGITS = range(3)  # edge_buffer_kind
+F32, Q8, Q8X2, LOGITS = range(4)  # edge_buffer_kind
 _ACTIVATIONS = {"silu": 0}  # edge_activation
 _ALIGN = 64
 _MAX_WEIGHTS = 3  # of one op
@@ -25,7 +25,7 @@ _PANEL_ROWS = 16
 
 @dataclass
 class Buffer:
-    """A value in the arena: (rows, dim). kind: F32, Q8 or LOGITS; rows of all tokens, or of those
+    """A value in the arena: (rows, dim). kind: F32, Q8, Q8X2 or LOGITS; rows of all tokens, or of those
     whose logits are wanted; first, last: the ops that write and read it first and last."""
 
     kind: int
@@ -127,9 +127,9 @@ class _Lowering:
         found = self.at.get((value, kind, self.gathering))
         if found is not None:
             return found
-        if kind == Q8:
+        if kind in (Q8, Q8X2):
             source = self._get(value)
-            return self._emit("quantize", (source,), self._new(value, Q8))
+            return self._emit("quantize", (source,), self._new(value, kind))
         if self.gathering and (value, F32, False) in self.at:
             source = self.at[value, F32, False]
             return self._emit("gather", (source,), self._new(value))
@@ -151,10 +151,25 @@ class _Lowering:
     def _rms_norm(self, op: Op) -> None:
         """Quantised at once where every reader is a matmul that wants it so."""
         readers = self.readers.get(op.output, [])
-        q8 = all(r.kind == "matmul" and all(map(self.takes_q8, r.weights)) for r in readers)
+        forms = {
+            self._form(r, weight) if r.kind == "matmul" else F32
+            for r in readers
+            for weight in r.weights or ("",)
+        }
         source = self._get(op.inputs[0])
-        output = self._new(op.output, Q8 if q8 and readers else F32)
+        output = self._new(op.output, forms.pop() if len(forms) == 1 else F32)
         self._emit("norm", (source,), output, *op.weights, eps=op.attrs["eps"])
+
+    def _form(self, matmul: Op, weight: str) -> int:
+        """The form of the input that a matmul wants.
+
+        The output head's is quantised twice: its weights are read for few columns, so a second
+        one costs nothing, and the KL divergence to exact activations falls from 0.0031 to 0.0023
+        (SmolLM2 in Q4_1 with a Q8_0 head, 2,000 tokens of English).
+        """
+        if not self.takes_q8(weight):
+            return F32
+        return Q8X2 if self._is_logits(matmul.output) else Q8
 
     def _matmul(self, op: Op) -> None:
         gated = self._only_reader(op.output, "gated")
@@ -170,7 +185,7 @@ class _Lowering:
         output = self._new(result, LOGITS if self._is_logits(result) else F32)
         column = 0
         for weights in _runs(op.weights, self.takes_q8):
-            source = self._get(op.inputs[0], Q8 if self.takes_q8(weights[0]) else F32)
+            source = self._get(op.inputs[0], self._form(op, weights[0]))
             inputs = (source,) if residual is None else (source, residual)
             self._emit("matmul", inputs, output, *weights, column=column)
             column += sum(self.graph.weights[w][0] for w in weights)
@@ -182,7 +197,7 @@ class _Lowering:
         pairs = rows == [dim, dim] or (rows == [2 * dim] and dim % _PANEL_ROWS == 0)
         if not pairs or len(_runs(op.weights, self.takes_q8)) > 1 or self._is_logits(gated.output):
             return False
-        source = self._get(op.inputs[0], Q8 if self.takes_q8(op.weights[0]) else F32)
+        source = self._get(op.inputs[0], self._form(op, op.weights[0]))
         self._emit(
             "gated_matmul",
             (source,),

@@ -72,7 +72,9 @@ class Weights:
         done = 0
         for name, entry, offset in zip(self.names, self.entries, self._offsets, strict=True):
             entry.data = self._base + offset
-            self._pack(self._tensor(name), entry, pool)
+            tensor = self._tensor(name)
+            self._pack(tensor, entry, pool)
+            tensor.forget()  # packed weights and one tensor are all that is in memory
             done += entry.n_bytes
             if progress:
                 progress(done, self.n_bytes)

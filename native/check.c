@@ -14,7 +14,10 @@ int64_t edge_buffer_bytes(int32_t kind, int32_t dim, int32_t rows) {
     switch (kind) {
     case EDGE_BUFFER_F32: return (int64_t)dim * rows * 4;
     case EDGE_BUFFER_Q8:
-        return dim % GROUP == 0 ? (int64_t)(dim / GROUP) * Q8_COLUMN_BYTES * rows : -1;
+    case EDGE_BUFFER_Q8X2:
+        return dim % GROUP == 0
+                   ? (int64_t)(dim / GROUP) * Q8_COLUMN_BYTES * buffer_columns(kind, rows)
+                   : -1;
     case EDGE_BUFFER_LOGITS: return 0;
     default: return -1;
     }
@@ -33,6 +36,10 @@ typedef struct {
     const edge_op *op;
     const edge_buffer *in, *in2, *out; /* NULL when there is none */
 } checked;
+
+static bool is_quantized(const edge_buffer *b) {
+    return b->kind == EDGE_BUFFER_Q8 || b->kind == EDGE_BUFFER_Q8X2;
+}
 
 static const edge_weight *weight_of(const checked *c, int i) {
     return c->op->w[i] >= 0 ? &c->spec->weights[c->op->w[i]] : NULL;
@@ -83,7 +90,7 @@ static const char *check_norm(const checked *c) {
 }
 
 static const char *check_quantize(const checked *c) {
-    REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && c->out->kind == EDGE_BUFFER_Q8);
+    REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && is_quantized(c->out));
     REQUIRE(c->in->dim == c->out->dim && c->in->is_logit_rows == c->out->is_logit_rows);
     return check_no_overlap(c, c->in, c->out);
 }
@@ -92,12 +99,12 @@ static const char *check_quantize(const checked *c) {
 static const char *check_matrices(const checked *c) {
     REQUIRE(c->in != NULL && c->in->kind != EDGE_BUFFER_LOGITS && c->op->w[0] >= 0);
     REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
-    REQUIRE(c->out->kind != EDGE_BUFFER_Q8);
+    REQUIRE(!is_quantized(c->out));
     for (int i = 0; i < 3; i++) {
         const edge_weight *w = weight_of(c, i);
         if (w != NULL) {
             REQUIRE(w->layout != EDGE_LAYOUT_VECTOR && w->k == c->in->dim);
-            REQUIRE(layout_table[w->layout].takes_q8 == (c->in->kind == EDGE_BUFFER_Q8));
+            REQUIRE(layout_table[w->layout].takes_q8 == is_quantized(c->in));
         }
     }
     return check_no_overlap(c, c->in, c->out);
@@ -116,6 +123,7 @@ static const char *check_matmul(const checked *c) {
 static const char *check_gated_matmul(const checked *c) {
     const edge_weight *gate = weight_of(c, 0), *up = weight_of(c, 1);
     REQUIRE(gate != NULL && c->op->w[2] < 0 && c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->in == NULL || c->in->kind != EDGE_BUFFER_Q8X2);
     REQUIRE(c->op->activation >= 0 && c->op->activation < EDGE_N_ACTIVATIONS);
     if (up == NULL) {
         REQUIRE(gate->n == 2 * (int64_t)c->out->dim && c->out->dim % PANEL_ROWS == 0);

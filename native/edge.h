@@ -108,7 +108,8 @@ void edge_cache_free(edge_cache *cache);
 typedef enum {
     EDGE_BUFFER_F32 = 0,   /* float [rows][dim] in the arena */
     EDGE_BUFFER_Q8 = 1,    /* dim quantised per group of 32, columns in tiles: see layouts.h */
-    EDGE_BUFFER_LOGITS = 2 /* float [rows][dim], the caller's */
+    EDGE_BUFFER_Q8X2 = 2,  /* the same twice: a second column for what the first one's rounding left */
+    EDGE_BUFFER_LOGITS = 3 /* float [rows][dim], the caller's */
 } edge_buffer_kind;
 
 typedef struct {
@@ -121,8 +122,8 @@ typedef struct {
 typedef enum {
     EDGE_OP_EMBED = 0,      /* out = rows of w[0] by token */
     EDGE_OP_ANGLES = 1,     /* out = cos, sin [n_rot / 2][2] of each position; w[0]: factors */
-    EDGE_OP_NORM = 2,       /* out = rms_norm(in) * w[0], quantised when out is Q8 */
-    EDGE_OP_QUANTIZE = 3,   /* out (Q8) = in (F32) */
+    EDGE_OP_NORM = 2,       /* out = rms_norm(in) * w[0], quantised when out is Q8 or Q8X2 */
+    EDGE_OP_QUANTIZE = 3,   /* out (Q8 or Q8X2) = in (F32) */
     EDGE_OP_MATMUL = 4,     /* out from `column` on = [w[0] in | w[1] in | w[2] in] (+ in2) */
     EDGE_OP_GATED_MATMUL = 5, /* out = activation(gate in) * (up in): w[0], w[1], or halves of w[0] */
     EDGE_OP_GATED = 6,      /* out = activation(gate) * up, in = [gate | up] */

@@ -36,6 +36,9 @@
  *   +-------------------+--------------+------------------+----------------------+
  *   code[s][j][t]: k 4 s + t of column j, so that the kernel reads one address after the other.
  *   scale = amax / 127, code = round-to-even(x * (127 / amax)), sum = that of the codes.
+ * EDGE_BUFFER_Q8X2 has two columns per token, 2 i and 2 i + 1: the second holds x - scale * code of
+ * the first, so that their products add up to some 15 bits. Where weights are read once for a few
+ * columns, as for the output head, the second column is free.
  */
 #ifndef EDGE_LAYOUTS_H
 #define EDGE_LAYOUTS_H

@@ -39,16 +39,21 @@ static int64_t rows_of(const run *r, const edge_op *op) {
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Column tile `t` of `rows` columns of a matmul's input: its columns and where they begin. */
-static const void *tile_of(const run *r, const edge_op *op, int64_t t, int64_t rows,
-                           int32_t *columns) {
+/* Column tile `t` of a buffer of `rows` rows: where it begins, and its columns. */
+static void *tile_of(const run *r, int32_t buffer, int64_t t, int64_t rows, int32_t *columns) {
     const int32_t width = r->plan->kernels->tile;
-    const edge_buffer *in = &r->plan->buffers[op->in];
-    *columns = (int32_t)(rows - t * width < width ? rows - t * width : width);
-    const int64_t column_bytes = in->kind == EDGE_BUFFER_Q8
-                                     ? (int64_t)in->dim / GROUP * Q8_COLUMN_BYTES
-                                     : (int64_t)in->dim * 4;
-    return (const uint8_t *)buffer_data(r, op->in) + t * width * column_bytes;
+    const edge_buffer *b = &r->plan->buffers[buffer];
+    const int64_t left = buffer_columns(b->kind, rows) - t * width;
+    *columns = (int32_t)(left < width ? left : width);
+    const int64_t column_bytes = b->kind == EDGE_BUFFER_F32
+                                     ? (int64_t)b->dim * 4
+                                     : (int64_t)b->dim / GROUP * Q8_COLUMN_BYTES;
+    return (uint8_t *)buffer_data(r, buffer) + t * width * column_bytes;
+}
+
+static int64_t tile_count(const run *r, const edge_op *op) {
+    const int64_t columns = buffer_columns(r->plan->buffers[op->in].kind, rows_of(r, op));
+    return divide_up(columns, r->plan->kernels->tile);
 }
 
 /* ---- ops over rows ----------------------------------------------------------------------- */
@@ -86,28 +91,25 @@ static void run_store(const run *r, const edge_op *op, int64_t row) {
     }
 }
 
+/* The place of a row's first column in a quantised buffer. */
+static q8_place place_of(const run *r, int32_t buffer, int64_t row, int64_t rows) {
+    const int32_t width = r->plan->kernels->tile;
+    const int32_t kind = r->plan->buffers[buffer].kind;
+    const int64_t column = buffer_columns(kind, row);
+    q8_place place = {.column = (int32_t)(column % width), .twice = kind == EDGE_BUFFER_Q8X2};
+    place.tile = tile_of(r, buffer, column / width, rows, &place.columns);
+    return place;
+}
+
 static void run_norm(const run *r, const edge_op *op, int64_t row, int64_t rows) {
     const edge_kernels *kernels = r->plan->kernels;
     const float *weight = r->plan->weights[op->w[0]].data, *x = row_of(r, op->in, row);
     const edge_buffer *out = &r->plan->buffers[op->out];
     if (out->kind == EDGE_BUFFER_F32) {
         kernels->norm(x, weight, op->eps, out->dim, row_of(r, op->out, row));
-        return;
+    } else {
+        kernels->norm_quantize(x, weight, op->eps, out->dim, place_of(r, op->out, row, rows));
     }
-    const edge_op as_input = {.in = op->out};
-    int32_t columns;
-    void *tile = (void *)tile_of(r, &as_input, row / kernels->tile, rows, &columns);
-    kernels->norm_quantize(x, weight, op->eps, out->dim, tile, (int32_t)(row % kernels->tile),
-                           columns);
-}
-
-static void run_quantize(const run *r, const edge_op *op, int64_t row, int64_t rows) {
-    const edge_kernels *kernels = r->plan->kernels;
-    const edge_op as_input = {.in = op->out};
-    int32_t columns;
-    void *tile = (void *)tile_of(r, &as_input, row / kernels->tile, rows, &columns);
-    kernels->quantize(row_of(r, op->in, row), r->plan->buffers[op->out].dim, tile,
-                      (int32_t)(row % kernels->tile), columns);
 }
 
 static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) {
@@ -120,7 +122,9 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
         break;
     case EDGE_OP_ANGLES: run_angles(r, op, row); break;
     case EDGE_OP_NORM: run_norm(r, op, row, rows); break;
-    case EDGE_OP_QUANTIZE: run_quantize(r, op, row, rows); break;
+    case EDGE_OP_QUANTIZE:
+        kernels->quantize(row_of(r, op->in, row), dim, place_of(r, op->out, row, rows));
+        break;
     case EDGE_OP_GATED: {
         const float *x = row_of(r, op->in, row);
         kernels->gated(x, x + dim, op->activation, dim, row_of(r, op->out, row));
@@ -146,22 +150,30 @@ static const uint8_t *panel_at(const edge_weight *w, int64_t i) {
 
 /* One panel times one column tile into out, from row `first` on. */
 static void matmul_tile(const run *r, const edge_op *op, const edge_weight *w, int64_t i_panel,
-                        int64_t first, int64_t t, int64_t rows) {
+                        int64_t first, int64_t t) {
     const edge_kernels *kernels = r->plan->kernels;
     const int64_t stride = r->plan->buffers[op->out].dim;
+    const int32_t step = r->plan->buffers[op->in].kind == EDGE_BUFFER_Q8X2 ? 2 : 1;
     int32_t columns;
-    const void *x = tile_of(r, op, t, rows, &columns);
+    const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
     float tile[MAX_TILE * PANEL_ROWS];
     kernels->tiles[w->layout][columns - 1](panel_at(w, i_panel), w->k, x, w->table, tile);
+    if (step == 2) { /* codes and what their rounding left */
+        for (int32_t j = 0; j < columns; j += 2) {
+            kernels->add(tile + PANEL_ROWS * j, tile + PANEL_ROWS * (j + 1), PANEL_ROWS,
+                         tile + PANEL_ROWS * j);
+        }
+    }
     const int64_t row = i_panel * PANEL_ROWS;
     const int64_t n = w->n - row < PANEL_ROWS ? w->n - row : PANEL_ROWS;
-    for (int32_t j = 0; j < columns; j++) {
-        const int64_t at = (t * kernels->tile + j) * stride + first + row;
+    for (int32_t j = 0; j < columns; j += step) {
+        const int64_t at = (t * kernels->tile + j) / step * stride + first + row;
         float *out = (float *)buffer_data(r, op->out) + at;
-        const float *residual = op->in2 >= 0 ? (const float *)buffer_data(r, op->in2) + at : NULL;
-        for (int64_t i = 0; i < n; i++) {
-            out[i] = residual != NULL ? tile[PANEL_ROWS * j + i] + residual[i]
-                                      : tile[PANEL_ROWS * j + i];
+        if (op->in2 >= 0) {
+            kernels->add(tile + PANEL_ROWS * j, (const float *)buffer_data(r, op->in2) + at, n,
+                         out);
+        } else {
+            memcpy(out, tile + PANEL_ROWS * j, (size_t)n * 4);
         }
     }
 }
@@ -185,15 +197,14 @@ static int64_t panels_per_chunk(const run *r, const edge_op *op) {
 }
 
 static void run_matmul(const run *r, const edge_op *op, int64_t first_panel, int64_t last_panel) {
-    const int64_t rows = rows_of(r, op), tiles = divide_up(rows, r->plan->kernels->tile);
-    for (int64_t t = 0; t < tiles; t++) {
+    for (int64_t t = 0; t < tile_count(r, op); t++) {
         int64_t base = 0, first_row = op->column;
         for (int s = 0; s < 3 && op->w[s] >= 0; s++) {
             const edge_weight *w = &r->plan->weights[op->w[s]];
             const int64_t n = panel_count(w->n);
             for (int64_t i = first_panel > base ? first_panel : base;
                  i < last_panel && i < base + n; i++) {
-                matmul_tile(r, op, w, i - base, first_row, t, rows);
+                matmul_tile(r, op, w, i - base, first_row, t);
             }
             base += n;
             first_row += w->n;
@@ -206,11 +217,11 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
     const edge_kernels *kernels = r->plan->kernels;
     const edge_weight *gate = &r->plan->weights[op->w[0]];
     const edge_weight *up = op->w[1] >= 0 ? &r->plan->weights[op->w[1]] : gate;
-    const int64_t dim = r->plan->buffers[op->out].dim, rows = rows_of(r, op);
+    const int64_t dim = r->plan->buffers[op->out].dim;
     const int64_t up_panel = op->w[1] >= 0 ? 0 : dim / PANEL_ROWS;
-    for (int64_t t = 0; t < divide_up(rows, kernels->tile); t++) {
+    for (int64_t t = 0; t < tile_count(r, op); t++) {
         int32_t columns;
-        const void *x = tile_of(r, op, t, rows, &columns);
+        const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
         for (int64_t i = first_panel; i < last_panel; i++) {
             float g[MAX_TILE * PANEL_ROWS], u[MAX_TILE * PANEL_ROWS];
             kernels->tiles[gate->layout][columns - 1](panel_at(gate, i), gate->k, x, gate->table,

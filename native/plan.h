@@ -18,6 +18,11 @@ struct edge_plan {
 /* Proves what the ops assume: indices, kinds, dims, layouts, arena bounds. */
 int32_t plan_check(const edge_plan_spec *spec, edge_error *error);
 
+/* Matmul columns that hold `rows` rows of a buffer. */
+static inline int64_t buffer_columns(int32_t kind, int64_t rows) {
+    return kind == EDGE_BUFFER_Q8X2 ? 2 * rows : rows;
+}
+
 static inline int64_t weight_rows(const edge_plan_spec *spec, const edge_op *op) {
     int64_t n = 0;
     for (int i = 0; i < 3; i++) {

@@ -18,8 +18,8 @@
 /* What the kernel files give to the table. */
 extern const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE];
 void FN(norm)(const float *, const float *, float, int64_t, float *);
-void FN(quantize)(const float *, int64_t, void *, int32_t, int32_t);
-void FN(norm_quantize)(const float *, const float *, float, int64_t, void *, int32_t, int32_t);
+void FN(quantize)(const float *, int64_t, q8_place);
+void FN(norm_quantize)(const float *, const float *, float, int64_t, q8_place);
 void FN(gated)(const float *, const float *, int32_t, int64_t, float *);
 void FN(add)(const float *, const float *, int64_t, float *);
 void FN(rotate)(const rotate_args *, int64_t);

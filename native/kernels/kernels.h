@@ -3,6 +3,7 @@
 #ifndef EDGE_KERNELS_H
 #define EDGE_KERNELS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "api.h"
@@ -21,6 +22,13 @@ typedef struct {
  * take Q8 one tile of c columns, else c rows of float [k] with stride k. 1 <= c <= tile. */
 typedef void (*tile_function)(const void *panel, int64_t k, const void *x, int32_t table,
                               float *out);
+
+/* A column of a tile of quantised activations; twice: the next column takes what is left. */
+typedef struct {
+    void *tile;
+    int32_t column, columns;
+    bool twice;
+} q8_place;
 
 typedef struct {
     const float *x; /* (m, [q | k | v] heads) */
@@ -50,11 +58,11 @@ struct edge_kernels {
 
     /* out[k] = x / sqrt(mean(x^2) + eps) * weight. */
     void (*norm)(const float *x, const float *weight, float eps, int64_t k, float *out);
-    /* Column c of a tile of `columns`, k a multiple of 32. */
-    void (*quantize)(const float *x, int64_t k, void *tile, int32_t c, int32_t columns);
+    /* x, k a multiple of 32, into its place. */
+    void (*quantize)(const float *x, int64_t k, q8_place place);
     /* norm, then quantize, without the pass over memory between. */
-    void (*norm_quantize)(const float *x, const float *weight, float eps, int64_t k, void *tile,
-                          int32_t c, int32_t columns);
+    void (*norm_quantize)(const float *x, const float *weight, float eps, int64_t k,
+                          q8_place place);
     /* out = activation(gate) * up, n elements. */
     void (*gated)(const float *gate, const float *up, int32_t activation, int64_t n, float *out);
     void (*add)(const float *x, const float *y, int64_t n, float *out);

@@ -30,23 +30,28 @@ void FN(norm)(const float *x, const float *weight, float eps, int64_t k, float *
     }
 }
 
-/* One group of 32, a and b its halves, into column c of a tile of `columns`. A group that holds
- * NaN or infinity gets scale NaN, so that it cannot pass unseen. */
-INLINE void quantize_group(vf a, vf b, uint8_t *group, int32_t c, int32_t columns) {
+/* 32 numbers in two halves. */
+typedef struct {
+    vf a, b;
+} half_groups;
+
+/* One group into column c of a tile of `columns`; what the rounding left. A group that holds NaN
+ * or infinity gets scale NaN, so that it cannot pass unseen. */
+INLINE half_groups quantize_column(half_groups x, uint8_t *group, int32_t c, int32_t columns) {
     union {
         int32_t bits;
         float value;
-    } amax = {vi_hmax(vi_max(vi_abs_bits(a), vi_abs_bits(b)))};
+    } amax = {vi_hmax(vi_max(vi_abs_bits(x.a), vi_abs_bits(x.b)))};
     float scale = 0.0f, inverse = 0.0f;
     if (amax.bits >= 0x7f800000) {
         scale = NAN;
-        a = b = vf_zero();
+        x.a = x.b = vf_zero();
     } else if (amax.value >= 0x1p-100f) {
         scale = amax.value / 127.0f;
         inverse = 127.0f / amax.value;
     }
-    const vi qa = vi_round(vf_mul(a, vf_set1(inverse)));
-    const vi qb = vi_round(vf_mul(b, vf_set1(inverse)));
+    const vi qa = vi_round(vf_mul(x.a, vf_set1(inverse)));
+    const vi qb = vi_round(vf_mul(x.b, vf_set1(inverse)));
     int8_t codes[GROUP];
     vi_to_bytes(codes, qa);
     vi_to_bytes(codes + LANE_COUNT, qb);
@@ -60,24 +65,36 @@ INLINE void quantize_group(vf a, vf b, uint8_t *group, int32_t c, int32_t column
     scales[c] = scale;
     minus_sums[c] = -sum;
     scales_x_sums[c] = scale * (float)sum;
+    const vf minus_scale = vf_set1(-scale);
+    return (half_groups){vf_fma(vf_from_int(qa), minus_scale, x.a),
+                         vf_fma(vf_from_int(qb), minus_scale, x.b)};
 }
 
-void FN(quantize)(const float *x, int64_t k, void *tile, int32_t c, int32_t columns) {
-    uint8_t *group = tile;
-    for (int64_t i = 0; i < k; i += GROUP, group += Q8_COLUMN_BYTES * columns) {
-        quantize_group(vf_load(x + i), vf_load(x + i + LANE_COUNT), group, c, columns);
+/* Group g of a row into its place. */
+INLINE void quantize_group(half_groups x, q8_place place, int64_t g) {
+    uint8_t *group = (uint8_t *)place.tile + g * Q8_COLUMN_BYTES * place.columns;
+    const half_groups left = quantize_column(x, group, place.column, place.columns);
+    if (place.twice) {
+        quantize_column(left, group, place.column + 1, place.columns);
     }
 }
 
-void FN(norm_quantize)(const float *x, const float *weight, float eps, int64_t k, void *tile,
-                       int32_t c, int32_t columns) {
+void FN(quantize)(const float *x, int64_t k, q8_place place) {
+    for (int64_t g = 0; g < k / GROUP; g++) {
+        const float *p = x + g * GROUP;
+        quantize_group((half_groups){vf_load(p), vf_load(p + LANE_COUNT)}, place, g);
+    }
+}
+
+void FN(norm_quantize)(const float *x, const float *weight, float eps, int64_t k,
+                       q8_place place) {
     const vf factor = vf_set1(norm_factor(x, eps, k));
-    uint8_t *group = tile;
-    for (int64_t i = 0; i < k; i += GROUP, group += Q8_COLUMN_BYTES * columns) {
-        const vf a = vf_mul(vf_load(x + i), factor);
-        const vf b = vf_mul(vf_load(x + i + LANE_COUNT), factor);
-        quantize_group(vf_mul(a, vf_load(weight + i)), vf_mul(b, vf_load(weight + i + LANE_COUNT)),
-                       group, c, columns);
+    for (int64_t g = 0; g < k / GROUP; g++) {
+        const float *p = x + g * GROUP, *w = weight + g * GROUP;
+        const half_groups normed = {
+            vf_mul(vf_mul(vf_load(p), factor), vf_load(w)),
+            vf_mul(vf_mul(vf_load(p + LANE_COUNT), factor), vf_load(w + LANE_COUNT))};
+        quantize_group(normed, place, g);
     }
 }
 
