@@ -25,8 +25,11 @@ _PANEL_ROWS = 16
 
 @dataclass
 class Buffer:
-    """A value in the arena: (rows, dim). kind: F32, Q8, Q8X2 or LOGITS; rows of all tokens, or of those
-    whose logits are wanted; first, last: the ops that write and read it first and last."""
+    """A value in the arena: (rows, dim).
+
+    kind: F32, Q8, Q8X2 or LOGITS; logit_rows: rows of the tokens whose logits are wanted, else of
+    all; first, last: the ops that write it first and read it last.
+    """
 
     kind: int
     dim: int

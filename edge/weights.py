@@ -58,7 +58,7 @@ class Weights:
         Raises ModelFileError for NaN or infinity in a tensor, MemoryBudgetError.
         """
         try:
-            self._block = mmap.mmap(-1, max(1, self.n_bytes))
+            self._block = _anonymous(max(1, self.n_bytes))
         except (OSError, MemoryError) as error:
             raise MemoryBudgetError(
                 f"no memory for {show(self.n_bytes)} of weights",
@@ -66,8 +66,6 @@ class Weights:
                 budget=0,
                 parts={"weights": self.n_bytes},
             ) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._block.madvise(mmap.MADV_HUGEPAGE)
         self._base = ffi.from_buffer("uint8_t[]", self._block)
         done = 0
         for name, entry, offset in zip(self.names, self.entries, self._offsets, strict=True):
@@ -131,6 +129,19 @@ class Weights:
         row.data = ffi.from_buffer("uint8_t[]", panel)
         self._pack(tensor, row[0], pool)
         native.check(lib.edge_weight_unpack(row, 0, 1, ffi.cast("float *", entry.data)))
+
+
+def _anonymous(n_bytes: int) -> mmap.mmap:
+    """Zeroed memory that is given back on close; in huge pages where the system has them.
+
+    Private, because shared memory gets no huge pages. Raises OSError, MemoryError.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, n_bytes)
+    block = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return block
 
 
 def supported_types() -> list[str]:

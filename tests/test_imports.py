@@ -1,0 +1,88 @@
+"""Dependencies point one way, and heavy packages come in only where they are needed."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "edge"
+
+#: From the bottom up: a module imports from its own layer and those below.
+LAYERS = [
+    {"__init__", "errors", "tensor_types"},
+    {"graph", "gguf", "memory", "native", "jinja", "tokenizer"},
+    {"models", "plan", "weights", "chat", "store"},
+    {"kv", "sampler", "results", "stops"},
+    {"engine", "request"},
+    {"stream", "session"},
+    {"conversation"},
+    {"model"},
+    {"cli"},
+]
+#: Packages that may be imported at the top of these modules only.
+HEAVY = {
+    "jinja2": {"jinja"},
+    "tokenizers": {"tokenizer/backend"},
+    "numpy": {"native", "weights", "engine", "sampler"},
+    "cffi": set(),
+}
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_cffi.py")
+
+
+def name_of(path: Path) -> str:
+    """The first part below edge: "cli" for edge/cli/chat.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, *, at_load: bool) -> set[str]:
+    """Dotted names that a file imports; at_load: not those for type checkers or in functions."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if at_load and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def layer(module: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if module in names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_back_edge(path: Path) -> None:
+    for name in imports(path, at_load=True):
+        package, *rest = name.split(".")
+        if package == "edge" and rest:
+            known = rest[0] if any(rest[0] in names for names in LAYERS) else "__init__"
+            assert layer(known) <= layer(name_of(path)), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_models_know_only_the_graph(path: Path) -> None:
+    if name_of(path) == "models":
+        ours = {n for n in imports(path, at_load=False) if n.startswith("edge.")}
+        allowed = ("edge.errors", "edge.graph", "edge.models")
+        assert all(name.startswith(allowed) for name in ours)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_packages_are_imported_late(path: Path) -> None:
+    module = str(path.relative_to(PACKAGE).with_suffix(""))
+    for name in imports(path, at_load=True):
+        allowed = HEAVY.get(name.split(".")[0])
+        assert allowed is None or allowed & {module, name_of(path)}, f"{module} imports {name}"
