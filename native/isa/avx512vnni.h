@@ -70,6 +70,11 @@ static inline void vi_to_bytes(int8_t *p, vi a) {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
 }
 
+static inline __m512i four_bytes(const int8_t *p) {
+    int32_t x;
+    __builtin_memcpy(&x, p, 4);
+    return _mm512_set1_epi32(x);
+}
 static inline vc vc_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 static inline vc vc_low(vc a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 static inline vc vc_high(vc a) { return vc_low(_mm512_srli_epi16(a, 4)); }
@@ -80,19 +85,11 @@ static inline vc vc_table(const int8_t table[16], vc a) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), a);
 }
 
-/* dot += w (16 rows x 4 k) . x[4]. An asm line because GCC 12 spends a load and a register on the
- * broadcast that the instruction has built in. */
-static inline vi dpbusd(vi dot, vc w, const int8_t *x) {
-    struct four {
-        int8_t bytes[4];
-    };
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(dot) : "v"(w), "m"(*(const struct four *)x));
-    return dot;
-}
+/* c chains side by side, which hides the latency of each, and x read one address after the other. */
 static inline void vc_dot(vi *dot, const vc w[8], const int8_t *x, int c) {
-    UNROLL for (int j = 0; j < c; j++) {
-        UNROLL for (int s = 0; s < 8; s++) {
-            dot[j] = dpbusd(dot[j], w[s], x + 4 * (s * c + j));
+    UNROLL for (int s = 0; s < 8; s++) {
+        UNROLL for (int j = 0; j < c; j++) {
+            dot[j] = _mm512_dpbusd_epi32(dot[j], w[s], four_bytes(x + 4 * (s * c + j)));
         }
     }
 }
