@@ -17,6 +17,7 @@ typedef struct {
 
 #define TILE 4
 #define QUERIES 4
+#define ATTENTION_WIDTH 1
 
 static inline vf vf_load(const float *p) {
     return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};

@@ -11,6 +11,7 @@ typedef __m512i vc;
 
 #define TILE 8
 #define QUERIES 8
+#define ATTENTION_WIDTH 2
 
 static inline __mmask16 lanes_below(int n) {
     return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);

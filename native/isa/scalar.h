@@ -23,6 +23,7 @@ typedef struct {
 
 #define TILE 4    /* columns per matmul tile */
 #define QUERIES 4 /* per attention tile */
+#define ATTENTION_WIDTH 1 /* key panels, or 16s of a value, at a time: 1 or 2 */
 
 #define LANES(i) for (int i = 0; i < 16; i++)
 

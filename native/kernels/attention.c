@@ -36,6 +36,7 @@ void FN(store)(const float *k, const float *v, int32_t head_dim, kv_page page, i
 }
 
 enum { PANELS = PAGE_POSITIONS / 16 };
+_Static_assert(PANELS % ATTENTION_WIDTH == 0, "whole pages");
 
 /* QUERIES queries at most, on their way over the keys. */
 typedef struct {
@@ -46,20 +47,30 @@ typedef struct {
     int32_t first[QUERIES], last[QUERIES]; /* positions first <= i < last that it sees */
 } tile;
 
-/* p = scores of n queries with the 16 positions of one key panel. */
-INLINE void score(tile *t, const uint16_t *keys, int panel, int32_t head_dim, int n) {
-    vf sum[QUERIES];
-    for (int i = 0; i < n; i++) {
-        sum[i] = vf_zero();
+/* p = scores of n queries with the positions of `panels` key panels from the i-th on. Two panels
+ * at a time let each query load serve two products. */
+INLINE void score(tile *t, const uint16_t *keys, int i_panel, int32_t head_dim, int n, int panels) {
+    const uint16_t *first = keys + (int64_t)i_panel * head_dim * 16;
+    vf sum[2][QUERIES];
+    UNROLL for (int i = 0; i < n; i++) {
+        sum[0][i] = sum[1][i] = vf_zero();
     }
     for (int32_t d = 0; d < head_dim; d++) {
-        const vf key = vf_from_half(keys + 16 * d);
-        for (int i = 0; i < n; i++) {
-            sum[i] = vf_fma(key, vf_set1(t->q[i][d]), sum[i]);
+        const vf key = vf_from_half(first + 16 * d);
+        const vf next = panels > 1 ? vf_from_half(first + 16 * (head_dim + d)) : key;
+        UNROLL for (int i = 0; i < n; i++) {
+            const vf q = vf_set1(t->q[i][d]);
+            sum[0][i] = vf_fma(key, q, sum[0][i]);
+            if (panels > 1) {
+                sum[1][i] = vf_fma(next, q, sum[1][i]);
+            }
         }
     }
-    for (int i = 0; i < n; i++) {
-        vf_store(&t->p[i][16 * panel], sum[i]);
+    UNROLL for (int i = 0; i < n; i++) {
+        vf_store(&t->p[i][16 * i_panel], sum[0][i]);
+        if (panels > 1) {
+            vf_store(&t->p[i][16 * (i_panel + 1)], sum[1][i]);
+        }
     }
 }
 
@@ -80,7 +91,9 @@ INLINE void soften(tile *t, int i, int first, int last, int32_t head_dim) {
     }
     _Static_assert(PANELS == 4, "the tree below is of four");
     const float total = vf_sum(vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3])));
-    if (before == -INFINITY) { /* nothing yet */
+    if (most == before) { /* the factor would be 1, exactly */
+        t->total[i] += total;
+    } else if (before == -INFINITY) { /* nothing yet */
         t->total[i] = total;
     } else {
         float factors[16];
@@ -93,23 +106,42 @@ INLINE void soften(tile *t, int i, int first, int last, int32_t head_dim) {
     t->most[i] = most;
 }
 
-/* sum += p * value over first <= slot < last, in this order, for queries i0 .. i0 + n - 1. */
-INLINE void gather_values(tile *t, const uint16_t *values, int first, int last, int32_t head_dim,
-                          int i0, int n) {
-    for (int32_t d = 0; d < head_dim; d += 16) {
-        vf sum[QUERIES];
-        for (int i = 0; i < n; i++) {
-            sum[i] = vf_load(&t->sum[i0 + i][d]);
-        }
-        for (int slot = first; slot < last; slot++) {
-            const vf value = vf_from_half(values + (int64_t)slot * head_dim + d);
-            for (int i = 0; i < n; i++) {
-                sum[i] = vf_fma(vf_set1(t->p[i0 + i][slot]), value, sum[i]);
+/* sum += p * value over first <= slot < last, in this order, for queries i0 .. i0 + n - 1 and
+ * 16 or 32 elements from d on. */
+INLINE void gather_some(tile *t, const uint16_t *values, int first, int last, int32_t head_dim,
+                        int i0, int n, int32_t d, bool two) {
+    vf sum[2][QUERIES];
+    UNROLL for (int i = 0; i < n; i++) {
+        sum[0][i] = vf_load(&t->sum[i0 + i][d]);
+        sum[1][i] = two ? vf_load(&t->sum[i0 + i][d + 16]) : sum[0][i];
+    }
+    for (int slot = first; slot < last; slot++) {
+        const uint16_t *value = values + (int64_t)slot * head_dim + d;
+        const vf here = vf_from_half(value), next = two ? vf_from_half(value + 16) : here;
+        UNROLL for (int i = 0; i < n; i++) {
+            const vf p = vf_set1(t->p[i0 + i][slot]);
+            sum[0][i] = vf_fma(p, here, sum[0][i]);
+            if (two) {
+                sum[1][i] = vf_fma(p, next, sum[1][i]);
             }
         }
-        for (int i = 0; i < n; i++) {
-            vf_store(&t->sum[i0 + i][d], sum[i]);
+    }
+    UNROLL for (int i = 0; i < n; i++) {
+        vf_store(&t->sum[i0 + i][d], sum[0][i]);
+        if (two) {
+            vf_store(&t->sum[i0 + i][d + 16], sum[1][i]);
         }
+    }
+}
+
+INLINE void gather_values(tile *t, const uint16_t *values, int first, int last, int32_t head_dim,
+                          int i0, int n) {
+    int32_t d = 0;
+    for (; ATTENTION_WIDTH > 1 && d + 32 <= head_dim; d += 32) {
+        gather_some(t, values, first, last, head_dim, i0, n, d, true);
+    }
+    for (; d < head_dim; d += 16) {
+        gather_some(t, values, first, last, head_dim, i0, n, d, false);
     }
 }
 
@@ -129,8 +161,9 @@ INLINE void attend_block(tile *t, kv_page page, int32_t base, int32_t head_dim, 
         all_first = first[i] > all_first ? first[i] : all_first;
         all_last = last[i] < all_last ? last[i] : all_last;
     }
-    for (int panel = low / 16; panel < PANELS && 16 * panel < high; panel++) {
-        score(t, page.keys + (int64_t)panel * head_dim * 16, panel, head_dim, n);
+    for (int panel = low / 16 / ATTENTION_WIDTH * ATTENTION_WIDTH; 16 * panel < high;
+         panel += ATTENTION_WIDTH) {
+        score(t, page.keys, panel, head_dim, n, ATTENTION_WIDTH);
     }
     for (int i = 0; i < n; i++) {
         if (first[i] < last[i]) {

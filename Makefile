@@ -1,0 +1,27 @@
+# One line a target; `make help` prints them.
+.PHONY: help run test lint build bench wheel clean
+PYTHON ?= .venv/bin/python
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+run: ## set up, fetch the default model, answer a prompt: make run PROMPT="..."
+	@sh scripts/run "$(PROMPT)"
+
+test: ## set up and pass all tests
+	@sh scripts/test
+
+lint: ## ruff and mypy
+	$(PYTHON) -m ruff check && $(PYTHON) -m ruff format --check && $(PYTHON) -m mypy
+
+build: ## the native library, into the source tree
+	@sh scripts/build
+
+bench: ## prompt and decode speed of the default model
+	.venv/bin/edge-run bench
+
+wheel: ## a wheel for this machine, in dist/
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+
+clean: ## remove what was built, keep .venv
+	rm -rf build dist edge/_cffi.py edge/libedge.*
