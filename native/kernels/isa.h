@@ -3,8 +3,16 @@
 #ifndef EDGE_KERNELS_ISA_H
 #define EDGE_KERNELS_ISA_H
 
-/* Loops over columns, whose bounds the compiler knows: their arrays must end up in registers. */
+/* UNROLL: loops over columns, whose bounds the compiler knows; their arrays must end up in
+ * registers. INLINE: what must be inlined for that. Not under the sanitizers, where each access
+ * brings its check and compiling would take minutes. */
+#ifdef __SANITIZE_ADDRESS__
+#define UNROLL
+#define INLINE static inline
+#else
 #define UNROLL _Pragma("GCC unroll 8")
+#define INLINE static inline __attribute__((always_inline))
+#endif
 
 #include EDGE_ISA_HEADER
 #include "kernels/kernels.h"
@@ -13,7 +21,6 @@
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 #define FN(name) PASTE(name, EDGE_ISA) /* one symbol per instruction set */
-#define INLINE static inline __attribute__((always_inline))
 
 /* What the kernel files give to the table. */
 extern const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE];
