@@ -13,15 +13,14 @@ const char *edge_isa_name(int32_t i) {
 
 int32_t edge_isa_usable(int32_t i) { return cpu_usable(i); }
 
-/* The best table that this CPU can run; all give the same bits. */
-static const edge_kernels *best(void) {
-    const edge_kernels *found = cpu_kernels(0);
-    for (int32_t i = 1; cpu_kernels(i) != NULL; i++) {
-        found = cpu_usable(i) ? cpu_kernels(i) : found;
-    }
-    return found;
+void edge_softmax(int32_t isa, const float *x, int64_t n, float *out) {
+    const uint32_t mode = cpu_float_mode();
+    cpu_kernels(isa)->softmax(x, n, out);
+    cpu_float_restore(mode);
 }
 
-void edge_softmax(const float *x, int64_t n, float *out) { best()->softmax(x, n, out); }
-
-void edge_log_softmax(const float *x, int64_t n, float *out) { best()->log_softmax(x, n, out); }
+void edge_log_softmax(int32_t isa, const float *x, int64_t n, float *out) {
+    const uint32_t mode = cpu_float_mode();
+    cpu_kernels(isa)->log_softmax(x, n, out);
+    cpu_float_restore(mode);
+}

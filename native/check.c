@@ -5,7 +5,7 @@
 #include "error.h"
 #include "plan.h"
 
-enum { MAX_DIM = 1 << 24, MAX_TOKENS = 1 << 16, MAX_COUNT = 1 << 20 };
+enum { MAX_TOKENS = 1 << 16, MAX_COUNT = 1 << 20 };
 
 int64_t edge_buffer_bytes(int32_t kind, int32_t dim, int32_t rows) {
     if (dim < 1 || dim > MAX_DIM || rows < 0 || rows > MAX_TOKENS) {
@@ -24,11 +24,11 @@ int64_t edge_buffer_bytes(int32_t kind, int32_t dim, int32_t rows) {
 }
 
 /* The first thing that is wrong with an op, or NULL. */
-#define REQUIRE(condition)                                                                        \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            return #condition;                                                                    \
-        }                                                                                         \
+#define REQUIRE(condition)                                                                         \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            return #condition;                                                                     \
+        }                                                                                          \
     } while (0)
 
 typedef struct {
@@ -53,6 +53,12 @@ static const char *check_no_overlap(const checked *c, const edge_buffer *a, cons
     const int64_t b_end = b->offset + edge_buffer_bytes(b->kind, b->dim, c->spec->max_tokens);
     REQUIRE(a_end <= b->offset || b_end <= a->offset);
     return NULL;
+}
+
+/* Elementwise in place, or apart. */
+static const char *check_same_or_apart(const checked *c, const edge_buffer *a,
+                                       const edge_buffer *b) {
+    return a->kind == b->kind && a->offset == b->offset ? NULL : check_no_overlap(c, a, b);
 }
 
 static const char *check_embed(const checked *c) {
@@ -113,6 +119,10 @@ static const char *check_matrices(const checked *c) {
 static const char *check_matmul(const checked *c) {
     REQUIRE(c->op->column >= 0);
     REQUIRE(c->op->column + weight_rows(c->spec, c->op) <= c->out->dim);
+    const char *wrong = c->in2 != NULL ? check_same_or_apart(c, c->in2, c->out) : NULL;
+    if (wrong != NULL) {
+        return wrong;
+    }
     if (c->in2 != NULL) {
         REQUIRE(c->in2->kind == EDGE_BUFFER_F32 && c->in2->dim == c->out->dim);
         REQUIRE(c->in2->is_logit_rows == c->out->is_logit_rows);
@@ -147,7 +157,8 @@ static const char *check_add(const checked *c) {
     REQUIRE(c->in->dim == c->out->dim && c->in2->dim == c->out->dim);
     REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
     REQUIRE(c->in2->is_logit_rows == c->out->is_logit_rows);
-    return NULL;
+    const char *wrong = check_same_or_apart(c, c->in, c->out);
+    return wrong != NULL ? wrong : check_same_or_apart(c, c->in2, c->out);
 }
 
 /* in holds [q | k | v] heads that fit the cache. */
@@ -168,16 +179,23 @@ static const char *check_store(const checked *c) {
         REQUIRE(c->in2->kind == EDGE_BUFFER_F32 && !c->in2->is_logit_rows);
         REQUIRE(c->op->n_rot > 0 && c->op->n_rot % 2 == 0 && c->op->n_rot <= c->op->head_dim);
         REQUIRE(c->in2->dim == c->op->n_rot);
+        const char *wrong = check_no_overlap(c, c->in, c->in2);
+        if (wrong != NULL) {
+            return wrong;
+        }
     }
     return check_heads(c);
 }
 
 static const char *check_attention(const checked *c) {
+    const char *wrong = check_heads(c); /* bounds the products below */
+    if (wrong != NULL) {
+        return wrong;
+    }
     REQUIRE(c->out->kind == EDGE_BUFFER_F32 && !c->out->is_logit_rows);
     REQUIRE(c->out->dim == c->op->n_heads * c->op->head_dim);
     REQUIRE(c->op->window >= 0);
-    const char *wrong = check_heads(c);
-    return wrong != NULL ? wrong : check_no_overlap(c, c->in, c->out);
+    return check_no_overlap(c, c->in, c->out);
 }
 
 static const char *check_gather(const checked *c) {
@@ -204,16 +222,27 @@ static const char *check_op(const checked *c) {
     }
 }
 
+/* The caller gives room for rows of one length. */
+static int32_t logits_dim(const edge_plan_spec *s) {
+    int32_t i = 0;
+    while (s->buffers[i].kind != EDGE_BUFFER_LOGITS) {
+        i++;
+    }
+    return s->buffers[i].dim;
+}
+
 static const char *check_buffer(const edge_plan_spec *s, const edge_buffer *b) {
     const int64_t bytes = edge_buffer_bytes(b->kind, b->dim, s->max_tokens);
     REQUIRE(bytes >= 0 && (b->is_logit_rows == 0 || b->is_logit_rows == 1));
     REQUIRE(b->kind == EDGE_BUFFER_LOGITS ? b->is_logit_rows == 1 : b->offset % 64 == 0);
+    REQUIRE(b->kind != EDGE_BUFFER_LOGITS || b->dim == logits_dim(s));
     REQUIRE(b->offset >= 0 && b->offset <= s->arena_bytes - bytes);
     return NULL;
 }
 
 static const char *check_weight(const edge_weight *w) {
-    REQUIRE(w->data != NULL && w->n > 0 && w->k > 0 && w->n <= INT32_MAX && w->k <= INT32_MAX);
+    REQUIRE(w->data != NULL && (uintptr_t)w->data % 64 == 0);
+    REQUIRE(w->n > 0 && w->k > 0 && w->n <= INT32_MAX && w->k <= MAX_DIM);
     if (w->layout == EDGE_LAYOUT_VECTOR) {
         REQUIRE(w->n == 1 && w->n_bytes == 4 * w->k);
         return NULL;
@@ -230,7 +259,7 @@ static const char *check_spec(const edge_plan_spec *s) {
     REQUIRE(s->n_weights > 0 && s->n_weights < MAX_COUNT);
     REQUIRE(s->max_tokens > 0 && s->max_tokens <= MAX_TOKENS);
     REQUIRE(s->arena_bytes > 0 && s->arena_bytes < (int64_t)1 << 46);
-    REQUIRE(s->n_layers > 0 && s->n_kv_heads > 0 && s->n_positions > 0);
+    REQUIRE(s->n_layers > 0 && s->n_kv_heads > 0);
     REQUIRE(s->head_dim >= 16 && s->head_dim <= MAX_HEAD_DIM && s->head_dim % 16 == 0);
     return NULL;
 }

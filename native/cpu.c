@@ -3,6 +3,7 @@
  * CPUID and XGETBV are read here: compilers' own feature tests are missing or wrong on some of
  * the tool chains that build this library.
  */
+#include <stdatomic.h>
 #include <stddef.h>
 
 #include "cpu.h"
@@ -16,7 +17,7 @@ typedef struct {
     bool avx2, avx512vnni;
 } features;
 
-static features probe(void) {
+static features read_features(void) {
     features f = {false, false};
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) {
@@ -37,6 +38,18 @@ static features probe(void) {
     f.avx2 = ymm && avx2 && fma && f16c;
     f.avx512vnni = f.avx2 && zmm && avx512f && dq && bw && vl && vnni;
     return f;
+}
+
+/* CPUID is slow in a virtual machine. Racing first calls find the same. */
+static features probe(void) {
+    static _Atomic int known; /* 0: not read yet; else 1 + a bit per feature */
+    int bits = atomic_load(&known);
+    if (bits == 0) {
+        const features f = read_features();
+        bits = 1 + (f.avx2 ? 2 : 0) + (f.avx512vnni ? 4 : 0);
+        atomic_store(&known, bits);
+    }
+    return (features){(bits & 2) != 0, (bits & 4) != 0};
 }
 
 uint32_t cpu_float_mode(void) {

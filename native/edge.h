@@ -45,8 +45,10 @@ void edge_pool_free(edge_pool *pool);
 
 /* ---- weights ----------------------------------------------------------------------------- */
 
-typedef enum { /* drawn in layouts.h */
-    EDGE_LAYOUT_VECTOR = -1, /* k floats as they are: norm weights, rotary factors; n = 1 */
+/* Panels of 16 rows, drawn in layouts.h; VECTOR: k floats as they are (norm weights, rotary
+ * factors), n = 1. */
+typedef enum {
+    EDGE_LAYOUT_VECTOR = -1,
     EDGE_LAYOUT_F32 = 0,
     EDGE_LAYOUT_F16 = 1,
     EDGE_LAYOUT_BF16 = 2,
@@ -56,10 +58,11 @@ typedef enum { /* drawn in layouts.h */
     EDGE_N_LAYOUTS = 6
 } edge_layout;
 
-typedef enum { /* what a code stands for */
+/* What a code stands for. */
+typedef enum {
     EDGE_TABLE_NONE = 0,
     EDGE_TABLE_MINUS_8 = 1, /* code - 8 */
-    EDGE_TABLE_IQ4_NL = 2   /* 16 signed values, see layouts.h */
+    EDGE_TABLE_IQ4_NL = 2   /* 16 signed values */
 } edge_table;
 
 /* One packed (n, k) matrix: ceil(n / 16) panels. data is 64-byte aligned and outlives the plan. */
@@ -73,6 +76,9 @@ typedef struct {
 
 /* The name of a layout, as in "c4h32"; NULL past the end. */
 const char *edge_layout_name(int32_t layout);
+
+/* 1 when matmuls with this layout take Q8 or Q8X2 activations, 0 when they take F32. */
+int32_t edge_layout_takes_q8(int32_t layout);
 
 /* How a tensor of GGUF type number `type` is packed: fills layout, table, n, k and n_bytes, sets
  * data to NULL. EDGE_BAD_ARGUMENT for a type that has no layout, or k no multiple of its block. */
@@ -94,8 +100,8 @@ int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_row
 /* Keys and values of one session in pages of 64 positions, float16, taken as it grows. */
 typedef struct edge_cache edge_cache;
 
-int32_t edge_cache_new(int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
-                       int32_t n_positions, edge_cache **cache, edge_error *error);
+int32_t edge_cache_new(int32_t n_layers, int32_t n_kv_heads, int32_t head_dim, int32_t n_positions,
+                       edge_cache **cache, edge_error *error);
 /* Makes room for positions 0..n_positions - 1. EDGE_NO_MEMORY leaves the cache as it was. */
 int32_t edge_cache_reserve(edge_cache *cache, int32_t n_positions, edge_error *error);
 /* Bytes that a cache of n_positions holds. */
@@ -108,8 +114,8 @@ void edge_cache_free(edge_cache *cache);
 typedef enum {
     EDGE_BUFFER_F32 = 0,   /* float [rows][dim] in the arena */
     EDGE_BUFFER_Q8 = 1,    /* dim quantised per group of 32, columns in tiles: see layouts.h */
-    EDGE_BUFFER_Q8X2 = 2,  /* the same twice: a second column for what the first one's rounding left */
-    EDGE_BUFFER_LOGITS = 3 /* float [rows][dim], the caller's */
+    EDGE_BUFFER_Q8X2 = 2,  /* the same, and a second column for what the first one left */
+    EDGE_BUFFER_LOGITS = 3 /* float [rows][dim], the caller's; all of one dim, n_vocab */
 } edge_buffer_kind;
 
 typedef struct {
@@ -119,24 +125,26 @@ typedef struct {
     int64_t offset;        /* into the arena, multiple of 64 */
 } edge_buffer;
 
+/* in, in2, out: buffers, w: weights of the op. GATED_MATMUL takes two weights, or one that holds
+ * the rows of gate, then of up. */
 typedef enum {
-    EDGE_OP_EMBED = 0,      /* out = rows of w[0] by token */
-    EDGE_OP_ANGLES = 1,     /* out = cos, sin [n_rot / 2][2] of each position; w[0]: factors */
-    EDGE_OP_NORM = 2,       /* out = rms_norm(in) * w[0], quantised when out is Q8 or Q8X2 */
-    EDGE_OP_QUANTIZE = 3,   /* out (Q8 or Q8X2) = in (F32) */
-    EDGE_OP_MATMUL = 4,     /* out from `column` on = [w[0] in | w[1] in | w[2] in] (+ in2) */
-    EDGE_OP_GATED_MATMUL = 5, /* out = activation(gate in) * (up in): w[0], w[1], or halves of w[0] */
-    EDGE_OP_GATED = 6,      /* out = activation(gate) * up, in = [gate | up] */
-    EDGE_OP_ADD = 7,        /* out = in + in2 */
-    EDGE_OP_STORE = 8,      /* rotate q and k of in by in2 in place, write k and v to the cache */
-    EDGE_OP_ATTENTION = 9,  /* out = attention of q of in over the cache */
-    EDGE_OP_GATHER = 10,    /* out = the rows of in whose logits are wanted */
+    EDGE_OP_EMBED = 0,        /* out = rows of w[0] by token */
+    EDGE_OP_ANGLES = 1,       /* out = cos, sin [n_rot / 2][2] by position; w[0]: factors */
+    EDGE_OP_NORM = 2,         /* out = rms_norm(in) * w[0], quantised when out is Q8 or Q8X2 */
+    EDGE_OP_QUANTIZE = 3,     /* out (Q8 or Q8X2) = in (F32) */
+    EDGE_OP_MATMUL = 4,       /* out from `column` on = [w[0] in | w[1] in | w[2] in] (+ in2) */
+    EDGE_OP_GATED_MATMUL = 5, /* out = activation(gate in) * (up in) */
+    EDGE_OP_GATED = 6,        /* out = activation(gate) * up, in = [gate | up] */
+    EDGE_OP_ADD = 7,          /* out = in + in2 */
+    EDGE_OP_STORE = 8,        /* rotate q, k of in by in2 in place; k and v to the cache */
+    EDGE_OP_ATTENTION = 9,    /* out = attention of q of in over the cache */
+    EDGE_OP_GATHER = 10,      /* out = the rows of in whose logits are wanted */
     EDGE_N_OPS = 11
 } edge_op_kind;
 
 typedef enum { EDGE_ACTIVATION_SILU = 0, EDGE_N_ACTIVATIONS = 1 } edge_activation;
 
-/* One op. in, in2, out: buffers; w: weights; -1: none. The rest is 0 where an op has no use for it. */
+/* One op. in, in2, out, w: indices, -1: none. The rest is 0 where an op has no use for it. */
 typedef struct {
     int32_t kind;
     int32_t in, in2, out;
@@ -152,7 +160,7 @@ typedef struct {
 typedef struct {
     int32_t isa; /* index for edge_isa_name */
     int32_t max_tokens;
-    int32_t n_layers, n_kv_heads, head_dim, n_positions; /* the cache that runs will bring */
+    int32_t n_layers, n_kv_heads, head_dim; /* of the cache that runs will bring */
     int32_t n_ops, n_buffers, n_weights;
     const edge_op *ops; /* the three arrays are copied */
     const edge_buffer *buffers;
@@ -172,11 +180,11 @@ int64_t edge_buffer_bytes(int32_t kind, int32_t dim, int32_t rows);
 /* One call: n_tokens tokens at positions start.. of one cache. */
 typedef struct {
     const int32_t *tokens;
-    int32_t n_tokens; /* 1..max_tokens */
-    int32_t start;    /* position of the first; those before it are in the cache */
-    int32_t n_logits; /* logits of the last n_logits tokens, 0..n_tokens */
-    int32_t n_ops;    /* run only the first n_ops ops; -1: all */
-    float *logits;    /* (n_logits, n_vocab), or NULL when n_logits is 0 */
+    int32_t n_tokens;      /* 1..max_tokens */
+    int32_t start;         /* position of the first; those before it are in the cache */
+    int32_t n_logits;      /* logits of the last n_logits tokens, 0..n_tokens */
+    int32_t n_ops;         /* run only the first n_ops ops; -1: all */
+    float *logits;         /* (n_logits, n_vocab), or NULL when n_logits is 0 */
     const int32_t *cancel; /* looked at before each chunk of work, non-zero stops; may be NULL */
     int64_t *op_ns;        /* per op, nanoseconds of wall time; may be NULL */
 } edge_step;
@@ -190,6 +198,7 @@ int32_t edge_plan_read(const edge_plan *plan, int32_t buffer, int32_t rows, floa
 
 /* ---- numbers for the sampler ------------------------------------------------------------- */
 
-/* out = softmax(x) and out = log(softmax(x)), n elements; the same bits on every machine. */
-void edge_softmax(const float *x, int64_t n, float *out);
-void edge_log_softmax(const float *x, int64_t n, float *out);
+/* out = softmax(x) and out = log(softmax(x)), n elements, with an instruction set that is usable;
+ * the same bits on every machine. */
+void edge_softmax(int32_t isa, const float *x, int64_t n, float *out);
+void edge_log_softmax(int32_t isa, const float *x, int64_t n, float *out);

@@ -21,13 +21,12 @@ int64_t edge_cache_bytes(int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
     return pages_for(n_positions) * page_bytes(n_layers, n_kv_heads, head_dim);
 }
 
-int32_t edge_cache_new(int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
-                       int32_t n_positions, edge_cache **out, edge_error *error) {
+int32_t edge_cache_new(int32_t n_layers, int32_t n_kv_heads, int32_t head_dim, int32_t n_positions,
+                       edge_cache **out, edge_error *error) {
     if (out == NULL || n_layers < 1 || n_layers > 4096 || n_kv_heads < 1 || n_kv_heads > 4096 ||
         head_dim < 16 || head_dim > MAX_HEAD_DIM || head_dim % 16 != 0 || n_positions < 1) {
-        return fail(error, EDGE_BAD_ARGUMENT,
-                    "a cache of %d layers, %d heads of %d, %d positions", n_layers, n_kv_heads,
-                    head_dim, n_positions);
+        return fail(error, EDGE_BAD_ARGUMENT, "a cache of %d layers, %d heads of %d, %d positions",
+                    n_layers, n_kv_heads, head_dim, n_positions);
     }
     edge_cache *cache = calloc(1, sizeof *cache);
     if (cache == NULL) {

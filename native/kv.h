@@ -19,7 +19,8 @@ struct edge_cache {
 };
 
 /* The pages of one layer and head, from position 0. */
-static inline const kv_page *cache_pages(const edge_cache *cache, int32_t layer, int32_t i_kv_head) {
+static inline const kv_page *cache_pages(const edge_cache *cache, int32_t layer,
+                                         int32_t i_kv_head) {
     return cache->table + ((int64_t)layer * cache->n_kv_heads + i_kv_head) * cache->max_pages;
 }
 

@@ -55,6 +55,7 @@ enum {
     C4_CODES_BYTES = 256,          /* of 16 rows and one group */
     C8_CODES_BYTES = 512,
     Q8_COLUMN_BYTES = 44, /* per group and column of quantised activations */
+    MAX_DIM = 1 << 24,    /* of a vector of activations */
     PAGE_POSITIONS = 64,
     MAX_HEAD_DIM = 256
 };

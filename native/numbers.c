@@ -1,14 +1,20 @@
 #include "numbers.h"
 
+#include <float.h>
 #include <stdint.h>
 #include <string.h>
+
+#if FLT_EVAL_METHOD != 0
+#error "excess precision would change the bits of results: compile for SSE2, not for x87"
+#endif
 
 static const double LN2_HIGH = 0x1.62e42fee00000p-1, LN2_LOW = 0x1.a39ef35793c76p-33;
 
 /* To the nearest whole number, |x| < 2^51. */
 static double nearest(double x) { return x + 0x1.8p52 - 0x1.8p52; }
 
-/* x = m 2^e with m in [sqrt(1/2), sqrt(2)); log m = 2 (s + s^3 / 3 + ...), s = (m - 1) / (m + 1). */
+/* x = m 2^e with m in [sqrt(1/2), sqrt(2)); log m = 2 (s + s^3 / 3 + ...), s = (m - 1) / (m + 1).
+ */
 double number_log(double x) {
     uint64_t bits;
     memcpy(&bits, &x, 8);

@@ -8,7 +8,7 @@
 #include "pool.h"
 
 #define FLOATS(name, bytes) {name, 1, (bytes) * PANEL_ROWS, 0, 0, false}
-#define CODES(name, headers, codes)                                                               \
+#define CODES(name, headers, codes)                                                                \
     {name, 2 * GROUP, (headers) * SCALES_BYTES + 2 * (codes), (headers) * SCALES_BYTES, codes, true}
 
 const layout_info layout_table[EDGE_N_LAYOUTS] = {
@@ -24,13 +24,17 @@ const char *edge_layout_name(int32_t layout) {
     return layout >= 0 && layout < EDGE_N_LAYOUTS ? layout_table[layout].name : NULL;
 }
 
+int32_t edge_layout_takes_q8(int32_t layout) {
+    return layout >= 0 && layout < EDGE_N_LAYOUTS && layout_table[layout].takes_q8;
+}
+
 int32_t edge_weight_describe(int32_t type, int64_t n, int64_t k, edge_weight *weight,
                              edge_error *error) {
     const format_info *format = format_find(type);
     if (weight == NULL || format == NULL) {
         return fail(error, EDGE_BAD_ARGUMENT, "tensor type %d has no layout", type);
     }
-    if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX || k % format->block != 0) {
+    if (n < 1 || k < 1 || n > INT32_MAX || k > MAX_DIM || k % format->block != 0) {
         return fail(error, EDGE_BAD_ARGUMENT, "a (%lld, %lld) matrix cannot hold blocks of %d",
                     (long long)n, (long long)k, format->block);
     }
@@ -99,7 +103,7 @@ typedef struct {
     const format_info *format;
     edge_weight *weight;
     const uint8_t *src;
-    int64_t row_bytes; /* on disk */
+    int64_t row_bytes;   /* on disk */
     _Atomic int64_t bad; /* first element that is not finite, as row * k + column; -1: none */
 } packing;
 

@@ -76,9 +76,9 @@ static void run_store(const run *r, const edge_op *op, int64_t row) {
     const edge_kernels *kernels = r->plan->kernels;
     const int64_t stride = r->plan->buffers[op->in].dim;
     if (op->in2 >= 0) {
-        const rotate_args a = {row_of(r, op->in, 0), stride,          row_of(r, op->in2, 0),
-                               op->n_rot,            op->interleaved, op->n_heads,
-                               op->n_kv_heads,       op->head_dim};
+        const rotate_args a = {
+            row_of(r, op->in, 0), stride,      row_of(r, op->in2, 0), op->n_rot,
+            op->interleaved,      op->n_heads, op->n_kv_heads,        op->head_dim};
         kernels->rotate(&a, row);
     }
     const int32_t position = r->step->start + (int32_t)row;
@@ -131,8 +131,7 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
         break;
     }
     case EDGE_OP_ADD:
-        kernels->add(row_of(r, op->in, row), row_of(r, op->in2, row), dim,
-                     row_of(r, op->out, row));
+        kernels->add(row_of(r, op->in, row), row_of(r, op->in2, row), dim, row_of(r, op->out, row));
         break;
     case EDGE_OP_STORE: run_store(r, op, row); break;
     default: /* EDGE_OP_GATHER: the last n_logits rows */
@@ -226,8 +225,8 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
             float g[MAX_TILE * PANEL_ROWS], u[MAX_TILE * PANEL_ROWS];
             kernels->tiles[gate->layout][columns - 1](panel_at(gate, i), gate->k, x, gate->table,
                                                       g);
-            kernels->tiles[up->layout][columns - 1](panel_at(up, up_panel + i), up->k, x,
-                                                    up->table, u);
+            kernels->tiles[up->layout][columns - 1](panel_at(up, up_panel + i), up->k, x, up->table,
+                                                    u);
             kernels->gated(g, u, op->activation, (int64_t)columns * PANEL_ROWS, g);
             const int64_t row = i * PANEL_ROWS;
             const int64_t n = dim - row < PANEL_ROWS ? dim - row : PANEL_ROWS;
@@ -246,8 +245,8 @@ enum { ATTENTION_ROWS = 16 };
 static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
     const int32_t head = (int32_t)chunk % op->n_kv_heads;
     const int64_t row = (int64_t)(chunk / (uint32_t)op->n_kv_heads) * ATTENTION_ROWS;
-    const int64_t end = row + ATTENTION_ROWS < r->step->n_tokens ? row + ATTENTION_ROWS
-                                                                 : r->step->n_tokens;
+    const int64_t end =
+        row + ATTENTION_ROWS < r->step->n_tokens ? row + ATTENTION_ROWS : r->step->n_tokens;
     const attention_args a = {
         .x = row_of(r, op->in, 0),
         .x_stride = r->plan->buffers[op->in].dim,
@@ -292,10 +291,8 @@ static uint32_t run_chunks(void *context, uint32_t stage) {
     switch (op->kind) {
     case EDGE_OP_MATMUL:
     case EDGE_OP_GATED_MATMUL:
-        return rows == 0 ? 0
-                         : (uint32_t)divide_up(matmul_panels(r, op), panels_per_chunk(r, op));
-    case EDGE_OP_ATTENTION:
-        return (uint32_t)(divide_up(rows, ATTENTION_ROWS) * op->n_kv_heads);
+        return rows == 0 ? 0 : (uint32_t)divide_up(matmul_panels(r, op), panels_per_chunk(r, op));
+    case EDGE_OP_ATTENTION: return (uint32_t)(divide_up(rows, ATTENTION_ROWS) * op->n_kv_heads);
     default: return (uint32_t)divide_up(rows, ROWS_PER_CHUNK);
     }
 }
@@ -368,8 +365,8 @@ int32_t edge_run(edge_plan *plan, edge_pool *pool, edge_cache *cache, const edge
     if (status != EDGE_OK) {
         return status;
     }
-    run r = {plan, cache, step, pool_threads(pool), step->n_ops < 0 ? plan->spec.n_ops : step->n_ops,
-             0};
+    run r = {
+        plan, cache, step, pool_threads(pool), step->n_ops < 0 ? plan->spec.n_ops : step->n_ops, 0};
     const pool_job job = {(uint32_t)r.n_ops, run_chunks, run_chunk, &r};
     pool_run(pool, &job);
     if (step->op_ns != NULL && r.n_ops > 0) {
@@ -400,12 +397,14 @@ static void *copy(const void *src, int32_t n, size_t size) {
 
 /* Radians per position: scale / factor * base^(-2 i / n_rot). */
 static double *frequencies_of(const edge_plan *plan, const edge_op *op) {
+    const uint32_t mode = cpu_float_mode();
     double *out = malloc((size_t)op->n_rot / 2 * sizeof *out);
     const float *factors = op->w[0] >= 0 ? plan->weights[op->w[0]].data : NULL;
     for (int32_t i = 0; out != NULL && i < op->n_rot / 2; i++) {
         const double power = number_exp(-2.0 * i / op->n_rot * number_log((double)op->base));
         out[i] = power * (double)op->scale / (factors != NULL ? (double)factors[i] : 1.0);
     }
+    cpu_float_restore(mode);
     return out;
 }
 
@@ -467,8 +466,7 @@ void edge_plan_free(edge_plan *plan) {
 
 int32_t edge_plan_read(const edge_plan *plan, int32_t buffer, int32_t rows, float *dst) {
     if (plan == NULL || dst == NULL || buffer < 0 || buffer >= plan->spec.n_buffers ||
-        plan->buffers[buffer].kind != EDGE_BUFFER_F32 || rows < 0 ||
-        rows > plan->spec.max_tokens) {
+        plan->buffers[buffer].kind != EDGE_BUFFER_F32 || rows < 0 || rows > plan->spec.max_tokens) {
         return EDGE_BAD_ARGUMENT;
     }
     const edge_buffer *b = &plan->buffers[buffer];

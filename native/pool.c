@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "cpu.h"
 #include "error.h"
@@ -29,6 +30,7 @@ struct edge_pool {
     _Atomic int32_t closing;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
+    pid_t owner; /* a forked child has the pool but not its threads */
 };
 
 static void publish(edge_pool *pool, uint64_t ticket) {
@@ -129,6 +131,7 @@ int32_t edge_pool_new(int32_t n_threads, edge_pool **out, edge_error *error) {
     }
     pool->n_threads = n_threads;
     pool->threads = threads;
+    pool->owner = getpid();
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->changed, NULL);
     for (int32_t i = 1; i < n_threads; i++) {
@@ -147,15 +150,17 @@ void edge_pool_free(edge_pool *pool) {
     if (pool == NULL) {
         return;
     }
-    pthread_mutex_lock(&pool->mutex);
-    atomic_store(&pool->closing, 1);
-    pthread_cond_broadcast(&pool->changed);
-    pthread_mutex_unlock(&pool->mutex);
-    for (int32_t i = 1; i <= pool->n_started; i++) {
-        pthread_join(pool->threads[i], NULL);
+    if (pool->owner == getpid()) {
+        pthread_mutex_lock(&pool->mutex);
+        atomic_store(&pool->closing, 1);
+        pthread_cond_broadcast(&pool->changed);
+        pthread_mutex_unlock(&pool->mutex);
+        for (int32_t i = 1; i <= pool->n_started; i++) {
+            pthread_join(pool->threads[i], NULL);
+        }
+        pthread_cond_destroy(&pool->changed);
+        pthread_mutex_destroy(&pool->mutex);
     }
-    pthread_cond_destroy(&pool->changed);
-    pthread_mutex_destroy(&pool->mutex);
     free(pool->threads);
     free(pool);
 }

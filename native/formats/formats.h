@@ -1,7 +1,7 @@
 /* Disk formats: GGUF blocks decoded to codes and scales, and straight to float32.
  *
- * A format is one row of format_table: how its blocks lie on disk, which panel layout holds them,
- * and three small functions. */
+ * A format is one row of a table: how its blocks lie on disk, which panel layout holds them, and
+ * the function that decodes one. */
 #ifndef EDGE_FORMATS_H
 #define EDGE_FORMATS_H
 

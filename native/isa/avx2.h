@@ -97,9 +97,6 @@ static inline void vf_to_half(uint16_t *p, vf a) {
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 
-static inline vi vi_load(const int32_t *p) {
-    return (vi){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))};
-}
 static inline vi vi_set1(int32_t x) { return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline vi vi_add(vi a, vi b) {
     return (vi){_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
@@ -124,9 +121,7 @@ static inline vi vi_abs_bits(vf a) {
     return (vi){_mm256_and_si256(_mm256_castps_si256(a.lo), mask),
                 _mm256_and_si256(_mm256_castps_si256(a.hi), mask)};
 }
-static inline vi vi_round(vf a) {
-    return (vi){_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
-}
+static inline vi vi_round(vf a) { return (vi){_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
 static inline vf vf_from_int(vi a) {
     return (vf){_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
 }
@@ -164,9 +159,10 @@ static inline __m256i four_bytes(const int8_t *p) {
     return _mm256_set1_epi32(x);
 }
 
-/* Pairs of products fit 16 bits for all 8 steps (8 x 2 x 15 x 127 = 30480): one widening a group. */
-static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x,
-                                  const int32_t *minus_sum, int zero, int c) {
+/* Pairs of products fit 16 bits for all 8 steps (8 x 2 x 15 x 127 = 30480): one widening a group.
+ */
+static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
+                                  int zero, int c) {
     const __m256i ones = _mm256_set1_epi16(1);
     vi pairs[TILE];
     UNROLL for (int j = 0; j < c; j++) {
@@ -190,9 +186,7 @@ static inline void vc_dot_signed(vi *dot, const vc w[8], const int8_t *x, const 
                                  int c) {
     (void)minus_sum;
     const __m256i ones = _mm256_set1_epi16(1);
-    UNROLL for (int j = 0; j < c; j++) {
-        dot[j] = vi_set1(0);
-    }
+    UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_set1(0); }
     UNROLL for (int s = 0; s < 8; s++) {
         const __m256i lo = _mm256_abs_epi8(w[s].lo), hi = _mm256_abs_epi8(w[s].hi);
         UNROLL for (int j = 0; j < c; j++) {

@@ -21,8 +21,12 @@ static inline vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
 static inline vf vf_set1(float x) { return _mm512_set1_ps(x); }
 static inline vf vf_zero(void) { return _mm512_setzero_ps(); }
-static inline vf vf_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(lanes_below(n), p); }
-static inline void vf_store_n(float *p, vf a, int n) { _mm512_mask_storeu_ps(p, lanes_below(n), a); }
+static inline vf vf_load_n(const float *p, int n) {
+    return _mm512_maskz_loadu_ps(lanes_below(n), p);
+}
+static inline void vf_store_n(float *p, vf a, int n) {
+    _mm512_mask_storeu_ps(p, lanes_below(n), a);
+}
 static inline vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 static inline vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 static inline vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
@@ -52,7 +56,6 @@ static inline void vf_to_half(uint16_t *p, vf a) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
-static inline vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 static inline vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 static inline vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 static inline vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
@@ -86,7 +89,7 @@ static inline vc vc_table(const int8_t table[16], vc a) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), a);
 }
 
-/* c chains side by side, which hides the latency of each, and x read one address after the other. */
+/* c chains side by side, which hides the latency of each; x is read address by address. */
 static inline void vc_dot(vi *dot, const vc w[8], const int8_t *x, int c) {
     UNROLL for (int s = 0; s < 8; s++) {
         UNROLL for (int j = 0; j < c; j++) {
@@ -94,8 +97,8 @@ static inline void vc_dot(vi *dot, const vc w[8], const int8_t *x, int c) {
         }
     }
 }
-static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x,
-                                  const int32_t *minus_sum, int zero, int c) {
+static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
+                                  int zero, int c) {
     UNROLL for (int j = 0; j < c; j++) { /* GCC and clang make a shift of it */
         dot[j] = _mm512_mullo_epi32(_mm512_set1_epi32(minus_sum[j]), _mm512_set1_epi32(zero));
     }

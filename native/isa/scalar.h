@@ -21,8 +21,8 @@ typedef struct {
     uint8_t v[64];
 } vc;
 
-#define TILE 4    /* columns per matmul tile */
-#define QUERIES 4 /* per attention tile */
+#define TILE 4            /* columns per matmul tile */
+#define QUERIES 4         /* per attention tile */
 #define ATTENTION_WIDTH 1 /* key panels, or 16s of a value, at a time: 1 or 2 */
 
 #define LANES(i) for (int i = 0; i < 16; i++)
@@ -67,7 +67,7 @@ static inline vf vf_fma(vf a, vf b, vf c) {
     LANES(i) c.v[i] = fmaf(a.v[i], b.v[i], c.v[i]);
     return c;
 }
-/* Of numbers: with a NaN the result is either. */
+/* Where a or b is NaN the result is b. */
 static inline vf vf_max(vf a, vf b) {
     LANES(i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
@@ -85,6 +85,7 @@ static inline float vf_sum(vf a) {
     }
     return a.v[0];
 }
+/* Of numbers: with a NaN the result is any lane. */
 static inline float vf_hmax(vf a) {
     float m = a.v[0];
     LANES(i) m = m > a.v[i] ? m : a.v[i];
@@ -128,11 +129,6 @@ static inline void vf_to_half(uint16_t *p, vf a) {
     }
 }
 
-static inline vi vi_load(const int32_t *p) {
-    vi r;
-    memcpy(r.v, p, sizeof r.v);
-    return r;
-}
 static inline vi vi_set1(int32_t x) {
     vi r;
     LANES(i) r.v[i] = x;
@@ -214,8 +210,8 @@ static inline vc vc_table(const int8_t table[16], vc a) {
 /* One group of 32 k, c columns: dot[j] += sum over k of w * x[j], exact.
  * w: 8 steps of 4 k; x: (8, c, 4) signed; minus_sum[j] = minus the sum of x[j].
  * The codes stand for code - zero, 0 <= code <= 15. */
-static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x,
-                                  const int32_t *minus_sum, int zero, int c) {
+static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
+                                  int zero, int c) {
     for (int j = 0; j < c; j++) {
         LANES(i) {
             int32_t sum = zero * minus_sum[j];

@@ -52,9 +52,7 @@ typedef struct {
 INLINE void score(tile *t, const uint16_t *keys, int i_panel, int32_t head_dim, int n, int panels) {
     const uint16_t *first = keys + (int64_t)i_panel * head_dim * 16;
     vf sum[2][QUERIES];
-    UNROLL for (int i = 0; i < n; i++) {
-        sum[0][i] = sum[1][i] = vf_zero();
-    }
+    UNROLL for (int i = 0; i < n; i++) { sum[0][i] = sum[1][i] = vf_zero(); }
     for (int32_t d = 0; d < head_dim; d++) {
         const vf key = vf_from_half(first + 16 * d);
         const vf next = panels > 1 ? vf_from_half(first + 16 * (head_dim + d)) : key;
@@ -222,10 +220,12 @@ void FN(attention)(const attention_args *a, int64_t row0, int64_t row1) {
         attend(a, j, QUERIES);
     }
     switch (end - j) {
-    case 7: attend(a, j, 7 <= QUERIES ? 7 : QUERIES); break;
-    case 6: attend(a, j, 6 <= QUERIES ? 6 : QUERIES); break;
-    case 5: attend(a, j, 5 <= QUERIES ? 5 : QUERIES); break;
-    case 4: attend(a, j, 4 <= QUERIES ? 4 : QUERIES); break;
+#if QUERIES > 4
+    case 7: attend(a, j, 7); break;
+    case 6: attend(a, j, 6); break;
+    case 5: attend(a, j, 5); break;
+    case 4: attend(a, j, 4); break;
+#endif
     case 3: attend(a, j, 3); break;
     case 2: attend(a, j, 2); break;
     case 1: attend(a, j, 1); break;

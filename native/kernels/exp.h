@@ -8,7 +8,8 @@
 #include "kernels/isa.h"
 
 INLINE vf vf_exp(vf x) {
-    x = vf_min(vf_max(x, vf_set1(-87.3f)), vf_set1(88.3f));
+    /* In this order a NaN passes on, see vf_max. */
+    x = vf_min(vf_set1(88.3f), vf_max(vf_set1(-87.3f), x));
     const vi n = vi_round(vf_mul(x, vf_set1(1.44269504f)));
     const vf whole = vf_from_int(n);
     vf r = vf_fma(whole, vf_set1(-0.693145751953125f), x); /* ln 2 in two parts */

@@ -14,6 +14,8 @@
 #define INLINE static inline __attribute__((always_inline))
 #endif
 
+#include <float.h>
+
 #include EDGE_ISA_HEADER
 #include "kernels/kernels.h"
 #include "layouts.h"
@@ -36,6 +38,9 @@ void FN(softmax)(const float *, int64_t, float *);
 void FN(log_softmax)(const float *, int64_t, float *);
 int32_t FN(all_finite)(const float *, int64_t);
 
-_Static_assert(TILE <= MAX_TILE, "a tile has at most MAX_TILE columns");
+_Static_assert(TILE <= MAX_TILE && TILE % 2 == 0, "Q8X2 columns come in pairs");
+#if FLT_EVAL_METHOD != 0
+#error "excess precision would change the bits of results: compile for SSE2, not for x87"
+#endif
 
 #endif

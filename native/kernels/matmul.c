@@ -20,9 +20,7 @@ INLINE q8_group q8_at(const uint8_t *tile, int64_t i_group, int c) {
 }
 
 INLINE void store_tile(float *out, const vf *sum, int c) {
-    UNROLL for (int j = 0; j < c; j++) {
-        vf_store(out + PANEL_ROWS * j, sum[j]);
-    }
+    UNROLL for (int j = 0; j < c; j++) { vf_store(out + PANEL_ROWS * j, sum[j]); }
 }
 
 /* A group of 32 k: where a panel keeps its scales and codes. Groups lie in pairs, see layouts.h. */
@@ -54,9 +52,7 @@ INLINE void prefetch_ahead(const uint8_t *codes, int bytes, int c) {
 INLINE void tile_c4(const uint8_t *panel, int64_t k, const uint8_t *x, const int8_t *values,
                     bool has_min, float *out, int c) {
     vf sum[MAX_TILE];
-    UNROLL for (int j = 0; j < c; j++) {
-        sum[j] = vf_zero();
-    }
+    UNROLL for (int j = 0; j < c; j++) { sum[j] = vf_zero(); }
     for (int64_t g = 0; g < k / GROUP; g++) {
         const packed_group p = group_at(panel, g, has_min ? 2 : 1, C4_CODES_BYTES);
         prefetch_ahead(p.codes, C4_CODES_BYTES + SCALES_BYTES, c);
@@ -67,9 +63,7 @@ INLINE void tile_c4(const uint8_t *panel, int64_t k, const uint8_t *x, const int
             w[2 * s + 1] = vc_high(both);
         }
         if (values != NULL) {
-            UNROLL for (int s = 0; s < 8; s++) {
-                w[s] = vc_table(values, w[s]);
-            }
+            UNROLL for (int s = 0; s < 8; s++) { w[s] = vc_table(values, w[s]); }
         }
         const q8_group q = q8_at(x, g, c);
         vi dot[MAX_TILE];
@@ -111,16 +105,12 @@ INLINE void tile_c8h32(const void *panel, int64_t k, const void *x, int32_t tabl
                        int c) {
     (void)table;
     vf sum[MAX_TILE];
-    UNROLL for (int j = 0; j < c; j++) {
-        sum[j] = vf_zero();
-    }
+    UNROLL for (int j = 0; j < c; j++) { sum[j] = vf_zero(); }
     for (int64_t g = 0; g < k / GROUP; g++) {
         const packed_group p = group_at(panel, g, 1, C8_CODES_BYTES);
         prefetch_ahead(p.codes, C8_CODES_BYTES + SCALES_BYTES, c);
         vc w[8];
-        UNROLL for (int s = 0; s < 8; s++) {
-            w[s] = vc_signed(vc_load(p.codes + 64 * s));
-        }
+        UNROLL for (int s = 0; s < 8; s++) { w[s] = vc_signed(vc_load(p.codes + 64 * s)); }
         const q8_group q = q8_at(x, g, c);
         vi dot[MAX_TILE];
         vc_dot_signed(dot, w, q.codes, q.minus_sum, c);
@@ -133,48 +123,45 @@ INLINE void tile_c8h32(const void *panel, int64_t k, const void *x, int32_t tabl
 }
 
 /* Float weights: one fma per k. load: 16 rows of one k. */
-#define FLOAT_TILE(name, element, load)                                                           \
-    INLINE void name(const void *panel, int64_t k, const void *x, int32_t table, float *out,      \
-                     int c) {                                                                     \
-        (void)table;                                                                              \
-        const element *w = panel;                                                                 \
-        const float *columns = x;                                                                 \
-        vf sum[MAX_TILE];                                                                         \
-        UNROLL for (int j = 0; j < c; j++) {                                                             \
-            sum[j] = vf_zero();                                                                   \
-        }                                                                                         \
-        for (int64_t i = 0; i < k; i++, w += PANEL_ROWS) {                                        \
-            const vf row = load(w);                                                               \
-            UNROLL for (int j = 0; j < c; j++) {                                                         \
-                sum[j] = vf_fma(row, vf_set1(columns[j * k + i]), sum[j]);                        \
-            }                                                                                     \
-        }                                                                                         \
-        store_tile(out, sum, c);                                                                  \
+#define FLOAT_TILE(name, element, load)                                                            \
+    INLINE void name(const void *panel, int64_t k, const void *x, int32_t table, float *out,       \
+                     int c) {                                                                      \
+        (void)table;                                                                               \
+        const element *w = panel;                                                                  \
+        const float *columns = x;                                                                  \
+        vf sum[MAX_TILE];                                                                          \
+        UNROLL for (int j = 0; j < c; j++) { sum[j] = vf_zero(); }                                 \
+        for (int64_t i = 0; i < k; i++, w += PANEL_ROWS) {                                         \
+            const vf row = load(w);                                                                \
+            UNROLL for (int j = 0; j < c; j++) {                                                   \
+                sum[j] = vf_fma(row, vf_set1(columns[j * k + i]), sum[j]);                         \
+            }                                                                                      \
+        }                                                                                          \
+        store_tile(out, sum, c);                                                                   \
     }
 FLOAT_TILE(tile_f32, float, vf_load)
 FLOAT_TILE(tile_f16, uint16_t, vf_from_half)
 FLOAT_TILE(tile_bf16, uint16_t, vf_from_bfloat)
 
 /* One function per layout and number of columns. */
-#define FOR_COLUMNS(name, c)                                                                      \
-    static void name##_##c(const void *panel, int64_t k, const void *x, int32_t table,            \
-                           float *out) {                                                          \
-        name(panel, k, x, table, out, c);                                                         \
+#define FOR_COLUMNS(name, c)                                                                       \
+    static void name##_##c(const void *panel, int64_t k, const void *x, int32_t table,             \
+                           float *out) {                                                           \
+        name(panel, k, x, table, out, c);                                                          \
     }
 #if TILE > 4
-#define FOR_ALL_COLUMNS(name)                                                                     \
-    FOR_COLUMNS(name, 1)                                                                          \
-    FOR_COLUMNS(name, 2)                                                                          \
-    FOR_COLUMNS(name, 3)                                                                          \
-    FOR_COLUMNS(name, 4)                                                                          \
-    FOR_COLUMNS(name, 5)                                                                          \
+#define FOR_ALL_COLUMNS(name)                                                                      \
+    FOR_COLUMNS(name, 1)                                                                           \
+    FOR_COLUMNS(name, 2)                                                                           \
+    FOR_COLUMNS(name, 3)                                                                           \
+    FOR_COLUMNS(name, 4)                                                                           \
+    FOR_COLUMNS(name, 5)                                                                           \
     FOR_COLUMNS(name, 6) FOR_COLUMNS(name, 7) FOR_COLUMNS(name, 8)
-#define LIST(name)                                                                                \
-    { name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8 }
+#define LIST(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
 #else
-#define FOR_ALL_COLUMNS(name)                                                                     \
+#define FOR_ALL_COLUMNS(name)                                                                      \
     FOR_COLUMNS(name, 1) FOR_COLUMNS(name, 2) FOR_COLUMNS(name, 3) FOR_COLUMNS(name, 4)
-#define LIST(name) { name##_1, name##_2, name##_3, name##_4 }
+#define LIST(name) {name##_1, name##_2, name##_3, name##_4}
 #endif
 
 FOR_ALL_COLUMNS(tile_f32)

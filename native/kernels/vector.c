@@ -86,8 +86,7 @@ void FN(quantize)(const float *x, int64_t k, q8_place place) {
     }
 }
 
-void FN(norm_quantize)(const float *x, const float *weight, float eps, int64_t k,
-                       q8_place place) {
+void FN(norm_quantize)(const float *x, const float *weight, float eps, int64_t k, q8_place place) {
     const vf factor = vf_set1(norm_factor(x, eps, k));
     for (int64_t g = 0; g < k / GROUP; g++) {
         const float *p = x + g * GROUP, *w = weight + g * GROUP;
