@@ -45,7 +45,7 @@ class Chat:
     ) -> None:
         self._model = model
         self._first: list[Message] = [{"role": "system", "content": system}] if system else []
-        self._messages = list(self._first)
+        self._messages = [dict(message) for message in self._first]
         self.tools = [dict(tool) for tool in tools] if tools else None
         self._live: tuple[Stream, Message] | None = None  # the answer that grows
         self.session = model.session(**options)
@@ -93,7 +93,7 @@ class Chat:
         """Forget the conversation, but for the system message it began with."""
         self.session.reset()
         self._live = None
-        self._messages[:] = self._first
+        self._messages[:] = [dict(message) for message in self._first]
 
     def close(self) -> None:
         """Cancel what is under way and give the cache's memory back."""

@@ -20,7 +20,7 @@ from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.weights import Weights
 
-__all__ = ["Cancel", "Engine"]
+__all__ = ["Cancel", "Engine", "describe"]
 
 #: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
 #: progress bar.
@@ -28,6 +28,21 @@ CHUNK = 256
 
 #: Memory of a tokenizer per entry of its vocabulary, merges included: 40 MiB for 49,152.
 TOKENIZER_BYTES = 850
+
+
+def describe(gguf: GGUF, context: int | None = None) -> tuple[Graph, Config, Weights]:
+    """What this build would run of a file, from its header alone; nothing is packed.
+
+    Raises whatever `Engine.load` raises for a file that it cannot run.
+    """
+    shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
+    graph, config = models.build(gguf.metadata, shapes, context=context, path=gguf.path)
+    if config.head_dim % 16 or config.head_dim > 256:
+        raise UnsupportedError(
+            f"{gguf.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
+            what=f"head_dim {config.head_dim}",
+        )
+    return graph, config, Weights(gguf, graph.weights)
 
 
 class Cancel:
@@ -70,13 +85,14 @@ class Engine:
         self.threads = 0
         self.lowered = plan.lower(
             graph,
-            lambda name: weights.layout(name)[0] == "c",
+            weights.takes_q8,
             lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, CHUNK)),
         )
         self.packed_bytes, self.arena_bytes = weights.n_bytes, self.lowered.arena_bytes
         self.layouts = {f"{name}.weight": weights.layout(name) for name in weights.names}
         self._weights = weights
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._pool: Any = None
         self._plan: Any = None
         self._trace = os.environ.get("EDGE_TRACE", "0")
@@ -102,15 +118,7 @@ class Engine:
         gguf = GGUF.open(path)
         engine = None
         try:
-            shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
-            graph, config = models.build(gguf.metadata, shapes, context=context, path=gguf.path)
-            if config.head_dim % 16 or config.head_dim > 256:
-                raise UnsupportedError(
-                    f"{gguf.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
-                    what=f"head_dim {config.head_dim}",
-                )
-            weights = Weights(gguf, graph.weights)
-            engine = cls(gguf, graph, config, weights)
+            engine = cls(gguf, *describe(gguf, context))
             engine._start(n_threads, isa, progress)
         except BaseException:
             (engine or gguf).close()
@@ -144,6 +152,12 @@ class Engine:
         if not 1 <= n <= self.chunk:
             raise InputError(f"{n} tokens in one run: from 1 to {self.chunk}")
         rows = {"none": 0, "last": 1, "all": n}[logits]
+        if os.getpid() != self._process:
+            raise InputError("the model was loaded before a fork: load it in the child")
+        if not 0 <= min(tokens) <= max(tokens) < self.n_vocab:
+            raise InputError(
+                f"token ids from {min(tokens)} to {max(tokens)}: 0 to {self.n_vocab - 1}"
+            )
         with self._lock:
             if self._plan is None:
                 raise InputError("the model was closed")
@@ -197,11 +211,24 @@ class Engine:
         self._pool = ffi.gc(pool[0], lib.edge_pool_free)
         self.threads, self.isa = n_threads, native.text(lib.edge_isa_name(isa))
         self._weights.pack(self._pool, progress)
+        self._check_factors()
         made = ffi.new("edge_plan **")
         spec, alive = self._spec(isa)
         native.check(lib.edge_plan_new(spec, made, error), error)
         del alive
         self._plan = ffi.gc(made[0], lib.edge_plan_free)
+
+    def _check_factors(self) -> None:
+        """Rotary factors divide frequencies: none may be zero, negative or absurd."""
+        ropes = {op.attrs["rope"] for op in self.graph.ops if op.kind == "rope"}
+        for name in {rope.factors for rope in ropes if rope.factors}:
+            factors = self._weights.vector(name)
+            if factors.min() < 1e-3 or factors.max() >= 1e9:
+                raise ModelFileError(
+                    f"rotary factors from {factors.min()} to {factors.max()}",
+                    path=self.gguf.path,
+                    field=f"tensor {name}.weight",
+                )
 
     def _spec(self, isa: int) -> tuple[Any, tuple[Any, ...]]:
         """The edge_plan_spec, and the arrays that it points to."""
@@ -223,7 +250,7 @@ class Engine:
         spec = ffi.new("edge_plan_spec *")
         spec.isa, spec.max_tokens = isa, self.chunk
         spec.n_layers, spec.n_kv_heads = config.n_layers, config.n_kv_heads
-        spec.head_dim, spec.n_positions = config.head_dim, config.n_context
+        spec.head_dim = config.head_dim
         spec.ops, spec.n_ops = ops, len(lowered.ops)
         spec.buffers, spec.n_buffers = buffers, len(lowered.buffers)
         spec.weights, spec.n_weights = weights.entries, len(weights.names)

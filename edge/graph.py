@@ -13,6 +13,9 @@ from typing import Any
 
 from edge.errors import ModelFileError
 
+#: The most elements that a value, or a row or column of a weight, may have.
+MAX_DIM = 1 << 24
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -143,8 +146,8 @@ class Graph:
 
     def _matrix(self, weight: str, k: int | None = None) -> tuple[int, int]:
         shape = self._shape(weight)
-        if len(shape) != 2 or (k is not None and shape[1] != k):
-            want = f"(n, {k})" if k is not None else "(n, k)"
+        if len(shape) != 2 or max(shape) > MAX_DIM or (k is not None and shape[1] != k):
+            want = f"(n, {k})" if k is not None else "(n, k), both at most 2^24"
             raise ModelFileError(
                 f"shape is {shape}, the model needs {want}",
                 path=self.path,

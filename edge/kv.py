@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from edge import native
-from edge.errors import ContextError, InputError
+from edge.errors import ContextError, InputError, MemoryBudgetError
+from edge.memory import available, show
 from edge.models.common import Config
 from edge.native import ffi, lib
 
@@ -25,6 +26,7 @@ class KVCache:
     """
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         self.limit = config.n_context
         self.length = 0
         out, error = ffi.new("edge_cache **"), ffi.new("edge_error *")
@@ -51,7 +53,16 @@ class KVCache:
                 limit=self.limit,
             )
         error = ffi.new("edge_error *")
-        native.check(lib.edge_cache_reserve(self.handle, n_tokens, error), error)
+        status = lib.edge_cache_reserve(self.handle, n_tokens, error)
+        if status == lib.EDGE_NO_MEMORY:
+            needed = cache_bytes(self._config, n_tokens)
+            raise MemoryBudgetError(
+                f"no memory for keys and values of {n_tokens} tokens, {show(needed)} in all",
+                needed=needed,
+                budget=available() or 0,
+                parts={"keys and values": needed},
+            )
+        native.check(status, error)
 
     def trim(self, length: int) -> None:
         """Keep the first `length` tokens. Raises InputError for more than there are."""

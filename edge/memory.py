@@ -12,11 +12,10 @@ _THREAD_ADDRESSES = 160 << 20
 
 
 def available() -> int | None:
-    """Bytes that can be had now without swapping: free memory, within the address-space limit.
-
-    None where the system does not say (other than Linux).
+    """Bytes that can be had now without swapping: free memory, within the limits on the control
+    group and on the address space. None where the system does not say (other than Linux).
     """
-    limits = [limit for limit in (_free(), _address_space()) if limit is not None]
+    limits = [x for x in (_free(), _control_group(), _address_space()) if x is not None]
     return min(limits) if limits else None
 
 
@@ -47,6 +46,49 @@ def _free() -> int | None:
     except OSError:
         return None
     return None
+
+
+def _control_group(root: str = "/sys/fs/cgroup") -> int | None:
+    """What the control group (version 2, or 1) and its parents still allow."""
+    left: list[int] = []
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as lines:
+            groups = [line.rstrip("\n").split(":", 2) for line in lines]
+    except OSError:
+        return None
+    for number, controllers, group in groups:
+        if number == "0":
+            folder, names = root + group, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            folder = f"{root}/memory{group}"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        while folder.startswith(root):
+            limit, used = (_read_number(f"{folder}/{name}") for name in names)
+            if limit is not None and used is not None:
+                left.append(max(0, limit - used + _reclaimable(folder)))
+            folder = folder.rpartition("/")[0]
+    return min(left, default=None)
+
+
+def _read_number(path: str) -> int | None:
+    """The number in a file; None for "max", or where there is none."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def _reclaimable(folder: str) -> int:
+    """Bytes of cached files, which count as used but are given up when needed."""
+    try:
+        with open(f"{folder}/memory.stat", encoding="ascii") as lines:
+            stat = dict(line.split() for line in lines)
+        return int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def _address_space() -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.conversation import Chat
 from edge.engine import Engine
-from edge.errors import InputError
+from edge.errors import InputError, ModelFileError
 from edge.request import Options
 from edge.session import Session
 
@@ -77,7 +77,14 @@ class Model:
             if self._tokenizer is None:
                 from edge.tokenizer import Tokenizer
 
-                self._tokenizer = Tokenizer.from_metadata(gguf.metadata, gguf.path)
+                tokenizer = Tokenizer.from_metadata(gguf.metadata, gguf.path)
+                if tokenizer.n_vocab != self._engine.n_vocab:
+                    raise ModelFileError(
+                        f"{tokenizer.n_vocab} tokens, the model has {self._engine.n_vocab}",
+                        path=gguf.path,
+                        field="key tokenizer.ggml.tokens",
+                    )
+                self._tokenizer = tokenizer
             return self._tokenizer
 
     @property
@@ -136,11 +143,10 @@ class Model:
     def close(self) -> None:
         """Cancel and close the sessions, then the engine."""
         with self._lock:
-            closed, self.closed = self.closed, True
-        if not closed:
-            for session in list(self._sessions):
-                session.close()
-            self._engine.close()
+            self.closed = True
+        for session in list(self._sessions):  # all of it may be done again, if it was cut short
+            session.close()
+        self._engine.close()
 
     def __enter__(self) -> Model:
         return self

@@ -6,6 +6,7 @@ The library is plain C read through cffi in ABI mode, so one file serves every P
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,10 @@ def check(status: int, error: Any = None) -> None:
 def _exception(status: int, message: str, error: Any) -> EdgeError:
     if status == lib.EDGE_CANCELLED:
         return CancelledError("the run was cancelled")
-    if status in (lib.EDGE_NO_MEMORY, lib.EDGE_NO_THREADS):
+    if status == lib.EDGE_NO_MEMORY:
         return MemoryBudgetError(message, needed=0, budget=0)
+    if status == lib.EDGE_NO_THREADS:
+        return UnsupportedError(f"{message}: ask for fewer threads", what="threads")
     if status == lib.EDGE_BAD_TOKEN:
         return InputError(message)
     op = error.op if error and error.op >= 0 else None
@@ -94,8 +97,13 @@ def isa_index() -> int:
 
     Raises UnsupportedError for a name that is not known or that this CPU cannot run.
     """
+    return _index_of(os.environ.get("EDGE_ISA", ""))
+
+
+@cache
+def _index_of(setting: str) -> int:
     known = [name for name, _ in _compiled()]
-    wanted = os.environ.get("EDGE_ISA") or isas()[-1]
+    wanted = setting or isas()[-1]
     if wanted not in isas():
         why = "this CPU cannot run it" if wanted in known else "there is none of that name"
         raise UnsupportedError(f"EDGE_ISA={wanted}: {why}", what=wanted, supported=isas())
@@ -134,5 +142,6 @@ def _over_vector(function: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
     x = np.ascontiguousarray(x, np.float32)
     out = np.empty_like(x)
     if x.size:
-        function(ffi.from_buffer("float[]", x), x.size, ffi.from_buffer("float[]", out))
+        source, target = ffi.from_buffer("float[]", x), ffi.from_buffer("float[]", out)
+        function(isa_index(), source, x.size, target)
     return out

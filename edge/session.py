@@ -67,7 +67,7 @@ class Session:
         prompt: text or token ids, put behind what the session holds; the first text gets the
         beginning-of-sequence token where the model wants one. Empty: go on where the last call
         ended. options: see `edge.request.Request`. A call that is cancelled, or fails, before the
-        first token leaves the session as it was (with reuse: with what it shares).
+        first token leaves the session as it was (with reuse: with what was computed so far).
         Raises InputError for a prompt or an option that cannot be, ContextError when the tokens
         do not fit.
         """
@@ -126,7 +126,7 @@ class Session:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Hold the session, or raise InputError at once."""
+        """Hold the session, or raise InputError. Who loses a race to it waits for one piece."""
         if self._lock.locked():
             raise InputError("the session is in use by another call")
         with self._lock:  # a plain `with`: an interrupt cannot leave it locked
@@ -173,15 +173,14 @@ class Session:
 
     def _generate(self, out: Stream) -> Generator[Piece, None, None]:
         """The loop: prompt, then token by token. Sets out.finish_reason and out.usage."""
-        out.finish_reason = "cancelled"  # what holds if the caller leaves
         try:
             logits = self._read_prompt(out)
-            if logits is not None:
+            if logits is None:
+                out.finish_reason = "cancelled"
+            else:
                 yield from self._decode(logits, out)
-        except GeneratorExit:
-            raise
-        except BaseException:
-            out.finish_reason = None
+        except GeneratorExit:  # the caller left
+            out.finish_reason = out.finish_reason or "cancelled"
             raise
 
     def _read_prompt(self, out: Stream) -> Floats | None:

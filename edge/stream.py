@@ -69,7 +69,7 @@ class Stream(Iterator[Piece]):
                 self._steps.close()
             except ValueError:  # it runs, in another thread
                 return
-            self.ended, self.finish_reason = True, "cancelled"
+            self.ended, self.finish_reason = True, self.finish_reason or "cancelled"
 
     def finish(self) -> Completion:
         """Run to the end and return the whole answer."""

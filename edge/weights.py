@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge import native
 from edge.errors import MemoryBudgetError, ModelFileError, UnsupportedError
@@ -23,7 +24,7 @@ _NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
 class Weights:
     """The packed weights of a model. names: without `.weight`; vectors stay float32.
 
-    `describe` before `pack`: it knows the bytes from the header alone.
+    Layouts and n_bytes are known at once, from the header alone; `pack` takes the memory.
     Raises UnsupportedError for a tensor type without a layout.
     """
 
@@ -48,9 +49,14 @@ class Weights:
             return "vector"
         return native.text(lib.edge_layout_name(layout))
 
-    def rows(self, name: str) -> int:
-        """Output rows of a matrix."""
-        return int(self.entries[self.index[name]].n)
+    def takes_q8(self, name: str) -> bool:
+        """Whether a matrix multiplies quantised activations, or float32 ones."""
+        return bool(lib.edge_layout_takes_q8(self.entries[self.index[name]].layout))
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """A copy of a packed vector, (k,)."""
+        entry = self.entries[self.index[name]]
+        return np.frombuffer(ffi.buffer(entry.data, entry.n_bytes), np.float32).copy()
 
     def pack(self, pool: Any, progress: Callable[[int, int], None] | None = None) -> None:
         """Read every tensor and pack it. progress(bytes done, bytes in all), after each tensor.

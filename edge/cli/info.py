@@ -77,12 +77,11 @@ def describe(gguf: GGUF) -> dict[str, Any]:
 def _why_not(gguf: GGUF) -> str | None:
     """Why this build cannot run the file, or None: the graph and the layouts, nothing packed."""
     try:
-        from edge.models import build
-        from edge.weights import Weights
+        from edge.engine import describe
+        from edge.tokenizer.vocabulary import Vocabulary
 
-        shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
-        graph, _ = build(gguf.metadata, shapes, path=gguf.path)
-        Weights(gguf, graph.weights).close()
+        describe(gguf)
+        Vocabulary.from_metadata(gguf.metadata, gguf.path)
     except EdgeError as e:
         return str(e)
     return None

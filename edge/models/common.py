@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.errors import ContextError, InputError, ModelFileError, UnsupportedError, brief
-from edge.graph import Graph, Rope
+from edge.graph import MAX_DIM, Graph, Rope
 
 #: Positions of a session where the caller does not say: enough for a chat, small on a device.
 DEFAULT_CONTEXT = 4096
+
+#: The most layers, and the most heads of a layer, that a file may claim.
+MAX_COUNT = 4096
 
 
 class Keys:
@@ -33,9 +36,11 @@ class Keys:
             raise ModelFileError(f"{value} is out of range", path=self.path, field=field)
         return value
 
-    def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number of at least `least`. Raises ModelFileError."""
-        value = self.number(key, default, least=least)
+    def whole(
+        self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1
+    ) -> int:
+        """A whole number from least to most. Raises ModelFileError."""
+        value = self.number(key, default, least=least, most=most)
         if value != int(value):
             raise ModelFileError(
                 f"{value} must be whole", path=self.path, field=f"{self.architecture}.{key}"
@@ -65,7 +70,8 @@ class Config:
         """Read and check the metadata. Raises ModelFileError, ContextError, InputError."""
         arch = metadata["general.architecture"]
         keys = Keys(metadata, arch, path)
-        dim, n_heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
+        dim = keys.whole("embedding_length", most=MAX_DIM)
+        n_heads = keys.whole("attention.head_count", most=MAX_COUNT)
         n_kv_heads = keys.whole("attention.head_count_kv", n_heads)
         head_dim = keys.whole("attention.key_length", dim // n_heads)
         if keys.whole("attention.value_length", head_dim) != head_dim:
@@ -79,7 +85,7 @@ class Config:
         trained = keys.whole("context_length")
         return cls(
             architecture=arch,
-            n_layers=keys.whole("block_count"),
+            n_layers=keys.whole("block_count", most=MAX_COUNT),
             dim=dim,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
@@ -123,7 +129,14 @@ def decoder(g: Graph, c: Config, layer: Layer, rope: Rope) -> None:
     for i in range(c.n_layers):
         x = layer(g, x, i, c, rope)
     x = g.rms_norm(x, "output_norm", c.norm_eps)
-    g.matmul(x, "output" if g.has("output") else "token_embd")
+    logits = g.matmul(x, "output" if g.has("output") else "token_embd")
+    n_vocab = g.weights["token_embd"][0]
+    if g.dims[logits] != n_vocab:
+        raise ModelFileError(
+            f"{g.dims[logits]} rows, the embedding has {n_vocab}",
+            path=c.path,
+            field="tensor output.weight",
+        )
 
 
 def attention(g: Graph, x: str, i: int, c: Config, rope: Rope, *, qkv: tuple[str, ...]) -> str:

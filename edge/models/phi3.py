@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from decimal import Context, Decimal
 
 from edge.graph import Graph, Rope
 from edge.models.common import Config, attention, gated_mlp, rope_of
@@ -19,8 +19,7 @@ def rope(g: Graph, c: Config) -> Rope:
     if not (g.has("rope_factors_long") or g.has("rope_factors_short")):
         return rope_of(c, interleaved=False, factors=None)
     original = c.keys.whole("rope.scaling.original_context_length", c.n_context_train, least=2)
-    stretch = max(1.0, c.n_context_train / original)
-    magnitude = math.sqrt(1 + math.log(stretch) / math.log(original))
+    magnitude = _magnitude(c.n_context_train, original)
     magnitude = c.keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=100)
     return rope_of(
         c,
@@ -29,6 +28,17 @@ def rope(g: Graph, c: Config) -> Rope:
         magnitude=magnitude,
         scalings=("none", "linear", "longrope"),
     )
+
+
+def _magnitude(trained: int, original: int) -> float:
+    """sqrt(1 + log(trained / original) / log(original)), LongRoPE's attention factor.
+
+    In decimal arithmetic, whose logarithm is the same everywhere, as that of libm is not.
+    """
+    exact = Context(prec=30)
+    stretch = max(Decimal(1), exact.divide(Decimal(trained), Decimal(original)))
+    share = exact.divide(exact.ln(stretch), exact.ln(Decimal(original)))
+    return float(exact.sqrt(exact.add(1, share)))
 
 
 def layer(g: Graph, x: str, i: int, c: Config, rope: Rope) -> str:
