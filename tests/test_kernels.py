@@ -1,0 +1,574 @@
+"""Kernels: every instruction set gives scalar's bits, and scalar what numpy says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import refgraph
+import refmath
+from native_plan import (
+    FLOAT_TYPES,
+    TYPES,
+    Plan,
+    Spec,
+    Weight,
+    evaluate,
+    floats,
+    isa_index,
+    on_all_isas,
+    packed,
+    rows_weight,
+    vector,
+)
+from test_refmath import SIZES, random_blocks
+
+from edge import native
+from edge.errors import NativeError
+from edge.graph import Op, Rope
+from edge.native import lib
+from edge.plan import F32, LOGITS, Q8, Q8X2
+
+pytestmark = pytest.mark.native
+
+EPS = np.finfo(np.float32).eps
+FORMS = [(t, F32) for t in FLOAT_TYPES] + [
+    (t, form) for t in TYPES if t not in FLOAT_TYPES for form in (Q8, Q8X2)
+]
+M = [*range(1, 10), 17]
+
+#: Rows (m, k) that are hard on rounding, scales and clamps.
+EXTREMES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "zeros": lambda x: x * 0,
+    "denormals": lambda x: (x * 1e-39).astype(np.float32),
+    "tiny groups": lambda x: x * np.float32(2.0**-101),
+    "huge": lambda x: x * np.float32(1e30),
+    "mixed": lambda x: x * np.float32(10) ** np.arange(-30, 30)[: x.shape[1] % 60].mean(),
+    "one large": lambda x: np.where(np.arange(x.shape[1]) == 5, np.float32(1e6), x),
+}
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Float32 of N(0, 1)."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def moderate(type_name: str, n: int, k: int, seed: int = 0) -> tuple[Weight, np.ndarray]:
+    """A weight with values of about one, and the values in float64."""
+    raw = random_blocks(type_name, n * k // SIZES[type_name].block, seed)
+    if type_name in FLOAT_TYPES:
+        kind = {"F32": "<f4", "F16": "<f2"}.get(type_name)
+        values = normal(n, k, seed=seed)
+        raw = values.astype(kind) if kind else (values.view(np.uint32) >> 16).astype("<u2")
+    else:
+        n_floats = 2 if type_name == "Q4_1" else 1
+        scales = (normal(len(raw), n_floats, seed=seed) / 16).astype("<f2")
+        raw[:, : 2 * n_floats] = scales.view(np.uint8)
+    values = refmath.dequantise(type_name, raw.view(np.uint8), (n, k)).astype(np.float64)
+    return packed(type_name, raw, (n, k)), values
+
+
+def seen(x: np.ndarray, form: int) -> np.ndarray:
+    """x (m, k) as a matmul reads it, in float64."""
+    if form == F32:
+        return x.astype(np.float64)
+    first = once(x)
+    return first if form == Q8 else first + once((x - first).astype(np.float32))
+
+
+def once(x: np.ndarray) -> np.ndarray:
+    """x through one quantisation."""
+    codes, scales = refmath.quantise_activations(x)
+    return codes.astype(np.float64) * np.repeat(scales, 32, axis=1).astype(np.float64)
+
+
+def matmul(
+    isa: str, x: np.ndarray, weights: list[Weight], form: int = F32, **options: object
+) -> np.ndarray:
+    """[x w0 | x w1 ...] with options column, extra columns behind, residual (m, dim)."""
+    spec = Spec(isa)
+    source = spec.given(x)
+    source = source if form == F32 else spec.quantized(source, form)
+    column, behind = int(options.get("column", 0)), int(options.get("behind", 0))
+    dim = column + sum(w.shape[0] for w in weights) + behind
+    residual = options.get("residual")
+    inputs = (source,) if residual is None else (source, spec.given(residual))
+    out = spec.op("matmul", inputs, spec.buffer(F32, dim), weights, column=column)
+    return evaluate(spec, out, len(x))[:, column : dim - behind]
+
+
+# ---- matmuls -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n, k", [(1, 32), (15, 96), (16, 576), (17, 96), (48, 32)])
+@pytest.mark.parametrize("type_name, form", FORMS)
+def test_matmul(type_name: str, form: int, n: int, k: int) -> None:
+    weight, values = moderate(type_name, n, k)
+    for m in M:
+        x = normal(m, k, seed=m)
+        got = on_all_isas(lambda isa, x=x: matmul(isa, x, [weight], form))
+        exact = seen(x, form) @ values.T
+        terms = np.abs(seen(x, form)) @ np.abs(values).T
+        assert (np.abs(got - exact) <= terms * EPS * (k / 32 + 8)).all()
+
+
+@pytest.mark.parametrize("k", [1, 33, 47])
+@pytest.mark.parametrize("type_name", FLOAT_TYPES)
+def test_float_matmul_of_any_width(type_name: str, k: int) -> None:
+    weight, values = moderate(type_name, 19, k)
+    x = normal(9, k)
+    got = on_all_isas(lambda isa: matmul(isa, x, [weight]))
+    np.testing.assert_allclose(got, x.astype(np.float64) @ values.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("type_name, form", FORMS)
+def test_a_column_does_not_depend_on_its_neighbours(type_name: str, form: int) -> None:
+    weight, _ = moderate(type_name, 33, 96)
+    x = normal(9, 96)
+    for isa in native.isas():
+        alone = [matmul(isa, x[i : i + 1], [weight], form) for i in range(len(x))]
+        np.testing.assert_array_equal(np.concatenate(alone), matmul(isa, x, [weight], form))
+
+
+@pytest.mark.parametrize("type_name, form", FORMS)
+def test_matmul_of_any_weight_bytes(type_name: str, form: int) -> None:
+    """Denormal and largest scales, all codes."""
+    raw = random_blocks(type_name, 17 * 96 // SIZES[type_name].block)
+    weight, x = packed(type_name, raw, (17, 96)), normal(5, 96)
+    on_all_isas(lambda isa: matmul(isa, x, [weight], form))
+
+
+@pytest.mark.parametrize("type_name, form", [("F16", F32), ("Q4_0", Q8), ("Q8_0", Q8X2)])
+def test_weights_side_by_side_with_residual_and_column(type_name: str, form: int) -> None:
+    weights = [moderate(type_name, n, 64, seed=n)[0] for n in (17, 16, 5)]
+    x, residual = normal(6, 64), normal(6, 48, seed=1)
+    parts = [matmul("scalar", x, [w], form) for w in weights]
+    together = on_all_isas(lambda isa: matmul(isa, x, weights, form))
+    np.testing.assert_array_equal(together, np.concatenate(parts, 1))
+    placed = on_all_isas(
+        lambda isa: matmul(isa, x, weights[:2], form, column=9, behind=6, residual=residual)
+    )
+    want = np.concatenate(parts[:2], 1) + residual[:, 9:42]
+    np.testing.assert_array_equal(placed, want)
+
+
+def test_matmul_leaves_other_columns_alone() -> None:
+    x, (weight, _) = normal(3, 32), moderate("Q4_0", 17, 32)
+    spec = Spec()
+    source, out = spec.quantized(spec.given(x)), spec.given(normal(3, 40, seed=1))
+    spec.op("matmul", (source,), out, [weight], column=3)
+    got, want = evaluate(spec, out, 3), normal(3, 40, seed=1)
+    np.testing.assert_array_equal(got[:, :3], want[:, :3])
+    np.testing.assert_array_equal(got[:, 20:], want[:, 20:])
+    np.testing.assert_array_equal(got[:, 3:20], matmul("scalar", x, [weight], Q8))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("type_name", TYPES)
+def test_gated_matmul(type_name: str, fused: bool) -> None:
+    dim, k, form = 48 if fused else 37, 96, F32 if type_name in FLOAT_TYPES else Q8
+    x = normal(9, k)
+    gate_up = (
+        [moderate(type_name, 2 * dim, k)[0]]
+        if fused
+        else [moderate(type_name, dim, k, seed)[0] for seed in (1, 2)]
+    )
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa)
+        source = spec.given(x)
+        source = source if form == F32 else spec.quantized(source)
+        out = spec.op("gated_matmul", (source,), spec.buffer(F32, dim), gate_up, activation=0)
+        return evaluate(spec, out, len(x))
+
+    apart = gated("scalar", matmul("scalar", x, gate_up, form))
+    np.testing.assert_array_equal(on_all_isas(run), apart)
+
+
+# ---- quantisation --------------------------------------------------------------------------------
+
+
+def identity(k: int) -> Weight:
+    """A Q8_0 weight that multiplies by one, exactly."""
+    raw = np.zeros((k, k // 32, 34), np.uint8)
+    raw[:, :, :2] = np.frombuffer(np.float16(1).tobytes(), np.uint8)
+    for i in range(k):
+        raw[i, i // 32, 2 + i % 32] = 1
+    return packed("Q8_0", raw, (k, k))
+
+
+@pytest.mark.parametrize("extreme", ["none", *EXTREMES])
+def test_quantised_activations_are_the_references(extreme: str) -> None:
+    x = normal(9, 96) if extreme == "none" else EXTREMES[extreme](normal(9, 96))
+    x = x.astype(np.float32)
+    got = on_all_isas(lambda isa: matmul(isa, x, [identity(96)], Q8))
+    codes, scales = refmath.quantise_activations(x)
+    np.testing.assert_array_equal(got, codes * np.repeat(scales, 32, axis=1))
+
+
+def test_rounding_ties_go_to_even() -> None:
+    x = np.zeros((1, 32), np.float32)
+    x[0, :7] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]
+    got = on_all_isas(lambda isa: matmul(isa, x, [identity(32)], Q8))
+    assert got[0, :7].tolist() == [127, 0, 2, 2, 0, -2, -2]
+
+
+def test_second_quantisation_takes_what_the_first_left() -> None:
+    x = normal(9, 96)
+    got = on_all_isas(lambda isa: matmul(isa, x, [identity(96)], Q8X2))
+    first, both = seen(x, Q8), seen(x, Q8X2)
+    np.testing.assert_array_equal(got, first.astype("f4") + (both - first).astype("f4"))
+    step = np.abs(x).reshape(9, 3, 32).max(2).repeat(32, 1) / 127 / 254
+    assert (np.abs(got - x) <= step * 0.51).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("form", [Q8, Q8X2])
+def test_group_that_is_not_finite_makes_nan(form: int, value: float) -> None:
+    x = normal(2, 96)
+    x[1, 40] = value
+    got = on_all_isas(lambda isa: matmul(isa, x, [identity(96)], form))
+    assert np.isfinite(got[0]).all() and np.isnan(got[1]).all()
+
+
+# ---- vectors -------------------------------------------------------------------------------------
+
+
+def norm(isa: str, x: np.ndarray, weight: np.ndarray, eps: float, form: int = F32) -> np.ndarray:
+    """rms_norm, read back through an identity when it is quantised."""
+    spec = Spec(isa)
+    k = x.shape[1]
+    out = spec.op("norm", (spec.given(x),), spec.buffer(form, k), [vector(weight)], eps=float(eps))
+    if form != F32:
+        out = spec.op("matmul", (out,), spec.buffer(F32, k), [identity(k)])
+    return evaluate(spec, out, len(x))
+
+
+@pytest.mark.parametrize("k", [1, 15, 16, 33, 96, 576])
+def test_norm(k: int) -> None:
+    x, weight = normal(9, k) * 3, normal(k, seed=1)
+    got = on_all_isas(lambda isa: norm(isa, x, weight, 1e-5))
+    exact = x.astype(np.float64)
+    exact = exact / np.sqrt((exact**2).mean(1, keepdims=True) + 1e-5) * weight
+    np.testing.assert_allclose(got, exact, rtol=2e-6)
+
+
+@pytest.mark.parametrize("form", [Q8, Q8X2])
+@pytest.mark.parametrize("extreme", ["none", *EXTREMES])
+def test_norm_then_quantize_in_one(extreme: str, form: int) -> None:
+    x = (normal(9, 96) if extreme == "none" else EXTREMES[extreme](normal(9, 96))).astype("f4")
+    weight = normal(96, seed=1)
+    got = on_all_isas(lambda isa: norm(isa, x, weight, 1e-6, form))
+    plain = on_all_isas(lambda isa: norm(isa, x, weight, 1e-6))
+    apart = matmul("scalar", plain, [identity(96)], form)
+    np.testing.assert_array_equal(got, apart)
+
+
+def gated(isa: str, x: np.ndarray) -> np.ndarray:
+    """silu(gate) * up of x = [gate | up]."""
+    spec = Spec(isa)
+    out = spec.op("gated", (spec.given(x),), spec.buffer(F32, x.shape[1] // 2), activation=0)
+    return evaluate(spec, out, len(x))
+
+
+@pytest.mark.parametrize("dim", [1, 15, 16, 96])
+def test_gated(dim: int) -> None:
+    x = normal(9, 2 * dim) * 8
+    got = on_all_isas(lambda isa: gated(isa, x))
+    gate, up = np.split(x.astype(np.float64), 2, 1)
+    np.testing.assert_allclose(got, gate / (1 + np.exp(-gate)) * up, rtol=2e-6)
+
+
+def test_gated_far_from_zero() -> None:
+    gate = np.array([-1e30, -200, -88, -87, -1e-40, 0, 1e-40, 88, 200, 1e30], np.float32)
+    x = np.concatenate([gate, np.ones_like(gate)])[None]
+    got = on_all_isas(lambda isa: gated(isa, x))[0]
+    np.testing.assert_allclose(got[3:], refgraph.silu(gate[3:].astype("f8")), rtol=1e-5, atol=1e-35)
+    assert (np.abs(got[1:3]) < 1e-34).all()
+    assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize("dim", [1, 17, 64])
+def test_add(dim: int) -> None:
+    x, y = normal(9, dim), normal(9, dim, seed=1)
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa)
+        out = spec.op("add", (spec.given(x), spec.given(y)), spec.buffer(F32, dim))
+        return evaluate(spec, out, len(x))
+
+    np.testing.assert_array_equal(on_all_isas(run), x + y)
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_embed_reads_rows_of_panels(type_name: str) -> None:
+    raw = random_blocks(type_name, 37 * 96 // SIZES[type_name].block)
+    weight, tokens = packed(type_name, raw, (37, 96)), [36, 0, 15, 16, 36, 31, 1]
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa)
+        out = spec.op("embed", (), spec.buffer(F32, 96), [weight])
+        plan = Plan(spec)
+        plan.run(tokens)
+        return plan.read(out, len(tokens))
+
+    want = refmath.dequantise(type_name, raw, (37, 96))[tokens]
+    np.testing.assert_array_equal(on_all_isas(run).view("u4"), want.view("u4"))
+
+
+def test_gather_takes_the_last_rows() -> None:
+    x = normal(20, 33)
+    spec = Spec()
+    out = spec.op("gather", (spec.given(x),), spec.buffer(F32, 33, logit_rows=True))
+    spec.op("matmul", (out,), spec.buffer(LOGITS, 5), [rows_weight(normal(5, 33))])
+    plan = Plan(spec)
+    for n in (0, 1, 3, 9, 20):
+        plan.run(range(20), n_logits=n)
+        np.testing.assert_array_equal(plan.read(out, n), x[20 - n :])
+
+
+# ---- positions and keys --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factors", [False, True])
+@pytest.mark.parametrize("start", [0, 1000, 131_000])
+def test_angles(start: int, factors: bool) -> None:
+    n_rot, base, scale, magnitude = 96, 10_000.0, 0.25, 1.19
+    divisors = np.linspace(1, 64, n_rot // 2, dtype=np.float32)
+    attrs = {"n_rot": n_rot, "base": base, "scale": scale, "magnitude": magnitude}
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa)
+        spec.weight(vector(divisors))  # a plan has at least one
+        weights = [vector(divisors)] if factors else []
+        out = spec.op("angles", (), spec.buffer(F32, n_rot), weights, **attrs)
+        plan = Plan(spec, start + 20)
+        plan.run(range(20), start=start)
+        return plan.read(out, 20)
+
+    frequency = scale * base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
+    angle = (start + np.arange(20))[:, None] * frequency / (divisors if factors else 1)
+    want = np.stack([np.cos(angle), np.sin(angle)], -1).reshape(20, n_rot) * magnitude
+    np.testing.assert_allclose(on_all_isas(run), want, rtol=1e-6, atol=1e-7)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An attention over a cache."""
+
+    n: int
+    n_kv: int
+    dim: int
+    window: int = 0
+    n_rot: int = 0
+    interleaved: bool = False
+
+    def spec(self, isa: str, x: np.ndarray) -> tuple[Spec, int, int]:
+        """store and attention of x = [q | k | v]; the spec, and the buffers of x and the result."""
+        spec = Spec(isa, max_tokens=len(x), cache_shape=(2, self.n_kv, self.dim))
+        heads = {"layer": 1, "n_heads": self.n, "n_kv_heads": self.n_kv, "head_dim": self.dim}
+        source = spec.given(x)
+        inputs = [source]
+        if self.n_rot:
+            angles = spec.buffer(F32, self.n_rot)
+            attrs = {"n_rot": self.n_rot, "base": 1e4, "scale": 1.0, "magnitude": 1.0}
+            inputs.append(spec.op("angles", (), angles, **attrs))
+        rotary = {"n_rot": self.n_rot, "interleaved": int(self.interleaved)}
+        spec.op("store", inputs, source, **heads, **rotary)
+        out = spec.buffer(F32, self.n * self.dim)
+        spec.op("attention", (source,), out, **heads, window=self.window)
+        return spec, source, out
+
+    def run(self, isa: str, x: np.ndarray, chunk: int, threads: int = 1) -> np.ndarray:
+        """All rows, `chunk` tokens at a time."""
+        spec, _, out = self.spec(isa, x)
+        plan, rows = Plan(spec), []
+        for start in range(0, len(x), chunk):
+            tokens = range(start, min(start + chunk, len(x)))
+            plan.run(tokens, start=start, threads=threads)
+            rows.append(plan.read(out, len(tokens)))
+        return np.concatenate(rows)
+
+    def exact(self, x: np.ndarray) -> np.ndarray:
+        """By the referee, in float64 with a float16 cache."""
+        attrs = {"n_heads": self.n, "n_kv_heads": self.n_kv, "window": self.window}
+        op = Op("attention", (), "", (), {**attrs, "head_dim": self.dim})
+        run = refgraph.Run(np.arange(len(x)), {}, (), np.float16)
+        return refgraph.attention(run, op, x.astype(np.float64))
+
+    def qkv(self, t: int) -> np.ndarray:
+        """Random rows."""
+        return normal(t, (self.n + 2 * self.n_kv) * self.dim, seed=t)
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        *(Heads(group * 2, 2, 16) for group in (1, 3, 8)),
+        *(Heads(3, 1, dim) for dim in (64, 96, 128, 256)),
+        *(Heads(3, 1, 32, window) for window in (1, 5, 16, 64, 70, 500)),
+        Heads(1, 1, 16),
+        Heads(8, 1, 48, 33),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("t", [1, 17, 64, 65, 150])
+def test_attention(heads: Heads, t: int) -> None:
+    x = heads.qkv(t)
+    whole = on_all_isas(lambda isa: heads.run(isa, x, t))
+    np.testing.assert_allclose(whole, heads.exact(x), rtol=2e-5, atol=2e-6)
+    for isa in native.isas():
+        for chunk in (1, 7, 64):
+            np.testing.assert_array_equal(heads.run(isa, x, chunk), whole)
+
+
+def test_attention_on_many_threads() -> None:
+    heads = Heads(6, 2, 32, 40)
+    x = heads.qkv(150)
+    want = heads.run("scalar", x, 150)
+    for threads in (2, 3, 4):
+        np.testing.assert_array_equal(heads.run("scalar", x, 150, threads), want)
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_attention_to_extremes(extreme: str) -> None:
+    heads = Heads(3, 1, 32)
+    x = EXTREMES[extreme](heads.qkv(70)).astype(np.float32)
+    x[:, 128:] = heads.qkv(70)[:, 128:]  # values stay what they are
+    got = on_all_isas(lambda isa: heads.run(isa, x, 70))
+    if extreme != "huge":  # keys beyond float16 are infinite
+        assert np.isfinite(got).all()
+
+
+def test_values_beyond_float16_are_not_finite() -> None:
+    heads = Heads(1, 1, 16)
+    x = heads.qkv(20)
+    x[10, 32:] = 1e6
+    got = on_all_isas(lambda isa: heads.run(isa, x, 20))
+    assert np.isfinite(got[:10]).all() and not np.isfinite(got[10:]).any()
+
+
+@pytest.mark.parametrize("n_rot, interleaved", [(32, False), (32, True), (24, False), (2, True)])
+def test_store_rotates_queries_and_keys(n_rot: int, interleaved: bool) -> None:
+    heads = Heads(3, 1, 32, n_rot=n_rot, interleaved=interleaved)
+    x = heads.qkv(70)
+
+    def run(isa: str) -> np.ndarray:
+        spec, source, _ = heads.spec(isa, x)
+        plan = Plan(spec)
+        plan.run(range(70))
+        return plan.read(source, 70)
+
+    rope = Rope(n_rot, 1e4, interleaved)
+    op = Op("rope", (), "", (), {"n_heads": 4, "head_dim": 32, "rope": rope})
+    state = refgraph.Run(np.arange(70), {}, (), np.float16)
+    got = on_all_isas(run)
+    np.testing.assert_allclose(got, refgraph.rope(state, op, x.astype("f8")), rtol=1e-5, atol=2e-6)
+    np.testing.assert_array_equal(got[:, 4 * 32 :], x[:, 4 * 32 :])
+    rotated = Heads(3, 1, 32).exact(got)
+    attended = on_all_isas(lambda isa: heads.run(isa, x, 7))
+    np.testing.assert_allclose(attended, rotated, rtol=2e-5, atol=2e-6)
+
+
+def test_cache_keeps_float16_to_nearest_even() -> None:
+    """With one position in sight, attention gives the value as the cache keeps it."""
+    rng = np.random.default_rng(0)
+    any_bits = rng.integers(0, 2**32, (64, 48), dtype=np.uint32).view(np.float32)
+    near = normal(64, 48) * np.float32(2) ** rng.integers(-30, 17, (64, 48))
+    ties = (np.arange(64 * 48).reshape(64, 48) * 2.0**-25).astype(np.float32)
+    for x in (any_bits, near.astype(np.float32), ties, 1 + ties * 2**13):
+        x = x.astype(np.float32)
+        x[:, :32] = 0
+        x[np.isnan(x)] = 0
+        got = on_all_isas(lambda isa, x=x: Heads(1, 1, 16, window=1).run(isa, x, 64))
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(got, x[:, 32:].astype(np.float16).astype(np.float32))
+
+
+# ---- results that are not finite -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("type_name, form", FORMS)
+def test_bad_activation_reaches_the_logits(type_name: str, form: int, value: float) -> None:
+    weight, x = moderate(type_name, 17, 96)[0], normal(9, 96)
+    x[4, 50] = value
+
+    def logits(isa: str, n: int) -> np.ndarray:
+        spec = Spec(isa)
+        source = spec.given(x)
+        last = spec.op("gather", (source,), spec.buffer(F32, 96, logit_rows=True))
+        last = last if form == F32 else spec.quantized(last, form)
+        spec.op("matmul", (last,), spec.buffer(LOGITS, 17), [weight])
+        return Plan(spec).run(range(9), n_logits=n)
+
+    for isa in native.isas():
+        assert np.isfinite(logits(isa, 4)).all()  # of the rows behind it
+        with pytest.raises(NativeError, match="NaN or infinite") as caught:
+            logits(isa, 5)
+        assert caught.value.code == lib.EDGE_NOT_FINITE
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_bad_numbers_pass_through_attention(part: str, value: float) -> None:
+    heads = Heads(1, 1, 16)
+    x = heads.qkv(70)
+    x[30, 16 * ["query", "key", "value"].index(part) + 5] = value
+    x[:, 5] = np.where(np.isfinite(x[:, 5]), np.abs(x[:, 5]), x[:, 5])
+    finite = np.isfinite(on_all_isas(lambda isa: heads.run(isa, x, 70))).all(1)
+    if part == "query":
+        assert finite.sum() == 69 and not finite[30]
+    elif part == "key" and value == -np.inf:
+        assert finite.all()  # a score of minus infinity weighs nothing
+    else:
+        assert finite[:30].all() and not finite[30:].any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bad_numbers_do_not_crash(value: float) -> None:
+    x = normal(20, 96)
+    x[3, 40] = value
+    on_all_isas(lambda isa: norm(isa, x, np.ones(96), 1e-5))
+    on_all_isas(lambda isa: gated(isa, x))
+    on_all_isas(lambda isa: Heads(4, 1, 16).run(isa, x, 20))
+
+
+# ---- numbers for the sampler ---------------------------------------------------------------------
+
+
+def sampled(function: str, x: np.ndarray) -> np.ndarray:
+    """edge_softmax or edge_log_softmax, on every instruction set."""
+
+    def run(isa: str) -> np.ndarray:
+        out = np.full_like(x, np.nan)
+        getattr(lib, f"edge_{function}")(isa_index(isa), floats(x), x.size, floats(out))
+        return out
+
+    return on_all_isas(run)
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 1000])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0, 1e4])
+def test_softmax(n: int, spread: float) -> None:
+    x = normal(n) * np.float32(spread)
+    exact = refgraph.softmax(x.astype(np.float64))
+    got = sampled("softmax", x)
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-35)
+    np.testing.assert_array_equal(native.softmax(x), got)
+    exact = refgraph.log_softmax(x.astype(np.float64))
+    got = sampled("log_softmax", x)
+    np.testing.assert_allclose(got, exact, rtol=2e-6, atol=2e-6)
+    np.testing.assert_array_equal(native.log_softmax(x), got)
+
+
+def test_softmax_of_impossible_tokens() -> None:
+    x = np.array([0, -np.inf, 0], np.float32)
+    np.testing.assert_allclose(sampled("softmax", x), [0.5, 0, 0.5], atol=1e-35)
+    assert sampled("log_softmax", x)[1] == -np.inf
+
+
+def test_softmax_of_nothing() -> None:
+    assert native.softmax(np.empty(0, np.float32)).shape == (0,)

@@ -1,0 +1,563 @@
+"""Lowering: what is fused, where buffers lie; and the native check of what comes out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import refgraph
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from native_plan import ISAS, Plan, Spec, evaluate, new_cache, pool, rows_weight, vector
+from test_kernels import moderate, normal
+from test_models import built
+
+from edge import native
+from edge.engine import Engine
+from edge.errors import NativeError
+from edge.graph import Graph, Rope
+from edge.native import ffi, lib
+from edge.plan import F32, LOGITS, Q8, Q8X2, Buffer, Lowered, _lay_out, lower
+
+TOKENS = 64
+
+
+def buffer_bytes(kind: int, dim: int) -> int:
+    """Of TOKENS tokens."""
+    return int(lib.edge_buffer_bytes(kind, dim, TOKENS))
+
+
+def lowered(takes_q8: Callable[[str], bool] = lambda name: True, **options: Any) -> Lowered:
+    """The plan of a tiny model."""
+    return lower(built(**options)[0], takes_q8, buffer_bytes)
+
+
+# ---- fusion --------------------------------------------------------------------------------------
+
+LAYER = ["norm", "matmul", "store", "attention", "quantize", "matmul"]
+MLP = ["norm", "gated_matmul", "quantize", "matmul"]
+
+
+@pytest.mark.parametrize("arch", ["llama", "phi3"])
+def test_layers_are_fused(arch: str) -> None:
+    """No add, no gated; norms quantise; the last layer works on the wanted rows alone."""
+    plan = lowered(arch=arch, n_layers=2)
+    first = [*LAYER[:2], "angles", *LAYER[2:], *MLP]
+    last = [*LAYER[:4], "gather", "quantize", "gather", "matmul", *MLP]
+    kinds = [op.kind for op in plan.ops]
+    assert kinds[: 1 + len(first)] == ["embed", *first]
+    assert Counter(kinds[1 + len(first) : -2]) == Counter(last)
+    assert kinds[-2:] == ["norm", "matmul"]
+    wanted = [plan.buffers[op.output].logit_rows for op in plan.ops]
+    assert wanted == sorted(wanted)
+    assert kinds.index("gather") == wanted.index(True)
+    assert [i for i, b in enumerate(plan.buffers) if b.kind == LOGITS] == [plan.ops[-1].output]
+
+
+def test_residuals_are_added_by_matmuls() -> None:
+    plan = lowered(n_layers=2)
+    residual = [op for op in plan.ops if op.kind == "matmul" and len(op.inputs) == 2]
+    assert [op.weights[0].split(".")[-1] for op in residual] == ["attn_output", "ffn_down"] * 2
+    assert all(plan.buffers[op.inputs[1]].kind == F32 for op in residual)
+
+
+def test_float_weights_need_no_quantised_input() -> None:
+    plan = lowered(lambda name: False)
+    assert {b.kind for b in plan.buffers} == {F32, LOGITS}
+    assert not any(op.kind == "quantize" for op in plan.ops)
+
+
+def test_output_head_reads_two_quantisations() -> None:
+    plan = lowered()
+    assert plan.buffers[plan.ops[-1].inputs[0]].kind == Q8X2
+    assert sum(b.kind == Q8X2 for b in plan.buffers) == 1
+
+
+def test_mixed_forms_split_a_matmul() -> None:
+    plan = lowered(lambda name: not name.endswith("attn_k"), n_layers=1)
+    parts = [op for op in plan.ops if op.weights and ".attn_" in op.weights[0]]
+    parts = [op for op in parts if op.kind == "matmul" and len(op.inputs) == 1]
+    assert [op.attrs["column"] for op in parts] == [0, 64, 96]
+    assert [plan.buffers[op.inputs[0]].kind for op in parts] == [Q8, F32, Q8]
+    assert len({op.output for op in parts}) == 1
+
+
+def test_gate_that_does_not_end_with_a_panel_is_not_fused() -> None:
+    """One weight whose halves share a panel."""
+    shapes = {"e.weight": (9, 32), "gate_up.weight": (40, 32), "down.weight": (9, 20)}
+    g = Graph(shapes)
+    g.matmul(g.gated(g.matmul(g.embed("e"), "gate_up"), "silu"), "down")
+    plan = lower(g, lambda name: False, buffer_bytes)
+    assert [op.kind for op in plan.ops] == ["embed", "matmul", "gated", "matmul"]
+
+
+def test_logits_need_no_attention() -> None:
+    g = Graph({"e.weight": (9, 32), "out.weight": (9, 32)})
+    g.matmul(g.embed("e"), "out")
+    plan = lower(g, lambda name: False, buffer_bytes)
+    assert [op.kind for op in plan.ops] == ["embed", "matmul"]
+
+
+def bad_graphs() -> dict[str, Graph]:
+    """Graphs that cannot be lowered: name -> graph."""
+    shapes = {"e.weight": (9, 64), "qkv.weight": (64, 64), "n.weight": (64,), "o.weight": (64, 32)}
+    graphs = {
+        name: Graph(shapes)
+        for name in ("no logits", "some heads", "rotated for nothing", "read twice")
+    }
+    x = {name: g.embed("e") for name, g in graphs.items()}
+    rope = Rope(16, 1e4, True)
+    graphs["no logits"].rms_norm(x["no logits"], "n", 1e-5)
+    g = graphs["some heads"]
+    g.attention(g.rope(g.matmul(x["some heads"], "qkv"), 2, 16, rope), 0, 2, 1, 16, 0)
+    graphs["rotated for nothing"].rope(x["rotated for nothing"], 3, 16, rope)
+    g = graphs["read twice"]
+    qkv = g.matmul(x["read twice"], "qkv")
+    g.matmul(g.attention(g.rope(qkv, 3, 16, rope), 0, 2, 1, 16, 0), "o")
+    g.add(qkv, g.output)
+    return graphs
+
+
+@pytest.mark.parametrize("name", bad_graphs())
+def test_graph_that_the_plan_cannot_run(name: str) -> None:
+    with pytest.raises(NativeError):
+        lower(bad_graphs()[name], lambda name: False, buffer_bytes)
+
+
+def test_plan_prints_as_a_table() -> None:
+    plan = lowered(n_layers=1)
+    lines = str(plan).splitlines()
+    assert len(lines) == 1 + len(plan.ops)
+    assert lines[0].split() == ["op", "kind", "in", "out", "weights"]
+    assert lines[1].split() == ["0", "embed", "0", "token_embd"]
+
+
+# ---- the arena -----------------------------------------------------------------------------------
+
+
+def assert_apart(buffers: list[Buffer], arena_bytes: int, size: Callable[[Buffer], int]) -> None:
+    """Buffers that live at the same op share no byte, and all lie in the arena."""
+    for i, a in enumerate(buffers):
+        assert a.offset % 64 == 0 and 0 <= a.offset <= arena_bytes - size(a)
+        for b in buffers[:i]:
+            lives = a.first <= b.last and b.first <= a.last
+            overlap = a.offset < b.offset + size(b) and b.offset < a.offset + size(a)
+            assert not (lives and overlap)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 300)), max_size=20))
+def test_buffers_that_live_together_lie_apart(lives: list[tuple[int, int, int]]) -> None:
+    buffers = [Buffer(F32, dim, False, min(a, b), max(a, b)) for a, b, dim in lives]
+    total = _lay_out(buffers, lambda kind, dim: dim)
+    assert_apart(buffers, total, lambda b: b.dim)
+
+
+@pytest.mark.parametrize("arch", ["llama", "phi3"])
+def test_arena_of_a_model_is_shared(arch: str) -> None:
+    plan, deeper = lowered(arch=arch, n_layers=2), lowered(arch=arch, n_layers=9)
+    assert_apart(plan.buffers, plan.arena_bytes, lambda b: buffer_bytes(b.kind, b.dim))
+    assert deeper.arena_bytes == plan.arena_bytes
+    assert plan.arena_bytes < sum(buffer_bytes(b.kind, b.dim) for b in plan.buffers)
+
+
+# ---- right results whatever the forms ------------------------------------------------------------
+
+MIXES: dict[str, Callable[[str], str]] = {
+    "k": lambda name: "F32" if "attn_k" in name else "Q8_0",
+    "gate": lambda name: "F16" if "ffn_gate" in name else "Q8_0",
+    "down": lambda name: "BF16" if "down" in name or "attn_output" in name else "Q8_0",
+    "embedding": lambda name: "Q8_0" if "token_embd" in name else "F32",
+    "every other": lambda name: ("F32", "Q8_0")[len(name) % 2],
+}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("arch", ["llama", "phi3"])
+def test_mixed_weights_give_the_referees_logits(
+    tiny_gguf: Callable[..., Path], arch: str, mix: str
+) -> None:
+    engine = Engine.load(tiny_gguf(arch, type=MIXES[mix]))
+    tokens = np.random.default_rng(0).integers(0, engine.n_vocab, 40).tolist()
+    try:
+        logits = engine.run(engine.cache(), tokens, logits="all")
+        quantised = {name for name, layout in engine.layouts.items() if layout[0] == "c"}
+        weights = refgraph.load_weights(engine.gguf)
+        want = refgraph.run(engine.graph, weights, tokens, quantised=quantised, cache=np.float16)
+    finally:
+        engine.close()
+    assert 0 < len(quantised) < len(engine.layouts)
+    assert np.abs(logits - want).max() < 0.05  # int8 codes may round either way
+    assert np.sqrt(((logits - want) ** 2).mean()) < 0.01
+
+
+# ---- the native check ----------------------------------------------------------------------------
+
+HEADS = {"layer": 0, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16}
+EMBED, ANGLES, STORE, ATTENTION, GATHER, NORM, QUANTIZE, GATED_MATMUL, ADD, GATED, HEAD = range(11)
+
+
+def every_op() -> Spec:
+    """A right spec with every kind of op, numbered as above; 64 wide, 5 logits."""
+    spec = Spec(ISAS[-1], max_tokens=8)
+    x = spec.given(normal(9, 64) / 8)
+    rotary = {"n_rot": 16, "base": 1e4, "scale": 1.0, "magnitude": 1.0}
+    angles = spec.op("angles", (), spec.buffer(F32, 16), [vector(np.ones(8))], **rotary)
+    spec.op("store", (x, angles), x, n_rot=16, interleaved=1, **HEADS)
+    h = spec.op("attention", (x,), spec.buffer(F32, 32), window=5, **HEADS)
+    h = spec.op("gather", (h,), spec.buffer(F32, 32, logit_rows=True))
+    n = spec.op("norm", (h,), spec.buffer(Q8, 32, logit_rows=True), [vector(np.ones(32))], eps=1e-5)
+    q = spec.quantized(h)
+    gate_up = [moderate("Q4_0", 32, 32, seed)[0] for seed in (1, 2)]
+    m = spec.buffer(F32, 32, logit_rows=True)
+    spec.op("gated_matmul", (n,), m, gate_up, activation=0)
+    s = spec.op("add", (h, m), spec.buffer(F32, 32, logit_rows=True))
+    g = spec.op("gated", (s,), spec.buffer(F32, 16, logit_rows=True), activation=0)
+    spec.op("matmul", (g,), spec.buffer(LOGITS, 5), [rows_weight(normal(5, 16))])
+    assert q != n and [op["kind"] for op in spec.ops] == [
+        *(lib.EDGE_OP_EMBED, lib.EDGE_OP_ANGLES, lib.EDGE_OP_STORE, lib.EDGE_OP_ATTENTION),
+        *(lib.EDGE_OP_GATHER, lib.EDGE_OP_NORM, lib.EDGE_OP_QUANTIZE, lib.EDGE_OP_GATED_MATMUL),
+        *(lib.EDGE_OP_ADD, lib.EDGE_OP_GATED, lib.EDGE_OP_MATMUL),
+    ]
+    return spec
+
+
+@pytest.mark.native
+def test_right_spec_runs() -> None:
+    plan = Plan(every_op())
+    plan.run(range(8), n_logits=3)
+    assert plan.run([8], start=8, n_logits=1).shape == (1, 5)
+
+
+#: An op's index, its field, a wrong value.
+WRONG_OPS: list[tuple[int, str, Any]] = [
+    *((i, "out", value) for i in range(11) for value in (-1, 99)),
+    *((i, "kind", value) for i in (EMBED, HEAD) for value in (-1, 11)),
+    *((i, "in", 99) for i in range(11)),
+    *((i, "in", -1) for i in range(STORE, HEAD + 1)),
+    *((i, "in2", 99) for i in range(11)),
+    *((i, "w", [-1, -1, -1]) for i in (EMBED, NORM, GATED_MATMUL, HEAD)),
+    *((i, "w", [99, -1, -1]) for i in range(11)),
+    (EMBED, "w", [1, -1, -1]),  # a vector
+    (EMBED, "out", 2),  # another width
+    *((ANGLES, "n_rot", value) for value in (0, -2, 15, 18)),
+    *((ANGLES, "base", value) for value in (0.0, 1.0, np.nan, np.inf)),
+    *((ANGLES, "scale", value) for value in (0.0, -1.0, np.nan, 1e5)),
+    *((ANGLES, "magnitude", value) for value in (0.0, np.nan, 1e5)),
+    (ANGLES, "w", [0, -1, -1]),
+    (ANGLES, "w", [2, -1, -1]),  # factors of another width
+    *((STORE, "n_rot", value) for value in (0, -2, 15, 18, 2**30)),
+    (STORE, "out", 2),
+    (STORE, "in2", 0),
+    *((i, "layer", value) for i in (STORE, ATTENTION) for value in (-1, 1)),
+    *((i, "n_heads", value) for i in (STORE, ATTENTION) for value in (0, -2, 1, 3, 2**30)),
+    *((i, "n_kv_heads", value) for i in (STORE, ATTENTION) for value in (0, -1, 2)),
+    *((i, "head_dim", value) for i in (STORE, ATTENTION) for value in (0, -16, 8, 32)),
+    (ATTENTION, "window", -1),
+    (ATTENTION, "out", 0),  # its own input
+    (GATHER, "in", 3),
+    (GATHER, "out", 2),  # of all rows
+    *((NORM, "eps", value) for value in (-1.0, 1.0, np.nan)),
+    (NORM, "w", [0, -1, -1]),
+    (NORM, "out", 3),
+    (QUANTIZE, "out", 3),
+    *((i, "activation", value) for i in (GATED_MATMUL, GATED) for value in (-1, 1)),
+    (GATED_MATMUL, "in", 3),  # float32 for 4-bit codes
+    (GATED_MATMUL, "w", [3, -1, -1]),
+    (GATED_MATMUL, "w", [3, 4, 4]),
+    (ADD, "in2", -1),
+    (ADD, "in2", 2),
+    (ADD, "in", 0),
+    (GATED, "in", 0),
+    *((HEAD, "column", value) for value in (-1, 1, 2**31 - 1)),
+    (HEAD, "in", 5),
+]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("op, name, value", WRONG_OPS, ids=str)
+def test_wrong_op_is_refused(op: int, name: str, value: Any) -> None:
+    spec = every_op()
+    spec.ops[op][name] = value
+    with pytest.raises(NativeError, match=rf"^op {op} \(kind -?\d+\) needs ") as caught:
+        Plan(spec)
+    assert (caught.value.code, caught.value.op) == (lib.EDGE_BAD_PLAN, op)
+
+
+WRONG_BUFFERS: list[tuple[str, Any]] = [
+    *(("kind", value) for value in (-1, 4, 2**31 - 1)),
+    *(("dim", value) for value in (0, -1, 2**24 + 1, 2**31 - 1)),
+    *(("offset", value) for value in (-64, 1, 2**40, 2**63 - 64, -(2**63))),
+    *(("is_logit_rows", value) for value in (-1, 2)),
+]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name, value", WRONG_BUFFERS)
+def test_wrong_buffer_is_refused(name: str, value: int) -> None:
+    for i in range(len(every_op().buffers) - 1):
+        spec = every_op()
+        spec.buffers[i][name] = value
+        with pytest.raises(NativeError, match="needs") as caught:
+            Plan(spec)
+        assert caught.value.code == lib.EDGE_BAD_PLAN
+
+
+@pytest.mark.native
+def test_overlapping_buffers_are_refused() -> None:
+    """An op's output over its input, wholly or by one line."""
+    for op in (ATTENTION, GATHER, NORM, QUANTIZE, GATED_MATMUL, GATED):
+        for shift in (0, 64, -64):
+            spec = every_op()
+            source, out = (spec.buffers[spec.ops[op][key]] for key in ("in", "out"))
+            out["offset"] = source["offset"] + shift
+            spec.arena_bytes += 4096
+            with pytest.raises(NativeError) as caught:
+                Plan(spec)
+            assert caught.value.code == lib.EDGE_BAD_PLAN
+            assert op <= caught.value.op  # a later reader may be hit too
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("op, name", [(STORE, "in2"), (ADD, "in"), (ADD, "in2"), (HEAD, "in2")])
+@pytest.mark.parametrize("shift", [64, -64])
+def test_buffers_that_overlap_in_part_are_refused(op: int, name: str, shift: int) -> None:
+    """Element by element in one place is fine for sums, a line apart is not."""
+    spec = every_op()
+    if op == HEAD:
+        spec.ops[op]["out"] = spec.buffer(F32, 5, logit_rows=True)
+        spec.ops[op]["in2"] = spec.buffer(F32, 5, logit_rows=True)
+    other, out = (spec.buffers[spec.ops[op][key]] for key in (name, "out"))
+    other["offset"] = out["offset"] + shift
+    spec.arena_bytes += 4096
+    with pytest.raises(NativeError) as caught:
+        Plan(spec)
+    assert caught.value.code == lib.EDGE_BAD_PLAN
+
+
+@pytest.mark.native
+def test_logits_of_two_widths_are_refused() -> None:
+    """The caller gives room for rows of one length."""
+    spec = every_op()
+    spec.buffer(LOGITS, 6)
+    with pytest.raises(NativeError, match="needs") as caught:
+        Plan(spec)
+    assert caught.value.code == lib.EDGE_BAD_PLAN
+
+
+@pytest.mark.native
+def test_weights_off_a_cache_line_are_refused() -> None:
+    spec = every_op()
+    spec.weights[0].entry.data = ffi.cast("uint8_t *", spec.weights[0].entry.data) + 32
+    with pytest.raises(NativeError, match="64"):
+        Plan(spec)
+
+
+@pytest.mark.native
+def test_sum_in_place_is_right() -> None:
+    x, y = normal(8, 64), normal(8, 64, seed=1)
+    spec = Spec(max_tokens=8)
+    a, b = spec.given(x), spec.given(y)
+    spec.op("add", (a, b), b)
+    assert np.array_equal(evaluate(spec, b, 8), x + y)
+
+
+WRONG_WEIGHTS: list[tuple[str, Any]] = [
+    *(("layout", value) for value in (-2, 6, 2**31 - 1)),
+    *(("n", value) for value in (0, -1, 2**31, 2**62)),
+    *(("k", value) for value in (0, -32, 33, 2**31, 2**62)),
+    *(("n_bytes", value) for value in (0, -1, 1, 2**62)),
+    ("data", ffi.NULL),
+]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name, value", WRONG_WEIGHTS, ids=str)
+def test_wrong_weight_is_refused(name: str, value: Any) -> None:
+    for i in range(len(every_op().weights)):
+        spec = every_op()
+        setattr(spec.weights[i].entry, name, value)
+        with pytest.raises(NativeError, match="needs") as caught:
+            Plan(spec)
+        assert caught.value.code == lib.EDGE_BAD_PLAN
+
+
+WRONG_SPECS: list[tuple[str, Any]] = [
+    *((name, ffi.NULL) for name in ("ops", "buffers", "weights")),
+    *((f"n_{name}", value) for name in ("ops", "buffers", "weights") for value in (0, -1, 2**30)),
+    *(("max_tokens", value) for value in (0, -1, 2**30)),
+    *(("arena_bytes", value) for value in (0, -64, 64, 2**62)),
+    *(("head_dim", value) for value in (0, 8, 24, 272)),
+    *((name, 0) for name in ("n_layers", "n_kv_heads")),
+]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name, value", WRONG_SPECS, ids=str)
+def test_wrong_spec_is_refused(name: str, value: Any) -> None:
+    struct, alive = every_op().struct()
+    setattr(struct, name, value)
+    out, error = ffi.new("edge_plan **"), ffi.new("edge_error *")
+    assert lib.edge_plan_new(struct, out, error) == error.code == lib.EDGE_BAD_PLAN
+    assert out[0] == ffi.NULL and error.op == -1 and native.text(error.text)
+    assert lib.edge_plan_new(struct, out, ffi.NULL) == lib.EDGE_BAD_PLAN
+    del alive
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("isa", [-1, 99])
+def test_unusable_isa_is_refused(isa: int) -> None:
+    struct, alive = every_op().struct()
+    struct.isa = isa
+    error = ffi.new("edge_error *")
+    assert lib.edge_plan_new(struct, ffi.new("edge_plan **"), error) == lib.EDGE_BAD_ARGUMENT
+    assert not lib.edge_isa_usable(isa) and lib.edge_isa_name(isa) == ffi.NULL
+    del alive
+
+
+@pytest.mark.native
+def test_null_pointers_are_refused() -> None:
+    struct, alive = every_op().struct()
+    out = ffi.new("edge_plan **")
+    assert lib.edge_plan_new(ffi.NULL, out, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
+    assert lib.edge_plan_new(struct, ffi.NULL, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
+    lib.edge_plan_free(ffi.NULL)
+    plan, step = Plan(every_op()), ffi.new("edge_step *")
+    whole = [plan.handle, pool(), plan.cache, step]
+    for i in range(4):
+        given = [*whole[:i], ffi.NULL, *whole[i + 1 :]]
+        assert lib.edge_run(*given, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
+    del alive
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("tokens", ffi.NULL),
+        *(("n_tokens", value) for value in (0, -1, 9, 2**31 - 1)),
+        *(("start", value) for value in (-1, 57, 510, 2**31 - 1)),
+        *(("n_logits", value) for value in (-1, 9)),
+        ("logits", ffi.NULL),
+        *(("n_ops", value) for value in (-2, 12)),
+    ],
+    ids=str,
+)
+def test_wrong_step_is_refused(name: str, value: Any) -> None:
+    plan = Plan(every_op())
+    cache = ffi.new("edge_cache **")
+    lib.edge_cache_new(*plan.spec.cache_shape, 512, cache, ffi.NULL)
+    lib.edge_cache_reserve(cache[0], 64, ffi.NULL)
+    ids, logits = ffi.new("int32_t[8]"), ffi.new("float[]", 8 * 5)
+    step = ffi.new("edge_step *", {"tokens": ids, "n_tokens": 8, "n_logits": 8, "n_ops": -1})
+    step.logits = logits
+    error = ffi.new("edge_error *")
+    assert lib.edge_run(plan.handle, pool(), cache[0], step, error) == lib.EDGE_OK
+    setattr(step, name, value)
+    assert lib.edge_run(plan.handle, pool(), cache[0], step, error) == lib.EDGE_BAD_ARGUMENT
+    lib.edge_cache_free(cache[0])
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("token", [-1, 9, 2**31 - 1])
+def test_wrong_token_is_refused(token: int) -> None:
+    plan = Plan(every_op())
+    with pytest.raises(Exception, match=f"token {token} at index 2"):
+        plan.run([0, 8, token, -5])
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("shape", [(2, 1, 16), (1, 2, 16), (1, 1, 32)])
+def test_cache_of_another_model_is_refused(shape: tuple[int, int, int]) -> None:
+    plan = Plan(every_op())
+    plan.cache = new_cache(shape)
+    with pytest.raises(NativeError, match="another model"):
+        plan.run([0])
+
+
+@pytest.mark.native
+def test_read_refuses_what_is_no_float_buffer() -> None:
+    plan = Plan(every_op())
+    out = ffi.new("float[]", 4096)
+    kinds = [b["kind"] for b in plan.spec.buffers]
+    for i, rows in [
+        (-1, 1),
+        (99, 1),
+        (kinds.index(Q8), 1),
+        (kinds.index(LOGITS), 1),
+        (0, -1),
+        (0, 9),
+    ]:
+        assert lib.edge_plan_read(plan.handle, i, rows, out) == lib.EDGE_BAD_ARGUMENT
+    assert lib.edge_plan_read(plan.handle, 0, 8, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
+    assert lib.edge_plan_read(ffi.NULL, 0, 8, out) == lib.EDGE_BAD_ARGUMENT
+
+
+#: Small numbers, those at limits, and neighbours of what stands there (added to it).
+SMALL, HARD = st.integers(-2, 20), st.sampled_from([32, 64, 2**24, 2**30, 2**31 - 1, -(2**31)])
+FIELDS = ["kind", "in", "in2", "out", "column", "layer", "n_heads", "n_kv_heads", "head_dim"]
+FIELDS += ["window", "n_rot", "interleaved", "activation"]
+CHANGE = st.one_of(
+    st.tuples(st.just("op"), st.integers(0, 10), st.sampled_from(FIELDS), SMALL | HARD),
+    st.tuples(st.just("weight of op"), st.integers(0, 10), st.integers(0, 2), SMALL),
+    st.tuples(
+        st.just("buffer"),
+        st.integers(0, 9),
+        st.sampled_from(["kind", "dim", "is_logit_rows", "offset"]),
+        SMALL | HARD | st.integers(0, 40).map(lambda i: 64 * i),
+    ),
+    st.tuples(
+        st.just("entry"),
+        st.integers(0, 6),
+        st.sampled_from(["layout", "table", "n", "k", "n_bytes"]),
+        SMALL | HARD,
+    ),
+)
+
+
+def change(spec: Spec, changes: list[tuple[str, int, Any, int]]) -> None:
+    """Overwrite numbers of a spec."""
+    for what, i, name, value in changes:
+        if what == "op":
+            spec.ops[i][name] = value
+        elif what == "weight of op":
+            spec.ops[i]["w"][name] = value
+        elif what == "buffer":
+            buffer = spec.buffers[i % len(spec.buffers)]
+            buffer[name] = value
+        else:
+            setattr(spec.weights[i % len(spec.weights)].entry, name, value)
+
+
+@pytest.mark.native
+@settings(
+    max_examples=600,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.lists(CHANGE, min_size=1, max_size=3))
+def test_whatever_passes_the_check_runs(changes: list[tuple[str, int, Any, int]]) -> None:
+    spec = every_op()
+    change(spec, changes)
+    try:
+        plan = Plan(spec)
+    except NativeError as error:
+        assert error.code in (lib.EDGE_BAD_PLAN, lib.EDGE_BAD_ARGUMENT)
+        return
+    widest = max(b["dim"] for b in spec.buffers if b["kind"] == LOGITS)
+    plan.spec.ops[-1]["out"] = len(spec.buffers)
+    plan.spec.buffers.append({"dim": widest})  # room for the widest result
+    try:
+        plan.run(range(7), n_logits=3)
+        plan.run([0], start=7, n_logits=1)
+    except NativeError as error:
+        assert error.code == lib.EDGE_NOT_FINITE
+    except Exception as error:  # the vocabulary may have shrunk
+        assert "token" in str(error)

@@ -1,0 +1,200 @@
+"""The thread pool: the same bits on any number of threads, cancel, many pools and engines."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from native_plan import ISAS, Plan, Spec, rows_weight
+from test_kernels import moderate, normal
+
+from edge import native
+from edge.engine import Cancel, Engine
+from edge.errors import CancelledError, NativeError
+from edge.native import ffi, lib
+from edge.plan import F32, LOGITS
+
+pytestmark = pytest.mark.native
+
+
+def small_plan() -> Plan:
+    """Seven stages, the widest of 20 panels."""
+    spec = Spec(ISAS[-1], max_tokens=8)
+    h = spec.given(normal(8, 64))
+    for seed in range(2):
+        weight = moderate("Q8_0", 64 * 5, 64, seed)[0], moderate("F32", 64, 320, seed)[0]
+        up = spec.op("matmul", (spec.quantized(h),), spec.buffer(F32, 320), weight[:1])
+        h = spec.op("matmul", (up, h), spec.buffer(F32, 64), weight[1:])
+    h = spec.op("gather", (h,), spec.buffer(F32, 64, logit_rows=True))
+    spec.op("matmul", (h,), spec.buffer(LOGITS, 9), [rows_weight(normal(9, 64))])
+    return Plan(spec)
+
+
+@pytest.mark.parametrize("threads, runs", [(1, 20), (2, 1000), (4, 2000), (7, 300)])
+def test_many_small_runs_give_the_same_bits(threads: int, runs: int) -> None:
+    plan = small_plan()
+    want = plan.run(range(8), n_logits=8)
+    for i in range(runs):
+        n = i % 8 + 1
+        got = plan.run(range(n), n_logits=n, threads=threads)
+        np.testing.assert_array_equal(got, want[:n])
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 257, 2**31 - 1])
+def test_thread_counts_out_of_range_are_refused(threads: int) -> None:
+    out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
+    assert lib.edge_pool_new(threads, out, error) == lib.EDGE_BAD_ARGUMENT
+    assert native.text(error.text) == f"{threads} threads: from 1 to 256"
+    assert out[0] == ffi.NULL
+    assert lib.edge_pool_new(1, ffi.NULL, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
+    lib.edge_pool_free(ffi.NULL)
+
+
+def test_pools_come_and_go() -> None:
+    """Freed at once, asleep or after work, with no thread left behind."""
+    gc.collect()  # engines of earlier tests
+    plan, before = small_plan(), n_threads()
+    out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
+    step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": -1})
+    step.tokens = tokens = ffi.new("int32_t[]", [3])
+    for i in range(50):
+        native.check(lib.edge_pool_new(i % 7 + 1, out, error), error)
+        for _ in range(i % 3):
+            native.check(lib.edge_run(plan.handle, out[0], plan.cache, step, error), error)
+        lib.edge_pool_free(out[0])
+    assert n_threads() <= before
+    del tokens
+
+
+def n_threads() -> int:
+    """Threads of this process, 0 where the system does not tell."""
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.exists() else 0
+
+
+def test_the_most_threads_that_may_be_asked_for() -> None:
+    plan = small_plan()
+    out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
+    status = lib.edge_pool_new(256, out, error)
+    if status == lib.EDGE_NO_THREADS:
+        pytest.skip("the system has no 256 threads")
+    native.check(status, error)
+    step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": -1})
+    step.tokens = tokens = ffi.new("int32_t[]", [3])
+    native.check(lib.edge_run(plan.handle, out[0], plan.cache, step, error), error)
+    lib.edge_pool_free(out[0])
+    del tokens
+
+
+def test_a_plan_of_no_ops_runs() -> None:
+    plan = small_plan()
+    step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": 0})
+    step.tokens = tokens = ffi.new("int32_t[]", [3])
+    from native_plan import pool
+
+    assert lib.edge_run(plan.handle, pool(2), plan.cache, step, ffi.NULL) == lib.EDGE_OK
+    del tokens
+
+
+# ---- cancel --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine that takes a while for a chunk."""
+    monkeypatch.setenv("EDGE_ISA", "scalar")
+    wide = {"dim": 128, "ffn": 512, "n_layers": 3, "context": 512}
+    engine = Engine.load(tiny_gguf(type="Q4_0", **wide), threads=2)
+    yield engine
+    engine.close()
+
+
+def test_cancel_from_another_thread(slow: Engine) -> None:
+    cache, cancel, prompt = slow.cache(), Cancel(), list(range(3, 10))
+    prefill = [7] * slow.chunk
+    slow.run(cache, prompt)
+    set_at = []
+
+    def cancel_soon() -> None:
+        set_at.append(time.monotonic())
+        cancel.set()
+
+    timer = threading.Timer(0.05, cancel_soon)
+    timer.start()
+    with pytest.raises(CancelledError):
+        for _ in range(10_000):  # a fast machine needs a few
+            slow.run(cache, prefill, logits="none", cancel=cancel)
+            cache.trim(len(prompt))
+    took = time.monotonic() - set_at[0]
+    timer.join()
+    assert took < 1  # a chunk of work takes some milliseconds
+    assert cache.length == len(prompt)
+    assert_goes_on(slow, cache, prompt, cancel)
+
+
+def test_cancel_that_is_set_already(slow: Engine) -> None:
+    cache, cancel = slow.cache(), Cancel()
+    slow.run(cache, [3, 4, 5])
+    cancel.set()
+    assert cancel.is_set()
+    with pytest.raises(CancelledError):
+        slow.run(cache, [6], cancel=cancel)
+    assert cache.length == 3
+    assert_goes_on(slow, cache, [3, 4, 5], cancel)
+
+
+def assert_goes_on(engine: Engine, cache: object, prompt: list[int], cancel: Cancel) -> None:
+    """After a cancelled run, the next one gives what a fresh cache gives."""
+    cancel.clear()
+    got = engine.run(cache, [10, 11], logits="all", cancel=cancel)
+    want = engine.run(engine.cache(), [*prompt, 10, 11], logits="all")
+    np.testing.assert_array_equal(got, want[len(prompt) :])
+
+
+# ---- at once -------------------------------------------------------------------------------------
+
+
+def test_two_engines_in_two_threads(tiny_gguf: Callable[..., Path]) -> None:
+    paths = [tiny_gguf(type="Q4_0"), tiny_gguf("phi3", type="Q8_0")]
+    engines = [Engine.load(path, threads=2) for path in paths]
+    tokens = list(range(20))
+
+    def run(engine: Engine) -> list[np.ndarray]:
+        return [engine.run(engine.cache(), tokens, logits="all") for _ in range(20)]
+
+    alone = [run(engine)[0] for engine in engines]
+    with ThreadPoolExecutor(2) as executor:
+        together = list(executor.map(run, engines))
+    for want, results in zip(alone, together, strict=True):
+        for got in results:
+            np.testing.assert_array_equal(got, want)
+    for engine in engines:
+        engine.close()
+
+
+def test_one_engine_in_four_threads(tiny_gguf: Callable[..., Path]) -> None:
+    engine = Engine.load(tiny_gguf(type="Q4_1"), threads=2)
+    prompts = [[i, 3 * i + 1, 7] for i in range(40)]
+
+    def run(prompt: list[int]) -> np.ndarray:
+        return engine.run(engine.cache(), prompt)
+
+    alone = [run(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as executor:
+        for got, want in zip(executor.map(run, prompts), alone, strict=True):
+            np.testing.assert_array_equal(got, want)
+    engine.close()
+
+
+def test_plan_errors_do_not_stop_the_pool() -> None:
+    plan = small_plan()
+    want = plan.run([1, 2], n_logits=2, threads=3)
+    with pytest.raises(NativeError):
+        plan.run(range(9), threads=3)
+    np.testing.assert_array_equal(plan.run([1, 2], n_logits=2, threads=3), want)
