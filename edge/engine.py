@@ -86,7 +86,7 @@ class Engine:
         self.lowered = plan.lower(
             graph,
             weights.takes_q8,
-            lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, CHUNK)),
+            lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, self.chunk)),
         )
         self.packed_bytes, self.arena_bytes = weights.n_bytes, self.lowered.arena_bytes
         self.layouts = {f"{name}.weight": weights.layout(name) for name in weights.names}

@@ -108,6 +108,19 @@ def test_same_bits_of_long_prompts(loader: Any, arch: str) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("arch", ["llama", "phi3"])
+def test_same_bits_in_calls_of_512(loader: Any, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's chunk is a choice of its own, not of the numbers."""
+    load = loader(arch, type="Q8_0", context=512)
+    tokens = tokens_of(load(), 512)
+    want = run(load(), tokens, 512)
+    monkeypatch.setattr(Engine, "chunk", 512)
+    for isa, threads in [(ISAS[0], 2), (ISAS[-1], 3)]:
+        engine = load(isa, threads)
+        assert_same_bits(engine.run(engine.cache(), tokens, logits="all"), want, (isa, threads))
+
+
+@pytest.mark.native
 def test_uneven_chunks(loader: Any) -> None:
     load = loader("llama", type="Q4_1")
     tokens = tokens_of(load(), N_TOKENS)
