@@ -165,12 +165,10 @@ class Engine:
             out = np.empty((rows, self.n_vocab), np.float32)
             op_ns = ffi.new("int64_t[]", len(self.lowered.ops)) if self._trace == "1" else ffi.NULL
             ids = ffi.new("int32_t[]", list(tokens))
-            step = ffi.new("edge_step *")
-            step.tokens, step.n_tokens, step.start = ids, n, cache.length
-            step.n_logits, step.n_ops = rows, -1
+            step = ffi.new("edge_step *", {"n_tokens": n, "n_logits": rows, "n_ops": -1})
+            step.tokens, step.start, step.op_ns = ids, cache.length, op_ns
             step.logits = ffi.cast("float *", out.ctypes.data) if rows else ffi.NULL
             step.cancel = cancel.pointer if cancel is not None else ffi.NULL
-            step.op_ns = op_ns
             error = ffi.new("edge_error *")
             status = lib.edge_run(self._plan, self._pool, cache.handle, step, error)
             if status == lib.EDGE_NOT_FINITE:
