@@ -11,8 +11,9 @@ run: ## set up, fetch the default model, answer a prompt: make run PROMPT="..."
 test: ## set up and pass all tests
 	@sh scripts/test
 
-lint: ## ruff and mypy
+lint: ## ruff, mypy, clang-format
 	$(PYTHON) -m ruff check && $(PYTHON) -m ruff format --check && $(PYTHON) -m mypy
+	.venv/bin/clang-format --dry-run -Werror native/*.[ch] native/*/*.[ch]
 
 build: ## the native library, into the source tree
 	@sh scripts/build
