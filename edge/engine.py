@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import memory, models, native, plan
-from edge.errors import InputError, ModelFileError, UnsupportedError
+from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF
 from edge.graph import Graph
 from edge.kv import KVCache, cache_bytes
@@ -212,8 +212,16 @@ class Engine:
         self._check_factors()
         made = ffi.new("edge_plan **")
         spec, alive = self._spec(isa)
-        native.check(lib.edge_plan_new(spec, made, error), error)
+        status = lib.edge_plan_new(spec, made, error)
         del alive
+        if status == lib.EDGE_NO_MEMORY:
+            raise MemoryBudgetError(
+                f"no memory for buffers of {memory.show(self.arena_bytes)}",
+                needed=self.arena_bytes,
+                budget=memory.available() or 0,
+                parts={"buffers": self.arena_bytes},
+            )
+        native.check(status, error)
         self._plan = ffi.gc(made[0], lib.edge_plan_free)
 
     def _check_factors(self) -> None:

@@ -86,6 +86,7 @@ class _Lowering:
         self.graph, self.takes_q8 = graph, takes_q8
         self.ops: list[PlanOp] = []
         self.buffers: list[Buffer] = []
+        self.makers = {op.output: op for op in graph.ops}
         self.readers: dict[str, list[Op]] = {}
         for op in graph.ops:
             for value in op.inputs:
@@ -118,10 +119,10 @@ class _Lowering:
             b.first, b.last = (i if b.first < 0 else b.first), i
         return output
 
-    def _new(self, value: str, kind: int = F32, dim: int | None = None) -> int:
+    def _new(self, value: str, kind: int = F32) -> int:
         """A fresh buffer for a value."""
         rows = self.gathering or kind == LOGITS
-        self.buffers.append(Buffer(kind, self.graph.dims[value] if dim is None else dim, rows))
+        self.buffers.append(Buffer(kind, self.graph.dims[value], rows))
         self.at[value, kind, rows] = len(self.buffers) - 1
         return len(self.buffers) - 1
 
@@ -227,8 +228,8 @@ class _Lowering:
 
     def _attention(self, op: Op) -> None:
         heads = {key: op.attrs[key] for key in ("layer", "n_heads", "n_kv_heads", "head_dim")}
-        made = next((o for o in self.graph.ops if o.output == op.inputs[0]), None)
-        if made is not None and made.kind == "rope":
+        made = self.makers[op.inputs[0]]
+        if made.kind == "rope":
             if made.attrs["n_heads"] != op.attrs["n_heads"] + op.attrs["n_kv_heads"]:
                 raise NativeError("the plan rotates all heads of queries and keys, or none")
             if self._only_reader(made.inputs[0], "rope") is None:

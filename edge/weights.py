@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from edge import native
 from edge.errors import MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF, TENSOR_TYPES, Tensor
-from edge.memory import show
+from edge.memory import available, show
 from edge.native import ffi, lib
 
 __all__ = ["Weights"]
@@ -69,7 +70,7 @@ class Weights:
             raise MemoryBudgetError(
                 f"no memory for {show(self.n_bytes)} of weights",
                 needed=self.n_bytes,
-                budget=0,
+                budget=available() or 0,
                 parts={"weights": self.n_bytes},
             ) from error
         self._base = ffi.from_buffer("uint8_t[]", self._block)
@@ -95,15 +96,15 @@ class Weights:
 
     def _describe(self, tensor: Tensor, entry: Any) -> None:
         n, k = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
-        status = lib.edge_weight_describe(
-            _NUMBERS[tensor.type], n, k, ffi.addressof(entry), ffi.NULL
-        )
-        if status != lib.EDGE_OK:
+        if tensor.type not in supported_types():
             raise UnsupportedError(
                 f"{tensor.path}: tensor {tensor.name} is {tensor.type}, which has no layout yet",
                 what=tensor.type,
                 supported=supported_types(),
             )
+        error = ffi.new("edge_error *")
+        number, where = _NUMBERS[tensor.type], ffi.addressof(entry)
+        native.check(lib.edge_weight_describe(number, n, k, where, error), error)
         if len(tensor.shape) == 1:
             entry.layout, entry.n_bytes = lib.EDGE_LAYOUT_VECTOR, 4 * k
 
@@ -150,11 +151,12 @@ def _anonymous(n_bytes: int) -> mmap.mmap:
     return block
 
 
-def supported_types() -> list[str]:
+@cache
+def supported_types() -> tuple[str, ...]:
     """The tensor types that can be packed, in GGUF's spelling."""
     weight = ffi.new("edge_weight *")
-    return [
+    return tuple(
         t.name
         for number, t in TENSOR_TYPES.items()
         if lib.edge_weight_describe(number, 1, t.block, weight, ffi.NULL) == lib.EDGE_OK
-    ]
+    )

@@ -116,6 +116,14 @@ static const char *check_matrices(const checked *c) {
     return check_no_overlap(c, c->in, c->out);
 }
 
+static int64_t weight_rows(const edge_plan_spec *spec, const edge_op *op) {
+    int64_t n = 0;
+    for (int i = 0; i < 3; i++) {
+        n += op->w[i] >= 0 ? spec->weights[op->w[i]].n : 0;
+    }
+    return n;
+}
+
 static const char *check_matmul(const checked *c) {
     REQUIRE(c->op->column >= 0);
     REQUIRE(c->op->column + weight_rows(c->spec, c->op) <= c->out->dim);

@@ -23,12 +23,4 @@ static inline int64_t buffer_columns(int32_t kind, int64_t rows) {
     return kind == EDGE_BUFFER_Q8X2 ? 2 * rows : rows;
 }
 
-static inline int64_t weight_rows(const edge_plan_spec *spec, const edge_op *op) {
-    int64_t n = 0;
-    for (int i = 0; i < 3; i++) {
-        n += op->w[i] >= 0 ? spec->weights[op->w[i]].n : 0;
-    }
-    return n;
-}
-
 #endif

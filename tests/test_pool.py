@@ -82,8 +82,9 @@ def test_the_most_threads_that_may_be_asked_for() -> None:
     plan = small_plan()
     out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
     status = lib.edge_pool_new(256, out, error)
-    if status == lib.EDGE_NO_THREADS:
-        pytest.skip("the system has no 256 threads")
+    if status == lib.EDGE_NO_THREADS:  # a limit of the system: nothing may be left behind
+        assert out[0] == ffi.NULL and "refused thread" in native.text(error.text)
+        return
     native.check(status, error)
     step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": -1})
     step.tokens = tokens = ffi.new("int32_t[]", [3])
