@@ -57,7 +57,8 @@ def native_value(engine: Engine, tokens: list[int], n_ops: int, buffer: int) -> 
 def referee_values(engine: Engine, tokens: list[int]) -> dict[str, np.ndarray]:
     """Every value of the graph, by numpy."""
     held = refgraph.load_weights(engine.gguf)
-    weights = {name: held[f"{name}.weight"] for name in engine.graph.weights}
+    # float64, so that it is the same with every BLAS
+    weights = {name: np.float64(held[f"{name}.weight"]) for name in engine.graph.weights}
     state = refgraph.Run(np.asarray(tokens), weights, (), np.float16)
     values: dict[str, np.ndarray] = {}
     for op in engine.graph.ops:
