@@ -104,7 +104,9 @@ class Weights:
             )
         error = ffi.new("edge_error *")
         number, where = _NUMBERS[tensor.type], ffi.addressof(entry)
-        native.check(lib.edge_weight_describe(number, n, k, where, error), error)
+        native.check(
+            lib.edge_weight_describe(number, lib.EDGE_FORM_FAST, n, k, where, error), error
+        )
         if len(tensor.shape) == 1:
             entry.layout, entry.n_bytes = lib.EDGE_LAYOUT_VECTOR, 4 * k
 
@@ -130,7 +132,11 @@ class Weights:
     def _pack_vector(self, tensor: Tensor, entry: Any, pool: Any) -> None:
         """Through a panel of one row, so that every type that matrices may have serves."""
         row = ffi.new("edge_weight *")
-        native.check(lib.edge_weight_describe(_NUMBERS[tensor.type], 1, entry.k, row, ffi.NULL))
+        native.check(
+            lib.edge_weight_describe(
+                _NUMBERS[tensor.type], lib.EDGE_FORM_FAST, 1, entry.k, row, ffi.NULL
+            )
+        )
         panel = np.empty(row.n_bytes + _ALIGN, np.uint8)
         panel = panel[-panel.ctypes.data % _ALIGN :]
         row.data = ffi.from_buffer("uint8_t[]", panel)
@@ -158,5 +164,6 @@ def supported_types() -> tuple[str, ...]:
     return tuple(
         t.name
         for number, t in TENSOR_TYPES.items()
-        if lib.edge_weight_describe(number, 1, t.block, weight, ffi.NULL) == lib.EDGE_OK
+        if lib.edge_weight_describe(number, lib.EDGE_FORM_FAST, 1, t.block, weight, ffi.NULL)
+        == lib.EDGE_OK
     )

@@ -110,7 +110,7 @@ static const char *check_matrices(const checked *c) {
         const edge_weight *w = weight_of(c, i);
         if (w != NULL) {
             REQUIRE(w->layout != EDGE_LAYOUT_VECTOR && w->k == c->in->dim);
-            REQUIRE(layout_table[w->layout].takes_q8 == is_quantized(c->in));
+            REQUIRE(takes_q8(w->layout) == is_quantized(c->in));
         }
     }
     return check_no_overlap(c, c->in, c->out);
@@ -256,7 +256,9 @@ static const char *check_weight(const edge_weight *w) {
         return NULL;
     }
     REQUIRE(w->layout >= 0 && w->layout < EDGE_N_LAYOUTS);
-    REQUIRE(!layout_table[w->layout].takes_q8 || w->k % GROUP == 0);
+    REQUIRE(!takes_q8(w->layout) || w->k % GROUP == 0);
+    REQUIRE(w->table >= 0 && w->table < 32 && layout_table[w->layout].tables >> w->table & 1);
+    REQUIRE(layout_table[w->layout].block != SUPER || w->k % SUPER == 0);
     REQUIRE(w->n_bytes == panel_count(w->n) * panel_bytes(w->layout, w->k));
     return NULL;
 }

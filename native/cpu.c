@@ -14,11 +14,11 @@
 #include <xmmintrin.h>
 
 typedef struct {
-    bool avx2, avx512vnni;
+    bool avx2, avxvnni, avx512vnni;
 } features;
 
 static features read_features(void) {
-    features f = {false, false};
+    features f = {false, false, false};
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) {
         return f;
@@ -34,9 +34,10 @@ static features read_features(void) {
         return f;
     }
     const bool avx2 = b >> 5 & 1, avx512f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1,
-               vl = b >> 31 & 1, vnni = c >> 11 & 1;
+               vl = b >> 31 & 1, vbmi = c >> 1 & 1, vnni = c >> 11 & 1;
     f.avx2 = ymm && avx2 && fma && f16c;
-    f.avx512vnni = f.avx2 && zmm && avx512f && dq && bw && vl && vnni;
+    f.avx512vnni = f.avx2 && zmm && avx512f && dq && bw && vl && vbmi && vnni;
+    f.avxvnni = f.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
     return f;
 }
 
@@ -46,10 +47,10 @@ static features probe(void) {
     int bits = atomic_load(&known);
     if (bits == 0) {
         const features f = read_features();
-        bits = 1 + (f.avx2 ? 2 : 0) + (f.avx512vnni ? 4 : 0);
+        bits = 1 + (f.avx2 ? 2 : 0) + (f.avxvnni ? 4 : 0) + (f.avx512vnni ? 8 : 0);
         atomic_store(&known, bits);
     }
-    return (features){(bits & 2) != 0, (bits & 4) != 0};
+    return (features){(bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
 }
 
 uint32_t cpu_float_mode(void) {
@@ -70,6 +71,9 @@ const edge_kernels *cpu_kernels(int32_t i) {
 #ifdef EDGE_HAVE_AVX2
         &kernels_avx2,
 #endif
+#ifdef EDGE_HAVE_AVXVNNI
+        &kernels_avxvnni,
+#endif
 #ifdef EDGE_HAVE_AVX512VNNI
         &kernels_avx512vnni,
 #endif
@@ -85,6 +89,11 @@ bool cpu_usable(int32_t i) {
 #ifdef EDGE_HAVE_AVX2
     if (k == &kernels_avx2) {
         return probe().avx2;
+    }
+#endif
+#ifdef EDGE_HAVE_AVXVNNI
+    if (k == &kernels_avxvnni) {
+        return probe().avxvnni;
     }
 #endif
 #ifdef EDGE_HAVE_AVX512VNNI

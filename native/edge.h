@@ -46,24 +46,56 @@ void edge_pool_free(edge_pool *pool);
 /* ---- weights ----------------------------------------------------------------------------- */
 
 /* Panels of 16 rows, drawn in layouts.h; VECTOR: k floats as they are (norm weights, rotary
- * factors), n = 1. */
+ * factors), n = 1. c<bits>[m]<scale kind><group>; g<index bits>x<weights>: indices into a grid. */
 typedef enum {
     EDGE_LAYOUT_VECTOR = -1,
     EDGE_LAYOUT_F32 = 0,
-    EDGE_LAYOUT_F16 = 1,
-    EDGE_LAYOUT_BF16 = 2,
-    EDGE_LAYOUT_C4H32 = 3,
-    EDGE_LAYOUT_C4MH32 = 4,
-    EDGE_LAYOUT_C8H32 = 5,
-    EDGE_N_LAYOUTS = 6
+    EDGE_LAYOUT_F16,
+    EDGE_LAYOUT_BF16,
+    EDGE_LAYOUT_C4H32,
+    EDGE_LAYOUT_C4MH32,
+    EDGE_LAYOUT_C5H32,
+    EDGE_LAYOUT_C5MH32,
+    EDGE_LAYOUT_C8H32,
+    EDGE_LAYOUT_C4E32,
+    EDGE_LAYOUT_C2B32,
+    EDGE_LAYOUT_C2MB16,
+    EDGE_LAYOUT_C3B32,
+    EDGE_LAYOUT_C3B16,
+    EDGE_LAYOUT_C4B32,
+    EDGE_LAYOUT_C4MB32,
+    EDGE_LAYOUT_C5MB32,
+    EDGE_LAYOUT_C6B16,
+    EDGE_LAYOUT_G8X4B32,
+    EDGE_LAYOUT_G9X4B32,
+    EDGE_LAYOUT_G8X8B32,
+    EDGE_LAYOUT_G9X8B16,
+    EDGE_LAYOUT_G10X8B16,
+    EDGE_N_LAYOUTS
 } edge_layout;
 
 /* What a code stands for. */
 typedef enum {
-    EDGE_TABLE_NONE = 0,
-    EDGE_TABLE_MINUS_8 = 1, /* code - 8 */
-    EDGE_TABLE_IQ4_NL = 2   /* 16 signed values */
+    EDGE_TABLE_NONE = 0, /* itself: with a minimum, or 8 bits with a sign */
+    EDGE_TABLE_MINUS_1,  /* code - 1 */
+    EDGE_TABLE_MINUS_4,
+    EDGE_TABLE_MINUS_8,
+    EDGE_TABLE_MINUS_16,
+    EDGE_TABLE_MINUS_32,
+    EDGE_TABLE_IQ4_NL, /* one of 16, or 8, signed values */
+    EDGE_TABLE_IQ3_S,
+    EDGE_TABLE_IQ3_XXS,
+    EDGE_TABLE_IQ2,
+    EDGE_TABLE_IQ1,
+    EDGE_TABLE_MXFP4,
+    EDGE_N_TABLES
 } edge_table;
+
+/* Types with a grid have two forms; for the others both are the same. */
+typedef enum {
+    EDGE_FORM_FAST = 0,   /* codes, decoded by a shuffle */
+    EDGE_FORM_COMPACT = 1 /* the indices of the file, looked up in the kernel */
+} edge_form;
 
 /* One packed (n, k) matrix: ceil(n / 16) panels. data is 64-byte aligned and outlives the plan. */
 typedef struct {
@@ -80,9 +112,12 @@ const char *edge_layout_name(int32_t layout);
 /* 1 when matmuls with this layout take Q8 or Q8X2 activations, 0 when they take F32. */
 int32_t edge_layout_takes_q8(int32_t layout);
 
+/* Rises whenever packed bytes change their meaning: files of packed weights carry it. */
+int32_t edge_layout_version(void);
+
 /* How a tensor of GGUF type number `type` is packed: fills layout, table, n, k and n_bytes, sets
  * data to NULL. EDGE_BAD_ARGUMENT for a type that has no layout, or k no multiple of its block. */
-int32_t edge_weight_describe(int32_t type, int64_t n, int64_t k, edge_weight *weight,
+int32_t edge_weight_describe(int32_t type, int32_t form, int64_t n, int64_t k, edge_weight *weight,
                              edge_error *error);
 
 /* Packs the disk blocks src, n rows of k, into weight->data (which must have n_bytes of room and
@@ -94,6 +129,10 @@ int32_t edge_weight_pack(edge_pool *pool, int32_t type, edge_weight *weight, con
 /* Rows row..row + n_rows - 1 as float32, dst of shape (n_rows, k): the values that the format's
  * reference dequantisation gives, bit for bit. */
 int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_rows, float *dst);
+
+/* A checksum of n_bytes, sum[2], the same for any number of threads and on every machine. It finds
+ * damage, not malice. */
+int32_t edge_checksum(edge_pool *pool, const void *data, int64_t n_bytes, uint64_t *sum);
 
 /* ---- the KV cache ------------------------------------------------------------------------ */
 
@@ -202,3 +241,11 @@ int32_t edge_plan_read(const edge_plan *plan, int32_t buffer, int32_t rows, floa
  * the same bits on every machine. */
 void edge_softmax(int32_t isa, const float *x, int64_t n, float *out);
 void edge_log_softmax(int32_t isa, const float *x, int64_t n, float *out);
+
+/* ---- what this machine can do ------------------------------------------------------------ */
+
+/* Reads data once with all threads of the pool; *ns: nanoseconds of wall time. */
+int32_t edge_measure_read(edge_pool *pool, const void *data, int64_t n_bytes, int64_t *ns);
+/* Runs int8 dot products out of registers on all threads of the pool; *ns: nanoseconds of wall
+ * time, *macs: multiply-adds done in it. */
+int32_t edge_measure_dot(edge_pool *pool, int32_t isa, int64_t *macs, int64_t *ns);

@@ -8,37 +8,60 @@
  *   | value[16], row 0 .. row 15   |   x k
  *   +------------------------------+
  *
- * The others keep two groups of 32 k together, so that codes start on a cache line: a 64-byte
- * load across two lines costs what it would take to read both. An odd last group has an empty twin.
+ * Codes. A group of 32 k is eight steps of 4 k: step s, byte t is k 16 (s / 4) + 4 t + s % 4, so
+ * that a byte that holds 4 weights in the file holds the same 4 in a panel. A vector of 64 bytes is
+ * 16 rows of one step, row r in bytes 4 r .. 4 r + 3. Codes of 8 bits are eight such vectors; the
+ * others are cut into planes of 4, 2 or 1 bits (5 = 4 + 1, 6 = 4 + 2, 3 = 2 + 1: low bits first),
+ * and a plane of w bits is w vectors, whose bytes hold 8 / w steps, the first in the lowest bits:
+ *   +----------------------+----------------------+
+ *   | u8 low plane[w][64]  | u8 high plane[v][64] |   64 (w + v) bytes: w + v bits a weight
+ *   +----------------------+----------------------+
  *
- * c4h32: 4-bit codes, one fp16 scale per row and group of 32.   576 bytes, 4.5 bits a weight
- *   +-------------------+---------------------------------------------------------------+
- *   | fp16 scale[2][16] | u8 code[2][4][64]  byte 4 r + t of step s: row r, k 8 s + t   |
- *   |                   |                    low nibble, k 8 s + 4 + t high nibble      |
- *   +-------------------+---------------------------------------------------------------+
- *   value = scale * (code - 8), or scale * table[code]
+ * h32, e32: a float16 (h) or bfloat16 (e) scale per row and group. Two groups lie together, so that
+ * codes start on a cache line: a 64-byte load across two lines costs what it would take to read
+ * both. An odd last group has an empty twin.
+ *   +----------------+-----------------------+-------------------+
+ *   | scale[2][16]   | m only: min[2][16]    | codes of 2 groups |   value = scale * v (+ min)
+ *   +----------------+-----------------------+-------------------+
+ *   v: the code, minus a zero, or through a table: see tables.h.
+ *   c4h32 4.5, c4mh32 5, c5h32 5.5, c5mh32 6, c8h32 8.5, c4e32 4.5 bits a weight
  *
- * c4mh32: the same with a minimum.                              640 bytes, 5 bits a weight
- *   +-------------------+-----------------+-------------------+
- *   | fp16 scale[2][16] | fp16 min[2][16] | u8 code[2][4][64] |   value = scale * code + min
- *   +-------------------+-----------------+-------------------+
+ * b32, b16: super-blocks of 256 k, one float16 per row for all, and a small integer per row and
+ * group of 32 or 16. The floats of all blocks come first, up to a multiple of 64 bytes:
+ *   +----------------------------------------+------------------------------------------+
+ *   | f16 d[16] (m: and f16 dmin[16])        | per block: integers, codes of 8 groups   |
+ *   | per block                              |                                          |
+ *   +----------------------------------------+------------------------------------------+
+ *   value = d * unit * integer * v (- dmin * minimum)
+ *   b32   i8 scale[8][16]                                  c2b32 2.31, c3b32 3.31, c4b32 4.31
+ *   b16   i8 scale[8][2][16]                               c3b16 3.56, c6b16 6.56
+ *   mb32  u8 a[8][16]: scale, 6 bits, | minimum >> 4 << 6;
+ *         u8 b[4][16]: minimum & 15 of groups 2 i low, 2 i + 1 high
+ *                                                          c4mb32 4.5, c5mb32 5.5
+ *   mb16  u8 a[8][2][16]: scale low, minimum high nibble   c2mb16 2.63
  *
- * c8h32: 8-bit signed codes.                                    1088 bytes, 8.5 bits a weight
- *   +-------------------+---------------------------------------------------------------+
- *   | fp16 scale[2][16] | i8 code[2][8][64]  byte 4 r + t of step s: row r, k 4 s + t   |
- *   +-------------------+---------------------------------------------------------------+
- *   value = scale * code
+ * g<n>x<w>: super-blocks as above, whose codes are indices of n bits into a grid of w weights, and
+ * signs; integers are 4 bits s and stand for 2 s + 1.
+ *   +------------------------------+-----------------------------+------------------------------+
+ *   | b32: u8 s[4][16] as b above  | u64 high[8][vectors][n - 8] | per group: u8 index[v][64],  |
+ *   | b16: u8 s[8][16], low nibble | bit i: bit 8 (9) of index i | plane of 1 bit: signs        |
+ *   |      k 0..15, high k 16..31  |                             |                              |
+ *   +------------------------------+-----------------------------+------------------------------+
+ *   x4: vector v, byte 4 r + t: the index of k 16 v + 4 t .. + 3 of row r
+ *   x8: one vector, byte 16 (r / 4) + 8 h + 2 (r % 4) + i: the index of k 16 h + 8 i .. + 7
+ *   g8x4b32 3.19, g9x4b32 3.44, g8x8b32 2.19, g9x8b16 2.44, g10x8b16 2.56 bits a weight
  *
  * Quantised activations (EDGE_BUFFER_Q8): columns (tokens) in tiles of kernels->tile, the last
  * tile as wide as what is left; a tile of c columns holds, for each group of 32 k:
- *   +-------------------+--------------+------------------+----------------------+
- *   | i8 code[8][c][4]  | f32 scale[c] | i32 minus_sum[c] | f32 scale_x_sum[c]   |   44 c bytes
- *   +-------------------+--------------+------------------+----------------------+
- *   code[s][j][t]: k 4 s + t of column j, so that the kernel reads one address after the other.
- *   scale = amax / 127, code = round-to-even(x * (127 / amax)), sum = that of the codes.
- * EDGE_BUFFER_Q8X2 has two columns per token, 2 i and 2 i + 1: the second holds x - scale * code of
- * the first, so that their products add up to some 15 bits. Where weights are read once for a few
- * columns, as for the output head, the second column is free.
+ *   +-------------------+--------------+----------------------+--------------------+
+ *   | i8 code[8][c][4]  | f32 scale[c] | i16 minus_sum[c][2]  | f32 scale_x_sum[c] |   44 c bytes
+ *   +-------------------+--------------+----------------------+--------------------+
+ *   code[s][j][t]: step s, byte t of column j, so that the kernel reads one address after the
+ * other. scale = amax / 127, code = round-to-even(x * (127 / amax)); minus_sum: minus the sums of
+ * the codes of k 0..15 and of k 16..31; scale_x_sum: scale times the sum of all. EDGE_BUFFER_Q8X2
+ * has two columns per token, 2 i and 2 i + 1: the second holds x - scale * code of the first, so
+ * that their products add up to some 15 bits. Where weights are read once for a few columns, as for
+ * the output head, the second column is free.
  */
 #ifndef EDGE_LAYOUTS_H
 #define EDGE_LAYOUTS_H
@@ -49,37 +72,53 @@
 #include "api.h"
 
 enum {
+    LAYOUT_VERSION = 2, /* raise it with every change of a drawing above */
     PANEL_ROWS = 16,
     GROUP = 32,
-    SCALES_BYTES = 4 * PANEL_ROWS, /* fp16 of 16 rows and two groups */
-    C4_CODES_BYTES = 256,          /* of 16 rows and one group */
-    C8_CODES_BYTES = 512,
+    SUPER = 256,
+    STEPS = 8,            /* of a group */
+    PLANE_BYTES = 64,     /* of one bit of a group of 16 rows */
     Q8_COLUMN_BYTES = 44, /* per group and column of quantised activations */
     MAX_DIM = 1 << 24,    /* of a vector of activations */
     PAGE_POSITIONS = 64,
     MAX_HEAD_DIM = 256
 };
 
+typedef enum { SCALE_NONE, SCALE_H, SCALE_E, SCALE_B, SCALE_GRID } scale_kind;
+
 /* One row per layout. */
 typedef struct {
     const char *name;
+    scale_kind kind; /* NONE: floats */
+    int bits;        /* of a code; of a float */
+    int group;       /* k of a scale */
+    bool has_min;
     int block;        /* k that lie together in a panel */
-    int block_bytes;  /* of one panel */
-    int header_bytes; /* of a block: scales and minima, before the codes */
-    int codes_bytes;  /* of one group of 32; 0: no codes */
-    bool takes_q8;    /* activations: quantised, or float32 */
+    int front_bytes;  /* of a block, before all blocks */
+    int header_bytes; /* of a block, before its codes */
+    int codes_bytes;  /* of a group */
+    uint32_t tables;  /* bit i: may have table i */
 } layout_info;
 
 extern const layout_info layout_table[EDGE_N_LAYOUTS];
 
-/* Values of the IQ4_NL codes, a fact of the format. */
-extern const int8_t iq4_nl_values[16];
+static inline bool takes_q8(int32_t layout) { return layout_table[layout].kind != SCALE_NONE; }
 
 static inline int64_t panel_count(int64_t n) { return (n + PANEL_ROWS - 1) / PANEL_ROWS; }
 
+static inline int block_bytes(const layout_info *l) {
+    return l->kind == SCALE_NONE ? PANEL_ROWS * l->bits / 8
+                                 : l->header_bytes + l->block / GROUP * l->codes_bytes;
+}
+
+static inline int64_t front_bytes(const layout_info *l, int64_t n_blocks) {
+    return (n_blocks * l->front_bytes + 63) / 64 * 64;
+}
+
 static inline int64_t panel_bytes(int32_t layout, int64_t k) {
     const layout_info *l = &layout_table[layout];
-    return (k + l->block - 1) / l->block * l->block_bytes;
+    const int64_t n_blocks = (k + l->block - 1) / l->block;
+    return front_bytes(l, n_blocks) + n_blocks * block_bytes(l);
 }
 
 #endif

@@ -3,92 +3,138 @@
 #include <string.h>
 
 #include "error.h"
-#include "formats/formats.h"
-#include "layouts.h"
+#include "panels.h"
 #include "pool.h"
 
-#define FLOATS(name, bytes) {name, 1, (bytes) * PANEL_ROWS, 0, 0, false}
-#define CODES(name, headers, codes)                                                                \
-    {name, 2 * GROUP, (headers) * SCALES_BYTES + 2 * (codes), (headers) * SCALES_BYTES, codes, true}
+#define T(name) (1u << EDGE_TABLE_##name)
+#define FLOATS(name, bits) {name, SCALE_NONE, bits, 0, false, 1, 0, 0, 0, T(NONE)}
+/* Two groups with float scales. */
+#define GROUPS(name, kind, bits, min, tables)                                                      \
+    {name, kind, bits, GROUP, min, 2 * GROUP, 0, 64 * (1 + (min)), PLANE_BYTES * (bits), tables}
+/* Super-blocks; min of groups of 32: 12 bits for scale and minimum, else 8. */
+#define SUPERS(name, bits, group, min, tables)                                                     \
+    {name,                                                                                         \
+     SCALE_B,                                                                                      \
+     bits,                                                                                         \
+     group,                                                                                        \
+     min,                                                                                          \
+     SUPER,                                                                                        \
+     2 * PANEL_ROWS * (1 + (min)),                                                                 \
+     (min) && (group) == GROUP ? 192 : PANEL_ROWS * (SUPER / (group)),                             \
+     PLANE_BYTES * (bits),                                                                         \
+     tables}
+#define GRID(name, index, weights, group, table)                                                   \
+    {name,                                                                                         \
+     SCALE_GRID,                                                                                   \
+     (weights) == 4 ? 4 : 3,                                                                       \
+     group,                                                                                        \
+     false,                                                                                        \
+     SUPER,                                                                                        \
+     2 * PANEL_ROWS,                                                                               \
+     64 * (GROUP / (group)) + ((index) - 8) * PANEL_ROWS * (SUPER / (weights)) / 8,                \
+     PANEL_ROWS * (GROUP / (weights)) + PLANE_BYTES,                                               \
+     table}
 
 const layout_info layout_table[EDGE_N_LAYOUTS] = {
-    [EDGE_LAYOUT_F32] = FLOATS("f32", 4),
-    [EDGE_LAYOUT_F16] = FLOATS("f16", 2),
-    [EDGE_LAYOUT_BF16] = FLOATS("bf16", 2),
-    [EDGE_LAYOUT_C4H32] = CODES("c4h32", 1, C4_CODES_BYTES),
-    [EDGE_LAYOUT_C4MH32] = CODES("c4mh32", 2, C4_CODES_BYTES),
-    [EDGE_LAYOUT_C8H32] = CODES("c8h32", 1, C8_CODES_BYTES),
+    [EDGE_LAYOUT_F32] = FLOATS("f32", 32),
+    [EDGE_LAYOUT_F16] = FLOATS("f16", 16),
+    [EDGE_LAYOUT_BF16] = FLOATS("bf16", 16),
+    [EDGE_LAYOUT_C4H32] = GROUPS("c4h32", SCALE_H, 4, false, T(MINUS_8) | T(IQ4_NL)),
+    [EDGE_LAYOUT_C4MH32] = GROUPS("c4mh32", SCALE_H, 4, true, T(NONE)),
+    [EDGE_LAYOUT_C5H32] = GROUPS("c5h32", SCALE_H, 5, false, T(MINUS_16)),
+    [EDGE_LAYOUT_C5MH32] = GROUPS("c5mh32", SCALE_H, 5, true, T(NONE)),
+    [EDGE_LAYOUT_C8H32] = GROUPS("c8h32", SCALE_H, 8, false, T(NONE)),
+    [EDGE_LAYOUT_C4E32] = GROUPS("c4e32", SCALE_E, 4, false, T(MXFP4)),
+    [EDGE_LAYOUT_C2B32] = SUPERS("c2b32", 2, 32, false, T(MINUS_1)),
+    [EDGE_LAYOUT_C2MB16] = SUPERS("c2mb16", 2, 16, true, T(NONE)),
+    [EDGE_LAYOUT_C3B32] = SUPERS("c3b32", 3, 32, false, T(IQ2) | T(IQ1)),
+    [EDGE_LAYOUT_C3B16] = SUPERS("c3b16", 3, 16, false, T(MINUS_4) | T(IQ2) | T(IQ1)),
+    [EDGE_LAYOUT_C4B32] = SUPERS("c4b32", 4, 32, false, T(IQ4_NL) | T(IQ3_S) | T(IQ3_XXS)),
+    [EDGE_LAYOUT_C4MB32] = SUPERS("c4mb32", 4, 32, true, T(NONE)),
+    [EDGE_LAYOUT_C5MB32] = SUPERS("c5mb32", 5, 32, true, T(NONE)),
+    [EDGE_LAYOUT_C6B16] = SUPERS("c6b16", 6, 16, false, T(MINUS_32)),
+    [EDGE_LAYOUT_G8X4B32] = GRID("g8x4b32", 8, 4, 32, T(IQ3_XXS)),
+    [EDGE_LAYOUT_G9X4B32] = GRID("g9x4b32", 9, 4, 32, T(IQ3_S)),
+    [EDGE_LAYOUT_G8X8B32] = GRID("g8x8b32", 8, 8, 32, T(IQ2)),
+    [EDGE_LAYOUT_G9X8B16] = GRID("g9x8b16", 9, 8, 16, T(IQ2)),
+    [EDGE_LAYOUT_G10X8B16] = GRID("g10x8b16", 10, 8, 16, T(IQ2)),
 };
+
+int32_t edge_layout_version(void) { return LAYOUT_VERSION; }
 
 const char *edge_layout_name(int32_t layout) {
     return layout >= 0 && layout < EDGE_N_LAYOUTS ? layout_table[layout].name : NULL;
 }
 
 int32_t edge_layout_takes_q8(int32_t layout) {
-    return layout >= 0 && layout < EDGE_N_LAYOUTS && layout_table[layout].takes_q8;
+    return layout >= 0 && layout < EDGE_N_LAYOUTS && takes_q8(layout);
 }
 
-int32_t edge_weight_describe(int32_t type, int64_t n, int64_t k, edge_weight *weight,
+static int32_t layout_of(const format_info *format, int32_t form) {
+    return form == EDGE_FORM_COMPACT && format->decode_grid != NULL ? format->compact
+                                                                    : format->layout;
+}
+
+int32_t edge_weight_describe(int32_t type, int32_t form, int64_t n, int64_t k, edge_weight *weight,
                              edge_error *error) {
     const format_info *format = format_find(type);
-    if (weight == NULL || format == NULL) {
+    if (weight == NULL || (form != EDGE_FORM_FAST && form != EDGE_FORM_COMPACT)) {
+        return fail(error, EDGE_BAD_ARGUMENT, "no weight, or form %d", form);
+    }
+    if (format == NULL) {
         return fail(error, EDGE_BAD_ARGUMENT, "tensor type %d has no layout", type);
     }
     if (n < 1 || k < 1 || n > INT32_MAX || k > MAX_DIM || k % format->block != 0) {
         return fail(error, EDGE_BAD_ARGUMENT, "a (%lld, %lld) matrix cannot hold blocks of %d",
                     (long long)n, (long long)k, format->block);
     }
-    weight->layout = format->layout;
+    weight->layout = layout_of(format, form);
     weight->table = format->table;
     weight->n = n;
     weight->k = k;
     weight->data = NULL;
-    weight->n_bytes = panel_count(n) * panel_bytes(format->layout, k);
+    weight->n_bytes = panel_count(n) * panel_bytes(weight->layout, k);
     return EDGE_OK;
 }
 
 /* ---- packing ----------------------------------------------------------------------------- */
 
-/* Byte 4 r + t of step s: row r, k 8 s + t low nibble, k 8 s + 4 + t high. */
-static void put_c4(uint8_t *codes, int r, const int8_t code[GROUP]) {
-    for (int s = 0; s < 4; s++) {
-        for (int t = 0; t < 4; t++) {
-            codes[64 * s + 4 * r + t] = (uint8_t)(code[8 * s + t] | code[8 * s + 4 + t] << 4);
+/* Codes of a block that was decoded as far as its grid: magnitudes, the sign above them. */
+static void grid_to_codes(const format_info *format, const decoded_grid *in, decoded_block *out) {
+    const grid_info *grid = grid_of(format->compact);
+    const int bits = 16 / grid->weights, sign_bit = bits == 4 ? 3 : 2;
+    for (int g = 0; g < SUPER / layout_table[format->layout].group; g++) {
+        out->group_scale[g] = (int8_t)(2 * in->group_scale[g] + 1);
+    }
+    for (int k = 0; k < SUPER; k++) {
+        const int index = in->index[k / grid->weights];
+        const int entry = grid->low[index] | grid->high[index] << 8;
+        const int magnitude = entry >> (bits * (k % grid->weights)) & ((1 << bits) - 1);
+        out->code[k] = (int8_t)(magnitude | (in->sign[k / 8] >> k % 8 & 1) << sign_bit);
+    }
+    out->scale = in->scale;
+}
+
+/* One block of row r; false: it holds NaN or infinity. */
+static bool pack_block(const format_info *format, const edge_weight *w, uint8_t *panel, int64_t j,
+                       int r, const uint8_t *src) {
+    decoded_block block = {0};
+    if (format->decode_grid != NULL) {
+        decoded_grid grid;
+        format->decode_grid(src, &grid);
+        if (w->layout == format->compact) {
+            panel_put_grid(w->layout, panel, w->k, j, r, &grid);
+            return half_is_finite(grid.scale);
         }
-    }
-}
-
-static void put_c8(uint8_t *codes, int r, const int8_t code[GROUP]) {
-    for (int s = 0; s < 8; s++) {
-        memcpy(codes + 64 * s + 4 * r, code + 4 * s, 4);
-    }
-}
-
-/* Where a panel keeps the scales, minima and codes of group g. */
-typedef struct {
-    uint8_t *scales, *mins, *codes;
-} group_place;
-
-static group_place place_of(int32_t layout, const uint8_t *panel, int64_t g) {
-    const layout_info *l = &layout_table[layout];
-    uint8_t *block = (uint8_t *)panel + g / 2 * l->block_bytes;
-    const int64_t half = g % 2;
-    return (group_place){block + half * 2 * PANEL_ROWS,
-                         block + SCALES_BYTES + half * 2 * PANEL_ROWS,
-                         block + l->header_bytes + half * l->codes_bytes};
-}
-
-static void put_group(int32_t layout, uint8_t *panel, int64_t g, int r, const decoded_group *in) {
-    const group_place at = place_of(layout, panel, g);
-    memcpy(at.scales + 2 * r, &in->scale, 2);
-    if (layout == EDGE_LAYOUT_C4MH32) {
-        memcpy(at.mins + 2 * r, &in->min, 2);
-    }
-    if (layout == EDGE_LAYOUT_C8H32) {
-        put_c8(at.codes, r, in->code);
+        grid_to_codes(format, &grid, &block);
     } else {
-        put_c4(at.codes, r, in->code);
+        format->decode(src, &block);
     }
+    panel_put(w->layout, panel, w->k, j, r, &block);
+    if (layout_table[w->layout].kind == SCALE_E) { /* times the largest code, 12 */
+        return bfloat_to_float(block.scale) < 0x1p125f;
+    }
+    return half_is_finite(block.scale) && half_is_finite(block.min);
 }
 
 static bool element_is_finite(int32_t bytes, int32_t layout, const uint8_t *p) {
@@ -114,31 +160,34 @@ static void report_bad(packing *p, int64_t row, int64_t column) {
     }
 }
 
+/* Whether 16 rows of blocks write every byte of a panel. */
+static bool is_filled(const edge_weight *w) {
+    const layout_info *l = &layout_table[w->layout];
+    return w->k % l->block == 0 && l->kind != SCALE_GRID &&
+           w->k / l->block * l->front_bytes % 64 == 0;
+}
+
 static void pack_panel(packing *p, int64_t i_panel) {
     const format_info *format = p->format;
     const edge_weight *w = p->weight;
     uint8_t *panel = (uint8_t *)w->data + i_panel * panel_bytes(w->layout, w->k);
     const int64_t rows = w->n - i_panel * PANEL_ROWS;
-    if (rows < PANEL_ROWS || w->k % layout_table[w->layout].block != 0) {
+    if (rows < PANEL_ROWS || !is_filled(w)) {
         memset(panel, 0, (size_t)panel_bytes(w->layout, w->k));
     }
     for (int r = 0; r < PANEL_ROWS && r < rows; r++) {
         const int64_t row = i_panel * PANEL_ROWS + r;
         const uint8_t *src = p->src + row * p->row_bytes;
         for (int64_t j = 0; j < w->k / format->block; j++, src += format->block_bytes) {
-            if (format->decode == NULL) {
+            bool finite;
+            if (layout_table[w->layout].kind == SCALE_NONE) {
                 memcpy(panel + (j * PANEL_ROWS + r) * format->block_bytes, src,
                        (size_t)format->block_bytes);
-                if (!element_is_finite(format->block_bytes, w->layout, src)) {
-                    report_bad(p, row, j);
-                    return;
-                }
-                continue;
+                finite = element_is_finite(format->block_bytes, w->layout, src);
+            } else {
+                finite = pack_block(format, w, panel, j, r, src);
             }
-            decoded_group group;
-            format->decode(src, &group);
-            put_group(w->layout, panel, j, r, &group);
-            if (!half_is_finite(group.scale) || !half_is_finite(group.min)) {
+            if (!finite) {
                 report_bad(p, row, j * format->block);
                 return;
             }
@@ -167,7 +216,9 @@ int32_t edge_weight_pack(edge_pool *pool, int32_t type, edge_weight *weight, con
                          int64_t src_bytes, edge_error *error) {
     const format_info *format = format_find(type);
     if (pool == NULL || weight == NULL || weight->data == NULL || src == NULL || format == NULL ||
-        format->layout != weight->layout || weight->k % format->block != 0) {
+        (format->layout != weight->layout &&
+         layout_of(format, EDGE_FORM_COMPACT) != weight->layout) ||
+        weight->k % format->block != 0) {
         return fail(error, EDGE_BAD_ARGUMENT, "the weight was not described for type %d", type);
     }
     const int64_t row_bytes = weight->k / format->block * format->block_bytes;
@@ -195,31 +246,14 @@ int32_t edge_weight_pack(edge_pool *pool, int32_t type, edge_weight *weight, con
 
 /* ---- unpacking --------------------------------------------------------------------------- */
 
-static int code4(const uint8_t *codes, int r, int64_t k) {
-    const int64_t s = k / 8, t = k % 8;
-    const uint8_t byte = codes[64 * s + 4 * r + t % 4];
-    return t < 4 ? byte & 15 : byte >> 4;
-}
-
-static float unpack_one(const edge_weight *w, const uint8_t *panel, int r, int64_t k) {
+static float element(const edge_weight *w, const uint8_t *panel, int r, int64_t k) {
+    const uint8_t *p = panel + (k * PANEL_ROWS + r) * (layout_table[w->layout].bits / 8);
     float f;
     switch (w->layout) {
-    case EDGE_LAYOUT_F32: memcpy(&f, panel + (k * PANEL_ROWS + r) * 4, 4); return f;
-    case EDGE_LAYOUT_F16: return half_to_float(read_u16(panel + (k * PANEL_ROWS + r) * 2));
-    case EDGE_LAYOUT_BF16: return bfloat_to_float(read_u16(panel + (k * PANEL_ROWS + r) * 2));
-    default: break;
+    case EDGE_LAYOUT_F16: return half_to_float(read_u16(p));
+    case EDGE_LAYOUT_BF16: return bfloat_to_float(read_u16(p));
+    default: memcpy(&f, p, 4); return f;
     }
-    const group_place at = place_of(w->layout, panel, k / GROUP);
-    const float scale = half_to_float(read_u16(at.scales + 2 * r));
-    k %= GROUP;
-    if (w->layout == EDGE_LAYOUT_C8H32) {
-        return scale * (float)((const int8_t *)at.codes)[k / 4 * 64 + 4 * r + k % 4];
-    }
-    const int code = code4(at.codes, r, k);
-    if (w->layout == EDGE_LAYOUT_C4MH32) {
-        return scale * (float)code + half_to_float(read_u16(at.mins + 2 * r));
-    }
-    return scale * (float)(w->table == EDGE_TABLE_IQ4_NL ? iq4_nl_values[code] : code - 8);
 }
 
 int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_rows, float *dst) {
@@ -230,8 +264,15 @@ int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_row
     const int64_t bytes = panel_bytes(weight->layout, weight->k);
     for (int64_t i = row; i < row + n_rows; i++) {
         const uint8_t *panel = (const uint8_t *)weight->data + i / PANEL_ROWS * bytes;
-        for (int64_t k = 0; k < weight->k; k++) {
-            *dst++ = unpack_one(weight, panel, (int)(i % PANEL_ROWS), k);
+        const int r = (int)(i % PANEL_ROWS);
+        if (takes_q8(weight->layout)) {
+            for (int64_t g = 0; g < weight->k / GROUP; g++, dst += GROUP) {
+                panel_get(weight, panel, r, g, dst);
+            }
+        } else {
+            for (int64_t k = 0; k < weight->k; k++) {
+                *dst++ = element(weight, panel, r, k);
+            }
         }
     }
     return EDGE_OK;

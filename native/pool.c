@@ -42,13 +42,18 @@ static void publish(edge_pool *pool, uint64_t ticket) {
     }
 }
 
-/* Opens the first stage at or after `stage` that has chunks; past the last, the job is over. */
+/* Opens the first stage at or after `stage` that has several chunks; past the last, the job is
+ * over. A stage of one chunk is run here and now: handing it out would only cost the time that a
+ * word needs to travel between cores, and most stages of a decoded token are such. */
 static void open_stage(edge_pool *pool, uint32_t stage) {
     const pool_job *job = pool->job;
     uint32_t n = 0;
-    while (stage < job->n_stages && (n = job->chunks(job->context, stage)) == 0) {
-        stage++;
+    for (; stage < job->n_stages && (n = job->chunks(job->context, stage)) <= 1; stage++) {
+        if (n == 1) {
+            job->run(job->context, stage, 0);
+        }
     }
+    n = stage < job->n_stages ? n : 0;
     atomic_store_explicit(&pool->unfinished, n, memory_order_relaxed);
     publish(pool, (uint64_t)(pool->base + stage) << 32 | n);
 }

@@ -82,20 +82,32 @@ class Weight:
         return int(self.entry.n), int(self.entry.k)
 
 
-def described(type_name: str, n: int, k: int) -> Weight:
+def form_number(form: str) -> int:
+    """The edge_form called "fast" or "compact"."""
+    return int(getattr(lib, f"EDGE_FORM_{form.upper()}"))
+
+
+def described(type_name: str, n: int, k: int, form: str = "fast") -> Weight:
     """A weight with room for its panels, not yet packed."""
     entry = ffi.new("edge_weight *")
     error = ffi.new("edge_error *")
-    native.check(lib.edge_weight_describe(TYPE_NUMBERS[type_name], n, k, entry, error), error)
+    number = TYPE_NUMBERS[type_name]
+    native.check(lib.edge_weight_describe(number, form_number(form), n, k, entry, error), error)
     memory = guarded(entry.n_bytes)
     entry.data = ffi.cast("void *", memory.ctypes.data)
     return Weight(entry, memory)
 
 
-def packed(type_name: str, raw: np.ndarray, shape: tuple[int, int], threads: int = 1) -> Weight:
+def packed(
+    type_name: str,
+    raw: np.ndarray,
+    shape: tuple[int, int],
+    threads: int = 1,
+    form: str = "fast",
+) -> Weight:
     """The disk blocks raw (bytes of any shape) of an (n, k) matrix, packed; the blocks, too, end
     at an unreadable page. Raises NativeError."""
-    weight = described(type_name, *shape)
+    weight = described(type_name, *shape, form)
     src = guarded(raw.nbytes, align=1)
     src[:] = np.frombuffer(raw.tobytes(), np.uint8)
     error = ffi.new("edge_error *")
@@ -105,6 +117,15 @@ def packed(type_name: str, raw: np.ndarray, shape: tuple[int, int], threads: int
     )
     native.check(status, error)
     return weight
+
+
+def _has_compact_form(type_name: str) -> bool:
+    fast, compact = (described(type_name, 1, 256, form) for form in ("fast", "compact"))
+    return bool(fast.entry.layout != compact.entry.layout)
+
+
+#: Types with a form of their own for little memory.
+COMPACT_TYPES = tuple(t for t in TYPES if _has_compact_form(t))
 
 
 def unpacked(weight: Weight, row: int = 0, n_rows: int | None = None) -> np.ndarray:

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from native_plan import ISAS, TYPES
+from test_refmath import SIZES
 
 from edge.engine import Engine
 
 N_TOKENS = 150
 MIXED = {
     "mixed": lambda name: ("Q4_0", "F32", "Q8_0", "F16", "Q4_1")[len(name) % 5],
+    "K and IQ": lambda name: ("Q4_K", "IQ3_S", "Q6_K", "IQ2_XS", "Q5_0", "BF16")[len(name) % 6],
 }
+#: Widths for types whose blocks are 256.
+WIDE = {"dim": 256, "ffn": 256}
 #: (threads, chunk) such that every number of threads and every chunk is there.
 RUNS = [(1, 256), (2, 64), (3, 7), (4, 64), (2, 1)]
 
@@ -82,6 +86,8 @@ def assert_same_bits(got: np.ndarray, want: np.ndarray, what: object) -> None:
 @pytest.mark.parametrize("arch", ["llama", "phi3"])
 def test_same_bits_everywhere(loader: Any, arch: str, type_name: str) -> None:
     options = {"tied": False} if arch == "llama" else {"n_rot": 12, "window": 50}
+    if type_name == "K and IQ" or SIZES.get(type_name, SIZES["Q4_0"]).block == 256:
+        options |= WIDE
     load = loader(arch, type=MIXED.get(type_name, type_name), **options)
     want = run(load("scalar"), tokens_of(load("scalar"), N_TOKENS), 256)
     for isa in ISAS:

@@ -229,9 +229,9 @@ def test_head_size_that_the_kernels_do_not_know(tiny_gguf: Callable[..., Path]) 
 
 
 def test_type_without_a_layout(tiny_gguf: Callable[..., Path]) -> None:
-    with pytest.raises(UnsupportedError, match="is Q5_0, which has no layout") as caught:
-        Engine.load(tiny_gguf(type="Q5_0"))
-    assert caught.value.what == "Q5_0" and "Q4_0" in caught.value.supported
+    with pytest.raises(UnsupportedError, match="is NVFP4, which has no layout") as caught:
+        Engine.load(tiny_gguf(type="NVFP4", ffn=128))
+    assert caught.value.what == "NVFP4" and "Q4_0" in caught.value.supported
 
 
 # ---- the environment -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import refgraph
 import refmath
 from native_plan import (
+    COMPACT_TYPES,
     FLOAT_TYPES,
     TYPES,
     Plan,
@@ -23,7 +24,7 @@ from native_plan import (
     rows_weight,
     vector,
 )
-from test_refmath import SIZES, random_blocks
+from test_refmath import SIZES, n_halves, random_blocks, set_half
 
 from edge import native
 from edge.errors import NativeError
@@ -34,8 +35,11 @@ from edge.plan import F32, LOGITS, Q8, Q8X2
 pytestmark = pytest.mark.native
 
 EPS = np.finfo(np.float32).eps
+#: What a weight is: its type, packed fast, or with "-compact" behind it.
+KINDS = [*TYPES, *(f"{t}-compact" for t in COMPACT_TYPES)]
+#: With the buffers that it takes.
 FORMS = [(t, F32) for t in FLOAT_TYPES] + [
-    (t, form) for t in TYPES if t not in FLOAT_TYPES for form in (Q8, Q8X2)
+    (kind, form) for kind in KINDS if kind not in FLOAT_TYPES for form in (Q8, Q8X2)
 ]
 M = [*range(1, 10), 17]
 
@@ -55,19 +59,41 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def moderate(type_name: str, n: int, k: int, seed: int = 0) -> tuple[Weight, np.ndarray]:
+def wide(kind: str, k: int) -> int:
+    """k, up to whole blocks."""
+    block = SIZES[kind.partition("-")[0]].block
+    return -(-k // block) * block
+
+
+def pack(kind: str, raw: np.ndarray, shape: tuple[int, int]) -> tuple[Weight, np.ndarray]:
+    """A weight, and its values."""
+    type_name, _, form = kind.partition("-")
+    weight = packed(type_name, raw, shape, form=form or "fast")
+    return weight, refmath.dequantise(type_name, raw.view(np.uint8), shape)
+
+
+def moderate(kind: str, n: int, k: int, seed: int = 0) -> tuple[Weight, np.ndarray]:
     """A weight with values of about one, and the values in float64."""
+    type_name = kind.partition("-")[0]
     raw = random_blocks(type_name, n * k // SIZES[type_name].block, seed)
     if type_name in FLOAT_TYPES:
-        kind = {"F32": "<f4", "F16": "<f2"}.get(type_name)
         values = normal(n, k, seed=seed)
-        raw = values.astype(kind) if kind else (values.view(np.uint32) >> 16).astype("<u2")
+        float_type = {"F32": "<f4", "F16": "<f2"}.get(type_name)
+        raw = values.astype(float_type) if float_type else (values.view("u4") >> 16).astype("<u2")
+    elif type_name == "MXFP4":
+        raw[:, 0] = 122 + raw[:, 0] % 6
     else:
-        n_floats = 2 if type_name == "Q4_1" else 1
-        scales = (normal(len(raw), n_floats, seed=seed) / 16).astype("<f2")
-        raw[:, : 2 * n_floats] = scales.view(np.uint8)
-    values = refmath.dequantise(type_name, raw.view(np.uint8), (n, k)).astype(np.float64)
-    return packed(type_name, raw, (n, k)), values
+        set_scales(type_name, raw, np.ones((n_halves(type_name), len(raw))))
+        size = refmath.dequantise(type_name, raw, (n, k)).std()
+        set_scales(type_name, raw, normal(n_halves(type_name), len(raw), seed=seed) / size)
+    weight, values = pack(kind, raw, (n, k))
+    return weight, values.astype(np.float64)
+
+
+def set_scales(type_name: str, raw: np.ndarray, values: np.ndarray) -> None:
+    """The f16 numbers of blocks; values: (numbers per block, blocks)."""
+    for i, row in enumerate(values):
+        set_half(type_name, raw, i, row.astype("<f2").view("<u2"))
 
 
 def seen(x: np.ndarray, form: int) -> np.ndarray:
@@ -103,9 +129,10 @@ def matmul(
 
 
 @pytest.mark.parametrize("n, k", [(1, 32), (15, 96), (16, 576), (17, 96), (48, 32)])
-@pytest.mark.parametrize("type_name, form", FORMS)
-def test_matmul(type_name: str, form: int, n: int, k: int) -> None:
-    weight, values = moderate(type_name, n, k)
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_matmul(kind: str, form: int, n: int, k: int) -> None:
+    k = wide(kind, k)
+    weight, values = moderate(kind, n, k)
     for m in M:
         x = normal(m, k, seed=m)
         got = on_all_isas(lambda isa, x=x: matmul(isa, x, [weight], form))
@@ -123,20 +150,21 @@ def test_float_matmul_of_any_width(type_name: str, k: int) -> None:
     np.testing.assert_allclose(got, x.astype(np.float64) @ values.T, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("type_name, form", FORMS)
-def test_a_column_does_not_depend_on_its_neighbours(type_name: str, form: int) -> None:
-    weight, _ = moderate(type_name, 33, 96)
-    x = normal(9, 96)
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_a_column_does_not_depend_on_its_neighbours(kind: str, form: int) -> None:
+    k = wide(kind, 96)
+    weight, x = moderate(kind, 33, k)[0], normal(9, k)
     for isa in native.isas():
         alone = [matmul(isa, x[i : i + 1], [weight], form) for i in range(len(x))]
         np.testing.assert_array_equal(np.concatenate(alone), matmul(isa, x, [weight], form))
 
 
-@pytest.mark.parametrize("type_name, form", FORMS)
-def test_matmul_of_any_weight_bytes(type_name: str, form: int) -> None:
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_matmul_of_any_weight_bytes(kind: str, form: int) -> None:
     """Denormal and largest scales, all codes."""
-    raw = random_blocks(type_name, 17 * 96 // SIZES[type_name].block)
-    weight, x = packed(type_name, raw, (17, 96)), normal(5, 96)
+    type_name, k = kind.partition("-")[0], wide(kind, 96)
+    raw = random_blocks(type_name, 17 * k // SIZES[type_name].block)
+    weight, x = pack(kind, raw, (17, k))[0], normal(5, k)
     on_all_isas(lambda isa: matmul(isa, x, [weight], form))
 
 
@@ -166,14 +194,14 @@ def test_matmul_leaves_other_columns_alone() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("type_name", TYPES)
-def test_gated_matmul(type_name: str, fused: bool) -> None:
-    dim, k, form = 48 if fused else 37, 96, F32 if type_name in FLOAT_TYPES else Q8
+@pytest.mark.parametrize("kind", KINDS)
+def test_gated_matmul(kind: str, fused: bool) -> None:
+    dim, k, form = 48 if fused else 37, wide(kind, 96), F32 if kind in FLOAT_TYPES else Q8
     x = normal(9, k)
     gate_up = (
-        [moderate(type_name, 2 * dim, k)[0]]
+        [moderate(kind, 2 * dim, k)[0]]
         if fused
-        else [moderate(type_name, dim, k, seed)[0] for seed in (1, 2)]
+        else [moderate(kind, dim, k, seed)[0] for seed in (1, 2)]
     )
 
     def run(isa: str) -> np.ndarray:
@@ -302,20 +330,20 @@ def test_add(dim: int) -> None:
     np.testing.assert_array_equal(on_all_isas(run), x + y)
 
 
-@pytest.mark.parametrize("type_name", TYPES)
-def test_embed_reads_rows_of_panels(type_name: str) -> None:
-    raw = random_blocks(type_name, 37 * 96 // SIZES[type_name].block)
-    weight, tokens = packed(type_name, raw, (37, 96)), [36, 0, 15, 16, 36, 31, 1]
+@pytest.mark.parametrize("kind", KINDS)
+def test_embed_reads_rows_of_panels(kind: str) -> None:
+    type_name, k = kind.partition("-")[0], wide(kind, 96)
+    raw = random_blocks(type_name, 37 * k // SIZES[type_name].block)
+    (weight, values), tokens = pack(kind, raw, (37, k)), [36, 0, 15, 16, 36, 31, 1]
 
     def run(isa: str) -> np.ndarray:
         spec = Spec(isa)
-        out = spec.op("embed", (), spec.buffer(F32, 96), [weight])
+        out = spec.op("embed", (), spec.buffer(F32, k), [weight])
         plan = Plan(spec)
         plan.run(tokens)
         return plan.read(out, len(tokens))
 
-    want = refmath.dequantise(type_name, raw, (37, 96))[tokens]
-    np.testing.assert_array_equal(on_all_isas(run).view("u4"), want.view("u4"))
+    np.testing.assert_array_equal(on_all_isas(run).view("u4"), values[tokens].view("u4"))
 
 
 def test_gather_takes_the_last_rows() -> None:
@@ -491,15 +519,16 @@ def test_cache_keeps_float16_to_nearest_even() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("type_name, form", FORMS)
-def test_bad_activation_reaches_the_logits(type_name: str, form: int, value: float) -> None:
-    weight, x = moderate(type_name, 17, 96)[0], normal(9, 96)
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_bad_activation_reaches_the_logits(kind: str, form: int, value: float) -> None:
+    k = wide(kind, 96)
+    weight, x = moderate(kind, 17, k)[0], normal(9, k)
     x[4, 50] = value
 
     def logits(isa: str, n: int) -> np.ndarray:
         spec = Spec(isa)
         source = spec.given(x)
-        last = spec.op("gather", (source,), spec.buffer(F32, 96, logit_rows=True))
+        last = spec.op("gather", (source,), spec.buffer(F32, k, logit_rows=True))
         last = last if form == F32 else spec.quantized(last, form)
         spec.op("matmul", (last,), spec.buffer(LOGITS, 17), [weight])
         return Plan(spec).run(range(9), n_logits=n)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import refmath
 from native_plan import (
+    COMPACT_TYPES,
     FLOAT_TYPES,
     TYPE_NUMBERS,
     TYPES,
+    Weight,
     described,
     floats,
+    form_number,
     packed,
     pool,
     unpacked,
 )
-from test_refmath import SIZES, random_blocks
+from test_refmath import SIZES, n_halves, random_blocks, set_half
 
 from edge import native
 from edge.errors import NativeError
@@ -23,74 +31,97 @@ from edge.native import ffi, lib
 
 pytestmark = pytest.mark.native
 
-SHAPES = [(1, 32), (15, 32), (16, 64), (17, 96), (33, 160), (300, 64)]
+CASES = [(t, "fast") for t in TYPES] + [(t, "compact") for t in COMPACT_TYPES]
+ROWS = [1, 15, 16, 17, 33, 300]
 ODD_SHAPES = [(1, 1), (15, 33), (17, 7), (48, 31)]  # for types without blocks
+
+
+def shapes(type_name: str) -> list[tuple[int, int]]:
+    """(n, k): all ROWS; one block, two, and odd numbers of them, of 32 at the least."""
+    if type_name in FLOAT_TYPES:
+        return [*shapes("Q8_0"), *ODD_SHAPES]
+    block = SIZES[type_name].block
+    return [(n, count * block) for n, count in zip(ROWS, (1, 1, 2, 3, 5, 2), strict=True)]
 
 
 def test_every_referee_type_can_be_packed() -> None:
     assert sorted(TYPES) == sorted(refmath.TYPES)
 
 
-@pytest.mark.parametrize("type_name", TYPES)
+def test_types_with_a_grid_have_a_compact_form() -> None:
+    assert sorted(COMPACT_TYPES) == ["IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_S", "IQ3_XXS"]
+    for type_name in COMPACT_TYPES:
+        fast, compact = (described(type_name, 32, 1024, form) for form in ("fast", "compact"))
+        assert compact.entry.n_bytes < fast.entry.n_bytes
+        disk = 32 * 4 * SIZES[type_name].block_bytes
+        assert disk <= compact.entry.n_bytes < disk * 1.07
+
+
+@pytest.mark.parametrize("type_name, form", CASES)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_unpack_of_pack_is_the_reference(type_name: str, threads: int) -> None:
-    for n, k in [*SHAPES, *(ODD_SHAPES if type_name in FLOAT_TYPES else ())]:
+def test_unpack_of_pack_is_the_reference(type_name: str, form: str, threads: int) -> None:
+    for n, k in shapes(type_name):
         raw = random_blocks(type_name, n * k // SIZES[type_name].block, seed=n + k)
-        weight = packed(type_name, raw, (n, k), threads)
+        weight = packed(type_name, raw, (n, k), threads, form)
         want = refmath.dequantise(type_name, raw, (n, k)).view(np.uint32)
         np.testing.assert_array_equal(unpacked(weight).view(np.uint32), want)
         row = n // 2
         np.testing.assert_array_equal(unpacked(weight, row, 1).view(np.uint32), want[row : row + 1])
 
 
-@pytest.mark.parametrize("type_name", TYPES)
-def test_panels_fill_their_bytes_and_pad_with_zeros(type_name: str) -> None:
+@pytest.mark.parametrize("type_name, form", CASES)
+def test_panels_fill_their_bytes_and_pad_with_zeros(type_name: str, form: str) -> None:
     """Kernels read whole panels: rows and groups that are not there must be zero."""
-    n, k = 17, 96
-    weight = described(type_name, n, k)
-    weight.memory[:] = 0xFF
-    raw = random_blocks(type_name, n * k // SIZES[type_name].block)
-    status = lib.edge_weight_pack(
-        pool(),
-        TYPE_NUMBERS[type_name],
-        weight.entry,
-        ffi.from_buffer("uint8_t[]", raw),
-        raw.nbytes,
-        ffi.NULL,
-    )
-    assert status == lib.EDGE_OK
-    again = packed(type_name, raw, (n, k))  # into zeros
-    np.testing.assert_array_equal(weight.memory, again.memory)
+    block = SIZES[type_name].block
+    for n, k in [(17, 3 * max(block, 32)), (16, 2 * max(block, 32)), (32, max(block, 32))]:
+        weight = described(type_name, n, k, form)
+        weight.memory[:] = 0xFF
+        raw = random_blocks(type_name, n * k // block)
+        assert pack_into(weight, type_name, raw) == lib.EDGE_OK
+        again = packed(type_name, raw, (n, k), form=form)  # into zeros
+        np.testing.assert_array_equal(weight.memory, again.memory)
 
 
-def float_bytes(type_name: str, value: str) -> list[int]:
-    """The bytes of NaN or infinity, as the first or second float of a block."""
+@pytest.mark.parametrize("type_name, form", CASES)
+def test_rows_that_are_not_there_are_zero(type_name: str, form: str) -> None:
+    k = 3 * max(SIZES[type_name].block, 32)
+    raw = random_blocks(type_name, k // SIZES[type_name].block)
+    weight = packed(type_name, raw, (1, k), form=form)
+    weight.entry.n = 16  # all of the panel
+    values = unpacked(weight)
+    np.testing.assert_array_equal(values[:1], refmath.dequantise(type_name, raw, (1, k)))
+    assert not values[1:].any()
+
+
+def pack_into(weight: Weight, type_name: str, raw: np.ndarray, error: Any = ffi.NULL) -> int:
+    """The status of edge_weight_pack on three threads."""
+    source = ffi.from_buffer("uint8_t[]", np.ascontiguousarray(raw))
+    number = TYPE_NUMBERS[type_name]
+    return lib.edge_weight_pack(pool(3), number, weight.entry, source, raw.nbytes, error)
+
+
+def damage(type_name: str, blocks: np.ndarray, i: int, value: str) -> None:
+    """Make the i-th float of blocks (block_bytes,) NaN or infinite."""
     if type_name == "F32":
-        return list(np.array([value], "<f4").view(np.uint8))
-    if type_name == "BF16":
-        return [0xC0 if value == "nan" else 0x80, 0x7F]
-    return list(np.array([value], "<f2").view(np.uint8))
+        blocks[:] = np.array([value], "<f4").view(np.uint8)
+    elif type_name == "BF16":
+        blocks[:] = [0xC0 if value == "nan" else 0x80, 0x7F]
+    else:
+        set_half(type_name, blocks, i, np.array(value, "<f2").view("<u2"))
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("type_name", TYPES)
-def test_damage_is_reported_where_it_is(type_name: str, value: str) -> None:
-    n, k, row, block = 40, 96, 35, SIZES[type_name].block
-    column = 64 // block * block
-    for at in (0, 2) if type_name == "Q4_1" else (0,):  # scale, minimum
+@pytest.mark.parametrize("type_name, form", [case for case in CASES if case[0] != "MXFP4"])
+def test_damage_is_reported_where_it_is(type_name: str, form: str, value: str) -> None:
+    n, row, block = 40, 35, SIZES[type_name].block
+    k = 3 * max(block, 32)
+    column = k * 2 // 3
+    for i in range(max(1, n_halves(type_name))):  # scale, minimum
         raw = random_blocks(type_name, n * k // block).reshape(n, k // block, -1)
-        bad = float_bytes(type_name, value)
         for r in (row, row + 3):  # the first counts
-            raw[r, column // block, at : at + len(bad)] = bad
-        weight, error = described(type_name, n, k), ffi.new("edge_error *")
-        status = lib.edge_weight_pack(
-            pool(3),
-            TYPE_NUMBERS[type_name],
-            weight.entry,
-            ffi.from_buffer("uint8_t[]", raw),
-            raw.nbytes,
-            error,
-        )
+            damage(type_name, raw[r, column // block], i, value)
+        error = ffi.new("edge_error *")
+        status = pack_into(described(type_name, n, k, form), type_name, raw, error)
         assert status == error.code == lib.EDGE_BAD_DATA
         assert (error.row, error.column, error.op) == (row, column, -1)
         assert f"row {row}, column {column}" in native.text(error.text)
@@ -101,16 +132,31 @@ def test_damage_is_reported_where_it_is(type_name: str, value: str) -> None:
     [
         *((TYPE_NUMBERS["Q4_0"], n, k) for n, k in [(0, 32), (1, 0), (1, 33), (-1, 32), (1, -32)]),
         *((TYPE_NUMBERS["F32"], n, k) for n, k in [(2**31, 1), (1, 2**31), (2**62, 2**62)]),
-        *((number, 1, 256) for number in (-1, 4, 5, 12, 1000)),
+        *((TYPE_NUMBERS[name], 1, k) for name in ("Q4_K", "IQ3_S") for k in (32, 255, 384)),
+        *((number, 1, 256) for number in (-1, 4, 5, 9, 15, 24, 28, 40, 1000)),
     ],
 )
 def test_describe_refuses(type_number: int, n: int, k: int) -> None:
     weight, error = ffi.new("edge_weight *"), ffi.new("edge_error *")
-    status = lib.edge_weight_describe(type_number, n, k, weight, error)
-    assert status == error.code == lib.EDGE_BAD_ARGUMENT
-    assert native.text(error.text)
-    assert lib.edge_weight_describe(type_number, n, k, weight, ffi.NULL) == status
-    assert lib.edge_weight_describe(TYPE_NUMBERS["F32"], 1, 1, ffi.NULL, ffi.NULL) == status
+    for form in ("fast", "compact"):
+        given = (type_number, form_number(form), n, k)
+        status = lib.edge_weight_describe(*given, weight, error)
+        assert status == error.code == lib.EDGE_BAD_ARGUMENT
+        assert native.text(error.text)
+        assert lib.edge_weight_describe(*given, weight, ffi.NULL) == status
+
+
+@pytest.mark.parametrize("form", [-1, 2, 2**31 - 1])
+def test_describe_refuses_forms_that_are_none(form: int) -> None:
+    weight = ffi.new("edge_weight *")
+    number = TYPE_NUMBERS["IQ3_S"]
+    status = lib.edge_weight_describe(number, form, 16, 256, weight, ffi.NULL)
+    assert status == lib.EDGE_BAD_ARGUMENT
+
+
+def test_describe_refuses_null() -> None:
+    status = lib.edge_weight_describe(TYPE_NUMBERS["F32"], 0, 1, 1, ffi.NULL, ffi.NULL)
+    assert status == lib.EDGE_BAD_ARGUMENT
 
 
 @pytest.mark.parametrize("wrong", ["pool", "weight", "src", "data", "type", "size", "n_bytes", "n"])
@@ -150,28 +196,30 @@ def test_unpack_refuses_null() -> None:
     assert lib.edge_weight_unpack(weight.entry, 0, 1, floats(out)) == lib.EDGE_BAD_ARGUMENT
 
 
-def test_layout_names_end() -> None:
+def test_layout_names_are_those_of_the_header() -> None:
     names = [lib.edge_layout_name(i) for i in range(-1, lib.EDGE_N_LAYOUTS + 1)]
     assert names[0] == names[-1] == ffi.NULL
-    assert [native.text(name) for name in names[1:-1]] == [
-        "f32",
-        "f16",
-        "bf16",
-        "c4h32",
-        "c4mh32",
-        "c8h32",
-    ]
+    relements = ffi.typeof("edge_layout").relements
+    for i, name in enumerate(names[1:-1]):
+        assert relements[f"EDGE_LAYOUT_{native.text(name).upper()}"] == i
 
 
-@pytest.mark.parametrize("type_name", TYPES)
-def test_layouts_of_codes_take_quantised_activations(type_name: str) -> None:
-    entry = described(type_name, 16, 32).entry
+@pytest.mark.parametrize("type_name, form", CASES)
+def test_layouts_of_codes_take_quantised_activations(type_name: str, form: str) -> None:
+    entry = described(type_name, 16, 256, form).entry
     assert lib.edge_layout_takes_q8(entry.layout) == (type_name not in FLOAT_TYPES)
 
 
-@pytest.mark.parametrize("layout", [-2, -1, 6, 2**31 - 1])
+@pytest.mark.parametrize("layout", [-2, -1, lib.EDGE_N_LAYOUTS, 2**31 - 1])
 def test_layouts_that_are_none_take_nothing(layout: int) -> None:
     assert not lib.edge_layout_takes_q8(layout)
+
+
+def test_grids_are_what_their_generator_writes() -> None:
+    folder = Path(__file__).parents[1] / "native" / "formats"
+    command = [sys.executable, folder / "generate_grids.py"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert text == (folder / "grids.c").read_text(encoding="utf-8")
 
 
 def test_bad_weight_is_a_native_error() -> None:

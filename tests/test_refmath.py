@@ -6,13 +6,41 @@ import gguf
 import numpy as np
 import pytest
 import refmath
+from make_blocks import DATA, numbers
 from refmath import dequantise, quantise_activations
 
 from edge.gguf import TENSOR_TYPES
 
 SIZES = {kind.name: kind for kind in TENSOR_TYPES.values()}
+BLOCKS = dict(np.load(DATA))
 #: f16 scales worth a look: zeros, smallest and largest denormal, smallest normal, one, largest.
 F16_SCALES = [0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF]
+#: Where in a block the f16 numbers are, if not at its start alone. IQ1_M has one in four nibbles.
+F16_AT = {
+    **dict.fromkeys(("F32", "BF16", "MXFP4"), ()),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+}
+
+
+def n_halves(type_name: str) -> int:
+    """How many f16 numbers a block has."""
+    return len(F16_AT.get(type_name, (0,)))
+
+
+def set_half(type_name: str, blocks: np.ndarray, i: int, values: np.ndarray) -> None:
+    """Write the i-th f16 number of blocks (..., block_bytes); values: its bits, of shape (...)."""
+    if type_name == "IQ1_M":
+        for nibble in range(4):
+            byte = blocks[..., 49 + 2 * nibble]
+            byte[...] = byte & 15 | (values >> (4 * nibble) & 15) << 4
+    else:
+        at = F16_AT.get(type_name, (0,))[i]
+        blocks[..., at], blocks[..., at + 1] = values & 255, values >> 8
 
 
 def random_blocks(type_name: str, n_blocks: int, seed: int = 0) -> np.ndarray:
@@ -21,18 +49,19 @@ def random_blocks(type_name: str, n_blocks: int, seed: int = 0) -> np.ndarray:
     raw = rng.integers(0, 256, (n_blocks, kind.block_bytes), dtype=np.uint8)
     if type_name in ("F32", "BF16"):
         raw[:, -1] &= 0xBF  # exponents below 128
-    else:
-        n_floats = {"Q4_1": 2}.get(type_name, 1)
-        halves = rng.choice(F16_SCALES, (n_blocks, n_floats)).astype("<u2")
-        any_finite = rng.integers(0, 0x7C00, halves.shape) | rng.integers(0, 2, halves.shape) << 15
+    elif type_name == "MXFP4":
+        raw[:, 0] = np.minimum(raw[:, 0], 252)  # 12 * 2 ** (253 - 128) is too large for a float32
+    for i in range(n_halves(type_name)):
+        halves = rng.choice(F16_SCALES, n_blocks)
+        any_finite = rng.integers(0, 0x7C00, n_blocks) | rng.integers(0, 2, n_blocks) << 15
         halves[n_blocks // 2 :] = any_finite[n_blocks // 2 :]
-        raw[:, : 2 * n_floats] = halves.view(np.uint8)
+        set_half(type_name, raw, i, halves)
     return raw
 
 
 @pytest.mark.parametrize("type_name", refmath.TYPES)
 def test_dequantise_equals_gguf_package_bit_for_bit(type_name: str) -> None:
-    kind, n, blocks_per_row = SIZES[type_name], 64, 96
+    kind, n, blocks_per_row = SIZES[type_name], 64, 16
     raw = random_blocks(type_name, n * blocks_per_row).reshape(n, -1)
     shape = (n, blocks_per_row * kind.block)
     ours = dequantise(type_name, raw.tobytes(), shape)
@@ -48,6 +77,27 @@ def test_dequantise_takes_arrays_and_views(type_name: str) -> None:
     want = dequantise(type_name, raw.tobytes(), shape)
     np.testing.assert_array_equal(dequantise(type_name, raw, shape), want)
     np.testing.assert_array_equal(dequantise(type_name, memoryview(raw.tobytes()), shape), want)
+
+
+@pytest.mark.parametrize("type_name", sorted(BLOCKS))
+def test_dequantise_of_blocks_that_a_quantiser_wrote(type_name: str) -> None:
+    x, raw = numbers(), BLOCKS[type_name]
+    ours = dequantise(type_name, raw.tobytes(), x.shape)
+    theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[type_name])
+    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+    assert np.corrcoef(ours.ravel(), x.ravel())[0, 1] > 0.6  # a mistake in both would show
+
+
+@pytest.mark.parametrize("type_name", refmath.TYPES)
+def test_random_blocks_are_finite_and_have_every_scale(type_name: str) -> None:
+    raw = random_blocks(type_name, 200)
+    values = dequantise(type_name, raw, (200, SIZES[type_name].block))
+    assert np.isfinite(values).all()
+    if n_halves(type_name) and type_name != "F16":
+        zero = np.zeros(200, int)
+        for i in range(n_halves(type_name)):
+            set_half(type_name, raw, i, zero)
+        assert not dequantise(type_name, raw, values.shape).any()
 
 
 def test_activations_are_within_half_a_step() -> None:

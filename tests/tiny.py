@@ -15,6 +15,7 @@ import gguf
 import libgguf
 import numpy as np
 
+BLOCKS = Path(__file__).parent / "data" / "blocks.npz"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -108,12 +109,22 @@ def tensors(t: Tiny) -> dict[str, np.ndarray]:
 
 
 def quantise(data: np.ndarray, type_name: str) -> np.ndarray:
-    """float32 (n, k) -> the type's bytes (n, row_bytes), or an array of floats."""
+    """float32 (n, k) -> the type's bytes (n, row_bytes), or an array of floats.
+
+    Types of small grids get blocks of other normal numbers, of make_blocks.py: setting up their
+    quantiser takes seconds.
+    """
     kind = gguf.GGMLQuantizationType[type_name]
     try:
         return gguf.quants.quantize(data, kind)
     except NotImplementedError:
-        return libgguf.quantize_rows(data, int(kind))
+        if not type_name.startswith(("IQ1", "IQ2", "IQ3")):
+            return libgguf.quantize_rows(data, int(kind))
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.load(BLOCKS)[type_name].reshape(-1, block_bytes)
+    rng = np.random.default_rng(int(np.abs(data).sum()))
+    chosen = rng.integers(0, len(blocks), (data.shape[0], data.shape[1] // block))
+    return blocks[chosen].reshape(data.shape[0], -1)
 
 
 def _write(path: Path, t: Tiny, split_max_tensors: int = 0) -> Path:

@@ -4,8 +4,8 @@
 #include "formats.h"
 
 const format_info formats_float[] = {
-    {0, 1, 4, EDGE_LAYOUT_F32, EDGE_TABLE_NONE, NULL},
-    {1, 1, 2, EDGE_LAYOUT_F16, EDGE_TABLE_NONE, NULL},
-    {30, 1, 2, EDGE_LAYOUT_BF16, EDGE_TABLE_NONE, NULL},
+    {0, 1, 4, EDGE_LAYOUT_F32, EDGE_TABLE_NONE, .decode = NULL},
+    {1, 1, 2, EDGE_LAYOUT_F16, EDGE_TABLE_NONE, .decode = NULL},
+    {30, 1, 2, EDGE_LAYOUT_BF16, EDGE_TABLE_NONE, .decode = NULL},
+    {0},
 };
-const int32_t n_formats_float = sizeof formats_float / sizeof *formats_float;

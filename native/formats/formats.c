@@ -3,14 +3,13 @@
 #include <stddef.h>
 
 const format_info *format_find(int32_t type) {
-    for (int32_t i = 0; i < n_formats_legacy; i++) {
-        if (formats_legacy[i].type == type) {
-            return &formats_legacy[i];
-        }
-    }
-    for (int32_t i = 0; i < n_formats_float; i++) {
-        if (formats_float[i].type == type) {
-            return &formats_float[i];
+    static const format_info *const families[] = {formats_float, formats_legacy, formats_k,
+                                                  formats_iq, formats_ternary};
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        for (const format_info *f = families[i]; f->block != 0; f++) {
+            if (f->type == type) {
+                return f;
+            }
         }
     }
     return NULL;

@@ -10,27 +10,56 @@
 
 #include "layouts.h"
 
-/* One block of one row, decoded. */
+/* One block of one row, decoded: a group of 32, or a super-block of 256 whose groups of 32 or 16
+ * have small integers for scales (and minima) beside one float each for all. */
 typedef struct {
-    uint16_t scale, min; /* fp16 */
-    int8_t code[GROUP];  /* 4-bit codes as 0..15 */
-} decoded_group;
+    uint16_t scale, min; /* fp16; of layouts with scale kind e bfloat16 */
+    int8_t group_scale[SUPER / 16];
+    uint8_t group_min[SUPER / 16];
+    int8_t code[SUPER]; /* 0 .. 2^bits - 1; of 8-bit layouts signed */
+} decoded_block;
+
+/* A super-block of a type with a grid, decoded as far as its compact layout wants it. The scale of
+ * a group is scale * (2 * group_scale + 1), times the unit of its table. */
+typedef struct {
+    uint16_t scale;                  /* fp16 */
+    uint8_t group_scale[SUPER / 16]; /* 0..15, per group of 32 or 16 */
+    uint16_t index[SUPER / 4];       /* per 4 or 8 weights: which entry of the grid */
+    uint8_t sign[SUPER / 8];         /* bit i of byte j: weight 8 j + i is negative */
+} decoded_grid;
+
+/* The grid of a layout: entry i, 4 weights as nibbles or 8 as pairs of bits, k 0 lowest, is
+ * low[i] | high[i] << 8. They are codes of the magnitudes in the type's table. */
+typedef struct grid_info {
+    const uint8_t *low, *high; /* 64-byte aligned */
+    int32_t index_bits;        /* 8, 9, 10 */
+    int32_t weights;           /* per entry: 4, 8 */
+} grid_info;
 
 typedef struct {
     int32_t type; /* number in the file */
     int32_t block, block_bytes;
     int32_t layout, table;
-    /* A block to codes; NULL for formats whose elements are floats. */
-    void (*decode)(const uint8_t *block, decoded_group *out);
+    /* A block to codes; out comes as zeros. NULL for formats whose elements are floats, and for
+     * those with a grid. */
+    void (*decode)(const uint8_t *block, decoded_block *out);
+    /* For formats with a grid; compact: their other layout. */
+    int32_t compact;
+    void (*decode_grid)(const uint8_t *block, decoded_grid *out);
 } format_info;
 
 /* NULL for a type that has no layout. */
 const format_info *format_find(int32_t type);
 
-extern const format_info formats_legacy[];
-extern const int32_t n_formats_legacy;
-extern const format_info formats_float[];
-extern const int32_t n_formats_float;
+/* The grid of a compact layout; NULL for the others. */
+const grid_info *grid_of(int32_t layout);
+
+/* The grid of IQ1: 8 weights -1, 0, 1 as pairs of bits, plus 1, the first lowest. */
+extern const uint16_t iq1_grid[2048];
+
+/* One array per file of this folder, ended by a row whose block is 0. */
+extern const format_info formats_float[], formats_legacy[], formats_k[], formats_iq[],
+    formats_ternary[];
 
 /* IEEE 754 binary16 and bfloat16, in plain C. */
 static inline float half_to_float(uint16_t h) {

@@ -1,17 +1,17 @@
-/* Blocks of 32 with fp16 scales: Q4_0, Q4_1, Q8_0, IQ4_NL.
+/* Blocks of 32 with a float scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4.
  *
- *   Q4_0    fp16 d, u8 q[16]           value = d * (code - 8)
- *   Q4_1    fp16 d, fp16 m, u8 q[16]   value = d * code + m
- *   IQ4_NL  fp16 d, u8 q[16]           value = d * iq4_nl_values[code]
- *   Q8_0    fp16 d, i8 q[32]           value = d * code
- * k 0..15 in the low nibbles, 16..31 in the high.
+ *   Q4_0    fp16 d, u8 q[16]                      value = d * (code - 8)
+ *   Q4_1    fp16 d, fp16 m, u8 q[16]              value = d * code + m
+ *   Q5_0    fp16 d, u32 high, u8 q[16]            value = d * (code - 16)
+ *   Q5_1    fp16 d, fp16 m, u32 high, u8 q[16]    value = d * code + m
+ *   Q8_0    fp16 d, i8 q[32]                      value = d * code
+ *   IQ4_NL  fp16 d, u8 q[16]                      value = d * iq4_nl[code]
+ *   MXFP4   u8 e, u8 q[16]                        value = 2^(e - 128) * mxfp4[code]
+ * k 0..15 in the low nibbles, 16..31 in the high; bit k of high: the fifth bit of code k.
  */
 #include <string.h>
 
 #include "formats.h"
-
-const int8_t iq4_nl_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                  1,    13,   25,  38,  53,  69,  89,  113};
 
 static void nibbles(const uint8_t q[16], int8_t code[GROUP]) {
     for (int i = 0; i < 16; i++) {
@@ -20,28 +20,54 @@ static void nibbles(const uint8_t q[16], int8_t code[GROUP]) {
     }
 }
 
-static void decode_q4_0(const uint8_t *block, decoded_group *out) {
+static void fifth_bits(const uint8_t high[4], int8_t code[GROUP]) {
+    for (int k = 0; k < GROUP; k++) {
+        code[k] |= (high[k / 8] >> k % 8 & 1) << 4;
+    }
+}
+
+static void decode_q4_0(const uint8_t *block, decoded_block *out) {
     out->scale = read_u16(block);
-    out->min = 0;
     nibbles(block + 2, out->code);
 }
 
-static void decode_q4_1(const uint8_t *block, decoded_group *out) {
+static void decode_q4_1(const uint8_t *block, decoded_block *out) {
     out->scale = read_u16(block);
     out->min = read_u16(block + 2);
     nibbles(block + 4, out->code);
 }
 
-static void decode_q8_0(const uint8_t *block, decoded_group *out) {
+static void decode_q5_0(const uint8_t *block, decoded_block *out) {
     out->scale = read_u16(block);
-    out->min = 0;
+    nibbles(block + 6, out->code);
+    fifth_bits(block + 2, out->code);
+}
+
+static void decode_q5_1(const uint8_t *block, decoded_block *out) {
+    out->scale = read_u16(block);
+    out->min = read_u16(block + 2);
+    nibbles(block + 8, out->code);
+    fifth_bits(block + 4, out->code);
+}
+
+static void decode_q8_0(const uint8_t *block, decoded_block *out) {
+    out->scale = read_u16(block);
     memcpy(out->code, block + 2, GROUP);
 }
 
+static void decode_mxfp4(const uint8_t *block, decoded_block *out) {
+    /* as bfloat16; 2^-128 and 2^-127 are denormal */
+    out->scale = (uint16_t)(block[0] < 2 ? 0x20 << block[0] : (block[0] - 1) << 7);
+    nibbles(block + 1, out->code);
+}
+
 const format_info formats_legacy[] = {
-    {2, GROUP, 18, EDGE_LAYOUT_C4H32, EDGE_TABLE_MINUS_8, decode_q4_0},
-    {3, GROUP, 20, EDGE_LAYOUT_C4MH32, EDGE_TABLE_NONE, decode_q4_1},
-    {8, GROUP, 34, EDGE_LAYOUT_C8H32, EDGE_TABLE_NONE, decode_q8_0},
-    {20, GROUP, 18, EDGE_LAYOUT_C4H32, EDGE_TABLE_IQ4_NL, decode_q4_0},
+    {2, GROUP, 18, EDGE_LAYOUT_C4H32, EDGE_TABLE_MINUS_8, .decode = decode_q4_0},
+    {3, GROUP, 20, EDGE_LAYOUT_C4MH32, EDGE_TABLE_NONE, .decode = decode_q4_1},
+    {6, GROUP, 22, EDGE_LAYOUT_C5H32, EDGE_TABLE_MINUS_16, .decode = decode_q5_0},
+    {7, GROUP, 24, EDGE_LAYOUT_C5MH32, EDGE_TABLE_NONE, .decode = decode_q5_1},
+    {8, GROUP, 34, EDGE_LAYOUT_C8H32, EDGE_TABLE_NONE, .decode = decode_q8_0},
+    {20, GROUP, 18, EDGE_LAYOUT_C4H32, EDGE_TABLE_IQ4_NL, .decode = decode_q4_0},
+    {39, GROUP, 17, EDGE_LAYOUT_C4E32, EDGE_TABLE_MXFP4, .decode = decode_mxfp4},
+    {0},
 };
-const int32_t n_formats_legacy = sizeof formats_legacy / sizeof *formats_legacy;

@@ -1,4 +1,5 @@
-/* The vocabulary for AVX2, FMA and F16C: two registers of 8 lanes. See scalar.h for the meaning. */
+/* The vocabulary for AVX2, FMA and F16C: two registers of 8 lanes. See scalar.h for the meaning.
+ * With EDGE_AVXVNNI dot products have an instruction of their own: see avxvnni.h. */
 #ifndef EDGE_ISA_AVX2_H
 #define EDGE_ISA_AVX2_H
 
@@ -16,8 +17,14 @@ typedef struct {
 } vc;
 
 #define TILE 4
+#define FLOAT_COLUMNS 2
 #define QUERIES 4
 #define ATTENTION_WIDTH 1
+#ifdef EDGE_AVXVNNI
+#define NEEDS_MAX 0
+#else
+#define NEEDS_MAX 1
+#endif
 
 static inline vf vf_load(const float *p) {
     return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
@@ -130,64 +137,125 @@ static inline vf vf_pow2(vi n) {
     return (vf){_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.lo, bias), 23)),
                 _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.hi, bias), 23))};
 }
-static inline void vi_to_bytes(int8_t *p, vi a) {
+static inline void vi_to_steps(int8_t *p, vi a) {
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m256i words = _mm256_packs_epi32(a.lo, a.hi); /* 0-3 8-11 | 4-7 12-15 */
     const __m256i sorted = _mm256_permute4x64_epi64(words, 0xd8);
-    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(sorted),
-                                                   _mm256_extracti128_si256(sorted, 1)));
+    const __m128i bytes =
+        _mm_packs_epi16(_mm256_castsi256_si128(sorted), _mm256_extracti128_si256(sorted, 1));
+    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi8(bytes, order));
+}
+static inline vi vi_from_i8(const uint8_t *p) {
+    const __m128i b = _mm_loadu_si128((const __m128i *)p);
+    return (vi){_mm256_cvtepi8_epi32(b), _mm256_cvtepi8_epi32(_mm_srli_si128(b, 8))};
+}
+static inline vi vi_from_u8(const uint8_t *p) {
+    const __m128i b = _mm_loadu_si128((const __m128i *)p);
+    return (vi){_mm256_cvtepu8_epi32(b), _mm256_cvtepu8_epi32(_mm_srli_si128(b, 8))};
+}
+static inline vi vi_bits(vi a, int shift, int mask) {
+    const __m256i m = _mm256_set1_epi32(mask);
+    return (vi){_mm256_and_si256(_mm256_srli_epi32(a.lo, shift), m),
+                _mm256_and_si256(_mm256_srli_epi32(a.hi, shift), m)};
+}
+static inline vi vi_mul(vi a, vi b) {
+    return (vi){_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
+}
+static inline vi vi_pair(vi low, vi high) {
+    return (vi){_mm256_blend_epi16(low.lo, _mm256_slli_epi32(high.lo, 16), 0xaa),
+                _mm256_blend_epi16(low.hi, _mm256_slli_epi32(high.hi, 16), 0xaa)};
+}
+static inline __m256i four_bytes(const void *p) {
+    int32_t x;
+    __builtin_memcpy(&x, p, 4);
+    return _mm256_set1_epi32(x);
+}
+static inline vi vi_pair_dot(vi a, const int16_t pair[2]) {
+    const __m256i p = four_bytes(pair);
+    return (vi){_mm256_madd_epi16(a.lo, p), _mm256_madd_epi16(a.hi, p)};
 }
 
 static inline vc vc_load(const uint8_t *p) {
     return (vc){_mm256_loadu_si256((const __m256i *)p),
                 _mm256_loadu_si256((const __m256i *)(p + 32))};
 }
-static inline vc vc_low(vc a) {
-    const __m256i mask = _mm256_set1_epi8(15);
-    return (vc){_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
+static inline vc vc_bits(vc a, int shift, int mask) {
+    const __m256i m = _mm256_set1_epi8((char)mask);
+    return (vc){_mm256_and_si256(_mm256_srli_epi16(a.lo, shift), m),
+                _mm256_and_si256(_mm256_srli_epi16(a.hi, shift), m)};
 }
-static inline vc vc_high(vc a) {
-    return vc_low((vc){_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)});
+static inline vc vc_or_bits(vc w, vc a, int up, int mask) {
+    const __m256i m = _mm256_set1_epi8((char)mask);
+    const __m256i lo = up < 0 ? _mm256_srli_epi16(a.lo, -up) : _mm256_slli_epi16(a.lo, up);
+    const __m256i hi = up < 0 ? _mm256_srli_epi16(a.hi, -up) : _mm256_slli_epi16(a.hi, up);
+    return (vc){_mm256_or_si256(w.lo, _mm256_and_si256(lo, m)),
+                _mm256_or_si256(w.hi, _mm256_and_si256(hi, m))};
 }
-static inline vc vc_signed(vc a) { return a; }
-static inline vc vc_table(const int8_t table[16], vc a) {
-    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+static inline vc vc_flip(vc a) {
+    const __m256i top = _mm256_set1_epi8(-128);
+    return (vc){_mm256_xor_si256(a.lo, top), _mm256_xor_si256(a.hi, top)};
+}
+static inline vc vc_look(__m128i table, vc a) {
+    const __m256i t = _mm256_broadcastsi128_si256(table);
     return (vc){_mm256_shuffle_epi8(t, a.lo), _mm256_shuffle_epi8(t, a.hi)};
 }
-static inline __m256i four_bytes(const int8_t *p) {
-    int32_t x;
-    __builtin_memcpy(&x, p, 4);
-    return _mm256_set1_epi32(x);
+static inline void vc_zip(vc low, vc high, vc *a, vc *b) {
+    *a = (vc){_mm256_unpacklo_epi8(low.lo, high.lo), _mm256_unpacklo_epi8(low.hi, high.hi)};
+    *b = (vc){_mm256_unpackhi_epi8(low.lo, high.lo), _mm256_unpackhi_epi8(low.hi, high.hi)};
+}
+/* One index after the other: no shuffle of this ISA reaches further than 16 bytes. */
+static inline void vc_grid(const uint8_t *low_table, const uint8_t *high_table, int index_bits,
+                           const uint8_t *index, const uint8_t *high, vc *low, vc *high_out) {
+    uint8_t l[64], h[64];
+    uint64_t bits[2] = {0, 0};
+    for (int b = 0; b < index_bits - 8; b++) {
+        __builtin_memcpy(&bits[b], high + 8 * b, 8);
+    }
+    for (int i = 0; i < 64; i++) {
+        const size_t at = index[i] | (bits[0] >> i & 1) << 8 | (bits[1] >> i & 1) << 9;
+        l[i] = low_table[at];
+        h[i] = high_table[at];
+    }
+    *low = vc_load(l);
+    *high_out = vc_load(h);
 }
 
-/* Pairs of products fit 16 bits for all 8 steps (8 x 2 x 15 x 127 = 30480): one widening a group.
- */
-static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
-                                  int zero, int c) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    vi pairs[TILE];
-    UNROLL for (int j = 0; j < c; j++) {
-        pairs[j] = (vi){_mm256_setzero_si256(), _mm256_setzero_si256()};
-    }
-    UNROLL for (int s = 0; s < 8; s++) {
+static inline vi zero_pair(int zero, int first, int n) {
+    return vi_set1(n == 8 ? zero * 0x10001 : first == 0 ? zero : zero * 0x10000);
+}
+
+#ifdef EDGE_AVXVNNI
+static inline vc vc_signed(vc a) { return vc_flip(a); }
+static inline vc vc_table(const uint8_t table[16], vc a, int max) {
+    (void)max;
+    return vc_look(_mm_loadu_si128((const __m128i *)table), a);
+}
+static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t *x,
+                          const int16_t *minus_sum, int zero, int max, int c) {
+    (void)max;
+    const vi zeros = zero_pair(zero, first, n);
+    UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_pair_dot(zeros, minus_sum + 2 * j); }
+    UNROLL for (int s = first; s < first + n; s++) {
         UNROLL for (int j = 0; j < c; j++) {
             const __m256i four = four_bytes(x + 4 * (s * c + j));
-            pairs[j].lo = _mm256_add_epi16(pairs[j].lo, _mm256_maddubs_epi16(w[s].lo, four));
-            pairs[j].hi = _mm256_add_epi16(pairs[j].hi, _mm256_maddubs_epi16(w[s].hi, four));
+            dot[j].lo = _mm256_dpbusd_avx_epi32(dot[j].lo, w[s].lo, four);
+            dot[j].hi = _mm256_dpbusd_avx_epi32(dot[j].hi, w[s].hi, four);
         }
     }
-    UNROLL for (int j = 0; j < c; j++) {
-        const vi sum = {_mm256_madd_epi16(pairs[j].lo, ones), _mm256_madd_epi16(pairs[j].hi, ones)};
-        dot[j] = zero == 0 ? sum : vi_add(sum, vi_set1(zero * minus_sum[j]));
-    }
+}
+#else
+/* Bytes of the full range stay signed: see dot_signed. */
+static inline vc vc_signed(vc a) { return a; }
+static inline vc vc_table(const uint8_t table[16], vc a, int max) {
+    const __m128i t = _mm_loadu_si128((const __m128i *)table);
+    return vc_look(max == 255 ? _mm_xor_si128(t, _mm_set1_epi8(-128)) : t, a);
 }
 
 /* |w| with its sign moved onto x: 2 x 128 x 127 fits 16 bits, widened at each step. */
-static inline void vc_dot_signed(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
-                                 int c) {
-    (void)minus_sum;
+static inline void dot_signed(vi *dot, const vc w[8], int first, int n, const int8_t *x, int c) {
     const __m256i ones = _mm256_set1_epi16(1);
     UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_set1(0); }
-    UNROLL for (int s = 0; s < 8; s++) {
+    UNROLL for (int s = first; s < first + n; s++) {
         const __m256i lo = _mm256_abs_epi8(w[s].lo), hi = _mm256_abs_epi8(w[s].hi);
         UNROLL for (int j = 0; j < c; j++) {
             const __m256i four = four_bytes(x + 4 * (s * c + j));
@@ -198,5 +266,36 @@ static inline void vc_dot_signed(vi *dot, const vc w[8], const int8_t *x, const 
         }
     }
 }
+
+/* Pairs of products of as many steps as fit 16 bits are widened at once: all 8 for codes up to 15
+ * (8 x 2 x 15 x 127 = 30480), 4 up to 31, 2 up to 63, 1 up to 127. */
+static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t *x,
+                          const int16_t *minus_sum, int zero, int max, int c) {
+    if (max == 255) {
+        dot_signed(dot, w, first, n, x, c);
+        return;
+    }
+    const __m256i ones = _mm256_set1_epi16(1);
+    const vi zeros = zero_pair(zero, first, n);
+    const int most = max <= 15 ? 8 : max <= 31 ? 4 : max <= 63 ? 2 : 1, fit = most < n ? most : n;
+    UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_pair_dot(zeros, minus_sum + 2 * j); }
+    UNROLL for (int s = first; s < first + n; s += fit) {
+        vi pairs[TILE];
+        UNROLL for (int i = s; i < s + fit; i++) {
+            UNROLL for (int j = 0; j < c; j++) {
+                const __m256i four = four_bytes(x + 4 * (i * c + j));
+                const __m256i lo = _mm256_maddubs_epi16(w[i].lo, four);
+                const __m256i hi = _mm256_maddubs_epi16(w[i].hi, four);
+                pairs[j].lo = i == s ? lo : _mm256_add_epi16(pairs[j].lo, lo);
+                pairs[j].hi = i == s ? hi : _mm256_add_epi16(pairs[j].hi, hi);
+            }
+        }
+        UNROLL for (int j = 0; j < c; j++) {
+            dot[j].lo = _mm256_add_epi32(dot[j].lo, _mm256_madd_epi16(pairs[j].lo, ones));
+            dot[j].hi = _mm256_add_epi32(dot[j].hi, _mm256_madd_epi16(pairs[j].hi, ones));
+        }
+    }
+}
+#endif
 
 #endif

@@ -1,4 +1,5 @@
-/* The vocabulary for AVX-512 with VNNI: one register of 16 lanes. See scalar.h for the meaning. */
+/* The vocabulary for AVX-512 with VNNI and VBMI: one register of 16 lanes. See scalar.h for the
+ * meaning. Of the CPUs with VNNI only servers of 2019 and 2020 lack VBMI; they run avx2. */
 #ifndef EDGE_ISA_AVX512VNNI_H
 #define EDGE_ISA_AVX512VNNI_H
 
@@ -10,8 +11,10 @@ typedef __m512i vi;
 typedef __m512i vc;
 
 #define TILE 8
+#define FLOAT_COLUMNS 8
 #define QUERIES 8
 #define ATTENTION_WIDTH 2
+#define NEEDS_MAX 0
 
 static inline __mmask16 lanes_below(int n) {
     return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
@@ -70,46 +73,93 @@ static inline vf vf_pow2(vi n) {
     const __m512i biased = _mm512_add_epi32(n, _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
 }
-static inline void vi_to_bytes(int8_t *p, vi a) {
-    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
+static inline void vi_to_steps(int8_t *p, vi a) {
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(a), order));
 }
-
-static inline __m512i four_bytes(const int8_t *p) {
+static inline vi vi_from_i8(const uint8_t *p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+static inline vi vi_from_u8(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+static inline vi vi_bits(vi a, int shift, int mask) {
+    return _mm512_and_si512(_mm512_srli_epi32(a, (unsigned)shift), _mm512_set1_epi32(mask));
+}
+static inline vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+static inline vi vi_pair(vi low, vi high) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+}
+static inline __m512i four_bytes(const void *p) {
     int32_t x;
     __builtin_memcpy(&x, p, 4);
     return _mm512_set1_epi32(x);
 }
-static inline vc vc_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
-static inline vc vc_low(vc a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
-static inline vc vc_high(vc a) { return vc_low(_mm512_srli_epi16(a, 4)); }
-/* dpbusd takes unsigned weights: w + 128, and 128 x minus_sum takes it back. */
-static inline vc vc_signed(vc a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
-static inline vc vc_table(const int8_t table[16], vc a) {
-    const __m128i t = _mm_xor_si128(_mm_loadu_si128((const __m128i *)table), _mm_set1_epi8(-128));
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), a);
+static inline vi vi_pair_dot(vi a, const int16_t pair[2]) {
+    return _mm512_madd_epi16(a, four_bytes(pair));
 }
 
-/* c chains side by side, which hides the latency of each; x is read address by address. */
-static inline void vc_dot(vi *dot, const vc w[8], const int8_t *x, int c) {
-    UNROLL for (int s = 0; s < 8; s++) {
+static inline vc vc_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+static inline vc vc_bits(vc a, int shift, int mask) {
+    return _mm512_and_si512(_mm512_srli_epi16(a, (unsigned)shift), _mm512_set1_epi8((char)mask));
+}
+static inline vc vc_or_bits(vc w, vc a, int up, int mask) {
+    const __m512i shifted =
+        up < 0 ? _mm512_srli_epi16(a, (unsigned)-up) : _mm512_slli_epi16(a, (unsigned)up);
+    return _mm512_ternarylogic_epi32(w, shifted, _mm512_set1_epi8((char)mask), 0xf8);
+}
+static inline vc vc_signed(vc a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
+static inline vc vc_table(const uint8_t table[16], vc a, int max) {
+    (void)max;
+    const __m128i t = _mm_loadu_si128((const __m128i *)table);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), a);
+}
+static inline void vc_zip(vc low, vc high, vc *a, vc *b) {
+    *a = _mm512_unpacklo_epi8(low, high);
+    *b = _mm512_unpackhi_epi8(low, high);
+}
+
+/* 64 indices into a table of 128 << n bytes: two registers at a time by the low 7 bits, then one
+ * choice for each bit above. */
+static inline __m512i look_up(const uint8_t *table, int n, __m512i index, const __mmask64 *choose) {
+    __m512i at[8];
+    UNROLL for (int i = 0; i < 1 << n; i++) {
+        at[i] = _mm512_permutex2var_epi8(_mm512_load_si512(table + 128 * i), index,
+                                         _mm512_load_si512(table + 128 * i + 64));
+    }
+    UNROLL for (int b = 0; b < n; b++) {
+        UNROLL for (int i = 0; i < 1 << (n - b - 1); i++) {
+            at[i] = _mm512_mask_blend_epi8(choose[b], at[2 * i], at[2 * i + 1]);
+        }
+    }
+    return at[0];
+}
+static inline void vc_grid(const uint8_t *low_table, const uint8_t *high_table, int index_bits,
+                           const uint8_t *index, const uint8_t *high, vc *low, vc *high_out) {
+    const __m512i i = _mm512_loadu_si512(index);
+    __mmask64 choose[3] = {_mm512_movepi8_mask(i)};
+    UNROLL for (int b = 0; b < index_bits - 8; b++) {
+        __builtin_memcpy(&choose[1 + b], high + 8 * b, 8);
+    }
+    *low = look_up(low_table, index_bits - 7, i, choose);
+    *high_out = look_up(high_table, index_bits - 7, i, choose);
+}
+
+static inline vi zero_pair(int zero, int first, int n) {
+    return vi_set1(n == 8 ? zero * 0x10001 : first == 0 ? zero : zero * 0x10000);
+}
+/* dpbusd takes unsigned weights as they are. c chains side by side, which hides the latency of
+ * each; x is read address by address. */
+static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t *x,
+                          const int16_t *minus_sum, int zero, int max, int c) {
+    (void)max;
+    const vi zeros = zero_pair(zero, first, n);
+    UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_pair_dot(zeros, minus_sum + 2 * j); }
+    UNROLL for (int s = first; s < first + n; s++) {
         UNROLL for (int j = 0; j < c; j++) {
             dot[j] = _mm512_dpbusd_epi32(dot[j], w[s], four_bytes(x + 4 * (s * c + j)));
         }
     }
-}
-static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
-                                  int zero, int c) {
-    UNROLL for (int j = 0; j < c; j++) { /* GCC and clang make a shift of it */
-        dot[j] = _mm512_mullo_epi32(_mm512_set1_epi32(minus_sum[j]), _mm512_set1_epi32(zero));
-    }
-    vc_dot(dot, w, x, c);
-}
-static inline void vc_dot_signed(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
-                                 int c) {
-    UNROLL for (int j = 0; j < c; j++) {
-        dot[j] = _mm512_mullo_epi32(_mm512_set1_epi32(minus_sum[j]), _mm512_set1_epi32(128));
-    }
-    vc_dot(dot, w, x, c);
 }
 
 #endif

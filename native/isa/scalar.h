@@ -21,8 +21,16 @@ typedef struct {
     uint8_t v[64];
 } vc;
 
+/* Loops as they are, and one matmul function for any number of columns: unrolled and specialised
+ * they would be most of the library. */
+#undef UNROLL
+#define UNROLL
+#define SPECIALIZED static __attribute__((noinline))
+
 #define TILE 4            /* columns per matmul tile */
 #define QUERIES 4         /* per attention tile */
+#define FLOAT_COLUMNS 4   /* of a tile of float weights at a time */
+#define NEEDS_MAX 0       /* vc_dot needs max as a constant */
 #define ATTENTION_WIDTH 1 /* key panels, or 16s of a value, at a time: 1 or 2 */
 
 #define LANES(i) for (int i = 0; i < 16; i++)
@@ -183,56 +191,113 @@ static inline vf vf_pow2(vi n) {
     }
     return r;
 }
-/* The low bytes. */
-static inline void vi_to_bytes(int8_t *p, vi a) { LANES(i) p[i] = (int8_t)a.v[i]; }
+/* The low bytes, 4 x 4 transposed: lane 4 t + s to byte 4 s + t. */
+static inline void vi_to_steps(int8_t *p, vi a) {
+    LANES(i) p[4 * (i % 4) + i / 4] = (int8_t)a.v[i];
+}
+static inline vi vi_from_i8(const uint8_t *p) {
+    vi r;
+    LANES(i) r.v[i] = (int8_t)p[i];
+    return r;
+}
+static inline vi vi_from_u8(const uint8_t *p) {
+    vi r;
+    LANES(i) r.v[i] = p[i];
+    return r;
+}
+/* (a >> shift) & mask, a not negative. */
+static inline vi vi_bits(vi a, int shift, int mask) {
+    LANES(i) a.v[i] = a.v[i] >> shift & mask;
+    return a;
+}
+static inline vi vi_mul(vi a, vi b) {
+    LANES(i) a.v[i] *= b.v[i];
+    return a;
+}
+/* Two 16-bit numbers per lane, low and high: |a|, |b| < 2^15. */
+static inline vi vi_pair(vi low, vi high) {
+    LANES(i)
+    low.v[i] = (int32_t)((uint32_t)low.v[i] & 0xffff) | (int32_t)((uint32_t)high.v[i] << 16);
+    return low;
+}
+/* low(a) * pair[0] + high(a) * pair[1]. */
+static inline vi vi_pair_dot(vi a, const int16_t pair[2]) {
+    LANES(i) {
+        const int16_t low = (int16_t)(a.v[i] & 0xffff), high = (int16_t)(a.v[i] >> 16);
+        a.v[i] = low * pair[0] + high * pair[1];
+    }
+    return a;
+}
 
 static inline vc vc_load(const uint8_t *p) {
     vc r;
     memcpy(r.v, p, sizeof r.v);
     return r;
 }
-static inline vc vc_low(vc a) {
-    for (int i = 0; i < 64; i++) a.v[i] &= 15;
+#define BYTES(i) for (int i = 0; i < 64; i++)
+/* (a >> shift) & mask of each byte; the mask leaves nothing that came from the next byte. */
+static inline vc vc_bits(vc a, int shift, int mask) {
+    BYTES(i) a.v[i] = (uint8_t)(a.v[i] >> shift & mask);
     return a;
 }
-static inline vc vc_high(vc a) {
-    for (int i = 0; i < 64; i++) a.v[i] >>= 4;
+/* w | (a << up) & mask of each byte, up < 0: a >> -up. */
+static inline vc vc_or_bits(vc w, vc a, int up, int mask) {
+    BYTES(i) w.v[i] |= (uint8_t)((up < 0 ? a.v[i] >> -up : a.v[i] << up) & mask);
+    return w;
+}
+/* Weights come to vc_dot as unsigned bytes, which stand for w - zero; max: their largest, 255 where
+ * that is not known. Signed bytes thus: zero = 128, max = 255. */
+static inline vc vc_signed(vc a) {
+    BYTES(i) a.v[i] ^= 0x80;
     return a;
 }
-/* Signed bytes as vc_dot_signed wants them. */
-static inline vc vc_signed(vc a) { return a; }
-/* The same for codes 0..15 through a table of 16 signed values. */
-static inline vc vc_table(const int8_t table[16], vc a) {
-    for (int i = 0; i < 64; i++) a.v[i] = (uint8_t)table[a.v[i]];
+/* Codes 0..15 through a table of bytes, which is one of zero 128 when max is 255. */
+static inline vc vc_table(const uint8_t table[16], vc a, int max) {
+    (void)max;
+    BYTES(i) a.v[i] = table[a.v[i]];
     return a;
 }
-
-/* One group of 32 k, c columns: dot[j] += sum over k of w * x[j], exact.
- * w: 8 steps of 4 k; x: (8, c, 4) signed; minus_sum[j] = minus the sum of x[j].
- * The codes stand for code - zero, 0 <= code <= 15. */
-static inline void vc_dot_nibbles(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
-                                  int zero, int c) {
-    for (int j = 0; j < c; j++) {
-        LANES(i) {
-            int32_t sum = zero * minus_sum[j];
-            for (int k = 0; k < 32; k++) {
-                sum += w[k / 4].v[4 * i + k % 4] * x[k / 4 * 4 * c + 4 * j + k % 4];
-            }
-            dot[j].v[i] = sum;
-        }
+/* Bytes of two vectors in turn, 16 by 16: a from the first halves of every 16, b from the second.
+ */
+static inline void vc_zip(vc low, vc high, vc *a, vc *b) {
+    BYTES(i) {
+        const int from = i / 16 * 16 + i % 16 / 2;
+        a->v[i] = i % 2 == 0 ? low.v[from] : high.v[from];
+        b->v[i] = i % 2 == 0 ? low.v[from + 8] : high.v[from + 8];
     }
 }
-/* The same for what vc_signed and vc_table return. */
-static inline void vc_dot_signed(vi *dot, const vc w[8], const int8_t *x, const int32_t *minus_sum,
-                                 int c) {
-    (void)minus_sum;
+/* 64 indices of 8 bits, and 8 bytes for each bit above, through a grid of two byte tables. */
+static inline void vc_grid(const uint8_t *low_table, const uint8_t *high_table, int index_bits,
+                           const uint8_t *index, const uint8_t *high, vc *low, vc *high_out) {
+    BYTES(i) {
+        int at = index[i];
+        for (int b = 0; b < index_bits - 8; b++) {
+            at |= (high[8 * b + i / 8] >> i % 8 & 1) << (8 + b);
+        }
+        low->v[i] = low_table[at];
+        high_out->v[i] = high_table[at];
+    }
+}
+
+/* zero times (sum of k 0..15, of k 16..31) for the n steps from `first` on: a factor for minus_sum.
+ */
+static inline vi zero_pair(int zero, int first, int n) {
+    return vi_set1(n == 8 ? zero * 0x10001 : first == 0 ? zero : zero * 0x10000);
+}
+
+/* c columns of a group: dot[j] = the sum over steps first .. first + n - 1 (all 8, or a half) of
+ * (w - zero) * x[j], exact. x: (8, c, 4) signed; minus_sum: (c, 2), as layouts.h has it. */
+static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t *x,
+                          const int16_t *minus_sum, int zero, int max, int c) {
+    (void)max;
     for (int j = 0; j < c; j++) {
+        dot[j] = vi_pair_dot(zero_pair(zero, first, n), minus_sum + 2 * j);
         LANES(i) {
             int32_t sum = 0;
-            for (int k = 0; k < 32; k++) {
-                sum += (int8_t)w[k / 4].v[4 * i + k % 4] * x[k / 4 * 4 * c + 4 * j + k % 4];
+            for (int b = 4 * first; b < 4 * (first + n); b++) {
+                sum += w[b / 4].v[4 * i + b % 4] * x[b / 4 * 4 * c + 4 * j + b % 4];
             }
-            dot[j].v[i] = sum;
+            dot[j].v[i] += sum;
         }
     }
 }

@@ -17,6 +17,9 @@
 #include <float.h>
 
 #include EDGE_ISA_HEADER
+#ifndef SPECIALIZED /* a function that is inlined into one for each number of columns */
+#define SPECIALIZED INLINE
+#endif
 #include "kernels/kernels.h"
 #include "layouts.h"
 

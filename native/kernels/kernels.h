@@ -18,10 +18,18 @@ typedef struct {
     uint16_t *values;
 } kv_page;
 
-/* out (c, 16) = 16 rows of a weight times c columns. panel: one panel of k; x: for layouts that
- * take Q8 one tile of c columns, else c rows of float [k] with stride k. 1 <= c <= tile. */
-typedef void (*tile_function)(const void *panel, int64_t k, const void *x, int32_t table,
-                              float *out);
+/* A panel and a tile of columns. x: for layouts that take Q8 one tile of c columns, else c rows of
+ * float [k] with stride k. */
+typedef struct {
+    const void *panel;
+    int64_t k;
+    const void *x;
+    int32_t table;
+    const struct grid_info *grid; /* of layouts that have one */
+} tile_args;
+
+/* out (c, 16) = 16 rows of a weight times c columns, 1 <= c <= tile. */
+typedef void (*tile_function)(const tile_args *args, float *out);
 
 /* A column of a tile of quantised activations; twice: the next column takes what is left. */
 typedef struct {
@@ -80,6 +88,6 @@ struct edge_kernels {
 };
 typedef struct edge_kernels edge_kernels;
 
-extern const edge_kernels kernels_scalar, kernels_avx2, kernels_avx512vnni;
+extern const edge_kernels kernels_scalar, kernels_avx2, kernels_avxvnni, kernels_avx512vnni;
 
 #endif

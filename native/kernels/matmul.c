@@ -2,153 +2,341 @@
  *
  * A group of 32 k is unpacked once and used for every column. Integer dot products are exact in
  * any order; the float part is one fma per group (two with a minimum), in k order, so that every
- * c and every instruction set gives the same bits. */
+ * c and every instruction set gives the same bits. Layouts are drawn in layouts.h. */
+#include "formats/formats.h"
 #include "kernels/isa.h"
+#include "tables.h"
 
 /* Scales and sums of one group of a Q8 tile of c columns. */
 typedef struct {
     const int8_t *codes;      /* (8, c, 4) */
     const float *scale;       /* (c) */
-    const int32_t *minus_sum; /* (c) */
+    const int16_t *minus_sum; /* (c, 2) */
     const float *scale_x_sum; /* (c) */
 } q8_group;
 
 INLINE q8_group q8_at(const uint8_t *tile, int64_t i_group, int c) {
     const uint8_t *p = tile + i_group * Q8_COLUMN_BYTES * c;
     return (q8_group){(const int8_t *)p, (const float *)(p + GROUP * c),
-                      (const int32_t *)(p + (GROUP + 4) * c), (const float *)(p + (GROUP + 8) * c)};
+                      (const int16_t *)(p + (GROUP + 4) * c), (const float *)(p + (GROUP + 8) * c)};
 }
 
 INLINE void store_tile(float *out, const vf *sum, int c) {
     UNROLL for (int j = 0; j < c; j++) { vf_store(out + PANEL_ROWS * j, sum[j]); }
 }
 
-/* A group of 32 k: where a panel keeps its scales and codes. Groups lie in pairs, see layouts.h. */
-typedef struct {
-    const uint16_t *scale, *min;
-    const uint8_t *codes;
-} packed_group;
-
-INLINE packed_group group_at(const uint8_t *panel, int64_t g, int headers, int codes_bytes) {
-    const uint8_t *block = panel + g / 2 * (headers * SCALES_BYTES + 2 * codes_bytes);
-    const uint16_t *scale = (const uint16_t *)block + g % 2 * PANEL_ROWS;
-    return (packed_group){scale, scale + 2 * PANEL_ROWS,
-                          block + headers * SCALES_BYTES + g % 2 * codes_bytes};
-}
-
 /* Few columns are bound by memory: ask for what comes PREFETCH_BYTES later, which is past the page
  * where hardware prefetchers stop. 7 to 15 % on 4-bit codes. */
 enum { PREFETCH_BYTES = 4096 };
 
-INLINE void prefetch_ahead(const uint8_t *codes, int bytes, int c) {
+INLINE void prefetch_ahead(const uint8_t *p, int bytes, int c) {
     if (c <= 2) {
         for (int i = 0; i < bytes; i += 64) {
-            __builtin_prefetch(codes + PREFETCH_BYTES + i);
+            __builtin_prefetch(p + PREFETCH_BYTES + i);
         }
     }
 }
 
-/* 4-bit codes: minus 8, through a table, or with a minimum. */
-INLINE void tile_c4(const uint8_t *panel, int64_t k, const uint8_t *x, const int8_t *values,
-                    bool has_min, float *out, int c) {
-    vf sum[MAX_TILE];
-    UNROLL for (int j = 0; j < c; j++) { sum[j] = vf_zero(); }
-    for (int64_t g = 0; g < k / GROUP; g++) {
-        const packed_group p = group_at(panel, g, has_min ? 2 : 1, C4_CODES_BYTES);
-        prefetch_ahead(p.codes, C4_CODES_BYTES + SCALES_BYTES, c);
-        vc w[8];
-        UNROLL for (int s = 0; s < 4; s++) {
-            const vc both = vc_load(p.codes + 64 * s);
-            w[2 * s] = vc_low(both);
-            w[2 * s + 1] = vc_high(both);
-        }
-        if (values != NULL) {
-            UNROLL for (int s = 0; s < 8; s++) { w[s] = vc_table(values, w[s]); }
-        }
-        const q8_group q = q8_at(x, g, c);
-        vi dot[MAX_TILE];
-        if (values != NULL) {
-            vc_dot_signed(dot, w, q.codes, q.minus_sum, c);
-        } else {
-            vc_dot_nibbles(dot, w, q.codes, q.minus_sum, has_min ? 0 : 8, c);
-        }
-        const vf scale = vf_from_half(p.scale);
-        UNROLL for (int j = 0; j < c; j++) {
-            sum[j] = vf_fma(vf_from_int(dot[j]), vf_mul(scale, vf_set1(q.scale[j])), sum[j]);
-        }
-        if (has_min) {
-            const vf min = vf_from_half(p.min);
-            UNROLL for (int j = 0; j < c; j++) {
-                sum[j] = vf_fma(min, vf_set1(q.scale_x_sum[j]), sum[j]);
-            }
-        }
-    }
-    store_tile(out, sum, c);
+/* What the compiler must know of a layout: its row in layout_table, and how codes become weights.
+ * max: as vc_dot wants it. look_up: codes go through the table, else they are weights as they are.
+ */
+typedef struct {
+    scale_kind kind;
+    int bits, group;
+    bool has_min, look_up;
+    int max;
+    int index_bits, weights; /* of a grid */
+} shape;
+
+INLINE int shape_codes_bytes(shape l) {
+    return l.kind == SCALE_GRID ? PANEL_ROWS * GROUP / l.weights + PLANE_BYTES
+                                : PLANE_BYTES * l.bits;
 }
 
-INLINE void tile_c4h32(const void *panel, int64_t k, const void *x, int32_t table, float *out,
-                       int c) {
-    if (table == EDGE_TABLE_IQ4_NL) {
-        tile_c4(panel, k, x, iq4_nl_values, false, out, c);
+INLINE int shape_header_bytes(shape l) {
+    if (l.kind == SCALE_GRID) {
+        return 64 * (GROUP / l.group) + (l.index_bits - 8) * PANEL_ROWS * SUPER / l.weights / 8;
+    }
+    if (l.kind == SCALE_B) {
+        return l.has_min && l.group == GROUP ? 192 : PANEL_ROWS * (SUPER / l.group);
+    }
+    return l.has_min ? 128 : 64;
+}
+
+/* A plane of 4, 2 or 1 bits to the bits from `up` on of w. */
+INLINE void unpack_plane(vc w[STEPS], const uint8_t *plane, int width, int up) {
+    const int steps = 8 / width, mask = ((1 << width) - 1) << up;
+    UNROLL for (int v = 0; v < width; v++) {
+        const vc p = vc_load(plane + 64 * v);
+        UNROLL for (int i = 0; i < steps; i++) {
+            const int s = v * steps + i;
+            w[s] =
+                up == 0 ? vc_bits(p, i * width, mask) : vc_or_bits(w[s], p, up - i * width, mask);
+        }
+    }
+}
+
+/* Indices through their grid, signs above the codes of the magnitudes. */
+INLINE void unpack_grid(vc w[STEPS], shape l, const grid_info *grid, const uint8_t *codes,
+                        const uint8_t *high) {
+    if (l.weights == 4) {
+        UNROLL for (int v = 0; v < 2; v++) {
+            vc a, b;
+            vc_grid(grid->low, grid->high, l.index_bits, codes + 64 * v,
+                    high + v * (l.index_bits - 8) * 8, &a, &b);
+            w[4 * v] = vc_bits(a, 0, 15);
+            w[4 * v + 1] = vc_bits(a, 4, 15);
+            w[4 * v + 2] = vc_bits(b, 0, 15);
+            w[4 * v + 3] = vc_bits(b, 4, 15);
+        }
+        unpack_plane(w, codes + 128, 1, 3);
     } else {
-        tile_c4(panel, k, x, NULL, false, out, c);
+        vc a, b, halves[2];
+        vc_grid(grid->low, grid->high, l.index_bits, codes, high, &a, &b);
+        vc_zip(a, b, &halves[0], &halves[1]);
+        UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_bits(halves[s / 4], 2 * (s % 4), 3); }
+        unpack_plane(w, codes + 64, 1, 2);
     }
 }
 
-INLINE void tile_c4mh32(const void *panel, int64_t k, const void *x, int32_t table, float *out,
-                        int c) {
-    (void)table;
-    tile_c4(panel, k, x, NULL, true, out, c);
+INLINE void unpack(vc w[STEPS], shape l, const grid_info *grid, const code_table *table,
+                   const uint8_t *codes, const uint8_t *high) {
+    if (l.kind == SCALE_GRID) {
+        unpack_grid(w, l, grid, codes, high);
+    } else if (l.bits == 8) {
+        UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_signed(vc_load(codes + 64 * s)); }
+    } else if (l.bits >= 4) {
+        unpack_plane(w, codes, 4, 0);
+        if (l.bits > 4) {
+            unpack_plane(w, codes + 4 * PLANE_BYTES, l.bits - 4, 4);
+        }
+    } else {
+        unpack_plane(w, codes, 2, 0);
+        if (l.bits == 3) {
+            unpack_plane(w, codes + 2 * PLANE_BYTES, 1, 2);
+        }
+    }
+    if (l.look_up) {
+        UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_table(table->shifted, w[s], l.max); }
+    }
 }
 
-INLINE void tile_c8h32(const void *panel, int64_t k, const void *x, int32_t table, float *out,
-                       int c) {
-    (void)table;
-    vf sum[MAX_TILE];
-    UNROLL for (int j = 0; j < c; j++) { sum[j] = vf_zero(); }
-    for (int64_t g = 0; g < k / GROUP; g++) {
-        const packed_group p = group_at(panel, g, 1, C8_CODES_BYTES);
-        prefetch_ahead(p.codes, C8_CODES_BYTES + SCALES_BYTES, c);
-        vc w[8];
-        UNROLL for (int s = 0; s < 8; s++) { w[s] = vc_signed(vc_load(p.codes + 64 * s)); }
-        const q8_group q = q8_at(x, g, c);
-        vi dot[MAX_TILE];
-        vc_dot_signed(dot, w, q.codes, q.minus_sum, c);
-        const vf scale = vf_from_half(p.scale);
-        UNROLL for (int j = 0; j < c; j++) {
-            sum[j] = vf_fma(vf_from_int(dot[j]), vf_mul(scale, vf_set1(q.scale[j])), sum[j]);
+/* Scales of one group: float (groups of 32), or integers of its halves beside the block's floats.
+ */
+typedef struct {
+    vf scale, min;
+    vi half[2], mins; /* mins: pairs of 16 bits */
+} group_scales;
+
+/* i: the group in its block; d, minus_dmin: the block's floats, units included. */
+INLINE group_scales scales_at(shape l, const uint8_t *header, int i, vf d, vf minus_dmin) {
+    group_scales r = {.scale = d};
+    if (l.kind == SCALE_GRID) {
+        const vi both = vi_from_u8(header + PANEL_ROWS * (l.group == 16 ? i : i / 2));
+        const vi low = vi_bits(both, 0, 15), high = vi_bits(both, 4, 15), one = vi_set1(1);
+        if (l.group == 16) {
+            r.half[0] = vi_add(vi_add(low, low), one);
+            r.half[1] = vi_add(vi_add(high, high), one);
+        } else {
+            const vi s = i % 2 == 0 ? low : high;
+            r.scale = vf_mul(d, vf_from_int(vi_add(vi_add(s, s), one)));
         }
+    } else if (l.kind == SCALE_B && l.group == 16) {
+        const uint8_t *a = header + 2 * PANEL_ROWS * i, *b = a + PANEL_ROWS;
+        if (l.has_min) {
+            r.half[0] = vi_bits(vi_from_u8(a), 0, 15);
+            r.half[1] = vi_bits(vi_from_u8(b), 0, 15);
+            r.mins = vi_pair(vi_bits(vi_from_u8(a), 4, 15), vi_bits(vi_from_u8(b), 4, 15));
+        } else {
+            r.half[0] = vi_from_i8(a);
+            r.half[1] = vi_from_i8(b);
+        }
+    } else if (l.kind == SCALE_B && l.has_min) {
+        const vi a = vi_from_u8(header + PANEL_ROWS * i);
+        const vi b = vi_from_u8(header + PANEL_ROWS * (SUPER / GROUP + i / 2));
+        const vi low = i % 2 == 0 ? vi_bits(b, 0, 15) : vi_bits(b, 4, 15);
+        const vi high = vi_bits(a, 6, 3);
+        const vi twice = vi_add(high, high), four = vi_add(twice, twice);
+        const vi eight = vi_add(four, four);
+        r.scale = vf_mul(d, vf_from_int(vi_bits(a, 0, 63)));
+        r.min = vf_mul(minus_dmin, vf_from_int(vi_add(vi_add(eight, eight), low)));
+    } else if (l.kind == SCALE_B) {
+        r.scale = vf_mul(d, vf_from_int(vi_from_i8(header + PANEL_ROWS * i)));
+    } else {
+        const uint16_t *p = (const uint16_t *)header + PANEL_ROWS * i;
+        r.scale = l.kind == SCALE_E ? vf_from_bfloat(p) : vf_from_half(p);
+        if (l.has_min) {
+            r.min = vf_from_half(p + 2 * PANEL_ROWS);
+        }
+    }
+    return r;
+}
+
+/* One group times c columns, added to sum. dmin: of the block, for minima of groups of 16. */
+INLINE void add_group(vf *sum, shape l, const vc w[STEPS], int zero, q8_group q, group_scales r,
+                      vf dmin, int c) {
+    vi dot[MAX_TILE];
+    if (l.group == GROUP) {
+        vc_dot(dot, w, 0, STEPS, q.codes, q.minus_sum, zero, l.max, c);
+    } else { /* halves with scales of their own, still exact */
+        vi half[MAX_TILE];
+        vc_dot(half, w, 0, STEPS / 2, q.codes, q.minus_sum, zero, l.max, c);
+        vc_dot(dot, w, STEPS / 2, STEPS / 2, q.codes, q.minus_sum, zero, l.max, c);
+        UNROLL for (int j = 0; j < c; j++) {
+            dot[j] = vi_add(vi_mul(dot[j], r.half[1]), vi_mul(half[j], r.half[0]));
+        }
+    }
+    UNROLL for (int j = 0; j < c; j++) {
+        sum[j] = vf_fma(vf_from_int(dot[j]), vf_mul(r.scale, vf_set1(q.scale[j])), sum[j]);
+    }
+    if (l.has_min && l.group == GROUP) {
+        UNROLL for (int j = 0; j < c; j++) {
+            sum[j] = vf_fma(r.min, vf_set1(q.scale_x_sum[j]), sum[j]);
+        }
+    } else if (l.has_min) {
+        UNROLL for (int j = 0; j < c; j++) {
+            const vf minima = vf_from_int(vi_pair_dot(r.mins, q.minus_sum + 2 * j));
+            sum[j] = vf_fma(minima, vf_mul(dmin, vf_set1(q.scale[j])), sum[j]);
+        }
+    }
+}
+
+INLINE void tile_codes(shape l, const tile_args *a, float *out, int c) {
+    const bool supers = l.kind == SCALE_B || l.kind == SCALE_GRID;
+    const int groups = supers ? SUPER / GROUP : 2;
+    const int front = supers ? 2 * PANEL_ROWS * (l.has_min ? 2 : 1) : 0;
+    const int header_bytes = shape_header_bytes(l), codes_bytes = shape_codes_bytes(l);
+    const int64_t n = a->k / GROUP, n_blocks = (n + groups - 1) / groups;
+    const uint8_t *block = (const uint8_t *)a->panel + (n_blocks * front + 63) / 64 * 64;
+    const code_table *table = &code_tables[a->table];
+    const int zero = l.bits == 8 ? 128 : table->zero;
+    vf sum[MAX_TILE], d = vf_zero(), dmin = vf_zero();
+    UNROLL for (int j = 0; j < c; j++) { sum[j] = vf_zero(); }
+    for (int64_t b = 0; b < n_blocks; b++) {
+        if (supers) {
+            const uint16_t *floats = (const uint16_t *)((const uint8_t *)a->panel + b * front);
+            d = vf_mul(vf_from_half(floats), vf_set1(table->unit));
+            dmin = l.has_min ? vf_from_half(floats + PANEL_ROWS) : vf_zero();
+        }
+        const vf minus_dmin = vf_sub(vf_zero(), dmin);
+        prefetch_ahead(block, header_bytes, c);
+        for (int i = 0; i < groups && b * groups + i < n; i++) {
+            const uint8_t *codes = block + header_bytes + i * codes_bytes;
+            const uint8_t *high =
+                block + 64 * (GROUP / l.group) + i * (8 / l.weights) * (l.index_bits - 8) * 8;
+            prefetch_ahead(codes, codes_bytes, c);
+            vc w[STEPS];
+            unpack(w, l, a->grid, table, codes, high);
+            add_group(sum, l, w, zero, q8_at(a->x, b * groups + i, c),
+                      scales_at(l, block, i, d, minus_dmin), dmin, c);
+        }
+        block += header_bytes + groups * codes_bytes;
     }
     store_tile(out, sum, c);
 }
 
-/* Float weights: one fma per k. load: 16 rows of one k. */
-#define FLOAT_TILE(name, element, load)                                                            \
-    INLINE void name(const void *panel, int64_t k, const void *x, int32_t table, float *out,       \
-                     int c) {                                                                      \
-        (void)table;                                                                               \
-        const element *w = panel;                                                                  \
-        const float *columns = x;                                                                  \
-        vf sum[MAX_TILE];                                                                          \
-        UNROLL for (int j = 0; j < c; j++) { sum[j] = vf_zero(); }                                 \
-        for (int64_t i = 0; i < k; i++, w += PANEL_ROWS) {                                         \
-            const vf row = load(w);                                                                \
+/* Instruction sets that count bits of products want the largest weight as a constant. */
+INLINE void tile_looked_up(shape l, const tile_args *a, float *out, int c) {
+    l.look_up = true;
+    l.max = 255;
+#if NEEDS_MAX
+    const int max = code_tables[a->table].max;
+    if (max <= 31) {
+        l.max = 31;
+        tile_codes(l, a, out, c);
+        return;
+    }
+    if (max <= 127) {
+        l.max = 127;
+        tile_codes(l, a, out, c);
+        return;
+    }
+#endif
+    tile_codes(l, a, out, c);
+}
+
+/* Without a table: codes of `bits` minus a zero, or with a minimum. */
+#define CODES(name, kind, bits, group, has_min)                                                    \
+    SPECIALIZED void name(const tile_args *a, float *out, int c) {                                 \
+        tile_codes((shape){kind, bits, group, has_min, false, (1 << bits) - 1, 8, 8}, a, out, c);  \
+    }
+#define LOOKED_UP(name, kind, bits, group)                                                         \
+    SPECIALIZED void name(const tile_args *a, float *out, int c) {                                 \
+        tile_looked_up((shape){kind, bits, group, false, true, 255, 8, 8}, a, out, c);             \
+    }
+#define GRID(name, index_bits, weights, group, max)                                                \
+    SPECIALIZED void name(const tile_args *a, float *out, int c) {                                 \
+        tile_codes(                                                                                \
+            (shape){SCALE_GRID, 16 / weights, group, false, true, max, index_bits, weights}, a,    \
+            out, c);                                                                               \
+    }
+CODES(tile_c4h32_minus_8, SCALE_H, 4, 32, false)
+LOOKED_UP(tile_c4h32_table, SCALE_H, 4, 32)
+CODES(tile_c4mh32, SCALE_H, 4, 32, true)
+CODES(tile_c5h32, SCALE_H, 5, 32, false)
+CODES(tile_c5mh32, SCALE_H, 5, 32, true)
+CODES(tile_c8h32, SCALE_H, 8, 32, false)
+LOOKED_UP(tile_c4e32, SCALE_E, 4, 32)
+CODES(tile_c2b32, SCALE_B, 2, 32, false)
+CODES(tile_c2mb16, SCALE_B, 2, 16, true)
+LOOKED_UP(tile_c3b32, SCALE_B, 3, 32)
+LOOKED_UP(tile_c3b16, SCALE_B, 3, 16)
+LOOKED_UP(tile_c4b32, SCALE_B, 4, 32)
+CODES(tile_c4mb32, SCALE_B, 4, 32, true)
+CODES(tile_c5mb32, SCALE_B, 5, 32, true)
+CODES(tile_c6b16, SCALE_B, 6, 16, false)
+GRID(tile_g8x4b32, 8, 4, 32, 127)
+GRID(tile_g9x4b32, 9, 4, 32, 31)
+GRID(tile_g8x8b32, 8, 8, 32, 127)
+GRID(tile_g9x8b16, 9, 8, 16, 127)
+GRID(tile_g10x8b16, 10, 8, 16, 127)
+
+SPECIALIZED void tile_c4h32(const tile_args *a, float *out, int c) {
+    if (a->table == EDGE_TABLE_MINUS_8) {
+        tile_c4h32_minus_8(a, out, c);
+    } else {
+        tile_c4h32_table(a, out, c);
+    }
+}
+
+/* Float weights: one fma per k, the even and the odd k apart and added at the end, so that one
+ * column alone hides the latency; of many columns as many at a time as registers hold. load: 16
+ * rows of one k. */
+#define FLOATS(name, element, load)                                                                \
+    INLINE void name##_part(const element *w, int64_t k, const float *x, float *out, int c) {      \
+        vf even[MAX_TILE], odd[MAX_TILE];                                                          \
+        UNROLL for (int j = 0; j < c; j++) { even[j] = odd[j] = vf_zero(); }                       \
+        int64_t i = 0;                                                                             \
+        for (; i + 1 < k; i += 2, w += 2 * PANEL_ROWS) {                                           \
+            prefetch_ahead((const uint8_t *)w, (int)(2 * PANEL_ROWS * sizeof *w), c);              \
+            const vf row = load(w), next = load(w + PANEL_ROWS);                                   \
             UNROLL for (int j = 0; j < c; j++) {                                                   \
-                sum[j] = vf_fma(row, vf_set1(columns[j * k + i]), sum[j]);                         \
+                even[j] = vf_fma(row, vf_set1(x[j * k + i]), even[j]);                             \
+                odd[j] = vf_fma(next, vf_set1(x[j * k + i + 1]), odd[j]);                          \
             }                                                                                      \
         }                                                                                          \
-        store_tile(out, sum, c);                                                                   \
+        if (i < k) {                                                                               \
+            const vf row = load(w);                                                                \
+            UNROLL for (int j = 0; j < c; j++) {                                                   \
+                even[j] = vf_fma(row, vf_set1(x[j * k + i]), even[j]);                             \
+            }                                                                                      \
+        }                                                                                          \
+        UNROLL for (int j = 0; j < c; j++) { even[j] = vf_add(even[j], odd[j]); }                  \
+        store_tile(out, even, c);                                                                  \
+    }                                                                                              \
+    SPECIALIZED void name(const tile_args *a, float *out, int c) {                                 \
+        UNROLL for (int j = 0; j < c; j += FLOAT_COLUMNS) {                                        \
+            const int n = c - j < FLOAT_COLUMNS ? c - j : FLOAT_COLUMNS;                           \
+            name##_part(a->panel, a->k, (const float *)a->x + j * a->k, out + PANEL_ROWS * j, n);  \
+        }                                                                                          \
     }
-FLOAT_TILE(tile_f32, float, vf_load)
-FLOAT_TILE(tile_f16, uint16_t, vf_from_half)
-FLOAT_TILE(tile_bf16, uint16_t, vf_from_bfloat)
+FLOATS(tile_f32, float, vf_load)
+FLOATS(tile_f16, uint16_t, vf_from_half)
+FLOATS(tile_bf16, uint16_t, vf_from_bfloat)
 
 /* One function per layout and number of columns. */
 #define FOR_COLUMNS(name, c)                                                                       \
-    static void name##_##c(const void *panel, int64_t k, const void *x, int32_t table,             \
-                           float *out) {                                                           \
-        name(panel, k, x, table, out, c);                                                          \
-    }
+    static void name##_##c(const tile_args *a, float *out) { name(a, out, c); }
 #if TILE > 4
 #define FOR_ALL_COLUMNS(name)                                                                      \
     FOR_COLUMNS(name, 1)                                                                           \
@@ -164,15 +352,32 @@ FLOAT_TILE(tile_bf16, uint16_t, vf_from_bfloat)
 #define LIST(name) {name##_1, name##_2, name##_3, name##_4}
 #endif
 
-FOR_ALL_COLUMNS(tile_f32)
-FOR_ALL_COLUMNS(tile_f16)
-FOR_ALL_COLUMNS(tile_bf16)
-FOR_ALL_COLUMNS(tile_c4h32)
-FOR_ALL_COLUMNS(tile_c4mh32)
-FOR_ALL_COLUMNS(tile_c8h32)
+#define FOR_ALL_LAYOUTS(DO)                                                                        \
+    DO(F32, f32)                                                                                   \
+    DO(F16, f16)                                                                                   \
+    DO(BF16, bf16)                                                                                 \
+    DO(C4H32, c4h32)                                                                               \
+    DO(C4MH32, c4mh32)                                                                             \
+    DO(C5H32, c5h32)                                                                               \
+    DO(C5MH32, c5mh32)                                                                             \
+    DO(C8H32, c8h32)                                                                               \
+    DO(C4E32, c4e32)                                                                               \
+    DO(C2B32, c2b32)                                                                               \
+    DO(C2MB16, c2mb16)                                                                             \
+    DO(C3B32, c3b32)                                                                               \
+    DO(C3B16, c3b16)                                                                               \
+    DO(C4B32, c4b32)                                                                               \
+    DO(C4MB32, c4mb32)                                                                             \
+    DO(C5MB32, c5mb32)                                                                             \
+    DO(C6B16, c6b16)                                                                               \
+    DO(G8X4B32, g8x4b32)                                                                           \
+    DO(G9X4B32, g9x4b32)                                                                           \
+    DO(G8X8B32, g8x8b32)                                                                           \
+    DO(G9X8B16, g9x8b16)                                                                           \
+    DO(G10X8B16, g10x8b16)
+#define FUNCTIONS(layout, name) FOR_ALL_COLUMNS(tile_##name)
+#define ROW(layout, name) [EDGE_LAYOUT_##layout] = LIST(tile_##name),
 
-const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE] = {
-    [EDGE_LAYOUT_F32] = LIST(tile_f32),       [EDGE_LAYOUT_F16] = LIST(tile_f16),
-    [EDGE_LAYOUT_BF16] = LIST(tile_bf16),     [EDGE_LAYOUT_C4H32] = LIST(tile_c4h32),
-    [EDGE_LAYOUT_C4MH32] = LIST(tile_c4mh32), [EDGE_LAYOUT_C8H32] = LIST(tile_c8h32),
-};
+FOR_ALL_LAYOUTS(FUNCTIONS)
+
+const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE] = {FOR_ALL_LAYOUTS(ROW)};

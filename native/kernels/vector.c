@@ -53,18 +53,19 @@ INLINE half_groups quantize_column(half_groups x, uint8_t *group, int32_t c, int
     const vi qa = vi_round(vf_mul(x.a, vf_set1(inverse)));
     const vi qb = vi_round(vf_mul(x.b, vf_set1(inverse)));
     int8_t codes[GROUP];
-    vi_to_bytes(codes, qa);
-    vi_to_bytes(codes + LANE_COUNT, qb);
+    vi_to_steps(codes, qa);
+    vi_to_steps(codes + LANE_COUNT, qb);
     for (int s = 0; s < GROUP / 4; s++) {
         memcpy(group + 4 * (s * columns + c), codes + 4 * s, 4);
     }
-    const int32_t sum = vi_hsum(vi_add(qa, qb));
+    const int32_t sum_a = vi_hsum(qa), sum_b = vi_hsum(qb);
     float *scales = (float *)(group + GROUP * columns);
-    int32_t *minus_sums = (int32_t *)(group + (GROUP + 4) * columns);
+    int16_t *minus_sums = (int16_t *)(group + (GROUP + 4) * columns);
     float *scales_x_sums = (float *)(group + (GROUP + 8) * columns);
     scales[c] = scale;
-    minus_sums[c] = -sum;
-    scales_x_sums[c] = scale * (float)sum;
+    minus_sums[2 * c] = (int16_t)-sum_a;
+    minus_sums[2 * c + 1] = (int16_t)-sum_b;
+    scales_x_sums[c] = scale * (float)(sum_a + sum_b);
     const vf minus_scale = vf_set1(-scale);
     return (half_groups){vf_fma(vf_from_int(qa), minus_scale, x.a),
                          vf_fma(vf_from_int(qb), minus_scale, x.b)};
