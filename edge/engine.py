@@ -125,6 +125,10 @@ class Engine:
             raise
         return engine
 
+    def weight_bytes(self, name: str) -> int:
+        """Bytes of a packed weight. name: without `.weight`."""
+        return int(self._weights.entries[self._weights.index[name]].n_bytes)
+
     def cache_bytes(self, n_tokens: int) -> int:
         """Bytes of keys and values of n_tokens tokens."""
         return cache_bytes(self.config, n_tokens)

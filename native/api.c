@@ -13,6 +13,8 @@ const char *edge_isa_name(int32_t i) {
 
 int32_t edge_isa_usable(int32_t i) { return cpu_usable(i); }
 
+int32_t edge_isa_has_bf16(int32_t i) { return cpu_has_bf16(i); }
+
 void edge_softmax(int32_t isa, const float *x, int64_t n, float *out) {
     const uint32_t mode = cpu_float_mode();
     cpu_kernels(isa)->softmax(x, n, out);

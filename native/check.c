@@ -288,6 +288,9 @@ int32_t plan_check(const edge_plan_spec *s, edge_error *error) {
     if (!cpu_usable(s->isa)) {
         return fail(error, EDGE_BAD_ARGUMENT, "this CPU cannot run instruction set %d", s->isa);
     }
+    if (s->native_bf16 != 0 && !cpu_has_bf16(s->isa)) {
+        return fail(error, EDGE_BAD_ARGUMENT, "this CPU has no bfloat16 dot products");
+    }
     const char *wrong = check_spec(s);
     for (int32_t i = 0; wrong == NULL && i < s->n_buffers; i++) {
         wrong = check_buffer(s, &s->buffers[i]);

@@ -14,11 +14,11 @@
 #include <xmmintrin.h>
 
 typedef struct {
-    bool avx2, avxvnni, avx512vnni;
+    bool avx2, avxvnni, avx512vnni, bf16;
 } features;
 
 static features read_features(void) {
-    features f = {false, false, false};
+    features f = {false, false, false, false};
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) {
         return f;
@@ -37,7 +37,10 @@ static features read_features(void) {
                vl = b >> 31 & 1, vbmi = c >> 1 & 1, vnni = c >> 11 & 1;
     f.avx2 = ymm && avx2 && fma && f16c;
     f.avx512vnni = f.avx2 && zmm && avx512f && dq && bw && vl && vbmi && vnni;
-    f.avxvnni = f.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+        f.avxvnni = f.avx2 && a >> 4 & 1;
+        f.bf16 = f.avx512vnni && a >> 5 & 1;
+    }
     return f;
 }
 
@@ -47,10 +50,10 @@ static features probe(void) {
     int bits = atomic_load(&known);
     if (bits == 0) {
         const features f = read_features();
-        bits = 1 + (f.avx2 ? 2 : 0) + (f.avxvnni ? 4 : 0) + (f.avx512vnni ? 8 : 0);
+        bits = 1 + 2 * f.avx2 + 4 * f.avxvnni + 8 * f.avx512vnni + 16 * f.bf16;
         atomic_store(&known, bits);
     }
-    return (features){(bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
+    return (features){(bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0, (bits & 16) != 0};
 }
 
 uint32_t cpu_float_mode(void) {
@@ -102,4 +105,12 @@ bool cpu_usable(int32_t i) {
     }
 #endif
     return true;
+}
+
+bool cpu_has_bf16(int32_t i) {
+#if defined(__x86_64__)
+    return cpu_usable(i) && cpu_kernels(i)->native_bf16 != NULL && probe().bf16;
+#else
+    return cpu_usable(i) && cpu_kernels(i)->native_bf16 != NULL;
+#endif
 }

@@ -10,6 +10,8 @@ typedef struct edge_kernels edge_kernels;
 /* The kernel tables compiled in, from the plainest up; NULL past the end. */
 const edge_kernels *cpu_kernels(int32_t i);
 bool cpu_usable(int32_t i);
+/* Whether table i is usable and native_bf16 in it. */
+bool cpu_has_bf16(int32_t i);
 
 /* Sets round-to-nearest with denormals kept, which the numerics contract relies on (a library
  * built with -ffast-math may have changed it); returns the mode that was. */

@@ -35,6 +35,9 @@ const char *edge_isa_name(int32_t i);
 /* 1 when this CPU and operating system can run it, else 0. */
 int32_t edge_isa_usable(int32_t i);
 
+/* 1 when it can and has an instruction for bfloat16 dot products. */
+int32_t edge_isa_has_bf16(int32_t i);
+
 /* ---- threads ----------------------------------------------------------------------------- */
 
 typedef struct edge_pool edge_pool;
@@ -197,7 +200,8 @@ typedef struct {
 } edge_op;
 
 typedef struct {
-    int32_t isa; /* index for edge_isa_name */
+    int32_t isa;         /* index for edge_isa_name */
+    int32_t native_bf16; /* 1: bf16 weights by the CPU's own instruction, with other bits */
     int32_t max_tokens;
     int32_t n_layers, n_kv_heads, head_dim; /* of the cache that runs will bring */
     int32_t n_ops, n_buffers, n_weights;

@@ -108,7 +108,7 @@ static void grid_to_codes(const format_info *format, const decoded_grid *in, dec
     }
     for (int k = 0; k < SUPER; k++) {
         const int index = in->index[k / grid->weights];
-        const int entry = grid->low[index] | grid->high[index] << 8;
+        const int entry = grid->entries[index];
         const int magnitude = entry >> (bits * (k % grid->weights)) & ((1 << bits) - 1);
         out->code[k] = (int8_t)(magnitude | (in->sign[k / 8] >> k % 8 & 1) << sign_bit);
     }

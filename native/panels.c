@@ -126,7 +126,7 @@ static void get_grid_codes(const layout_info *l, const grid_info *grid, const ui
         for (int b = 0; b < grid->index_bits - 8; b++) {
             index |= (high[8 * b + at.byte / 8] >> at.byte % 8 & 1) << (8 + b);
         }
-        const int entry = grid->low[index] | grid->high[index] << 8;
+        const int entry = grid->entries[index];
         for (int w = 0; w < grid->weights; w++) {
             code[i * grid->weights + w] |= (uint8_t)(entry >> (bits * w) & ((1 << bits) - 1));
         }

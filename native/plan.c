@@ -144,11 +144,13 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
 
 /* ---- matmuls ----------------------------------------------------------------------------- */
 
-static void run_tile(const edge_kernels *kernels, const edge_weight *w, int64_t i_panel,
-                     const void *x, int32_t columns, float *out) {
+static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_panel, const void *x,
+                     int32_t columns, float *out) {
     const uint8_t *panel = (const uint8_t *)w->data + i_panel * panel_bytes(w->layout, w->k);
     const tile_args args = {panel, w->k, x, w->table, grid_of(w->layout)};
-    kernels->tiles[w->layout][columns - 1](&args, out);
+    const bool native = plan->spec.native_bf16 && w->layout == EDGE_LAYOUT_BF16;
+    (native ? plan->kernels->native_bf16 : plan->kernels->tiles[w->layout])[columns - 1](&args,
+                                                                                         out);
 }
 
 /* One panel times one column tile into out, from row `first` on. */
@@ -160,7 +162,7 @@ static void matmul_tile(const run *r, const edge_op *op, const edge_weight *w, i
     int32_t columns;
     const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
     float tile[MAX_TILE * PANEL_ROWS];
-    run_tile(kernels, w, i_panel, x, columns, tile);
+    run_tile(r->plan, w, i_panel, x, columns, tile);
     if (step == 2) { /* codes and what their rounding left */
         for (int32_t j = 0; j < columns; j += 2) {
             kernels->add(tile + PANEL_ROWS * j, tile + PANEL_ROWS * (j + 1), PANEL_ROWS,
@@ -227,8 +229,8 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
         const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
         for (int64_t i = first_panel; i < last_panel; i++) {
             float g[MAX_TILE * PANEL_ROWS], u[MAX_TILE * PANEL_ROWS];
-            run_tile(kernels, gate, i, x, columns, g);
-            run_tile(kernels, up, up_panel + i, x, columns, u);
+            run_tile(r->plan, gate, i, x, columns, g);
+            run_tile(r->plan, up, up_panel + i, x, columns, u);
             kernels->gated(g, u, op->activation, (int64_t)columns * PANEL_ROWS, g);
             const int64_t row = i * PANEL_ROWS;
             const int64_t n = dim - row < PANEL_ROWS ? dim - row : PANEL_ROWS;

@@ -177,6 +177,7 @@ class Spec:
     weights: list[Weight] = field(default_factory=list)
     ops: list[dict[str, Any]] = field(default_factory=list)
     arena_bytes: int = 64
+    native_bf16: bool = False
 
     def buffer(self, kind: int, dim: int, logit_rows: bool = False) -> int:
         """A new buffer behind the others."""
@@ -228,6 +229,7 @@ class Spec:
         for w, weight in zip(weights, self.weights, strict=False):
             ffi.memmove(ffi.addressof(w), weight.entry, ffi.sizeof("edge_weight"))
         spec.isa, spec.max_tokens = isa_index(self.isa), self.max_tokens
+        spec.native_bf16 = int(self.native_bf16)
         spec.n_layers, spec.n_kv_heads, spec.head_dim = self.cache_shape
         spec.ops, spec.n_ops = ops, len(self.ops)
         spec.buffers, spec.n_buffers = buffers, len(self.buffers)

@@ -16,16 +16,17 @@ LAYERS = [
     {"models", "plan", "weights", "chat", "store"},
     {"kv", "sampler", "results", "stops"},
     {"engine", "request"},
-    {"stream", "session"},
+    {"stream", "session", "perplexity"},
     {"conversation"},
     {"model"},
+    {"bench"},
     {"cli"},
 ]
 #: Packages that may be imported at the top of these modules only.
 HEAVY = {
     "jinja2": {"jinja"},
     "tokenizers": {"tokenizer/backend"},
-    "numpy": {"native", "weights", "engine", "sampler"},
+    "numpy": {"native", "weights", "engine", "sampler", "perplexity"},
     "cffi": set(),
 }
 

@@ -215,6 +215,24 @@ def test_gated_matmul(kind: str, fused: bool) -> None:
     np.testing.assert_array_equal(on_all_isas(run), apart)
 
 
+@pytest.mark.parametrize("n, k", [(1, 1), (16, 33), (17, 62), (33, 96), (48, 576)])
+def test_native_bf16(n: int, k: int) -> None:
+    """Exact products of bfloat16 numbers, summed in some order; refused where the CPU has none."""
+    weight, values = moderate("BF16", n, k)
+    x = (normal(9, k).view("u4") & 0xFFFF0000).view("f4")  # bfloat16 already
+    exact, terms = x.astype("f8") @ values.T, np.abs(x.astype("f8")) @ np.abs(values).T
+    for isa in native.isas():
+        spec = Spec(isa, native_bf16=True)
+        out = spec.op("matmul", (spec.given(x),), spec.buffer(F32, n), [weight])
+        if not lib.edge_isa_has_bf16(isa_index(isa)):
+            with pytest.raises(NativeError, match="bfloat16"):
+                Plan(spec)
+            continue
+        for m in M:
+            got = evaluate(spec, out, min(m, len(x)))
+            assert (np.abs(got - exact[:m]) <= terms[:m] * EPS * (k / 2 + 4)).all()
+
+
 # ---- quantisation --------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "complete": "Continue a text, without a chat template.",
     "info": "Say what a model file is, from its header alone.",
     "bench": "Measure prompt and decode speed.",
+    "perplexity": "Measure how well a model predicts a text: lower is better.",
     "pull": "Fetch the default model into the cache.",
 }
 

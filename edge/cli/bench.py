@@ -1,11 +1,11 @@
-"""`edge-run bench`: tokens per second of the engine alone, on random tokens."""
+"""`edge-run bench`: speeds of a model beside what the machine can do, and beside peers."""
 
 from __future__ import annotations
 
 import json
-import random
-import statistics
-import time
+import os
+import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,30 +14,57 @@ from edge.cli import COMMANDS
 from edge.cli.terminal import Progress, mebibytes, peak_memory
 
 if TYPE_CHECKING:
-    from edge.engine import Engine
-    from edge.kv import KVCache
+    from edge.bench import Peer
 
 
-def _counts(ctx: click.Context, _: click.Parameter, value: str | None) -> tuple[int | None, ...]:
-    """`1,2` -> (1, 2); None: the engine's own choice."""
+def _numbers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """`128,512` -> (128, 512); a value that is not given is ()."""
     if value is None:
-        return (None,)
+        return ()
     parts = value.split(",")
-    if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise click.BadParameter(f"{value!r} is not a list of thread counts, such as 1,2.")
-    return tuple(int(part) for part in parts)
+    if not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f"{value!r} is not a list of numbers, such as 1,2.")
+    numbers = tuple(dict.fromkeys(int(part) for part in parts))
+    if parameter.name == "threads" and 0 in numbers:
+        raise click.BadParameter("0 threads cannot run anything.")
+    return numbers
+
+
+def _names(ctx: click.Context, _: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """`llama.cpp,ik` -> peers."""
+    from edge.bench.runner import PEERS
+
+    names = tuple(dict.fromkeys(value.split(","))) if value else ()
+    for name in names:
+        if name not in PEERS:
+            raise click.BadParameter(f"{name!r} is no peer. There are: {', '.join(PEERS)}.")
+    return names
+
+
+def _by_name(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=PATH` flags -> name to path."""
+    pairs = [value.partition("=") for value in values]
+    if not all(name and path for name, _, path in pairs):
+        raise click.BadParameter("write a peer's name, an equals sign and a path.")
+    return {name: path for name, _, path in pairs}
+
+
+def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.lower().endswith((".svg", ".png")):
+        raise click.BadParameter(f"{value!r} ends neither in .svg nor in .png.")
+    return value
 
 
 @click.command(short_help=COMMANDS["bench"])
 @click.argument("model", required=False)
 @click.option(
     "--prompt",
-    "n_prompt",
-    type=click.IntRange(min=0),
-    default=512,
+    "prompts",
+    callback=_numbers,
+    default="512",
     show_default=True,
-    metavar="N",
-    help="Tokens of a prompt; 0: do not measure.",
+    metavar="N,N,...",
+    help="Tokens of prompts; 0: none.",
 )
 @click.option(
     "--decode",
@@ -46,7 +73,16 @@ def _counts(ctx: click.Context, _: click.Parameter, value: str | None) -> tuple[
     default=64,
     show_default=True,
     metavar="N",
-    help="Tokens to decode one by one, from an empty context; 0: do not measure.",
+    help="Tokens to decode one by one; 0: none.",
+)
+@click.option(
+    "--depth",
+    "depths",
+    callback=_numbers,
+    default="0",
+    show_default=True,
+    metavar="N,N,...",
+    help="Tokens in the context before those that are decoded.",
 )
 @click.option(
     "--repeat",
@@ -54,104 +90,114 @@ def _counts(ctx: click.Context, _: click.Parameter, value: str | None) -> tuple[
     default=5,
     show_default=True,
     metavar="N",
-    help="Measurements, after one that does not count.",
+    help="Rounds, after a warm-up that does not count.",
 )
 @click.option(
     "-t",
     "--threads",
-    callback=_counts,
+    callback=_numbers,
     metavar="N,N,...",
     show_default="the cores that help",
     help="Thread counts to measure.",
 )
+@click.option(
+    "--against",
+    callback=_names,
+    metavar="NAME,...",
+    help="Measure these runtimes beside: llama.cpp, ik, ik-repacked.",
+)
+@click.option(
+    "--peer-python",
+    "pythons",
+    multiple=True,
+    callback=_by_name,
+    metavar="NAME=PATH",
+    help="The Python that has this runtime's package; this one unless told.",
+)
+@click.option(
+    "--peer-model",
+    "models",
+    multiple=True,
+    callback=_by_name,
+    metavar="NAME=PATH",
+    help="The file that this runtime loads, where it cannot load MODEL.",
+)
+@click.option(
+    "--plot",
+    "plot_path",
+    callback=_plot_path,
+    metavar="FILE",
+    help="Draw the roofline, as .svg or .png (needs edge-run[bench]).",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
-def bench(
-    model: str | None,
-    n_prompt: int,
-    n_decode: int,
-    repeat: int,
-    threads: tuple[int | None, ...],
-    as_json: bool,
-) -> None:
+def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any) -> None:
     """Measure prompt and decode speed.
 
-    Tokens per second of the engine alone, on random tokens: the median of the measurements, and
-    the slowest and fastest of them.
+    Tokens per second of the engine alone: the median of the rounds, the slowest and the fastest.
+    Decode reads all weights for each token, so it is held against the bandwidth at which this
+    machine reads memory, measured between the rounds; a prompt is held against its peak of int8
+    multiply-adds.
+
+    --against measures other runtimes in the same rounds, each in a fresh process: llama.cpp
+    through the package llama-cpp-python, ik_llama.cpp through ik-llama-cpp-python.
     """
-    if not n_prompt and not n_decode:
+    prompts = [n for n in flags["prompts"] if n]
+    if not prompts and not flags["n_decode"]:
         raise click.UsageError("--prompt 0 and --decode 0 leave nothing to measure.")
-    from edge.engine import Engine
+    peers = _peers(flags["against"], flags["pythons"], flags["models"])
+    from edge.bench import Case, Report, Settings, measure, plot
     from edge.store import default_model
 
+    if plot_path:
+        plot.require()  # before minutes of measuring
+    cases = [Case("prompt", n) for n in prompts]
+    cases += [Case("decode", flags["n_decode"], d) for d in flags["depths"] if flags["n_decode"]]
+    settings = Settings(tuple(cases), flags["threads"] or (None,), flags["repeat"], peers)
     path = model if model is not None else str(default_model())
-    tests = [test for test in (("prompt", n_prompt), ("decode", n_decode)) if test[1]]
-    rows: list[dict[str, Any]] = []
-    for n_threads in threads:
-        with Progress("loading") as progress:
-            engine = Engine.load(
-                path, context=max(n_prompt, n_decode), threads=n_threads, progress=progress
-            )
-        try:
-            facts = {"isa": engine.isa, "packed_bytes": engine.packed_bytes}
-            rows += _measure(engine, tests, repeat)
-        finally:
-            engine.close()
-    result = {"model": path, **facts, "peak_bytes": peak_memory(), "results": rows}
-    click.echo(json.dumps(result) if as_json else "\n".join(_lines(result)))
+    with _Bars() as bars:
+        report = Report(path, measure(path, settings, bars), settings)
+    if plot_path:
+        plot.roofline([report], plot_path)
+    peak = peak_memory()
+    if as_json:
+        click.echo(json.dumps({**report.json(), "peak_bytes": peak}))
+    else:
+        first, *rest = report.lines()
+        first += f", peak memory {mebibytes(peak)}" if peak and not peers else ""
+        click.echo("\n".join([first, *rest]))
 
 
-def _measure(engine: Engine, tests: list[tuple[str, int]], repeat: int) -> list[dict[str, Any]]:
-    """One row per test; the tests take turns, so that a slow minute hits both."""
-    rng = random.Random(0)
-    seconds: dict[str, list[float]] = {name: [] for name, _ in tests}
-    cache = engine.cache()
-    n_rounds = repeat + 1
-    try:
-        with Progress(f"measuring, threads {engine.threads}") as progress:
-            for i_round in range(n_rounds):
-                for i, (name, n) in enumerate(tests):
-                    tokens = [rng.randrange(engine.n_vocab) for _ in range(n)]
-                    seconds[name].append(_time(engine, cache, tokens, at_once=name == "prompt"))
-                    progress(i_round * len(tests) + i + 1, n_rounds * len(tests))
-    finally:
-        cache.close()
-    rows = []
-    for name, n in tests:
-        speeds = [n / s for s in seconds[name][1:]]
-        rows.append(
-            {
-                "threads": engine.threads,
-                "test": name,
-                "tokens": n,
-                "median": statistics.median(speeds),
-                "min": min(speeds),
-                "max": max(speeds),
-                "tokens_per_second": speeds,
-            }
-        )
-    return rows
+def _peers(
+    names: tuple[str, ...], pythons: dict[str, str], models: dict[str, str]
+) -> tuple[Peer, ...]:
+    """Raises UsageError for a name without --against, or a path that is not there."""
+    from edge.bench import Peer
+
+    for flag, paths in (("--peer-python", pythons), ("--peer-model", models)):
+        for name, path in paths.items():
+            if name not in names:
+                raise click.UsageError(f"{flag} {name}: --against does not name it.")
+            if not os.path.isfile(path):
+                raise click.UsageError(f"{flag} {name}: {path} is not a file.")
+    return tuple(Peer(n, pythons.get(n, sys.executable), models.get(n)) for n in names)
 
 
-def _time(engine: Engine, cache: KVCache, tokens: list[int], *, at_once: bool) -> float:
-    """Seconds to run the tokens from an empty cache: in chunks, or one by one."""
-    cache.trim(0)
-    step = engine.chunk if at_once else 1
-    start = time.perf_counter()
-    for i in range(0, len(tokens), step):
-        last = not at_once or i + step >= len(tokens)
-        engine.run(cache, tokens[i : i + step], logits="last" if last else "none")
-    return time.perf_counter() - start
+class _Bars:
+    """A progress bar for each thing that is under way."""
 
+    def __init__(self) -> None:
+        self._label = ""
+        self._bar: Progress | None = None
+        self._stack = ExitStack()
 
-def _lines(result: dict[str, Any]) -> list[str]:
-    peak = f", peak memory {mebibytes(result['peak_bytes'])}" if result["peak_bytes"] else ""
-    packed = mebibytes(result["packed_bytes"])
-    lines = [
-        f"{result['model']}: kernels {result['isa']}, packed weights {packed}{peak}",
-        f"{'test':<12}{'threads':>8}{'median':>12}{'min':>12}{'max':>12}   tokens/s",
-    ]
-    for row in result["results"]:
-        name = f"{row['test']} {row['tokens']}"
-        speeds = "".join(f"{row[key]:12,.1f}" for key in ("median", "min", "max"))
-        lines.append(f"{name:<12}{row['threads']:>8}{speeds}")
-    return lines
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._label or self._bar is None:
+            self._stack.close()
+            self._label, self._bar = what, self._stack.enter_context(Progress(what))
+        self._bar(done, total)
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()

@@ -28,10 +28,11 @@ typedef struct {
     uint8_t sign[SUPER / 8];         /* bit i of byte j: weight 8 j + i is negative */
 } decoded_grid;
 
-/* The grid of a layout: entry i, 4 weights as nibbles or 8 as pairs of bits, k 0 lowest, is
- * low[i] | high[i] << 8. They are codes of the magnitudes in the type's table. */
+/* The grid of a layout: 4 weights as nibbles or 8 as pairs of bits, k 0 lowest. They are codes of
+ * the magnitudes in the type's table. */
 typedef struct grid_info {
-    const uint8_t *low, *high; /* 64-byte aligned */
+    const uint16_t *entries;
+    const uint8_t *low, *high; /* bytes of the entries, 64-byte aligned */
     int32_t index_bits;        /* 8, 9, 10 */
     int32_t weights;           /* per entry: 4, 8 */
 } grid_info;

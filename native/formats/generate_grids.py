@@ -22,8 +22,8 @@ LAYOUTS = {
 HEAD = """\
 /* Grids of the IQ types: which codes an index stands for. Written by generate_grids.py.
  *
- * An entry has 16 bits: 4 weights of 4 bits or 8 of 2, the first in the lowest. Bytes of compact
- * layouts are apart, low and high, because that is how byte permutes look them up.
+ * An entry has 16 bits: 4 weights of 4 bits or 8 of 2, the first in the lowest. Compact layouts have
+ * them whole, and their bytes apart, low and high, which is how byte permutes look them up.
  */
 #include <stddef.h>
 
@@ -73,11 +73,13 @@ def text() -> str:
         grid, name = entries(type_name), type_name.lower()
         weights = int(layout.split("X")[1][0])
         bits = grid.size.bit_length() - 1
+        parts += array(f"static const uint16_t {name}_entries", grid)
         for half, shift in (("low", 0), ("high", 8)):
             values = (grid >> shift).astype(np.uint8)
             parts += array(f"static const _Alignas(64) uint8_t {name}_{half}", values)
         rows.append(
-            f"        [EDGE_LAYOUT_{layout}] = {{{name}_low, {name}_high, {bits}, {weights}}},\n"
+            f"        [EDGE_LAYOUT_{layout}] = "
+            f"{{{name}_entries, {name}_low, {name}_high, {bits}, {weights}}},\n"
         )
     parts += array("const uint16_t iq1_grid", entries("IQ1_S"))
     return "".join(parts) + GRID_OF % "".join(rows)

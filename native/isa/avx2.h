@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "formats/formats.h"
+
 typedef struct {
     __m256 lo, hi;
 } vf;
@@ -203,21 +205,49 @@ static inline void vc_zip(vc low, vc high, vc *a, vc *b) {
     *a = (vc){_mm256_unpacklo_epi8(low.lo, high.lo), _mm256_unpacklo_epi8(low.hi, high.hi)};
     *b = (vc){_mm256_unpackhi_epi8(low.lo, high.lo), _mm256_unpackhi_epi8(low.hi, high.hi)};
 }
-/* One index after the other: no shuffle of this ISA reaches further than 16 bytes. */
-static inline void vc_grid(const uint8_t *low_table, const uint8_t *high_table, int index_bits,
-                           const uint8_t *index, const uint8_t *high, vc *low, vc *high_out) {
-    uint8_t l[64], h[64];
-    uint64_t bits[2] = {0, 0};
-    for (int b = 0; b < index_bits - 8; b++) {
-        __builtin_memcpy(&bits[b], high + 8 * b, 8);
+/* All ones in the 16-bit lanes whose bit is set. */
+static inline __m256i lanes_of(int bits) {
+    const __m256i one = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096,
+                                          8192, 16384, -32768);
+    return _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16((short)bits), one), one);
+}
+/* Four entries side by side. */
+static inline int64_t four_entries(const uint16_t *entries, const uint16_t *at) {
+    return (int64_t)(entries[at[0]] | (uint64_t)entries[at[1]] << 16 |
+                     (uint64_t)entries[at[2]] << 32 | (uint64_t)entries[at[3]] << 48);
+}
+/* One index after the other, no shuffle of this ISA reaches far enough; whole entries, so that
+ * there is one load for two bytes, and their bytes are parted at the end. */
+static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t *index,
+                           const uint8_t *high, vc *low, vc *high_out) {
+    uint16_t at[64];
+    UNROLL for (int i = 0; i < 64; i += 16) {
+        __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(index + i)));
+        for (int b = 0; b < index_bits - 8; b++) {
+            const int bits = high[8 * b + i / 8] | high[8 * b + i / 8 + 1] << 8;
+            const __m256i bit = _mm256_set1_epi16((short)(256 << b));
+            wide = _mm256_or_si256(wide, _mm256_and_si256(lanes_of(bits), bit));
+        }
+        _mm256_storeu_si256((__m256i *)(at + i), wide);
     }
-    for (int i = 0; i < 64; i++) {
-        const size_t at = index[i] | (bits[0] >> i & 1) << 8 | (bits[1] >> i & 1) << 9;
-        l[i] = low_table[at];
-        h[i] = high_table[at];
+    const uint16_t *entries = grid->entries;
+    __m256i e[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        const uint16_t *p = at + 16 * i;
+        e[i] = _mm256_setr_epi64x(four_entries(entries, p), four_entries(entries, p + 4),
+                                  four_entries(entries, p + 8), four_entries(entries, p + 12));
     }
-    *low = vc_load(l);
-    *high_out = vc_load(h);
+    const __m256i mask = _mm256_set1_epi16(255);
+    __m256i lows[2], highs[2];
+    UNROLL for (int i = 0; i < 2; i++) {
+        const __m256i p = e[2 * i], q = e[2 * i + 1];
+        const __m256i l = _mm256_packus_epi16(_mm256_and_si256(p, mask), _mm256_and_si256(q, mask));
+        const __m256i h = _mm256_packus_epi16(_mm256_srli_epi16(p, 8), _mm256_srli_epi16(q, 8));
+        lows[i] = _mm256_permute4x64_epi64(l, 0xd8);
+        highs[i] = _mm256_permute4x64_epi64(h, 0xd8);
+    }
+    *low = (vc){lows[0], lows[1]};
+    *high_out = (vc){highs[0], highs[1]};
 }
 
 static inline vi zero_pair(int zero, int first, int n) {
@@ -280,7 +310,7 @@ static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t
     const int most = max <= 15 ? 8 : max <= 31 ? 4 : max <= 63 ? 2 : 1, fit = most < n ? most : n;
     UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_pair_dot(zeros, minus_sum + 2 * j); }
     UNROLL for (int s = first; s < first + n; s += fit) {
-        vi pairs[TILE];
+        vi pairs[TILE] = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
         UNROLL for (int i = s; i < s + fit; i++) {
             UNROLL for (int j = 0; j < c; j++) {
                 const __m256i four = four_bytes(x + 4 * (i * c + j));

@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "formats/formats.h"
+
 typedef __m512 vf;
 typedef __m512i vi;
 typedef __m512i vc;
@@ -134,15 +136,15 @@ static inline __m512i look_up(const uint8_t *table, int n, __m512i index, const 
     }
     return at[0];
 }
-static inline void vc_grid(const uint8_t *low_table, const uint8_t *high_table, int index_bits,
-                           const uint8_t *index, const uint8_t *high, vc *low, vc *high_out) {
+static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t *index,
+                           const uint8_t *high, vc *low, vc *high_out) {
     const __m512i i = _mm512_loadu_si512(index);
     __mmask64 choose[3] = {_mm512_movepi8_mask(i)};
     UNROLL for (int b = 0; b < index_bits - 8; b++) {
         __builtin_memcpy(&choose[1 + b], high + 8 * b, 8);
     }
-    *low = look_up(low_table, index_bits - 7, i, choose);
-    *high_out = look_up(high_table, index_bits - 7, i, choose);
+    *low = look_up(grid->low, index_bits - 7, i, choose);
+    *high_out = look_up(grid->high, index_bits - 7, i, choose);
 }
 
 static inline vi zero_pair(int zero, int first, int n) {
@@ -160,6 +162,23 @@ static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t
             dot[j] = _mm512_dpbusd_epi32(dot[j], w[s], four_bytes(x + 4 * (s * c + j)));
         }
     }
+}
+
+/* bfloat16 dot products, which not every CPU with VNNI has: see kernels/bf16.c. */
+#define HAS_BF16_DOT
+#define BF16_TARGET __attribute__((target("avx512bf16")))
+
+BF16_TARGET static inline void vf_to_bfloat(uint16_t *p, vf a, vf b) {
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+}
+/* 16 rows of two k, a pair in each lane. */
+static inline vi vi_pair_rows(const uint16_t *a, const uint16_t *b) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)a));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)b));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+BF16_TARGET static inline vf vf_dot_bfloat(vf sum, vi pairs, const uint16_t x[2]) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)pairs, (__m512bh)four_bytes(x));
 }
 
 #endif

@@ -266,16 +266,17 @@ static inline void vc_zip(vc low, vc high, vc *a, vc *b) {
         b->v[i] = i % 2 == 0 ? low.v[from + 8] : high.v[from + 8];
     }
 }
-/* 64 indices of 8 bits, and 8 bytes for each bit above, through a grid of two byte tables. */
-static inline void vc_grid(const uint8_t *low_table, const uint8_t *high_table, int index_bits,
-                           const uint8_t *index, const uint8_t *high, vc *low, vc *high_out) {
+/* 64 indices of 8 bits, and 8 bytes for each bit above, through a grid: the bytes of its entries.
+ */
+static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t *index,
+                           const uint8_t *high, vc *low, vc *high_out) {
     BYTES(i) {
         int at = index[i];
         for (int b = 0; b < index_bits - 8; b++) {
             at |= (high[8 * b + i / 8] >> i % 8 & 1) << (8 + b);
         }
-        low->v[i] = low_table[at];
-        high_out->v[i] = high_table[at];
+        low->v[i] = grid->low[at];
+        high_out->v[i] = grid->high[at];
     }
 }
 

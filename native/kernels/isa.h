@@ -29,6 +29,7 @@
 
 /* What the kernel files give to the table. */
 extern const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE];
+extern const tile_function FN(native_bf16)[MAX_TILE]; /* with HAS_BF16_DOT */
 void FN(norm)(const float *, const float *, float, int64_t, float *);
 void FN(quantize)(const float *, int64_t, q8_place);
 void FN(norm_quantize)(const float *, const float *, float, int64_t, q8_place);
@@ -40,6 +41,7 @@ void FN(attention)(const attention_args *, int64_t, int64_t);
 void FN(softmax)(const float *, int64_t, float *);
 void FN(log_softmax)(const float *, int64_t, float *);
 int32_t FN(all_finite)(const float *, int64_t);
+int64_t FN(dots)(int64_t, int32_t *);
 
 _Static_assert(TILE <= MAX_TILE && TILE % 2 == 0, "Q8X2 columns come in pairs");
 #if FLT_EVAL_METHOD != 0

@@ -63,6 +63,8 @@ struct edge_kernels {
     const char *name;
     int32_t tile; /* columns per tile of Q8 activations and of matmuls, at most MAX_TILE */
     const tile_function (*tiles)[MAX_TILE]; /* [layout][c - 1] */
+    /* For bf16 by the CPU's own instruction, with other bits; NULL where there is none. */
+    const tile_function *native_bf16;
 
     /* out[k] = x / sqrt(mean(x^2) + eps) * weight. */
     void (*norm)(const float *x, const float *weight, float eps, int64_t k, float *out);
@@ -85,6 +87,8 @@ struct edge_kernels {
     void (*log_softmax)(const float *x, int64_t n, float *out);
     /* 1 when every element is finite. */
     int32_t (*all_finite)(const float *x, int64_t n);
+    /* Int8 dot products out of registers; returns the multiply-adds done, out (16) their sums. */
+    int64_t (*dots)(int64_t n_rounds, int32_t *out);
 };
 typedef struct edge_kernels edge_kernels;
 

@@ -82,8 +82,7 @@ INLINE void unpack_grid(vc w[STEPS], shape l, const grid_info *grid, const uint8
     if (l.weights == 4) {
         UNROLL for (int v = 0; v < 2; v++) {
             vc a, b;
-            vc_grid(grid->low, grid->high, l.index_bits, codes + 64 * v,
-                    high + v * (l.index_bits - 8) * 8, &a, &b);
+            vc_grid(grid, l.index_bits, codes + 64 * v, high + v * (l.index_bits - 8) * 8, &a, &b);
             w[4 * v] = vc_bits(a, 0, 15);
             w[4 * v + 1] = vc_bits(a, 4, 15);
             w[4 * v + 2] = vc_bits(b, 0, 15);
@@ -92,7 +91,7 @@ INLINE void unpack_grid(vc w[STEPS], shape l, const grid_info *grid, const uint8
         unpack_plane(w, codes + 128, 1, 3);
     } else {
         vc a, b, halves[2];
-        vc_grid(grid->low, grid->high, l.index_bits, codes, high, &a, &b);
+        vc_grid(grid, l.index_bits, codes, high, &a, &b);
         vc_zip(a, b, &halves[0], &halves[1]);
         UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_bits(halves[s / 4], 2 * (s % 4), 3); }
         unpack_plane(w, codes + 64, 1, 2);

@@ -8,6 +8,9 @@ const edge_kernels FN(kernels) = {
     .name = TEXT(EDGE_ISA),
     .tile = TILE,
     .tiles = FN(tiles),
+#ifdef HAS_BF16_DOT
+    .native_bf16 = FN(native_bf16),
+#endif
     .norm = FN(norm),
     .quantize = FN(quantize),
     .norm_quantize = FN(norm_quantize),
@@ -19,4 +22,5 @@ const edge_kernels FN(kernels) = {
     .softmax = FN(softmax),
     .log_softmax = FN(log_softmax),
     .all_finite = FN(all_finite),
+    .dots = FN(dots),
 };

@@ -1,0 +1,119 @@
+"""What this machine can do: the two roofs that speeds are held against."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edge import native
+from edge.errors import MemoryBudgetError
+from edge.memory import available, show
+from edge.native import ffi, lib
+
+__all__ = ["Machine", "Roofs", "cpu_name"]
+
+_LEAST, _MOST = 64 << 20, 1 << 30  # bytes of the buffer that is read
+_CACHES = 8  # times the largest cache: what is left of it there from pass to pass counts little
+_PASSES = 3
+
+
+class Roofs(NamedTuple):
+    """One measurement. read: bytes per second; dot: int8 multiply-adds per second."""
+
+    read: float
+    dot: float
+
+
+class Machine:
+    """Measures the roofs with a number of threads. Raises MemoryBudgetError, UnsupportedError."""
+
+    def __init__(self, threads: int) -> None:
+        size = _buffer_bytes(_largest_cache())
+        left = available()
+        if left is not None and size > left // 2:
+            raise MemoryBudgetError(
+                f"{show(size)} are read to measure the bandwidth, {show(left)} are available",
+                needed=size,
+                budget=left,
+                parts={"buffer": size},
+            )
+        self._isa = native.isa_index()
+        out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
+        native.check(lib.edge_pool_new(threads, out, error), error)
+        self._pool: Any = ffi.gc(out[0], lib.edge_pool_free)
+        self._block = _anonymous(size)
+        self._base: Any = ffi.from_buffer("uint8_t[]", self._block)
+        for first in range(0, size, 1 << 20):  # written, or all pages were one page of zeros
+            self._block[first : first + (1 << 20)] = b"\1" * (1 << 20)
+
+    def measure(self) -> Roofs:
+        """Both roofs, right now; the bandwidth as the median of a few passes."""
+        ns, macs = ffi.new("int64_t *"), ffi.new("int64_t *")
+        native.check(lib.edge_measure_dot(self._pool, self._isa, macs, ns))
+        dot = macs[0] / ns[0] * 1e9
+        reads = []
+        for _ in range(_PASSES):
+            native.check(lib.edge_measure_read(self._pool, self._base, len(self._block), ns))
+            reads.append(len(self._block) / ns[0] * 1e9)
+        return Roofs(statistics.median(reads), dot)
+
+    def close(self) -> None:
+        """Give the memory and the threads back."""
+        if self._pool is not None:
+            ffi.release(self._pool)
+            ffi.release(self._base)
+            self._block.close()
+            self._pool = None
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _anonymous(size: int) -> mmap.mmap:
+    """Memory in huge pages where the system has them, as packed weights are."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return block
+
+
+def _buffer_bytes(cache: int | None) -> int:
+    """Bytes to read, a multiple of 1 MiB. cache: bytes of the largest cache, None: unknown."""
+    wanted = _LEAST if cache is None else min(max(_CACHES * cache, _LEAST), _MOST)
+    return wanted >> 20 << 20
+
+
+def _largest_cache(root: str = "/sys/devices/system/cpu/cpu0/cache") -> int | None:
+    """Bytes, where the system tells."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    sizes = []
+    for path in Path(root).glob("index*/size"):
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text[:-1].isdecimal() and text[-1] in units:
+            sizes.append(int(text[:-1]) * units[text[-1]])
+    return max(sizes, default=None)
+
+
+def cpu_name() -> str:
+    """The CPU's name and how many there are, as the system tells them."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("model name", "Model")):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} CPUs"

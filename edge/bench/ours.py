@@ -1,0 +1,100 @@
+"""edge as a runtime that the runner's steps measure, and the work that a case is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import edge
+from edge.bench.runner import Case
+from edge.engine import Engine
+
+if TYPE_CHECKING:
+    from edge.kv import KVCache
+
+__all__ = ["Ours", "Work", "work"]
+
+
+class Ours:
+    """A loaded model. options: more arguments of `Engine.load`, whose errors it raises."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int | None,
+        context: int,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> None:
+        self.engine = Engine.load(
+            path, context=context, threads=threads, progress=progress, **options
+        )
+        self.n_vocab, self.batch = self.engine.n_vocab, self.engine.chunk
+        self._caches: dict[int, KVCache] = {}  # one per depth: a deep one takes long to fill
+        self._depth = 0
+
+    def build(self) -> str:
+        """Version and kernels."""
+        return f"edge {edge.__version__}: {self.engine.isa}"
+
+    def cut(self, n_tokens: int, depth: int) -> int:
+        """See `runner.Runtime`."""
+        if depth not in self._caches:
+            self._caches[depth] = self.engine.cache()
+        self._depth, cache = depth, self._caches[depth]
+        cache.trim(min(cache.length, n_tokens))
+        return cache.length
+
+    def append(self, tokens: Sequence[int], start: int, last: bool) -> None:
+        """See `runner.Runtime`."""
+        cache = self._caches[self._depth]
+        assert cache.length == start
+        self.engine.run(cache, tokens, logits="last" if last else "none")
+
+    def close(self) -> None:
+        """Give everything back."""
+        for cache in self._caches.values():
+            cache.close()
+        self.engine.close()
+
+    def __enter__(self) -> Ours:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the matmuls of a case do.
+
+    macs: multiply-adds with weights per token; bytes: of packed weights per token, as often as
+    they are read; cache_bytes: of keys and values that a token reads, on average.
+    """
+
+    macs: float
+    bytes: float
+    cache_bytes: int
+
+
+def work(engine: Engine, case: Case) -> Work:
+    """The work of a case. Ops past the last attention run for tokens whose logits are wanted only,
+    which of a prompt is the last; an embedding is read in full only where it is the head too."""
+    lowered, shapes = engine.lowered, engine.graph.weights
+    steps = case.tokens if case.kind == "decode" else 1
+    passes = case.tokens if case.kind == "decode" else -(-case.tokens // engine.chunk)
+    macs = n_bytes = 0
+    for op in lowered.ops:
+        if op.kind not in ("matmul", "gated_matmul"):
+            continue
+        wanted_only = lowered.buffers[op.output].logit_rows
+        for name in op.weights:
+            n, k = shapes[name]
+            macs += n * k * (steps if wanted_only else case.tokens)
+            n_bytes += engine.weight_bytes(name) * (steps if wanted_only else passes)
+    read = 0
+    if case.kind == "decode":
+        read = engine.cache_bytes(case.depth + (case.tokens + 1) // 2)
+    return Work(macs / case.tokens, n_bytes / case.tokens, read)

@@ -1,0 +1,251 @@
+"""Rounds of measurements: edge alone in this process, or beside peers, a fresh process each.
+
+Speeds drift on most machines, memory bandwidth most of all. So what is compared takes turns: the
+cases of a round, the runtimes of a round (the first of them changing), and the roofs of the
+machine between them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import edge
+from edge import native
+from edge.bench.machine import Machine, Roofs
+from edge.bench.ours import Ours, Work, work
+from edge.bench.runner import PEERS, Case, seconds, speed, warm_up
+from edge.engine import describe
+from edge.errors import EdgeError, InputError, UnsupportedError
+from edge.gguf import GGUF
+
+__all__ = ["Measured", "Outcome", "Peer", "Settings", "measure"]
+
+#: A round beside peers measures a case until that took so many seconds, at most so often.
+ENOUGH, MOST = 1.0, 3
+_RUNNER = Path(__file__).with_name("runner.py")
+
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, total)."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime to measure beside edge.
+
+    name: one of `runner.PEERS`; python: an interpreter that can import it; model: the file it
+    runs, None: the same as edge.
+    """
+
+    name: str
+    python: str = sys.executable
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure. threads: None is the engine's own choice; rounds: after a warm-up;
+    options: more arguments of `Engine.load`, plain values."""
+
+    cases: tuple[Case, ...]
+    threads: tuple[int | None, ...] = (None,)
+    rounds: int = 5
+    peers: tuple[Peer, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def context(self) -> int:
+        """The tokens that the largest case needs."""
+        return max(case.depth + case.tokens for case in self.cases)
+
+    def check(self) -> None:
+        """Raise InputError for what cannot be measured: before anything is loaded."""
+        if not self.cases or not self.threads or self.rounds < 1:
+            raise InputError("there is nothing to measure")
+        for case in self.cases:
+            if case.kind not in ("prompt", "decode") or case.tokens < 1 or case.depth < 0:
+                raise InputError(f"{case} cannot be measured")
+        for peer in self.peers:
+            if peer.name not in PEERS:
+                raise InputError(f"{peer.name} is no peer: {', '.join(PEERS)}")
+            if peer.model is not None and not os.path.isfile(peer.model):
+                raise InputError(f"{peer.model}, for {peer.name}, is not a file")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one runtime gave in one round. speeds: tokens per second by case; error: why none."""
+
+    build: str = ""
+    speeds: tuple[float, ...] = ()
+    error: str | None = None
+
+
+@dataclass
+class Measured:
+    """All rounds with one number of threads.
+
+    rounds: runtime ("edge" or a peer's name) -> its outcomes; work: by case; roofs: as often as
+    they were measured.
+    """
+
+    threads: int
+    isa: str = ""
+    packed_bytes: int = 0
+    work: tuple[Work, ...] = ()
+    roofs: list[Roofs] = field(default_factory=list)
+    rounds: dict[str, list[Outcome]] = field(default_factory=dict)
+
+
+def measure(path: str, settings: Settings, progress: Progress | None = None) -> list[Measured]:
+    """Measure a model; one entry per number of threads.
+
+    A peer that cannot be measured is an outcome with an error; the rest goes on. Raises what
+    `Engine.load` raises, ContextError for a depth that the model does not have, InputError.
+    """
+    settings.check()
+    with closing(GGUF.open(path)) as gguf:
+        describe(gguf, settings.context)  # raises what would else end a process of its own
+    report = progress or (lambda what, done, total: None)
+    one = _beside_peers if settings.peers else _alone
+    return [one(path, threads, settings, report) for threads in settings.threads]
+
+
+def _alone(path: str, threads: int | None, settings: Settings, progress: Progress) -> Measured:
+    def loading(done: int, total: int) -> None:
+        progress("loading", done, total)
+
+    cases = settings.cases
+    total = settings.rounds * (len(cases) + 1)
+    with Ours(path, threads, settings.context, loading, **settings.options) as ours:
+        result = _described(ours, cases)
+        what = f"measuring, threads {result.threads}"
+        with Machine(result.threads) as machine:
+            warm_up(ours, cases)
+            for i in range(settings.rounds):
+                result.roofs.append(machine.measure())
+                speeds = []
+                for j, case in enumerate(cases):
+                    speeds.append(case.tokens / seconds(ours, case))
+                    progress(what, i * (len(cases) + 1) + j + 1, total)
+                outcome = Outcome(ours.build(), tuple(speeds))
+                result.rounds.setdefault("edge", []).append(outcome)
+            result.roofs.append(machine.measure())
+    return result
+
+
+def _described(ours: Ours, cases: Sequence[Case]) -> Measured:
+    engine = ours.engine
+    done = tuple(work(engine, case) for case in cases)
+    return Measured(engine.threads, engine.isa, engine.packed_bytes, done)
+
+
+# ---- beside peers ----------------------------------------------------------------------------
+
+
+def _beside_peers(
+    path: str, threads: int | None, settings: Settings, progress: Progress
+) -> Measured:
+    names: list[Peer | None] = [None, *settings.peers]  # None: edge
+    total = settings.rounds * len(names)
+    result = Measured(0)
+    dead: dict[str, str] = {}  # peers that failed: they would again
+    for i in range(settings.rounds):
+        for j in range(len(names)):
+            peer = names[(i + j) % len(names)]
+            if peer is None:
+                outcome = _ours_once(path, threads, settings, result)
+            elif peer.name in dead:
+                outcome = Outcome(error=dead[peer.name])
+            else:
+                outcome = _peer_once(path, peer, native.threads(threads), settings)
+            name = "edge" if peer is None else peer.name
+            if outcome.error is not None:
+                dead[name] = outcome.error
+            result.rounds.setdefault(name, []).append(outcome)
+            progress(f"round {i + 1} of {settings.rounds}, {name}", i * len(names) + j + 1, total)
+    return result
+
+
+def _ours_once(path: str, threads: int | None, settings: Settings, into: Measured) -> Outcome:
+    """edge in a process of its own; its errors are raised."""
+    job: dict[str, Any] = {"model": path, "threads": threads, "context": settings.context}
+    job |= {"cases": settings.cases, "enough": ENOUGH, "most": MOST, "options": settings.options}
+    root = str(Path(edge.__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    got = _run([sys.executable, "-m", "edge.bench", json.dumps(job)], env)
+    if "error" in got:
+        raise EdgeError(got["error"])
+    into.threads, into.isa, into.packed_bytes = got["threads"], got["isa"], got["packed_bytes"]
+    into.work = tuple(Work(*w) for w in got["work"])
+    into.roofs += [Roofs(*r) for r in got["roofs"]]
+    return Outcome(got["build"], tuple(got["speeds"]))
+
+
+def run_ours(job: dict[str, Any]) -> dict[str, Any]:
+    """What the process of `python -m edge.bench JOB` does: see `runner.main`."""
+    try:
+        return _run_ours(job)
+    except EdgeError as e:
+        return {"error": str(e)}
+
+
+def _run_ours(job: dict[str, Any]) -> dict[str, Any]:
+    cases = [Case(*case) for case in job["cases"]]
+    with Ours(job["model"], job["threads"], job["context"], **job["options"]) as ours:
+        about = _described(ours, cases)
+        with Machine(about.threads) as machine:
+            warm_up(ours, cases)
+            roofs, speeds = [machine.measure()], []
+            for case in cases:
+                speeds.append(speed(ours, case, job["enough"], job["most"]))
+                roofs.append(machine.measure())
+        return {
+            "build": ours.build(),
+            "threads": about.threads,
+            "isa": about.isa,
+            "packed_bytes": about.packed_bytes,
+            "work": [(w.macs, w.bytes, w.cache_bytes) for w in about.work],
+            "roofs": roofs,
+            "speeds": speeds,
+        }
+
+
+def _peer_once(path: str, peer: Peer, threads: int, settings: Settings) -> Outcome:
+    job: dict[str, Any] = {"peer": peer.name, "model": peer.model or path, "threads": threads}
+    # Room for whole batches: some peers round the context down.
+    job |= {"context": settings.context + 256, "cases": settings.cases}
+    job |= {"enough": ENOUGH, "most": MOST}
+    try:
+        got = _run([peer.python, str(_RUNNER), json.dumps(job)], None)
+        if "error" in got:
+            raise UnsupportedError(got["error"], what=peer.name)
+    except EdgeError as e:
+        return Outcome(error=str(e))
+    return Outcome(got["build"], tuple(got["speeds"]))
+
+
+def _run(command: list[str], env: dict[str, str] | None) -> dict[str, Any]:
+    """The object that a process prints. Raises UnsupportedError when it ends otherwise."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=env, errors="replace")
+    except OSError as e:
+        raise UnsupportedError(f"cannot start {command[0]}: {e.strerror}", what=command[0]) from e
+    lines = done.stdout.strip().splitlines()
+    try:
+        result = json.loads(lines[-1]) if done.returncode == 0 and lines else None
+    except ValueError:
+        result = None
+    if isinstance(result, dict):
+        return result
+    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    how = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
+    raise UnsupportedError(f"{Path(command[0]).name} ended with {how}: {said}", what=command[0])

@@ -1,0 +1,161 @@
+"""`edge-run perplexity`: how well a model predicts a text, alone or against a base model."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.cli import COMMANDS
+from edge.cli.options import read_file
+from edge.cli.terminal import Interrupt, Progress, mebibytes, note, peak_memory
+from edge.errors import CancelledError
+
+if TYPE_CHECKING:
+    from edge.model import Model
+    from edge.perplexity import Divergence, Perplexity
+
+
+@click.command(short_help=COMMANDS["perplexity"])
+@click.argument("model", required=False)
+@click.option("-f", "--file", required=True, metavar="FILE", help="The text, a UTF-8 file.")
+@click.option(
+    "-c",
+    "--context",
+    type=click.IntRange(min=8),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Tokens of a window.",
+)
+@click.option(
+    "--chunks",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="all",
+    help="Use the first N windows only.",
+)
+@click.option(
+    "--kl",
+    "base",
+    metavar="BASE",
+    help="Compare with this model, such as the F16 file that MODEL was quantised from.",
+)
+@click.option(
+    "-t",
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads to compute with.",
+    show_default="the cores that help",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def perplexity(
+    model: str | None, file: str, base: str | None, as_json: bool, **options: int | None
+) -> None:
+    """Measure how well a model predicts a text: lower is better.
+
+    The method is that of llama.cpp's llama-perplexity with its defaults: windows of --context
+    tokens that do not overlap, the second half of each scored. With --kl also how far the model
+    is from a base model with the same vocabulary: KL divergence, and how often both have the same
+    most likely token. A number behind ± is a standard error.
+    """
+    text = read_file(file).removesuffix("\n")  # as llama.cpp does
+    with ExitStack() as stack:
+        loaded = [_load(stack, path, options) for path in (model, *([base] if base else []))]
+        measured = _measure(loaded, text, options)
+        result = _as_dict(loaded, file, measured)
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        click.echo("\n".join(_lines(measured)))
+        note(_figures(result))
+
+
+def _load(stack: ExitStack, path: str | None, options: dict[str, int | None]) -> Model:
+    """A model, closed with the stack."""
+    import edge
+
+    with Progress("loading") as progress:
+        model = edge.load(
+            path, context=options["context"], threads=options["threads"], progress=progress
+        )
+    stack.enter_context(model)
+    return model
+
+
+def _measure(
+    models: list[Model], text: str, options: dict[str, int | None]
+) -> Perplexity | Divergence:
+    """Measure the one model, or compare the first with the second. Ctrl-C: exit code 130."""
+    from edge import perplexity as library
+    from edge.engine import Cancel
+
+    windows = library.cut(
+        models[0], text, context=options["context"] or 0, chunks=options["chunks"]
+    )
+    cancel = Cancel()
+    try:
+        with Interrupt(cancel.set), Progress("measuring") as progress:
+            if len(models) == 1:
+                return library.measure(models[0], windows, progress=progress, cancel=cancel)
+            return library.compare(models[0], models[1], windows, progress=progress, cancel=cancel)
+    except CancelledError:
+        raise click.exceptions.Exit(130) from None
+
+
+def _as_dict(models: list[Model], file: str, measured: Perplexity | Divergence) -> dict[str, Any]:
+    """The result as JSON values: the model's figures, then `base` and `divergence` with --kl."""
+    from edge.perplexity import Divergence
+
+    def row(model: Model, p: Perplexity) -> dict[str, Any]:
+        path = model.engine.gguf.path
+        return {"model": path, **asdict(p), "tokens_per_second": p.tokens_per_second}
+
+    engine = models[0].engine
+    result: dict[str, Any] = {"file": file, "context": engine.config.n_context}
+    if isinstance(measured, Divergence):
+        facts = asdict(measured)
+        del facts["model"], facts["base"]
+        result |= row(models[0], measured.model)
+        result |= {"base": row(models[1], measured.base), "divergence": facts}
+    else:
+        result |= row(models[0], measured)
+    return result | {
+        "isa": engine.isa,
+        "threads": engine.threads,
+        "peak_bytes": peak_memory(),
+    }
+
+
+def _lines(measured: Perplexity | Divergence) -> list[str]:
+    """The result for people."""
+    from edge.perplexity import Perplexity
+
+    if isinstance(measured, Perplexity):
+        return [f"perplexity {measured.perplexity:.4f} ± {measured.error:.4f}"]
+    d = measured
+    rows = {
+        "perplexity": f"{d.model.perplexity:.4f} ± {d.model.error:.4f}",
+        "perplexity of the base": f"{d.base.perplexity:.4f} ± {d.base.error:.4f}",
+        "ratio": f"{d.ratio:.5f} ± {d.ratio_error:.5f}",
+        "KL divergence": f"{d.kl:.6f} ± {d.kl_error:.6f}",
+        "median, 99 %, largest": f"{d.kl_median:.6f}, {d.kl_99:.6f}, {d.kl_max:.6f}",
+        "same most likely token": f"{100 * d.top1:.2f} ± {100 * d.top1_error:.2f} %",
+    }
+    return [f"{name:<24}{value}" for name, value in rows.items()]
+
+
+def _figures(result: dict[str, Any]) -> str:
+    """One line: what was run, tokens/s, peak memory, kernels."""
+    parts = [
+        f"{result['n_windows']} windows of {result['context']} tokens, "
+        f"{result['n_scored']:,} scored, {result['tokens_per_second']:.1f}/s"
+    ]
+    if peak := result["peak_bytes"]:
+        parts.append(f"peak memory {mebibytes(peak)}")
+    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    return "; ".join([*parts, f"kernels {result['isa']}, {threads}"])

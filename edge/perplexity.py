@@ -1,0 +1,356 @@
+"""Perplexity of a model on a text, and how far it is from another model on the same text.
+
+    with edge.load("model.gguf", context=512) as model:
+        windows = cut(model, text, context=512)
+        print(measure(model, windows))
+
+The method is that of llama.cpp's `llama-perplexity` with its defaults, so that numbers compare:
+
+- The text is tokenised once, control tokens in it read as letters, and cut into windows of
+  `context` tokens that do not overlap; what is left over at the end is not used.
+- Each window is run from an empty cache. Where the model wants a beginning-of-sequence token, that
+  takes the place of the window's first token.
+- Only the second half is scored, so that every prediction has a context: the logits of positions
+  context/2 .. context-2, each for the token that follows. Of 512 tokens 255 are scored.
+- Perplexity is exp(m), m the mean of -log p(token that follows); its error is exp(m) times the
+  standard error of m.
+- Against a base model, per scored position: KL(base || model) = sum of p_base (log p_base - log p),
+  and whether both have the same most likely token. The error of the ratio of the perplexities is
+  that of the paired differences, since both models meet the same hard tokens.
+
+llama.cpp rounds the base's log-probabilities to 16 bits on their way through a file; here nothing
+is rounded, and both models are in memory at once.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import native
+from edge.engine import Cancel, Engine
+from edge.errors import ContextError, InputError, ModelFileError, brief
+
+if TYPE_CHECKING:
+    from edge.model import Model
+
+__all__ = ["Divergence", "Perplexity", "Windows", "compare", "cut", "measure"]
+
+#: Rows of logits in memory at a time: 51 MB for a vocabulary of 200,000.
+ROWS = 64
+#: Fewest tokens of a window: three of them are scored.
+MIN_CONTEXT = 8
+#: Nats per token. Guessing costs log(vocabulary), about 12; e to this power is still a float.
+_ABSURD = 700.0
+
+#: progress(done, total): tokens run, of all windows and models.
+Progress = Callable[[int, int], None]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A text cut for measuring. tokens: one tuple of `context` token ids for each window."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    context: int
+
+    @property
+    def first(self) -> int:
+        """The first position of a window that is scored."""
+        return self.context // 2
+
+    @property
+    def n_scored(self) -> int:
+        """Positions that are scored, of all windows."""
+        return len(self.tokens) * (self.context - self.first - 1)
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    perplexity: exp of the mean negative log-probability; error: its standard error; n_windows,
+    n_scored: windows, and tokens predicted in them; n_tokens, seconds: what the model was run on,
+    and how long it took, scoring not included.
+    """
+
+    perplexity: float
+    error: float
+    n_windows: int
+    n_scored: int
+    n_tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens run, by the time that it took; 0.0 where no time was measured."""
+        return self.n_tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model is from a base model on a text; each `_error` is a standard error.
+
+    model, base: their perplexities; ratio: of the model's by the base's. kl: the mean KL
+    divergence base || model in nats, kl_median, kl_99 and kl_max: its median, 99th percentile and
+    largest value over the positions. top1: share of positions, 0 to 1, where both have the same
+    most likely token.
+    """
+
+    model: Perplexity
+    base: Perplexity
+    ratio: float
+    ratio_error: float
+    kl: float
+    kl_error: float
+    kl_median: float
+    kl_99: float
+    kl_max: float
+    top1: float
+    top1_error: float
+
+
+def cut(model: Model, text: str, *, context: int = 512, chunks: int | None = None) -> Windows:
+    """Tokenise a text and cut it into windows for `measure` and `compare`.
+
+    context: tokens of a window, from 8; chunks: at most so many windows, None: all there are.
+    Raises InputError for a text too short for one window and for numbers out of range,
+    ContextError for a context that the model was not loaded for.
+    """
+    if context < MIN_CONTEXT:
+        raise InputError(f"a context of {context} tokens: from {MIN_CONTEXT}")
+    if chunks is not None and chunks < 1:
+        raise InputError(f"{chunks} windows: from 1")
+    _check_holds(model, context)
+    tokenizer = model.tokenizer
+    tokens = tokenizer.encode(text)
+    n_windows = len(tokens) // context
+    if not n_windows:
+        raise InputError(
+            f"the text has {len(tokens)} tokens, a window of {context} needs {context}: "
+            "take a longer text or a smaller context"
+        )
+    windows = []
+    for i in range(n_windows if chunks is None else min(n_windows, chunks)):
+        window = tokens[i * context : (i + 1) * context]
+        if tokenizer.add_bos and tokenizer.bos_id is not None:
+            window[0] = tokenizer.bos_id
+        windows.append(tuple(window))
+    return Windows(tuple(windows), context)
+
+
+def measure(
+    model: Model,
+    windows: Windows,
+    *,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Perplexity:
+    """The model's perplexity on the windows of a text, see the top of this module.
+
+    Raises ContextError when the model was loaded for less than a window, CancelledError,
+    MemoryBudgetError, ModelFileError when the weights turn out to be damaged.
+    """
+    nll: list[float] = []
+    with _runners([model], windows, progress, cancel) as (runner,):
+        for token, (logits,) in _positions([runner], windows):
+            nll.append(-float(native.log_softmax(logits)[token]))
+    return _perplexity(runner, windows, nll)
+
+
+def compare(
+    model: Model,
+    base: Model,
+    windows: Windows,
+    *,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Divergence:
+    """How far the model is from a base model on the windows of a text.
+
+    base: any model of the same vocabulary, such as the one that `model` was quantised from.
+    Raises InputError when the vocabularies differ, and what `measure` raises.
+    """
+    _check_same_vocabulary(model, base)
+    nll: list[float] = []
+    nll_base: list[float] = []
+    kl: list[float] = []
+    same: list[bool] = []
+    with _runners([model, base], windows, progress, cancel) as runners:
+        for token, (logits, logits_base) in _positions(runners, windows):
+            log_q, log_p = native.log_softmax(logits), native.log_softmax(logits_base)
+            nll.append(-float(log_q[token]))
+            nll_base.append(-float(log_p[token]))
+            kl.append(_kl(native.softmax(logits_base), log_p, log_q))
+            same.append(bool(logits.argmax() == logits_base.argmax()))
+    measured, measured_base = (
+        _perplexity(runner, windows, values)
+        for runner, values in zip(runners, (nll, nll_base), strict=True)
+    )
+    if not all(map(math.isfinite, kl)):
+        raise _damaged(runners[0])
+    log_ratio, log_ratio_error = _mean([a - b for a, b in zip(nll, nll_base, strict=True)])
+    ratio = math.exp(log_ratio)
+    mean_kl, kl_error = _mean(kl)
+    top1, top1_error = _mean(same)
+    return Divergence(
+        model=measured,
+        base=measured_base,
+        ratio=ratio,
+        ratio_error=ratio * log_ratio_error,
+        kl=mean_kl,
+        kl_error=kl_error,
+        kl_median=statistics.median(kl),
+        kl_99=float(np.quantile(kl, 0.99)),
+        kl_max=max(kl),
+        top1=top1,
+        top1_error=top1_error,
+    )
+
+
+# ---- running ----
+
+
+class _Runner:
+    """One model, run on one window after the other."""
+
+    def __init__(
+        self, engine: Engine, cache: Any, count: Callable[[int], None], cancel: Cancel | None
+    ) -> None:
+        self.engine = engine
+        self.seconds, self.n_tokens = 0.0, 0
+        self._cache, self._count, self._cancel = cache, count, cancel
+
+    def rows(self, tokens: Sequence[int], first: int) -> Iterator[Floats]:
+        """Logits (n_vocab,) of each position from `first` on, ROWS of them computed at a time."""
+        self._cache.trim(0)
+        starts = [*range(0, first, self.engine.chunk), *range(first, len(tokens), ROWS)]
+        for start, end in pairwise([*starts, len(tokens)]):
+            # Copies: a view that somebody still holds would keep all the rows beside the next ones.
+            yield from map(np.copy, self._run(tokens[start:end], scored=start >= first))
+
+    def _run(self, tokens: Sequence[int], *, scored: bool) -> Floats | tuple[()]:
+        """Logits (tokens, n_vocab) where they are scored, else none."""
+        began = perf_counter()
+        logits = self.engine.run(
+            self._cache, tokens, logits="all" if scored else "none", cancel=self._cancel
+        )
+        self.seconds += perf_counter() - began
+        self.n_tokens += len(tokens)
+        self._count(len(tokens))
+        return () if logits is None else logits
+
+
+@contextmanager
+def _runners(
+    models: Sequence[Model], windows: Windows, progress: Progress | None, cancel: Cancel | None
+) -> Iterator[list[_Runner]]:
+    """A runner for each model; progress counts the tokens of all."""
+    total = len(models) * len(windows.tokens) * (windows.context - 1)
+    done = 0
+
+    def count(n_tokens: int) -> None:
+        nonlocal done
+        done += n_tokens
+        if progress is not None:
+            progress(done, total)
+
+    with ExitStack() as stack:
+        runners = []
+        for model in models:
+            _check_holds(model, windows.context)
+            cache = model.engine.cache()
+            stack.callback(cache.close)
+            runners.append(_Runner(model.engine, cache, count, cancel))
+        count(0)
+        yield runners
+
+
+def _positions(
+    runners: Sequence[_Runner], windows: Windows
+) -> Iterator[tuple[int, tuple[Floats, ...]]]:
+    """(the token that follows, logits (n_vocab,) of each model) for each scored position."""
+    first = windows.first
+    for window in windows.tokens:
+        # The last token of a window predicts one that is not in it: it is not run.
+        rows = (runner.rows(window[:-1], first) for runner in runners)
+        yield from zip(window[first + 1 :], zip(*rows, strict=True), strict=True)
+
+
+# ---- numbers ----
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of two or more values and its standard error, exactly summed."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
+    return mean, math.sqrt(variance / n)
+
+
+def _kl(p: Floats, log_p: Floats, log_q: Floats) -> float:
+    """Sum of p (log p - log q) in float64, one by one: the same bits on every machine."""
+    with np.errstate(invalid="ignore"):  # infinite only with damaged weights: told by the caller
+        terms = p.astype(np.float64) * (log_p.astype(np.float64) - log_q)
+    return float(np.cumsum(terms)[-1])
+
+
+def _perplexity(runner: _Runner, windows: Windows, nll: Sequence[float]) -> Perplexity:
+    """From the negative log-probabilities. Raises ModelFileError when they are beyond reason."""
+    if not all(map(math.isfinite, nll)):
+        raise _damaged(runner)
+    mean, error = _mean(nll)
+    if mean > _ABSURD:
+        raise _damaged(runner)
+    perplexity = math.exp(mean)
+    return Perplexity(
+        perplexity=perplexity,
+        error=perplexity * error,
+        n_windows=len(windows.tokens),
+        n_scored=len(nll),
+        n_tokens=runner.n_tokens,
+        seconds=runner.seconds,
+    )
+
+
+def _damaged(runner: _Runner) -> ModelFileError:
+    return ModelFileError(
+        "what the text says comes out as impossible: the weights are damaged",
+        path=runner.engine.gguf.path,
+    )
+
+
+# ---- checks ----
+
+
+def _check_holds(model: Model, context: int) -> None:
+    limit = model.engine.config.n_context
+    if context > limit:
+        raise ContextError(
+            f"{model.engine.gguf.path}: windows of {context} tokens, it was loaded for {limit}",
+            needed=context,
+            limit=limit,
+        )
+
+
+def _check_same_vocabulary(model: Model, base: Model) -> None:
+    """Every token must be spelled the same in both."""
+    ours, theirs = (m.engine.gguf.metadata.get("tokenizer.ggml.tokens", []) for m in (model, base))
+    if ours == theirs and model.engine.n_vocab == base.engine.n_vocab:
+        return
+    where = f"{model.engine.gguf.path} and {base.engine.gguf.path} differ in their vocabularies"
+    if model.engine.n_vocab != base.engine.n_vocab:
+        raise InputError(f"{where}: {model.engine.n_vocab} and {base.engine.n_vocab} tokens")
+    i = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), 0)
+    spelled = " and ".join(brief(tokens[i] if tokens else None) for tokens in (ours, theirs))
+    raise InputError(f"{where}: token {i} is {spelled}")

@@ -1,0 +1,124 @@
+/* What this machine can do: how fast its threads read memory, and how fast they multiply int8. */
+#include <stdatomic.h>
+#include <stddef.h>
+#include <time.h>
+
+#include "cpu.h"
+#include "kernels/kernels.h"
+#include "layouts.h"
+#include "pool.h"
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static int64_t timed(edge_pool *pool, const pool_job *job) {
+    const int64_t start = now_ns();
+    pool_run(pool, job);
+    return now_ns() - start;
+}
+
+/* ---- memory ------------------------------------------------------------------------------ */
+
+/* Read as matmuls read their panels: a step of a few lines, what comes AHEAD asked for, since
+ * hardware prefetchers stop at the page. */
+enum { READ_CHUNK = 1 << 18, STEP = 256, AHEAD = 4096 };
+
+typedef uint64_t words __attribute__((vector_size(16), aligned(8)));
+
+typedef struct {
+    const uint8_t *data;
+    int64_t n_bytes;
+    _Atomic uint64_t sum; /* so that the loads happen */
+} reading;
+
+static uint32_t read_chunks(void *context, uint32_t stage) {
+    (void)stage;
+    const reading *r = context;
+    return (uint32_t)((r->n_bytes + READ_CHUNK - 1) / READ_CHUNK);
+}
+
+static void read_chunk(void *context, uint32_t stage, uint32_t chunk) {
+    (void)stage;
+    reading *r = context;
+    const uint8_t *p = r->data + (int64_t)chunk * READ_CHUNK;
+    const int64_t left = r->n_bytes - (int64_t)chunk * READ_CHUNK;
+    const int64_t n = left < READ_CHUNK ? left : READ_CHUNK;
+    words a = {0}, b = {0}, c = {0}, d = {0};
+    int64_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
+        for (int j = 0; j < STEP; j += 64) {
+            __builtin_prefetch(p + i + AHEAD + j);
+        }
+        const words *w = (const words *)(p + i);
+        for (size_t j = 0; j < STEP / sizeof *w; j += 4) {
+            a ^= w[j];
+            b ^= w[j + 1];
+            c ^= w[j + 2];
+            d ^= w[j + 3];
+        }
+    }
+    for (; i < n; i++) {
+        a[0] ^= p[i];
+    }
+    a ^= b ^ c ^ d;
+    atomic_fetch_xor_explicit(&r->sum, a[0] ^ a[1], memory_order_relaxed);
+}
+
+int32_t edge_measure_read(edge_pool *pool, const void *data, int64_t n_bytes, int64_t *ns) {
+    if (pool == NULL || data == NULL || ns == NULL || n_bytes < 1 ||
+        n_bytes / READ_CHUNK >= UINT32_MAX) {
+        return EDGE_BAD_ARGUMENT;
+    }
+    reading r = {data, n_bytes, 0};
+    const pool_job job = {1, read_chunks, read_chunk, &r};
+    *ns = timed(pool, &job);
+    return EDGE_OK;
+}
+
+/* ---- int8 dot products ------------------------------------------------------------------- */
+
+/* Chunks per thread: small enough that a thread that wakes late costs little. Rounds grow until
+ * one takes DOT_NS. */
+enum { DOT_CHUNKS = 16, DOT_NS = 20000000, DOT_START = 64, DOT_GROWTH = 4 };
+
+typedef struct {
+    const edge_kernels *kernels;
+    uint32_t n_chunks;
+    int64_t n_rounds;     /* in each chunk */
+    _Atomic int64_t macs; /* done */
+} dotting;
+
+static uint32_t dot_chunks(void *context, uint32_t stage) {
+    (void)stage;
+    return ((const dotting *)context)->n_chunks;
+}
+
+static void dot_chunk(void *context, uint32_t stage, uint32_t chunk) {
+    (void)stage;
+    (void)chunk;
+    dotting *d = context;
+    int32_t out[PANEL_ROWS];
+    atomic_fetch_add_explicit(&d->macs, d->kernels->dots(d->n_rounds, out), memory_order_relaxed);
+}
+
+int32_t edge_measure_dot(edge_pool *pool, int32_t isa, int64_t *macs, int64_t *ns) {
+    const edge_kernels *kernels = cpu_kernels(isa);
+    if (pool == NULL || macs == NULL || ns == NULL || kernels == NULL || !cpu_usable(isa)) {
+        return EDGE_BAD_ARGUMENT;
+    }
+    dotting d = {kernels, (uint32_t)pool_threads(pool) * DOT_CHUNKS, DOT_START, 0};
+    const pool_job job = {1, dot_chunks, dot_chunk, &d};
+    for (;;) {
+        atomic_store(&d.macs, 0);
+        *ns = timed(pool, &job);
+        if (*ns >= DOT_NS) {
+            break;
+        }
+        d.n_rounds *= DOT_GROWTH;
+    }
+    *macs = atomic_load(&d.macs);
+    return EDGE_OK;
+}
