@@ -6,21 +6,24 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import memory, models, native, plan
+from edge import memory, models, native, packed_cache, plan
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF
 from edge.graph import Graph
 from edge.kv import KVCache, cache_bytes
 from edge.models.common import Config
 from edge.native import ffi, lib
-from edge.weights import Weights
+from edge.packed import PackedFile, open_model
+from edge.weights import Layout, Weights
 
-__all__ = ["Cancel", "Engine", "describe"]
+__all__ = ["Cancel", "Description", "Engine", "describe", "pack"]
 
 #: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
 #: progress bar.
@@ -30,19 +33,92 @@ CHUNK = 256
 TOKENIZER_BYTES = 850
 
 
-def describe(gguf: GGUF, context: int | None = None) -> tuple[Graph, Config, Weights]:
+@dataclass(frozen=True)
+class Description:
+    """What this build would run of a file. parts: bytes of memory by name, weights first."""
+
+    graph: Graph
+    config: Config
+    weights: Weights
+    lowered: plan.Lowered
+    parts: dict[str, int]
+
+
+def describe(
+    model: GGUF | PackedFile, context: int | None = None, layout: Layout = "auto"
+) -> Description:
     """What this build would run of a file, from its header alone; nothing is packed.
 
+    layout: see `Weights.fit`; "auto" goes by the memory that is available now.
     Raises whatever `Engine.load` raises for a file that it cannot run.
     """
-    shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
-    graph, config = models.build(gguf.metadata, shapes, context=context, path=gguf.path)
+    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
+    graph, config = models.build(model.metadata, shapes, context=context, path=model.path)
     if config.head_dim % 16 or config.head_dim > 256:
         raise UnsupportedError(
-            f"{gguf.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
+            f"{model.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
             what=f"head_dim {config.head_dim}",
         )
-    return graph, config, Weights(gguf, graph.weights)
+    weights = Weights(model, graph.weights)
+    lowered = _lower(graph, weights)
+    others = {
+        f"keys and values of {config.n_context} tokens": cache_bytes(config, config.n_context),
+        "buffers": lowered.arena_bytes,
+        "tokenizer": graph.dims[graph.output] * TOKENIZER_BYTES,
+    }
+    budget = memory.available()
+    weights.fit(layout, None if budget is None else budget - sum(others.values()))
+    if weights.is_compact:
+        lowered = _lower(graph, weights)
+    what = "weights, the compact layout" if weights.is_compact else "weights"
+    return Description(graph, config, weights, lowered, {what: weights.n_bytes} | others)
+
+
+def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
+    return plan.lower(
+        graph,
+        weights.takes_q8,
+        lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, Engine.chunk)),
+    )
+
+
+def pack(
+    path: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    layout: Layout = "fast",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Pack a GGUF file into a file that runs without it; one that is there is replaced.
+
+    progress(bytes done, bytes in all). Returns the file's bytes.
+    Raises what `Engine.load` raises, InputError for a file that is packed already or the source
+    itself as the target, ModelFileError when the target cannot be written.
+    """
+    n_threads, target = native.threads(threads), Path(os.fsdecode(target))
+    with open_model(path) as model:
+        if isinstance(model, PackedFile):
+            raise InputError(f"{model.path} is packed already: pack its source")
+        if any(target.exists() and target.samefile(shard) for shard in model.paths):
+            raise InputError(f"{target} is the model itself: name another file")
+        weights = describe(model, layout=layout).weights
+        pool = _pool(n_threads)
+        try:
+            key = packed_cache.key_of(model, weights)
+            packed_cache.write_to(target, (model, weights, key, True), pool, progress)
+            return target.stat().st_size
+        except OSError as e:
+            raise ModelFileError(f"cannot be written: {e.strerror or e}", path=target) from e
+        finally:
+            ffi.release(pool)
+
+
+def _pool(n_threads: int) -> Any:
+    """An edge_pool, freed with `ffi.release`. Raises UnsupportedError, MemoryBudgetError."""
+    error, pool = ffi.new("edge_error *"), ffi.new("edge_pool **")
+    native.check(lib.edge_pool_new(n_threads, pool, error), error)
+    return ffi.gc(pool[0], lib.edge_pool_free)
 
 
 class Cancel:
@@ -78,16 +154,13 @@ class Engine:
 
     chunk = CHUNK
 
-    def __init__(self, gguf: GGUF, graph: Graph, config: Config, weights: Weights) -> None:
-        self.gguf, self.graph, self.config = gguf, graph, config
+    def __init__(self, model: GGUF | PackedFile, description: Description) -> None:
+        graph, weights = description.graph, description.weights
+        self.gguf, self.graph, self.config = model, graph, description.config
         self.n_vocab = graph.dims[graph.output]
         self.isa = ""
         self.threads = 0
-        self.lowered = plan.lower(
-            graph,
-            weights.takes_q8,
-            lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, self.chunk)),
-        )
+        self.lowered, self._parts = description.lowered, description.parts
         self.packed_bytes, self.arena_bytes = weights.n_bytes, self.lowered.arena_bytes
         self.layouts = {f"{name}.weight": weights.layout(name) for name in weights.names}
         self._weights = weights
@@ -106,22 +179,28 @@ class Engine:
         *,
         context: int | None = None,
         threads: int | None = None,
+        layout: Layout = "auto",
         progress: Callable[[int, int], None] | None = None,
+        opened: Callable[[GGUF | PackedFile], None] | None = None,
     ) -> Engine:
-        """Open, check, pack and plan a GGUF file.
+        """Open, check, pack and plan a GGUF file, or map a packed one.
 
         context: the most tokens of a session, None: see `models.build`; threads: None: see
-        `native.threads`; progress(bytes done, bytes in all) while packing.
+        `native.threads`; layout: see `Weights.fit`; progress(bytes done, bytes in all) while
+        weights are packed or verified; opened: called with the file before that, which takes time.
         Raises ModelFileError, UnsupportedError, MemoryBudgetError, ContextError, InputError.
         """
         n_threads, isa = native.threads(threads), native.isa_index()
-        gguf = GGUF.open(path)
+        model = open_model(path)
         engine = None
         try:
-            engine = cls(gguf, *describe(gguf, context))
+            engine = cls(model, describe(model, context, layout))
+            engine._require_memory(layout)
+            if opened:
+                opened(model)
             engine._start(n_threads, isa, progress)
         except BaseException:
-            (engine or gguf).close()
+            (engine or model).close()
             raise
         return engine
 
@@ -196,25 +275,21 @@ class Engine:
             self._weights.close()
             self.gguf.close()
 
+    def _require_memory(self, layout: Layout) -> None:
+        """Raise MemoryBudgetError, with what would need less, when the parts are too much."""
+        hint = "; a smaller --context needs less"
+        saves = self._weights.compact_saves
+        if layout == "fast" and saves and isinstance(self.gguf, GGUF):
+            hint += f", --layout compact {memory.show(saves)} less"
+        memory.require(self._parts, self.gguf.path, hint)
+
     def _start(self, n_threads: int, isa: int, progress: Callable[[int, int], None] | None) -> None:
         """Take the memory: threads, packed weights, plan."""
-        parts = {
-            "weights": self.packed_bytes,
-            f"keys and values of {self.config.n_context} tokens": self.cache_bytes(
-                self.config.n_context
-            ),
-            "buffers": self.arena_bytes,
-            "tokenizer": self.n_vocab * TOKENIZER_BYTES,
-        }
-        memory.require(parts, self.gguf.path, "; a smaller --context needs less")
-        error = ffi.new("edge_error *")
-        pool = ffi.new("edge_pool **")
-        native.check(lib.edge_pool_new(n_threads, pool, error), error)
-        self._pool = ffi.gc(pool[0], lib.edge_pool_free)
+        self._pool = _pool(n_threads)
         self.threads, self.isa = n_threads, native.text(lib.edge_isa_name(isa))
-        self._weights.pack(self._pool, progress)
+        self._load_weights(progress)
         self._check_factors()
-        made = ffi.new("edge_plan **")
+        error, made = ffi.new("edge_error *"), ffi.new("edge_plan **")
         spec, alive = self._spec(isa)
         status = lib.edge_plan_new(spec, made, error)
         del alive
@@ -227,6 +302,19 @@ class Engine:
             )
         native.check(status, error)
         self._plan = ffi.gc(made[0], lib.edge_plan_free)
+
+    def _load_weights(self, progress: Callable[[int, int], None] | None) -> None:
+        """Map them from a packed file, or pack them into memory."""
+        if isinstance(self.gguf, PackedFile):
+            self.gguf.verify(self._pool, progress)
+            self._weights.use(self.gguf)
+            return
+        found = packed_cache.find_or_make(self.gguf, self._weights, self._pool, progress)
+        if found is None:
+            self._weights.pack(self._pool, progress)
+            return
+        with found:
+            self._weights.use(found)
 
     def _check_factors(self) -> None:
         """Rotary factors divide frequencies: none may be zero, negative or absurd."""

@@ -96,14 +96,21 @@ class Metadata(Mapping[str, Any]):
     Raises ModelFileError on access to a list with a string that is not UTF-8.
     """
 
-    def __init__(self, values: dict[str, Any], reader: _Reader) -> None:
-        self._values, self._reader = values, reader
+    def __init__(
+        self, values: dict[str, Any], reader: _Reader, spans: dict[str, tuple[int, int]]
+    ) -> None:
+        self._values, self._reader, self._spans = values, reader, spans
+        self._decoded: dict[str, list[Any]] = {}
 
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
-        if isinstance(value, _Array):
-            value = self._values[key] = self._reader.decode(value, f"key {_shown(key)}")
-        return value
+        if not isinstance(value, _Array):
+            return value
+        decoded = self._decoded.get(key)
+        if decoded is None:
+            decoded = self._reader.decode(value, f"key {_shown(key)}")
+            self._decoded[key] = decoded
+        return decoded
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -114,12 +121,27 @@ class Metadata(Mapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         return key in self._values
 
+    def span(self, key: str) -> tuple[int, int]:
+        """Where the key's entry is in the file, its name, type and value: first byte, end."""
+        return self._spans[key]
+
+    def is_array(self, key: str) -> bool:
+        """Whether the value is an array; does not decode it."""
+        return isinstance(self._values[key], _Array)
+
+    def forget(self) -> None:
+        """Let go of the lists that were decoded; they can be decoded again. A vocabulary of
+        200,000 tokens and its merges are 40 MiB.
+        """
+        self._decoded = {}
+
 
 class GGUF:
     """A model file, or all shards of a split one, mapped. Open it with `GGUF.open`.
 
     path: the file that was opened; version: 2 or 3; metadata: see Metadata (of the first shard);
-    tensors: by name, in the file's order; alignment, n_bytes: bytes, the latter of all shards.
+    tensors: by name, in the file's order; alignment, n_bytes: bytes, the latter of all shards;
+    paths: of the shards, in order.
     """
 
     def __init__(self, path: str, shards: list[_Shard]) -> None:
@@ -129,6 +151,7 @@ class GGUF:
         self.alignment = shards[0].alignment
         self.metadata = shards[0].metadata
         self.n_bytes = sum(shard.reader.size for shard in shards)
+        self.paths = [shard.path for shard in shards]
         self.tensors = {name: t for shard in shards for name, t in shard.tensors.items()}
 
     @classmethod
@@ -155,6 +178,14 @@ class GGUF:
         except BaseException:
             _close(shards)
             raise
+
+    def headers(self) -> list[memoryview]:
+        """The bytes of each shard up to its tensors' data, padding included."""
+        return [memoryview(shard.reader.map)[: shard.data_start] for shard in self._shards]
+
+    def data(self) -> memoryview:
+        """The bytes of the first shard behind its header, as `headers` cuts it."""
+        return memoryview(self._shards[0].reader.map)[self._shards[0].data_start :]
 
     def close(self) -> None:
         """Unmap. Views that were taken stay valid: a map goes with the last view of it."""
@@ -351,14 +382,15 @@ class _Shard:
         self.version = _read_version(r)
         n_tensors = r.count(MAX_TENSORS, "tensor count")
         n_keys = r.count(MAX_KEYS, "key count")
-        values: dict[str, Any] = {}
+        values, spans = dict[str, Any](), dict[str, tuple[int, int]]()
         for i in range(n_keys):
             at = r.pos
             key = r.string(f"key {i}, name", MAX_NAME_BYTES)
             if key in values:
                 raise r.error("the key is there twice", f"key {_shown(key)}", at)
             values[key] = r.value(f"key {_shown(key)}")
-        self.metadata = Metadata(values, r)
+            spans[key] = at, r.pos
+        self.metadata = Metadata(values, r, spans)
         self.alignment = self._alignment()
         infos = [_read_info(r, i) for i in range(n_tensors)]
         self.tensors = self._place(infos)
@@ -378,6 +410,7 @@ class _Shard:
         """The tensors: names differ, data are aligned, inside the file, and do not overlap."""
         r, tensors = self.reader, dict[str, Tensor]()
         start = -(-r.pos // self.alignment) * self.alignment
+        self.data_start = min(start, r.size)
         for info in infos:
             field, offset = f"tensor {_shown(info.name)}", start + info.offset
             if info.name in tensors:

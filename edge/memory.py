@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from edge.errors import MemoryBudgetError
+import re
 
-__all__ = ["available", "require", "show"]
+from edge.errors import InputError, MemoryBudgetError
+
+__all__ = ["available", "parse_size", "require", "show"]
 
 #: Address space, not memory, that the tokenizer's threads and their heaps reserve: under a limit
 #: on it they would abort the process instead of raising an error.
@@ -35,6 +37,26 @@ def require(parts: dict[str, int], what: str, hint: str = "") -> None:
 def show(n_bytes: int) -> str:
     """Bytes for people: "1.2 GiB"."""
     return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?(?:([KMGT])(I?)B?|B)?", re.IGNORECASE)
+
+
+def parse_size(text: str, what: str = "size") -> int:
+    """Bytes from "1500000", "512MB", "1.5 GiB" or "2g": KB, MB, GB, TB are powers of 1000; KiB
+    and so on, and a letter alone, powers of 1024.
+
+    what: where the text comes from, for the message. Raises InputError.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{what}={text}: a size is a number and a unit, such as 8GB or 512MiB")
+    number, letter, binary = match.groups()
+    unit = 1
+    if letter:
+        decimal = not binary and match[0].upper().endswith("B")
+        unit = (1000 if decimal else 1024) ** (1 + "KMGT".index(letter.upper()))
+    return int(float(number) * unit)
 
 
 def _free() -> int | None:

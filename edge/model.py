@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import weakref
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edge.chat import ChatTemplate
+    from edge.gguf import GGUF
+    from edge.packed import PackedFile
     from edge.tokenizer import Tokenizer
+    from edge.weights import Layout
 
 __all__ = ["Model", "load"]
 
@@ -30,21 +34,36 @@ def load(
     *,
     context: int | None = None,
     threads: int | None = None,
+    layout: Layout = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
-    """Load a GGUF model.
+    """Load a GGUF model, or a packed one.
 
     path: the file, or the first of a split model's; None: the default model in the cache.
     context: tokens that a session may hold; None: the model's own limit, at most 4096.
-    threads: None: the cores that help. progress: called as progress(bytes done, bytes in all).
+    threads: None: the cores that help. layout: "fast", "compact" (some types take less memory,
+    and are slower), "auto": as much of it fast as fits. progress(bytes done, bytes in all).
     Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError.
     """
     if path is None:
         from edge.store import default_model
 
         path = default_model()
-    engine = Engine.load(fspath(path), context=context, threads=threads, progress=progress)
-    return Model(engine)
+    making: list[_Soon] = []
+    try:
+        engine = Engine.load(
+            fspath(path),
+            context=context,
+            threads=threads,
+            layout=layout,
+            progress=progress,
+            opened=lambda file: making.append(_Soon(file)),
+        )
+    except BaseException:
+        for tokenizer in making:
+            tokenizer.join()
+        raise
+    return Model(engine, making[0])
 
 
 class Model:
@@ -54,8 +73,8 @@ class Model:
     All but `close` and `closed` raise InputError afterwards.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, tokenizer: _Soon | None = None) -> None:
+        self._engine, self._soon = engine, tokenizer
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
@@ -71,20 +90,18 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer, built at the first use. Raises ModelFileError, UnsupportedError."""
+        """Its tokenizer. Raises ModelFileError, UnsupportedError."""
         gguf = self.engine.gguf
         with self._lock:
             if self._tokenizer is None:
-                from edge.tokenizer import Tokenizer
-
-                tokenizer = Tokenizer.from_metadata(gguf.metadata, gguf.path)
+                tokenizer = (self._soon or _Soon(gguf)).result()
                 if tokenizer.n_vocab != self._engine.n_vocab:
                     raise ModelFileError(
                         f"{tokenizer.n_vocab} tokens, the model has {self._engine.n_vocab}",
                         path=gguf.path,
                         field="key tokenizer.ggml.tokens",
                     )
-                self._tokenizer = tokenizer
+                self._tokenizer, self._soon = tokenizer, None
             return self._tokenizer
 
     @property
@@ -144,6 +161,8 @@ class Model:
         """Cancel and close the sessions, then the engine."""
         with self._lock:
             self.closed = True
+            if self._soon is not None:
+                self._soon.join()
         for session in list(self._sessions):  # all of it may be done again, if it was cut short
             session.close()
         self._engine.close()
@@ -153,3 +172,44 @@ class Model:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class _Soon(threading.Thread):
+    """A tokenizer that is built while the weights are loaded, which needs little of the GIL."""
+
+    def __init__(self, file: GGUF | PackedFile) -> None:
+        super().__init__(name="edge tokenizer")
+        self._file = file
+        self._made: Tokenizer | None = None
+        self._error: BaseException | None = None
+        with contextlib.suppress(RuntimeError):  # no more threads: `result` does it
+            self.start()
+
+    def run(self) -> None:
+        try:
+            self._made = self._make()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Tokenizer:
+        """The tokenizer, or what went wrong with it."""
+        if self.ident is None:
+            return self._make()
+        self.join()
+        if self._error is not None:
+            raise self._error
+        assert self._made is not None
+        return self._made
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait, if it was ever started."""
+        if self.ident is not None:
+            super().join(timeout)
+
+    def _make(self) -> Tokenizer:
+        from edge.tokenizer import Tokenizer
+
+        metadata = self._file.metadata
+        tokenizer = Tokenizer.from_metadata(metadata, self._file.path)
+        metadata.forget()
+        return tokenizer

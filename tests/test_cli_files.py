@@ -44,7 +44,8 @@ def test_info_of_a_model_that_cannot_run(tiny_gguf: Tiny, tmp_path: Path) -> Non
 def test_info_of_a_type_that_cannot_run(tiny_gguf: Tiny, tmp_path: Path) -> None:
     facts = json.loads(run("info", str(bad_type(tiny_gguf, tmp_path)), "--json").stdout)
     assert not facts["runs"] and "I32" in facts["why_not"]
-    assert facts["types"]["I32"] == {"tensors": 1, "parameters": 64, "bytes": 256}
+    row = {"tensors": 1, "parameters": 64, "bytes": 256, "layouts": [], "memory_bytes": 0}
+    assert facts["types"]["I32"] == row
 
 
 @pytest.mark.parametrize("as_json", [False, True])

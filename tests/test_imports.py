@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edge"
 LAYERS = [
     {"__init__", "errors", "tensor_types"},
     {"graph", "gguf", "memory", "native", "jinja", "tokenizer"},
-    {"models", "plan", "weights", "chat", "store"},
+    {"models", "plan", "packed", "chat", "store"},
+    {"weights"},
+    {"packed_cache"},
     {"kv", "sampler", "results", "stops"},
     {"engine", "request"},
     {"stream", "session", "perplexity"},

@@ -26,6 +26,8 @@ COMMANDS = {
     "info": "Say what a model file is, from its header alone.",
     "bench": "Measure prompt and decode speed.",
     "perplexity": "Measure how well a model predicts a text: lower is better.",
+    "pack": "Write a packed file, which starts without packing.",
+    "cache": "List or clear the packed models in the cache.",
     "pull": "Fetch the default model into the cache.",
 }
 
@@ -118,7 +120,8 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def cli() -> None:
     """Run language models on small devices.
 
-    MODEL is a GGUF file; without one, the default model is used (see `edge-run pull`).
+    MODEL is a GGUF file, or a packed one (see `edge-run pack`); without one, the default model is
+    used (see `edge-run pull`).
     """
 
 

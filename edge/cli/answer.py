@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,25 @@ def open_model(path: str | None, settings: Settings) -> Model:
     """Load a model, the default one where path is None, with a bar on a terminal."""
     import edge
 
-    with Progress("loading") as progress:
-        return edge.load(
-            path, context=settings.context, threads=settings.threads, progress=progress
-        )
+    gc.disable()  # a vocabulary is a million objects, and none of them garbage
+    try:
+        with Progress("loading") as progress:
+            model = edge.load(
+                path,
+                context=settings.context,
+                threads=settings.threads,
+                layout=settings.layout,
+                progress=progress,
+            )
+        try:
+            _ = model.tokenizer
+        except BaseException:
+            model.close()
+            raise
+        gc.freeze()
+    finally:
+        gc.enable()
+    return model
 
 
 def stream(source: Any, prompt: str, *, show: bool = True, **options: Any) -> Completion:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.terminal import mebibytes
+from edge.cli.options import layout_option
+from edge.cli.terminal import mebibytes, plain
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from edge.gguf import GGUF
+    from edge.packed import PackedFile
+    from edge.weights import Layout, Weights
 
 #: Our word -> the key in the metadata, after `<architecture>.`.
 _NUMBERS = {
@@ -28,44 +31,44 @@ _NUMBERS = {
 
 @click.command(short_help=COMMANDS["info"])
 @click.argument("model", required=False)
+@layout_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
-def info(model: str | None, as_json: bool) -> None:
+def info(model: str | None, layout: Layout, as_json: bool) -> None:
     """Say what a model file is, from its header alone.
 
     Works for files that cannot be run too, and says why they cannot.
     """
-    from edge.gguf import GGUF
+    from edge.packed import open_model
     from edge.store import default_model
 
-    with GGUF.open(model if model is not None else str(default_model())) as gguf:
-        facts = describe(gguf)
+    with open_model(model if model is not None else str(default_model())) as file:
+        facts = describe(file, layout)
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
         click.echo("\n".join(_lines(facts)))
 
 
-def describe(gguf: GGUF) -> dict[str, Any]:
+def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any]:
     """The facts as JSON values; None for what the file does not say."""
-    metadata = gguf.metadata
+    from edge.packed import PackedFile
+
+    metadata = model.metadata
     architecture = metadata.get("general.architecture")
-    types: dict[str, dict[str, int]] = {}
-    for tensor in gguf.tensors.values():
-        row = types.setdefault(tensor.type, {"tensors": 0, "parameters": 0, "bytes": 0})
-        row["tensors"] += 1
-        row["parameters"] += math.prod(tensor.shape)
-        row["bytes"] += tensor.n_bytes
-    why_not = _why_not(gguf)
+    weights, why_not = _weights(model, layout)
+    types = _types(model, weights)
     return {
-        "path": gguf.path,
-        "bytes": gguf.n_bytes,
-        "gguf_version": gguf.version,
+        "path": model.path,
+        "bytes": model.n_bytes,
+        "gguf_version": model.version,
+        "packed": isinstance(model, PackedFile),
         "name": metadata.get("general.name"),
         "architecture": architecture,
         "parameters": sum(row["parameters"] for row in types.values()),
         "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"])),
+        "memory_bytes": weights and weights.n_bytes,
         **{word: metadata.get(f"{architecture}.{key}") for word, key in _NUMBERS.items()},
-        "vocabulary": _vocabulary(gguf),
+        "vocabulary": _vocabulary(model),
         "tokenizer": metadata.get("tokenizer.ggml.model"),
         "pre_tokenizer": metadata.get("tokenizer.ggml.pre"),
         "chat_template": "tokenizer.chat_template" in metadata,
@@ -74,22 +77,42 @@ def describe(gguf: GGUF) -> dict[str, Any]:
     }
 
 
-def _why_not(gguf: GGUF) -> str | None:
-    """Why this build cannot run the file, or None: the graph and the layouts, nothing packed."""
+def _types(model: GGUF | PackedFile, weights: Weights | None) -> dict[str, dict[str, Any]]:
+    """By tensor type: tensors, parameters, bytes in the file; layouts and bytes in memory of
+    those that are loaded, which are all in most files.
+    """
+    types: dict[str, dict[str, Any]] = {}
+    for tensor in model.tensors.values():
+        empty = {"tensors": 0, "parameters": 0, "bytes": 0, "layouts": [], "memory_bytes": 0}
+        row = types.setdefault(tensor.type, empty)
+        row["tensors"] += 1
+        row["parameters"] += math.prod(tensor.shape)
+        row["bytes"] += tensor.n_bytes
+    for item in weights.items() if weights else ():
+        row, layout = types[item.type], weights and weights.layout(item.name[: -len(".weight")])
+        row["memory_bytes"] += item.n_bytes
+        if layout not in row["layouts"]:
+            row["layouts"].append(layout)
+    return types
+
+
+def _weights(model: GGUF | PackedFile, layout: Layout) -> tuple[Weights | None, str | None]:
+    """What would be loaded, and why this build cannot run the file, if so; nothing is packed."""
+    weights = None
     try:
         from edge.engine import describe
         from edge.tokenizer.vocabulary import Vocabulary
 
-        describe(gguf)
-        Vocabulary.from_metadata(gguf.metadata, gguf.path)
+        weights = describe(model, layout=layout).weights
+        Vocabulary.from_metadata(model.metadata, model.path)
     except EdgeError as e:
-        return str(e)
-    return None
+        return weights, str(e)
+    return weights, None
 
 
-def _vocabulary(gguf: GGUF) -> int | None:
+def _vocabulary(model: GGUF | PackedFile) -> int | None:
     """Tokens, from the embedding's rows: the list of tokens need not be decoded."""
-    embedding = gguf.tensors.get("token_embd.weight")
+    embedding = model.tensors.get("token_embd.weight")
     return embedding.shape[0] if embedding else None
 
 
@@ -101,9 +124,11 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         return f"{value:,}" if isinstance(value, int) else value and str(value)
 
     heads = facts["heads"] and f"{number('heads')} ({number('kv_heads') or number('heads')} KV)"
-    tokenizer = ", ".join(filter(None, map(_text, (facts["tokenizer"], facts["pre_tokenizer"]))))
+    tokenizer = ", ".join(filter(None, map(plain, (facts["tokenizer"], facts["pre_tokenizer"]))))
+    kind = "packed" if facts["packed"] else f"GGUF v{facts['gguf_version']}"
+    in_memory = facts["memory_bytes"]
     rows = {
-        "file": f"{facts['path']} ({mebibytes(facts['bytes'])}, GGUF v{facts['gguf_version']})",
+        "file": f"{facts['path']} ({mebibytes(facts['bytes'])}, {kind})",
         "name": facts["name"],
         "architecture": facts["architecture"],
         "parameters": number("parameters"),
@@ -114,20 +139,19 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         "vocabulary": number("vocabulary"),
         "tokenizer": tokenizer,
         "chat template": "yes" if facts["chat_template"] else "no",
+        "weights": in_memory and f"{mebibytes(in_memory)} in memory",
         "runs": "yes" if facts["runs"] else f"no: {facts['why_not']}",
     }
-    lines = [f"{word:<14} {_text(value)}" for word, value in rows.items() if value]
+    lines = [f"{word:<14} {plain(value)}" for word, value in rows.items() if value]
     for i, (name, row) in enumerate(facts["types"].items()):
         head = "tensors" if i == 0 else ""
-        n_bits = 8 * row["bytes"] / row["parameters"] if row["parameters"] else 0
-        lines.append(
-            f"{head:<14} {name:<8} {row['tensors']:>5} tensors  {mebibytes(row['bytes']):>10}"
-            f"  {n_bits:5.2f} bits a weight"
-        )
+        line = f"{head:<14} {name:<8} {row['tensors']:>5} tensors  {_size(row, 'bytes')}"
+        if row["layouts"]:
+            line += f", in memory {_size(row, 'memory_bytes')}  {' '.join(row['layouts'])}"
+        lines.append(line)
     return lines
 
 
-def _text(value: Any) -> str:
-    """Text out of a file, safe for a terminal and on one line."""
-    text = " ".join(str(value if value is not None else "").split())
-    return "".join(c if c.isprintable() else "?" for c in text)
+def _size(row: dict[str, Any], key: str) -> str:
+    n_bits = 8 * row[key] / row["parameters"] if row["parameters"] else 0
+    return f"{mebibytes(row[key]):>10}  {n_bits:5.2f} bits a weight"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edge.errors import InputError
 from edge.sampler import Option, SamplingOptions, sampling_fields
+
+if TYPE_CHECKING:
+    from edge.weights import Layout
 
 #: A field's largest value that is no limit, only what its integers can hold.
 _NO_LIMIT = 2**31 - 1
@@ -18,8 +21,21 @@ _NO_LIMIT = 2**31 - 1
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def layout_option(command: Command) -> Command:
+    """--layout, of all who load a model."""
+    return click.option(
+        "--layout",
+        type=click.Choice(["auto", "fast", "compact"]),
+        default="auto",
+        show_default=True,
+        metavar="LAYOUT",
+        help="How IQ weights lie in memory: fast; compact, which is smaller; auto: fast if it "
+        "fits.",
+    )(command)
+
+
 def model_options(command: Command) -> Command:
-    """MODEL, --context, --threads, --max-tokens and --quiet."""
+    """MODEL, --context, --threads, --layout, --max-tokens and --quiet."""
     for decorate in (
         click.option("-q", "--quiet", is_flag=True, help="No figures after the answer."),
         click.option(
@@ -30,6 +46,7 @@ def model_options(command: Command) -> Command:
             help="Stop after N tokens.",
             show_default="when the model ends, or the context is full",
         ),
+        layout_option,
         click.option(
             "-t",
             "--threads",
@@ -65,6 +82,7 @@ class Settings:
 
     context: int | None
     threads: int | None
+    layout: Layout
     max_tokens: int | None
     quiet: bool
     sampling: SamplingOptions
@@ -73,7 +91,7 @@ class Settings:
     def take(cls, flags: dict[str, Any]) -> Settings:
         """Take them out of a command's flags; its own stay. Raises InputError."""
         sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
-        names = ("context", "threads", "max_tokens", "quiet")
+        names = ("context", "threads", "layout", "max_tokens", "quiet")
         return cls(
             **{name: flags.pop(name) for name in names}, sampling=SamplingOptions(**sampling)
         )

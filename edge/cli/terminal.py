@@ -151,6 +151,12 @@ def mebibytes(n_bytes: int) -> str:
     return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:,.1f} KiB"
 
 
+def plain(value: object) -> str:
+    """Text out of a file, safe for a terminal and on one line."""
+    text = " ".join(str(value if value is not None else "").split())
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def peak_memory() -> int | None:
     """Most bytes of memory this process had resident, where the system tells."""
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:

@@ -38,8 +38,8 @@ def build(vocabulary: Vocabulary) -> Backend:
     """Build both tokenizers. ModelFileError when the vocabulary contradicts itself."""
     from tokenizers import AddedToken, Tokenizer, models
 
-    last = len(vocabulary.tokens) - 1
-    ids = {text: last - i for i, text in enumerate(reversed(vocabulary.tokens))}  # lowest id wins
+    backwards = range(len(vocabulary.tokens) - 1, -1, -1)
+    ids = dict(zip(reversed(vocabulary.tokens), backwards, strict=True))  # lowest id wins
     try:
         if vocabulary.model == "llama":
             unknown = vocabulary.ids_of(TokenType.UNKNOWN)

@@ -40,7 +40,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        self._is_spm = vocabulary.model == "llama"
         self._tokens, self._types = vocabulary.tokens, vocabulary.types
         self._backend = build(vocabulary)
         self.n_vocab = len(vocabulary.tokens)
@@ -122,7 +122,7 @@ class Tokenizer:
             return bytes([int(text[3:5], 16)])
         if kind in (TokenType.UNKNOWN, TokenType.CONTROL):
             return text.encode("utf-8", "replace")
-        if self._vocabulary.model == "llama":
+        if self._is_spm:
             return text.replace(SPM_SPACE, " ").encode("utf-8", "replace")
         if kind in (TokenType.NORMAL, TokenType.UNDEFINED):
             try:

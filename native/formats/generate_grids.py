@@ -22,8 +22,8 @@ LAYOUTS = {
 HEAD = """\
 /* Grids of the IQ types: which codes an index stands for. Written by generate_grids.py.
  *
- * An entry has 16 bits: 4 weights of 4 bits or 8 of 2, the first in the lowest. Compact layouts have
- * them whole, and their bytes apart, low and high, which is how byte permutes look them up.
+ * An entry has 16 bits: 4 weights of 4 bits or 8 of 2, the first in the lowest. Those of compact
+ * layouts are here whole, and in bytes, low and high, which is how byte permutes look them up.
  */
 #include <stddef.h>
 

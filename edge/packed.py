@@ -1,0 +1,386 @@
+"""Packed files: a model whose tensors are panels already, so that a start maps and checks them.
+
+The file is a GGUF (version 3), and the same reader is its trust boundary:
+
+    the model's own keys, copied as they are (in the cache without its arrays: the source is there)
+    general.alignment      64
+    edge.packed.version    of this container; edge.packed.layouts: of the panels' bytes
+    edge.packed.key        what it was made from, see `edge.packed_cache.key_of`
+    edge.packed.whole      whether the arrays (the vocabulary) are in it: it can stand alone
+    edge.packed.types, .forms, .rows, .columns   of each tensor; rows 0: a vector, as float32
+    edge.packed.sums       two numbers for each SECTION of the data, by edge_checksum
+    edge.packed.digest     SHA-256 of all bytes before the data but these 64 digits
+    tensors                I8, (bytes,), each at a multiple of 64, in the order of use
+    data                   the panels
+
+Layouts are not in the file: they follow from type, form and shape, by the same function that the
+packing used, and the bytes must be as many as it says. The sums are checked at each load, before
+anything is used; they are fast enough, and read the file ahead besides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from os import PathLike
+from typing import IO, Any
+
+from edge import native
+from edge.errors import EdgeError, ModelFileError, UnsupportedError
+from edge.gguf import GGUF, TENSOR_TYPES, Metadata
+from edge.native import ffi, lib
+
+__all__ = [
+    "ALIGN",
+    "FORMS",
+    "VERSION",
+    "Item",
+    "PackedFile",
+    "PackedTensor",
+    "describe_weight",
+    "open_model",
+    "supported_types",
+    "write",
+]
+
+VERSION = 1
+ALIGN = 64
+SECTION = 128 << 20  # bytes of data under one pair of sums: progress moves, errors say where
+
+FORMS = ("fast", "compact")  # by edge_form
+
+_PREFIX = "edge.packed."
+_TYPE_NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
+_I8, _U32, _BOOL, _STRING, _ARRAY, _U64 = 24, 4, 7, 8, 9, 10
+#: Keys of a source that mean nothing, or something else, in the packed file.
+_DROPPED = ("general.alignment", "split.", _PREFIX)
+
+#: Called with (bytes done, bytes in all).
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A tensor to pack: its name, type and shape in the model; its form; bytes when packed."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]  # (n, k), or (k,)
+    form: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class PackedTensor(Item):
+    """A packed tensor in a file; data: its panels, (n_bytes,), read-only, not copied."""
+
+    path: str
+    offset: int  # bytes from the start of the file
+    data: memoryview
+
+
+def describe_weight(type_name: str, shape: tuple[int, ...], form: str, weight: Any) -> None:
+    """Fill an edge_weight: how a tensor of this type and shape is packed in this form.
+
+    Raises UnsupportedError for a type without a layout, NativeError for an impossible shape.
+    """
+    if type_name not in _TYPE_NUMBERS:
+        raise UnsupportedError(f"there is no tensor type {type_name!r}", what=type_name)
+    n, k = shape if len(shape) == 2 else (1, shape[0])
+    error = ffi.new("edge_error *")
+    number, i_form = _TYPE_NUMBERS[type_name], FORMS.index(form)
+    native.check(lib.edge_weight_describe(number, i_form, n, k, weight, error), error)
+    if len(shape) == 1:
+        weight.layout, weight.n_bytes = lib.EDGE_LAYOUT_VECTOR, 4 * k
+
+
+@cache
+def supported_types() -> tuple[str, ...]:
+    """The tensor types that can be packed, in GGUF's spelling."""
+    weight = ffi.new("edge_weight *")
+    return tuple(
+        t.name
+        for number, t in TENSOR_TYPES.items()
+        if lib.edge_weight_describe(number, 0, 1, t.block, weight, ffi.NULL) == lib.EDGE_OK
+    )
+
+
+def open_model(path: str | PathLike[str]) -> GGUF | PackedFile:
+    """Open a model of either kind. Raises what GGUF.open and PackedFile do."""
+    gguf = GGUF.open(path)
+    try:
+        if _PREFIX + "version" not in gguf.metadata:
+            return gguf
+        packed = PackedFile(gguf)
+        if not packed.whole:
+            raise ModelFileError(
+                "this file is a part of the cache and useless alone: name the model, or make a "
+                "packed file of it with `edge-run pack`",
+                path=gguf.path,
+            )
+        return packed
+    except BaseException:
+        gguf.close()
+        raise
+
+
+class PackedFile:
+    """An open packed file whose header is checked; `verify` checks the data.
+
+    path, metadata, n_bytes, version: as of a GGUF; tensors: by name, with the types and shapes of
+    the model; key: what it was made from; whole: whether its vocabulary is there.
+    """
+
+    def __init__(self, gguf: GGUF) -> None:
+        """Check the header. The file is closed by `close`, also when this raises.
+
+        Raises ModelFileError for what is wrong, UnsupportedError for another version.
+        """
+        self._gguf = gguf
+        self.path, self.n_bytes, self.version = gguf.path, gguf.n_bytes, gguf.version
+        self.metadata: Metadata = gguf.metadata
+        self._check_versions()
+        self._check_digest()
+        self.key: str = self._get("key", str)
+        self.whole: bool = self._get("whole", bool)
+        self._data = gguf.data()
+        self._sums: list[int] = self._get("sums", list)
+        n_sections = -(-len(self._data) // SECTION)
+        if len(self._sums) != 2 * n_sections or set(map(type, self._sums)) - {int}:
+            raise self._error("sums", f"not those of {len(self._data)} bytes")
+        self.tensors = self._read_tensors()
+
+    def verify(self, pool: Any, progress: Progress | None = None) -> None:
+        """Hold all data against the sums. progress(bytes done, bytes in all).
+
+        Raises ModelFileError that says where.
+        """
+        total = len(self._data)
+        found = checksums(pool, self._data, progress)
+        if found != self._sums:
+            i = next(i for i in range(len(found)) if found[i] != self._sums[i]) // 2
+            first, end = i * SECTION, min((i + 1) * SECTION, total)
+            raise ModelFileError(
+                f"the checksum of {end - first} bytes from here on is wrong: the file is damaged",
+                path=self.path,
+                offset=self.n_bytes - total + first,
+                field="packed data",
+            )
+
+    def close(self) -> None:
+        """Unmap. Views that were taken stay valid: the map goes with the last of them."""
+        self.tensors = {}
+        self._data = memoryview(b"")
+        self._gguf.close()
+
+    def __enter__(self) -> PackedFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _error(self, key: str, message: str) -> ModelFileError:
+        return ModelFileError(message, path=self.path, field=f"key {_PREFIX}{key}")
+
+    def _get(self, key: str, kind: type) -> Any:
+        value = self.metadata.get(_PREFIX + key)
+        if type(value) is not kind:
+            raise self._error(key, f"must be of type {kind.__name__}")
+        return value
+
+    def _check_versions(self) -> None:
+        """First, since nothing else is known of a file of another version."""
+        wanted = {"version": VERSION, "layouts": lib.edge_layout_version()}
+        for key, want in wanted.items():
+            value = self._get(key, int)
+            if value != want:
+                raise UnsupportedError(
+                    f"{self.path}: packed by another version of edge ({key} {value}, this one has "
+                    f"{want}): pack it again from its source",
+                    what=f"packed {key} {value}",
+                    supported=[str(want)],
+                )
+        if len(self._gguf.paths) != 1 or self._gguf.alignment != ALIGN:
+            raise self._error("version", f"a packed file is one file with an alignment of {ALIGN}")
+
+    def _check_digest(self) -> None:
+        (header,) = self._gguf.headers()
+        digits = self._get("digest", str).encode()
+        end = self.metadata.span(_PREFIX + "digest")[1]
+        if _digest(header, end) != digits:
+            raise self._error("digest", "the header's digest is wrong: the file is damaged")
+
+    def _read_tensors(self) -> dict[str, PackedTensor]:
+        source = list(self._gguf.tensors.values())
+        columns = [self._get(key, list) for key in ("types", "forms", "rows", "columns")]
+        if any(len(column) != len(source) for column in columns):
+            raise self._error("types", f"not one for each of {len(source)} tensors")
+        weight, tensors = ffi.new("edge_weight *"), dict[str, PackedTensor]()
+        for tensor, kind, form, n, k in zip(source, *columns, strict=True):
+            field = f"tensor {tensor.name!a:.100}"
+            right = type(kind) is str and form in FORMS and type(n) is int and type(k) is int
+            if not right or not 0 <= n < 1 << 31 or not 0 < k < 1 << 31:
+                raise ModelFileError(
+                    "its type, form or shape is wrong", path=self.path, field=field
+                )
+            shape = (n, k) if n else (k,)
+            try:
+                describe_weight(kind, shape, form, weight)
+            except EdgeError as e:
+                raise ModelFileError(str(e), path=self.path, field=field) from e
+            if tensor.type != "I8" or tensor.shape != (weight.n_bytes,):
+                raise ModelFileError(
+                    f"{tensor.n_bytes} bytes of {tensor.type}, a packed {kind} matrix of "
+                    f"{shape} has {weight.n_bytes} of I8",
+                    path=self.path,
+                    field=field,
+                )
+            tensors[tensor.name] = PackedTensor(
+                tensor.name,
+                kind,
+                shape,
+                form,
+                tensor.n_bytes,
+                self.path,
+                tensor.offset,
+                tensor.data,
+            )
+        return tensors
+
+
+def checksums(pool: Any, data: memoryview, progress: Progress | None = None) -> list[int]:
+    """Two numbers for each SECTION of data, flat."""
+    out, pair = list[int](), ffi.new("uint64_t[2]")
+    with ffi.from_buffer("uint8_t[]", data) as whole:
+        for first in range(0, len(data), SECTION):
+            n = min(SECTION, len(data) - first)
+            native.check(lib.edge_checksum(pool, whole + first, n, pair))
+            out.extend(pair)
+            if progress:
+                progress(first + n, len(data))
+    return out
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write(
+    file: IO[bytes],
+    header: Header,
+    packed: Iterable[bytes | memoryview],
+    sums: Callable[[memoryview], list[int]],
+) -> None:
+    """Write a packed file into an empty, unbuffered file that can be read too.
+
+    packed: the tensors' bytes, one after the other, cut anywhere but padded to ALIGN;
+    sums: `checksums` with a pool. Raises OSError, and what `packed` raises.
+    """
+    start = len(header.encode([0] * header.n_sums))
+    file.seek(start)
+    for piece in packed:
+        _write_all(file, piece)
+    n_bytes = start + header.n_data
+    with (
+        mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ) as view,
+        memoryview(view) as everything,
+        everything[start:] as data,
+    ):
+        found = sums(data)
+    file.seek(0)
+    _write_all(file, header.encode(found))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What goes before the data. metadata, raw: of the source, and its first header's bytes."""
+
+    items: list[Item]
+    key: str
+    whole: bool
+    metadata: Metadata
+    raw: memoryview
+
+    @property
+    def n_data(self) -> int:
+        """Bytes of data."""
+        return sum(padded(item.n_bytes) for item in self.items)
+
+    @property
+    def n_sums(self) -> int:
+        """Numbers that `checksums` gives for so much."""
+        return 2 * -(-self.n_data // SECTION)
+
+    def encode(self, sums: list[int]) -> bytes:
+        """The bytes, up to the data."""
+        items = self.items
+        kept = [key for key in self.metadata if self._is_kept(key)]
+        entries = [bytes(self.raw[slice(*self.metadata.span(key))]) for key in kept]
+        entries += [
+            _entry("general.alignment", _U32, struct.pack("<I", ALIGN)),
+            _entry(_PREFIX + "version", _U32, struct.pack("<I", VERSION)),
+            _entry(_PREFIX + "layouts", _U32, struct.pack("<I", lib.edge_layout_version())),
+            _entry(_PREFIX + "key", _STRING, _string(self.key)),
+            _entry(_PREFIX + "whole", _BOOL, struct.pack("<B", self.whole)),
+            _strings(_PREFIX + "types", [item.type for item in items]),
+            _strings(_PREFIX + "forms", [item.form for item in items]),
+            _numbers(_PREFIX + "rows", [([0, *item.shape])[-2] for item in items]),
+            _numbers(_PREFIX + "columns", [item.shape[-1] for item in items]),
+            _numbers(_PREFIX + "sums", sums),
+            _entry(_PREFIX + "digest", _STRING, _string("0" * 64)),
+        ]
+        head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(items), len(entries)))
+        head += b"".join(entries)
+        digest_end, offset = len(head), 0
+        for item in items:
+            head += _string(item.name) + struct.pack("<IQIQ", 1, item.n_bytes, _I8, offset)
+            offset += padded(item.n_bytes)
+        head += bytes(-len(head) % ALIGN)
+        head[digest_end - 64 : digest_end] = _digest(memoryview(head), digest_end)
+        return bytes(head)
+
+    def _is_kept(self, key: str) -> bool:
+        return not key.startswith(_DROPPED) and (self.whole or not self.metadata.is_array(key))
+
+
+def padded(n_bytes: int) -> int:
+    """n_bytes, up to the next multiple of ALIGN."""
+    return -(-n_bytes // ALIGN) * ALIGN
+
+
+def _digest(header: memoryview, end: int) -> bytes:
+    """The hex digits for all of a header but its 64 digits before `end`."""
+    sha = hashlib.sha256(header[: end - 64])
+    sha.update(header[end:])
+    return sha.hexdigest().encode()
+
+
+def _write_all(file: IO[bytes], piece: bytes | memoryview) -> None:
+    """Unbuffered files may take less than they are given."""
+    done = 0
+    with memoryview(piece) as view:  # and its slices: the piece's memory is used again
+        while done < len(view):
+            with view[done:] as rest:
+                done += file.write(rest)
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _entry(key: str, kind: int, value: bytes) -> bytes:
+    return _string(key) + struct.pack("<I", kind) + value
+
+
+def _strings(key: str, values: list[str]) -> bytes:
+    head = struct.pack("<IQ", _STRING, len(values))
+    return _entry(key, _ARRAY, head + b"".join(map(_string, values)))
+
+
+def _numbers(key: str, values: list[int]) -> bytes:
+    n = len(values)
+    return _entry(key, _ARRAY, struct.pack(f"<IQ{n}Q", _U64, n, *values))

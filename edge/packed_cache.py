@@ -1,0 +1,259 @@
+"""Packed models in the cache folder: found by what they were made from, made when missing.
+
+    <cache>/packed/<model's file name>-<key, 16 digits>.gguf
+
+A file there is used when its header, its key and all its data check out; else it is made again.
+The least recently used ones make room for a new one. Whatever the disk refuses, a run goes on
+with weights in memory of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge import memory, packed
+from edge.errors import EdgeError, ModelFileError, UnsupportedError
+from edge.gguf import GGUF
+from edge.native import lib
+from edge.packed import PackedFile
+from edge.store import cache_dir, only_one, sync_folder
+from edge.weights import Weights
+
+__all__ = ["CachedFile", "clear", "files", "find_or_make", "folder", "key_of", "limit", "write_to"]
+
+#: Called with (bytes done, bytes in all).
+Progress = Callable[[int, int], None]
+
+_SAMPLE = 4096  # bytes of a tensor's start, middle and end that go into the key
+_MOST = 20 << 30  # bytes of cache, unless EDGE_CACHE_SIZE says otherwise
+_SCRATCH = ".pack-"
+_SCRATCH_SECONDS = 86400  # the age at which a scratch file is nobody's, where locks do not work
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """A file of the cache. model: the model's name, None: unknown; used: seconds since 1970."""
+
+    path: Path
+    model: str | None
+    n_bytes: int
+    used: float
+
+
+def folder() -> Path:
+    """Where the packed files are; not created here. Raises UnsupportedError, as `cache_dir`."""
+    return cache_dir() / "packed"
+
+
+def limit() -> int:
+    """Bytes that packed files may take: EDGE_CACHE_SIZE, else half of what the disk could give
+    them, at most 20 GiB. Raises InputError for a setting that is no size, OSError.
+    """
+    if setting := os.environ.get("EDGE_CACHE_SIZE"):
+        return memory.parse_size(setting, "EDGE_CACHE_SIZE")
+    where = folder()
+    while not where.exists() and where != where.parent:
+        where = where.parent
+    return min(_MOST, (shutil.disk_usage(where).free + sum(_size(path) for path in _paths())) // 2)
+
+
+def files() -> list[CachedFile]:
+    """The packed files, the last used first."""
+    found = []
+    for path in _paths():
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            found.append(CachedFile(path, _model_name(path), stat.st_size, stat.st_mtime))
+    return sorted(found, key=lambda file: -file.used)
+
+
+def clear() -> int:
+    """Remove all packed files; those in use stay in memory. Returns bytes. Raises OSError."""
+    if not folder().is_dir():
+        return 0
+    with only_one(folder() / ".lock") as is_only:
+        _sweep(is_only)
+        return sum(_remove(path) for path in _paths())
+
+
+def key_of(gguf: GGUF, weights: Weights) -> str:
+    """The key of a model's packed file: SHA-256, hex, over what decides its bytes.
+
+    Headers, sizes and times of its files, samples of every tensor, versions, forms. The samples
+    alone do not tell a file that was changed in one place; its time does. Raises OSError.
+    """
+    sha = hashlib.sha256(struct.pack("<II", packed.VERSION, lib.edge_layout_version()))
+    for path, header in zip(gguf.paths, gguf.headers(), strict=True):
+        stat = os.stat(path)
+        sha.update(struct.pack("<QQ", stat.st_size, stat.st_mtime_ns))
+        sha.update(header)
+    samples = list[bytes]()
+    for tensor in gguf.tensors.values():
+        data = tensor.data
+        for start in (0, (len(data) - _SAMPLE) // 2, len(data) - _SAMPLE):
+            samples.append(bytes(data[max(0, start) : max(0, start) + _SAMPLE]))
+        tensor.forget()
+    sha.update(b"".join(samples))  # at once: each update lets another thread have the GIL
+    items = sorted(weights.items(), key=lambda item: item.name)  # contexts differ in order
+    sha.update("\n".join(f"{item.name} {item.form} {item.n_bytes}" for item in items).encode())
+    return sha.hexdigest()
+
+
+def find_or_make(
+    gguf: GGUF, weights: Weights, pool: Any, progress: Progress | None = None
+) -> PackedFile | None:
+    """A verified packed file of these weights; None: the cache is off, or the disk refuses.
+
+    Raises ModelFileError for NaN or infinity in a tensor, InputError for a bad EDGE_CACHE_SIZE.
+    """
+    try:
+        most = limit()
+        if most == 0:
+            return None
+        key = key_of(gguf, weights)
+        stem = os.path.basename(gguf.path).removesuffix(".gguf")[:100]
+        path = folder() / f"{stem}-{key[:16]}.gguf"
+        found = _use(path, key, pool, progress)
+        return found or _make(path, key, (gguf, weights, most), pool, progress)
+    except (OSError, MemoryError, UnsupportedError):  # unsupported: there is no home folder
+        return None
+
+
+def write_to(
+    path: Path, source: tuple[GGUF, Weights, str, bool], pool: Any, progress: Progress | None = None
+) -> None:
+    """Pack into a scratch file beside `path`, and rename. source: model, weights, key, whether to
+    take the vocabulary along; only a file that can stand alone is also synced to the disk.
+
+    Raises OSError, MemoryError, ModelFileError for NaN or infinity in a tensor.
+    """
+    gguf, weights, key, whole = source
+    header = packed.Header(weights.items(), key, whole, gguf.metadata, gguf.headers()[0])
+    if shutil.disk_usage(path.parent).free < header.n_data:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
+    try:
+        with open(scratch, "x+b", buffering=0) as file:
+            pieces = weights.pieces(pool, progress)
+            with contextlib.closing(pieces):
+                packed.write(file, header, pieces, lambda data: packed.checksums(pool, data))
+            if whole:
+                os.fsync(file.fileno())
+        # In the cache nothing is synced: a file torn by a power cut fails its checksums, and is
+        # made again. That is cheaper than to wait for the disk after each packing.
+        os.replace(scratch, path)
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+    if whole:
+        sync_folder(path.parent)
+
+
+def _use(path: Path, key: str, pool: Any, progress: Progress | None) -> PackedFile | None:
+    """The file, verified, when it is there and right; one that is damaged or foreign goes."""
+    gguf = None
+    try:
+        gguf = GGUF.open(path)
+        found = PackedFile(gguf)
+        if found.key != key:
+            raise ModelFileError("it was made from another model", path=path, field="key")
+        found.verify(pool, progress)
+    except BaseException as error:
+        if gguf is not None:
+            gguf.close()
+        if not isinstance(error, (ModelFileError, UnsupportedError)):
+            raise
+        if not isinstance(error, ModelFileError) or error.field:  # else: it cannot be opened
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # it was used: the others go first
+    return found
+
+
+def _make(
+    path: Path,
+    key: str,
+    source: tuple[GGUF, Weights, int],
+    pool: Any,
+    progress: Progress | None,
+) -> PackedFile | None:
+    """Pack, unless another process does so right now, then use the file. Raises OSError."""
+    gguf, weights, most = source
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(path.parent / ".lock") as is_only:
+        found = _use(path, key, pool, progress)
+        if found is not None:
+            return found
+        _sweep(is_only)
+        if not _make_room(weights.n_bytes + sum(map(len, gguf.headers())), most):
+            return None
+        write_to(path, (gguf, weights, key, False), pool, progress)
+        return _use(path, key, pool, None)
+
+
+def _make_room(n_bytes: int, most: int) -> bool:
+    """Remove the least recently used files until so much fits; False: it never will."""
+    if n_bytes > most:
+        return False
+    held = sum(_size(path) for path in _paths())
+    for path in sorted(_paths(), key=_time):
+        if held + n_bytes <= most:
+            break
+        held -= _remove(path)
+    return True
+
+
+def _sweep(is_only: bool) -> None:
+    """Remove what processes that were killed have left; whoever packs holds the lock."""
+    oldest = time.time() if is_only else time.time() - _SCRATCH_SECONDS
+    for path in folder().glob(_SCRATCH + "*"):
+        if _time(path) <= oldest:
+            _remove(path)
+
+
+def _paths() -> Iterator[Path]:
+    return folder().glob("*.gguf")
+
+
+def _remove(path: Path) -> int:
+    """Bytes that went; 0 when it is in use (on Windows), or not ours to remove."""
+    n_bytes = _size(path)
+    try:
+        path.unlink()
+    except OSError:
+        return 0
+    return n_bytes
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.lstat().st_size
+    return 0
+
+
+def _time(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.lstat().st_mtime
+    return 0.0
+
+
+def _model_name(path: Path) -> str | None:
+    try:
+        with GGUF.open(path) as gguf:
+            name = gguf.metadata.get("general.name")
+    except EdgeError:
+        return None
+    return name if isinstance(name, str) else None
