@@ -52,16 +52,17 @@
  *   g8x4b32 3.19, g9x4b32 3.44, g8x8b32 2.19, g9x8b16 2.44, g10x8b16 2.56 bits a weight
  *
  * Quantised activations (EDGE_BUFFER_Q8): columns (tokens) in tiles of kernels->tile, the last
- * tile as wide as what is left; a tile of c columns holds, for each group of 32 k:
- *   +-------------------+--------------+----------------------+--------------------+
- *   | i8 code[8][c][4]  | f32 scale[c] | i16 minus_sum[c][2]  | f32 scale_x_sum[c] |   44 c bytes
- *   +-------------------+--------------+----------------------+--------------------+
- *   code[s][j][t]: step s, byte t of column j, so that the kernel reads one address after the
- * other. scale = amax / 127, code = round-to-even(x * (127 / amax)); minus_sum: minus the sums of
- * the codes of k 0..15 and of k 16..31; scale_x_sum: scale times the sum of all. EDGE_BUFFER_Q8X2
- * has two columns per token, 2 i and 2 i + 1: the second holds x - scale * code of the first, so
- * that their products add up to some 15 bits. Where weights are read once for a few columns, as for
- * the output head, the second column is free.
+ * tile as wide as what is left; a tile of c columns holds, for each group of 32 k, 48 c bytes:
+ *   +------------------+--------------+------------------+------------------------+--------------+
+ *   | i8 code[8][c][4] | f32 scale[c] | i32 minus_sum[c] | i16 minus_halves[c][2] | f32 total[c] |
+ *   +------------------+--------------+------------------+------------------------+--------------+
+ * code[s][j][t] is step s, byte t of column j, so that the kernel reads one address after the
+ * other; scale = amax / 127, code = round-to-even(x * (127 / amax)). minus_sum is minus the sum of
+ * the codes, minus_halves minus those of k 0..15 and of k 16..31, total the scale times the sum.
+ *
+ * EDGE_BUFFER_Q8X2 has two columns per token, 2 i and 2 i + 1: the second holds x - scale * code of
+ * the first, so that their products add up to some 15 bits. Where weights are read once for a few
+ * columns, as for the output head, the second column is free.
  */
 #ifndef EDGE_LAYOUTS_H
 #define EDGE_LAYOUTS_H
@@ -72,13 +73,13 @@
 #include "api.h"
 
 enum {
-    LAYOUT_VERSION = 2, /* raise it with every change of a drawing above */
+    LAYOUT_VERSION = 1, /* raise it with every change of a drawing above */
     PANEL_ROWS = 16,
     GROUP = 32,
     SUPER = 256,
     STEPS = 8,            /* of a group */
     PLANE_BYTES = 64,     /* of one bit of a group of 16 rows */
-    Q8_COLUMN_BYTES = 44, /* per group and column of quantised activations */
+    Q8_COLUMN_BYTES = 48, /* per group and column of quantised activations */
     MAX_DIM = 1 << 24,    /* of a vector of activations */
     PAGE_POSITIONS = 64,
     MAX_HEAD_DIM = 256
@@ -101,6 +102,27 @@ typedef struct {
 } layout_info;
 
 extern const layout_info layout_table[EDGE_N_LAYOUTS];
+
+/* One group of a tile of quantised activations, from some column on. */
+typedef struct {
+    const int8_t *codes; /* (8, stride, 4) */
+    int stride;          /* columns of the tile */
+    const float *scale;
+    const int32_t *minus_sum;
+    const int16_t *minus_halves; /* (columns, 2) */
+    const float *total;
+} q8_group;
+
+static inline q8_group q8_at(const void *tile, int64_t i_group, int columns, int first) {
+    const uint8_t *p = (const uint8_t *)tile + i_group * Q8_COLUMN_BYTES * columns;
+    const uint8_t *rest = p + GROUP * columns + 4 * first;
+    return (q8_group){(const int8_t *)p + 4 * first,
+                      columns,
+                      (const float *)rest,
+                      (const int32_t *)(rest + 4 * columns),
+                      (const int16_t *)(rest + 8 * columns),
+                      (const float *)(rest + 12 * columns)};
+}
 
 static inline bool takes_q8(int32_t layout) { return layout_table[layout].kind != SCALE_NONE; }
 

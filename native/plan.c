@@ -144,43 +144,76 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
 
 /* ---- matmuls ----------------------------------------------------------------------------- */
 
-static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_panel, const void *x,
-                     int32_t columns, float *out) {
-    const uint8_t *panel = (const uint8_t *)w->data + i_panel * panel_bytes(w->layout, w->k);
-    const tile_args args = {panel, w->k, x, w->table, grid_of(w->layout)};
-    const bool native = plan->spec.native_bf16 && w->layout == EDGE_LAYOUT_BF16;
-    (native ? plan->kernels->native_bf16 : plan->kernels->tiles[w->layout])[columns - 1](&args,
-                                                                                         out);
+/* Where the rows of a panel go, in a tile of columns. */
+typedef struct {
+    float *out;
+    int64_t stride;
+    const float *residual; /* NULL: none */
+} tile_target;
+
+/* `panels` panels from i_panel on, 1 or 2, times a tile of columns. */
+static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_panel, int panels,
+                     const void *x, int32_t columns, tile_target to) {
+    const int64_t bytes = panel_bytes(w->layout, w->k);
+    const tile_args args = {(const uint8_t *)w->data + i_panel * bytes,
+                            bytes,
+                            w->k,
+                            x,
+                            w->table,
+                            grid_of(w->layout),
+                            to.out,
+                            to.stride,
+                            to.residual};
+    if (panels == 2) {
+        plan->kernels->pairs[w->layout](&args);
+    } else if (plan->spec.native_bf16 && w->layout == EDGE_LAYOUT_BF16) {
+        plan->kernels->native_bf16[columns - 1](&args);
+    } else {
+        plan->kernels->tiles[w->layout][columns - 1](&args);
+    }
 }
 
-/* One panel times one column tile into out, from row `first` on. */
-static void matmul_tile(const run *r, const edge_op *op, const edge_weight *w, int64_t i_panel,
-                        int64_t first, int64_t t) {
+/* How many panels to run at once, from panel i of a weight on: `left` are wanted. */
+static int panels_at_once(const edge_plan *plan, const edge_weight *w, int64_t i, int64_t left,
+                          int32_t columns) {
+    return left > 1 && columns == plan->kernels->tile && (i + 2) * PANEL_ROWS <= w->n &&
+                   plan->kernels->pairs[w->layout] != NULL
+               ? 2
+               : 1;
+}
+
+/* Panels times one column tile into out, from row `first` on; returns how many of `left`. */
+static int matmul_tile(const run *r, const edge_op *op, const edge_weight *w, int64_t i_panel,
+                       int64_t left, int64_t first, int64_t t) {
     const edge_kernels *kernels = r->plan->kernels;
-    const int64_t stride = r->plan->buffers[op->out].dim;
+    const int64_t stride = r->plan->buffers[op->out].dim, row = i_panel * PANEL_ROWS;
     const int32_t step = r->plan->buffers[op->in].kind == EDGE_BUFFER_Q8X2 ? 2 : 1;
     int32_t columns;
     const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
-    float tile[MAX_TILE * PANEL_ROWS];
-    run_tile(r->plan, w, i_panel, x, columns, tile);
-    if (step == 2) { /* codes and what their rounding left */
-        for (int32_t j = 0; j < columns; j += 2) {
-            kernels->add(tile + PANEL_ROWS * j, tile + PANEL_ROWS * (j + 1), PANEL_ROWS,
-                         tile + PANEL_ROWS * j);
-        }
+    const int64_t at = t * kernels->tile / step * stride + first + row;
+    float *out = (float *)buffer_data(r, op->out) + at;
+    const float *residual = op->in2 >= 0 ? (const float *)buffer_data(r, op->in2) + at : NULL;
+    if (step == 1 && row + PANEL_ROWS <= w->n) {
+        const int panels = panels_at_once(r->plan, w, i_panel, left, columns);
+        run_tile(r->plan, w, i_panel, panels, x, columns, (tile_target){out, stride, residual});
+        return panels;
     }
-    const int64_t row = i_panel * PANEL_ROWS;
+    /* aside: codes and what their rounding left; or a last panel that is not full */
+    float tile[MAX_TILE * PANEL_ROWS];
+    run_tile(r->plan, w, i_panel, 1, x, columns, (tile_target){tile, PANEL_ROWS, NULL});
     const int64_t n = w->n - row < PANEL_ROWS ? w->n - row : PANEL_ROWS;
     for (int32_t j = 0; j < columns; j += step) {
-        const int64_t at = (t * kernels->tile + j) / step * stride + first + row;
-        float *out = (float *)buffer_data(r, op->out) + at;
-        if (op->in2 >= 0) {
-            kernels->add(tile + PANEL_ROWS * j, (const float *)buffer_data(r, op->in2) + at, n,
-                         out);
+        float *sum = tile + PANEL_ROWS * j;
+        if (step == 2) {
+            kernels->add(sum, sum + PANEL_ROWS, PANEL_ROWS, sum);
+        }
+        if (residual != NULL) {
+            kernels->add(sum, residual + j / step * stride, n, out + j / step * stride);
         } else {
-            memcpy(out, tile + PANEL_ROWS * j, (size_t)n * 4);
+            memcpy(out + j / step * stride, sum, (size_t)n * 4);
         }
     }
+    return 1;
 }
 
 static int64_t matmul_panels(const run *r, const edge_op *op) {
@@ -198,7 +231,7 @@ static int64_t matmul_panels(const run *r, const edge_op *op) {
 static int64_t panels_per_chunk(const run *r, const edge_op *op) {
     const int64_t share = matmul_panels(r, op) / (r->n_threads * 8);
     const int64_t most = rows_of(r, op) > 1 ? 8 : 64;
-    return share < 1 ? 1 : share > most ? most : share;
+    return share < 1 ? 1 : share > most ? most : share > 1 ? share / 2 * 2 : 1; /* pairs */
 }
 
 static void run_matmul(const run *r, const edge_op *op, int64_t first_panel, int64_t last_panel) {
@@ -207,9 +240,10 @@ static void run_matmul(const run *r, const edge_op *op, int64_t first_panel, int
         for (int s = 0; s < 3 && op->w[s] >= 0; s++) {
             const edge_weight *w = &r->plan->weights[op->w[s]];
             const int64_t n = panel_count(w->n);
-            for (int64_t i = first_panel > base ? first_panel : base;
-                 i < last_panel && i < base + n; i++) {
-                matmul_tile(r, op, w, i - base, first_row, t);
+            const int64_t end = last_panel < base + n ? last_panel : base + n;
+            int64_t i = first_panel > base ? first_panel : base;
+            while (i < end) {
+                i += matmul_tile(r, op, w, i - base, end - i, first_row, t);
             }
             base += n;
             first_row += w->n;
@@ -227,15 +261,19 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
     for (int64_t t = 0; t < tile_count(r, op); t++) {
         int32_t columns;
         const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
-        for (int64_t i = first_panel; i < last_panel; i++) {
-            float g[MAX_TILE * PANEL_ROWS], u[MAX_TILE * PANEL_ROWS];
-            run_tile(r->plan, gate, i, x, columns, g);
-            run_tile(r->plan, up, up_panel + i, x, columns, u);
-            kernels->gated(g, u, op->activation, (int64_t)columns * PANEL_ROWS, g);
-            const int64_t row = i * PANEL_ROWS;
-            const int64_t n = dim - row < PANEL_ROWS ? dim - row : PANEL_ROWS;
+        for (int64_t i = first_panel, panels; i < last_panel; i += panels) {
+            float g[2 * MAX_TILE * PANEL_ROWS], u[2 * MAX_TILE * PANEL_ROWS];
+            const int64_t left = last_panel - i, row = i * PANEL_ROWS;
+            const int a = panels_at_once(r->plan, gate, i, left, columns);
+            const int b = panels_at_once(r->plan, up, up_panel + i, left, columns);
+            panels = a < b ? a : b;
+            const int64_t rows = panels * PANEL_ROWS, n = dim - row < rows ? dim - row : rows;
+            run_tile(r->plan, gate, i, (int)panels, x, columns, (tile_target){g, rows, NULL});
+            run_tile(r->plan, up, up_panel + i, (int)panels, x, columns,
+                     (tile_target){u, rows, NULL});
+            kernels->gated(g, u, op->activation, columns * rows, g);
             for (int32_t j = 0; j < columns; j++) {
-                memcpy(row_of(r, op->out, t * kernels->tile + j) + row, g + PANEL_ROWS * j,
+                memcpy(row_of(r, op->out, t * kernels->tile + j) + row, g + rows * j,
                        (size_t)n * 4);
             }
         }

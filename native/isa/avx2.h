@@ -20,6 +20,8 @@ typedef struct {
 
 #define TILE 4
 #define FLOAT_COLUMNS 2
+#define PANELS 1
+#define PANEL_COLUMNS 4
 #define QUERIES 4
 #define ATTENTION_WIDTH 1
 #ifdef EDGE_AVXVNNI
@@ -163,6 +165,10 @@ static inline vi vi_bits(vi a, int shift, int mask) {
 static inline vi vi_mul(vi a, vi b) {
     return (vi){_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
 }
+static inline vi vi_shift_left(vi a, int n) {
+    const __m128i count = _mm_cvtsi32_si128(n);
+    return (vi){_mm256_sll_epi32(a.lo, count), _mm256_sll_epi32(a.hi, count)};
+}
 static inline vi vi_pair(vi low, vi high) {
     return (vi){_mm256_blend_epi16(low.lo, _mm256_slli_epi32(high.lo, 16), 0xaa),
                 _mm256_blend_epi16(low.hi, _mm256_slli_epi32(high.hi, 16), 0xaa)};
@@ -250,8 +256,8 @@ static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t 
     *high_out = (vc){highs[0], highs[1]};
 }
 
-static inline vi zero_pair(int zero, int first, int n) {
-    return vi_set1(n == 8 ? zero * 0x10001 : first == 0 ? zero : zero * 0x10000);
+static inline vi start_at(q8_group q, int j, int zero_shift) {
+    return zero_shift < 0 ? vi_set1(0) : vi_shift_left(vi_set1(q.minus_sum[j]), zero_shift);
 }
 
 #ifdef EDGE_AVXVNNI
@@ -260,14 +266,13 @@ static inline vc vc_table(const uint8_t table[16], vc a, int max) {
     (void)max;
     return vc_look(_mm_loadu_si128((const __m128i *)table), a);
 }
-static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t *x,
-                          const int16_t *minus_sum, int zero, int max, int c) {
-    (void)max;
-    const vi zeros = zero_pair(zero, first, n);
-    UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_pair_dot(zeros, minus_sum + 2 * j); }
+static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
+                          int zero_shift, int max, int c) {
+    (void)max, (void)panels;
+    UNROLL for (int j = 0; j < c; j++) { dot[j] = start_at(q, j, zero_shift); }
     UNROLL for (int s = first; s < first + n; s++) {
         UNROLL for (int j = 0; j < c; j++) {
-            const __m256i four = four_bytes(x + 4 * (s * c + j));
+            const __m256i four = four_bytes(q.codes + 4 * (s * q.stride + j));
             dot[j].lo = _mm256_dpbusd_avx_epi32(dot[j].lo, w[s].lo, four);
             dot[j].hi = _mm256_dpbusd_avx_epi32(dot[j].hi, w[s].hi, four);
         }
@@ -282,13 +287,13 @@ static inline vc vc_table(const uint8_t table[16], vc a, int max) {
 }
 
 /* |w| with its sign moved onto x: 2 x 128 x 127 fits 16 bits, widened at each step. */
-static inline void dot_signed(vi *dot, const vc w[8], int first, int n, const int8_t *x, int c) {
+static inline void dot_signed(vi *dot, const vc *w, int first, int n, q8_group q, int c) {
     const __m256i ones = _mm256_set1_epi16(1);
     UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_set1(0); }
     UNROLL for (int s = first; s < first + n; s++) {
         const __m256i lo = _mm256_abs_epi8(w[s].lo), hi = _mm256_abs_epi8(w[s].hi);
         UNROLL for (int j = 0; j < c; j++) {
-            const __m256i four = four_bytes(x + 4 * (s * c + j));
+            const __m256i four = four_bytes(q.codes + 4 * (s * q.stride + j));
             const __m256i a = _mm256_maddubs_epi16(lo, _mm256_sign_epi8(four, w[s].lo));
             const __m256i b = _mm256_maddubs_epi16(hi, _mm256_sign_epi8(four, w[s].hi));
             dot[j].lo = _mm256_add_epi32(dot[j].lo, _mm256_madd_epi16(a, ones));
@@ -299,21 +304,21 @@ static inline void dot_signed(vi *dot, const vc w[8], int first, int n, const in
 
 /* Pairs of products of as many steps as fit 16 bits are widened at once: all 8 for codes up to 15
  * (8 x 2 x 15 x 127 = 30480), 4 up to 31, 2 up to 63, 1 up to 127. */
-static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t *x,
-                          const int16_t *minus_sum, int zero, int max, int c) {
+static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
+                          int zero_shift, int max, int c) {
+    (void)panels;
     if (max == 255) {
-        dot_signed(dot, w, first, n, x, c);
+        dot_signed(dot, w, first, n, q, c);
         return;
     }
     const __m256i ones = _mm256_set1_epi16(1);
-    const vi zeros = zero_pair(zero, first, n);
     const int most = max <= 15 ? 8 : max <= 31 ? 4 : max <= 63 ? 2 : 1, fit = most < n ? most : n;
-    UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_pair_dot(zeros, minus_sum + 2 * j); }
+    UNROLL for (int j = 0; j < c; j++) { dot[j] = start_at(q, j, zero_shift); }
     UNROLL for (int s = first; s < first + n; s += fit) {
         vi pairs[TILE] = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
         UNROLL for (int i = s; i < s + fit; i++) {
             UNROLL for (int j = 0; j < c; j++) {
-                const __m256i four = four_bytes(x + 4 * (i * c + j));
+                const __m256i four = four_bytes(q.codes + 4 * (i * q.stride + j));
                 const __m256i lo = _mm256_maddubs_epi16(w[i].lo, four);
                 const __m256i hi = _mm256_maddubs_epi16(w[i].hi, four);
                 pairs[j].lo = i == s ? lo : _mm256_add_epi16(pairs[j].lo, lo);

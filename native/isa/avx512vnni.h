@@ -14,6 +14,8 @@ typedef __m512i vc;
 
 #define TILE 8
 #define FLOAT_COLUMNS 8
+#define PANELS 2
+#define PANEL_COLUMNS 4
 #define QUERIES 8
 #define ATTENTION_WIDTH 2
 #define NEEDS_MAX 0
@@ -89,6 +91,7 @@ static inline vi vi_bits(vi a, int shift, int mask) {
     return _mm512_and_si512(_mm512_srli_epi32(a, (unsigned)shift), _mm512_set1_epi32(mask));
 }
 static inline vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+static inline vi vi_shift_left(vi a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
 static inline vi vi_pair(vi low, vi high) {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
 }
@@ -147,19 +150,23 @@ static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t 
     *high_out = look_up(grid->high, index_bits - 7, i, choose);
 }
 
-static inline vi zero_pair(int zero, int first, int n) {
-    return vi_set1(n == 8 ? zero * 0x10001 : first == 0 ? zero : zero * 0x10000);
-}
-/* dpbusd takes unsigned weights as they are. c chains side by side, which hides the latency of
- * each; x is read address by address. */
-static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t *x,
-                          const int16_t *minus_sum, int zero, int max, int c) {
+/* dpbusd takes unsigned weights as they are. Two panels by four columns are what keeps its two
+ * ports busy: eight chains hide the latency, and one broadcast from memory feeds two of them. */
+static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
+                          int zero_shift, int max, int c) {
     (void)max;
-    const vi zeros = zero_pair(zero, first, n);
-    UNROLL for (int j = 0; j < c; j++) { dot[j] = vi_pair_dot(zeros, minus_sum + 2 * j); }
+    UNROLL for (int j = 0; j < c; j++) {
+        const vi start = zero_shift < 0
+                             ? _mm512_setzero_si512()
+                             : vi_shift_left(_mm512_set1_epi32(q.minus_sum[j]), zero_shift);
+        UNROLL for (int p = 0; p < panels; p++) { dot[p * c + j] = start; }
+    }
     UNROLL for (int s = first; s < first + n; s++) {
         UNROLL for (int j = 0; j < c; j++) {
-            dot[j] = _mm512_dpbusd_epi32(dot[j], w[s], four_bytes(x + 4 * (s * c + j)));
+            const __m512i four = four_bytes(q.codes + 4 * (s * q.stride + j));
+            UNROLL for (int p = 0; p < panels; p++) {
+                dot[p * c + j] = _mm512_dpbusd_epi32(dot[p * c + j], w[p * STEPS + s], four);
+            }
         }
     }
 }

@@ -28,6 +28,8 @@ typedef struct {
 #define SPECIALIZED static __attribute__((noinline))
 
 #define TILE 4            /* columns per matmul tile */
+#define PANELS 1          /* of weights at a time where the tile is full */
+#define PANEL_COLUMNS 4   /* columns of it at a time then */
 #define QUERIES 4         /* per attention tile */
 #define FLOAT_COLUMNS 4   /* of a tile of float weights at a time */
 #define NEEDS_MAX 0       /* vc_dot needs max as a constant */
@@ -214,6 +216,10 @@ static inline vi vi_mul(vi a, vi b) {
     LANES(i) a.v[i] *= b.v[i];
     return a;
 }
+static inline vi vi_shift_left(vi a, int n) {
+    LANES(i) a.v[i] *= 1 << n;
+    return a;
+}
 /* Two 16-bit numbers per lane, low and high: |a|, |b| < 2^15. */
 static inline vi vi_pair(vi low, vi high) {
     LANES(i)
@@ -280,25 +286,22 @@ static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t 
     }
 }
 
-/* zero times (sum of k 0..15, of k 16..31) for the n steps from `first` on: a factor for minus_sum.
- */
-static inline vi zero_pair(int zero, int first, int n) {
-    return vi_set1(n == 8 ? zero * 0x10001 : first == 0 ? zero : zero * 0x10000);
-}
-
-/* c columns of a group: dot[j] = the sum over steps first .. first + n - 1 (all 8, or a half) of
- * (w - zero) * x[j], exact. x: (8, c, 4) signed; minus_sum: (c, 2), as layouts.h has it. */
-static inline void vc_dot(vi *dot, const vc w[8], int first, int n, const int8_t *x,
-                          const int16_t *minus_sum, int zero, int max, int c) {
+/* c columns of a group against PANELS or fewer panels: dot[p * c + j] = the sum over steps
+ * first .. first + n - 1 of w[p * STEPS + step] * x[j], exact; for all 8 steps of (w - zero) *
+ * x[j], zero = 1 << zero_shift, or 0 for zero_shift -1. Of a half zero_shift is -1. */
+static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
+                          int zero_shift, int max, int c) {
     (void)max;
-    for (int j = 0; j < c; j++) {
-        dot[j] = vi_pair_dot(zero_pair(zero, first, n), minus_sum + 2 * j);
-        LANES(i) {
-            int32_t sum = 0;
-            for (int b = 4 * first; b < 4 * (first + n); b++) {
-                sum += w[b / 4].v[4 * i + b % 4] * x[b / 4 * 4 * c + 4 * j + b % 4];
+    for (int i = 0; i < panels * c; i++) {
+        const int p = i / c, j = i % c;
+        LANES(r) {
+            int32_t sum = zero_shift < 0 ? 0 : q.minus_sum[j] * (1 << zero_shift);
+            for (int s = first; s < first + n; s++) {
+                for (int t = 0; t < 4; t++) {
+                    sum += w[p * STEPS + s].v[4 * r + t] * q.codes[4 * (s * q.stride + j) + t];
+                }
             }
-            dot[j].v[i] += sum;
+            dot[i].v[r] = sum;
         }
     }
 }

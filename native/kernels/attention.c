@@ -35,8 +35,8 @@ void FN(store)(const float *k, const float *v, int32_t head_dim, kv_page page, i
     }
 }
 
-enum { PANELS = PAGE_POSITIONS / 16 };
-_Static_assert(PANELS % ATTENTION_WIDTH == 0, "whole pages");
+enum { KEY_PANELS = PAGE_POSITIONS / 16 };
+_Static_assert(KEY_PANELS % ATTENTION_WIDTH == 0, "whole pages");
 
 /* QUERIES queries at most, on their way over the keys. */
 typedef struct {
@@ -74,20 +74,20 @@ INLINE void score(tile *t, const uint16_t *keys, int i_panel, int32_t head_dim, 
 
 /* Scores of query i in a block, first <= slot < last, to exp(score - most); rescales its sums. */
 INLINE void soften(tile *t, int i, int first, int last, int32_t head_dim) {
-    vf s[PANELS], block_most = vf_set1(-INFINITY);
-    for (int panel = 0; panel < PANELS; panel++) {
+    vf s[KEY_PANELS], block_most = vf_set1(-INFINITY);
+    for (int panel = 0; panel < KEY_PANELS; panel++) {
         s[panel] = vf_keep(vf_load(&t->p[i][16 * panel]), first - 16 * panel, last - 16 * panel,
                            -INFINITY);
         block_most = vf_max(block_most, s[panel]);
     }
     const float before = t->most[i], now = vf_hmax(block_most);
     const float most = now > before ? now : before;
-    for (int panel = 0; panel < PANELS; panel++) {
+    for (int panel = 0; panel < KEY_PANELS; panel++) {
         s[panel] = vf_keep(vf_exp(vf_sub(s[panel], vf_set1(most))), first - 16 * panel,
                            last - 16 * panel, 0.0f);
         vf_store(&t->p[i][16 * panel], s[panel]);
     }
-    _Static_assert(PANELS == 4, "the tree below is of four");
+    _Static_assert(KEY_PANELS == 4, "the tree below is of four");
     const float total = vf_sum(vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3])));
     if (most == before) { /* the factor would be 1, exactly */
         t->total[i] += total;

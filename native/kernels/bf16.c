@@ -7,7 +7,7 @@
 
 enum { WIDTH = 32 }; /* k that are rounded at a time */
 
-BF16_TARGET INLINE void tile_native_bf16(const tile_args *a, float *out, int c) {
+BF16_TARGET INLINE void tile_native_bf16(const tile_args *a, int c) {
     const uint16_t *w = a->panel;
     vf even[MAX_TILE], odd[MAX_TILE];
     UNROLL for (int j = 0; j < c; j++) { even[j] = odd[j] = vf_zero(); }
@@ -34,13 +34,15 @@ BF16_TARGET INLINE void tile_native_bf16(const tile_args *a, float *out, int c) 
             UNROLL for (int j = 0; j < c; j++) { even[j] = vf_dot_bfloat(even[j], two, x[j] + p); }
         }
     }
-    UNROLL for (int j = 0; j < c; j++) { vf_store(out + PANEL_ROWS * j, vf_add(even[j], odd[j])); }
+    UNROLL for (int j = 0; j < c; j++) {
+        const int64_t i = j * a->stride;
+        const vf sum = vf_add(even[j], odd[j]);
+        vf_store(a->out + i, a->residual != NULL ? vf_add(sum, vf_load(a->residual + i)) : sum);
+    }
 }
 
 #define FOR_COLUMNS(c)                                                                             \
-    BF16_TARGET static void native_bf16_##c(const tile_args *a, float *out) {                      \
-        tile_native_bf16(a, out, c);                                                               \
-    }
+    BF16_TARGET static void native_bf16_##c(const tile_args *a) { tile_native_bf16(a, c); }
 FOR_COLUMNS(1)
 FOR_COLUMNS(2)
 FOR_COLUMNS(3)

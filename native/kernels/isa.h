@@ -16,12 +16,12 @@
 
 #include <float.h>
 
+#include "layouts.h"
 #include EDGE_ISA_HEADER
 #ifndef SPECIALIZED /* a function that is inlined into one for each number of columns */
 #define SPECIALIZED INLINE
 #endif
 #include "kernels/kernels.h"
-#include "layouts.h"
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
@@ -29,6 +29,7 @@
 
 /* What the kernel files give to the table. */
 extern const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE];
+extern const tile_function FN(pairs)[EDGE_N_LAYOUTS];
 extern const tile_function FN(native_bf16)[MAX_TILE]; /* with HAS_BF16_DOT */
 void FN(norm)(const float *, const float *, float, int64_t, float *);
 void FN(quantize)(const float *, int64_t, q8_place);

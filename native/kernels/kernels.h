@@ -18,18 +18,23 @@ typedef struct {
     uint16_t *values;
 } kv_page;
 
-/* A panel and a tile of columns. x: for layouts that take Q8 one tile of c columns, else c rows of
- * float [k] with stride k. */
+/* A panel, or the first of two, and a tile of columns. x: for layouts that take Q8 one tile of
+ * columns, else rows of float [k] with stride k. */
 typedef struct {
     const void *panel;
+    int64_t panel_bytes; /* from one panel to the next */
     int64_t k;
     const void *x;
     int32_t table;
     const struct grid_info *grid; /* of layouts that have one */
+    float *out;                   /* column j, row r at out[j * stride + r] */
+    int64_t stride;
+    const float *residual; /* of the same shape, added; may be NULL */
 } tile_args;
 
-/* out (c, 16) = 16 rows of a weight times c columns, 1 <= c <= tile. */
-typedef void (*tile_function)(const tile_args *args, float *out);
+/* out = 16 rows of a weight times c columns, 1 <= c <= tile; of a pair 32 rows times a full tile.
+ */
+typedef void (*tile_function)(const tile_args *args);
 
 /* A column of a tile of quantised activations; twice: the next column takes what is left. */
 typedef struct {
@@ -63,6 +68,7 @@ struct edge_kernels {
     const char *name;
     int32_t tile; /* columns per tile of Q8 activations and of matmuls, at most MAX_TILE */
     const tile_function (*tiles)[MAX_TILE]; /* [layout][c - 1] */
+    const tile_function *pairs; /* [layout]; NULL where one panel at a time is as good */
     /* For bf16 by the CPU's own instruction, with other bits; NULL where there is none. */
     const tile_function *native_bf16;
 

@@ -7,22 +7,13 @@
 #include "kernels/isa.h"
 #include "tables.h"
 
-/* Scales and sums of one group of a Q8 tile of c columns. */
-typedef struct {
-    const int8_t *codes;      /* (8, c, 4) */
-    const float *scale;       /* (c) */
-    const int16_t *minus_sum; /* (c, 2) */
-    const float *scale_x_sum; /* (c) */
-} q8_group;
-
-INLINE q8_group q8_at(const uint8_t *tile, int64_t i_group, int c) {
-    const uint8_t *p = tile + i_group * Q8_COLUMN_BYTES * c;
-    return (q8_group){(const int8_t *)p, (const float *)(p + GROUP * c),
-                      (const int16_t *)(p + (GROUP + 4) * c), (const float *)(p + (GROUP + 8) * c)};
-}
-
-INLINE void store_tile(float *out, const vf *sum, int c) {
-    UNROLL for (int j = 0; j < c; j++) { vf_store(out + PANEL_ROWS * j, sum[j]); }
+/* c columns of 16 rows to where they belong, beside the residual. */
+INLINE void store_tile(const tile_args *a, int64_t at, const vf *sum, int c) {
+    UNROLL for (int j = 0; j < c; j++) {
+        const int64_t i = at + j * a->stride;
+        vf_store(a->out + i,
+                 a->residual != NULL ? vf_add(sum[j], vf_load(a->residual + i)) : sum[j]);
+    }
 }
 
 /* Few columns are bound by memory: ask for what comes PREFETCH_BYTES later, which is past the page
@@ -44,7 +35,7 @@ typedef struct {
     scale_kind kind;
     int bits, group;
     bool has_min, look_up;
-    int max;
+    int zero_shift, max;     /* where they are looked up: the table's zero_shift */
     int index_bits, weights; /* of a grid */
 } shape;
 
@@ -124,8 +115,13 @@ INLINE void unpack(vc w[STEPS], shape l, const grid_info *grid, const code_table
  */
 typedef struct {
     vf scale, min;
-    vi half[2], mins; /* mins: pairs of 16 bits */
+    vi half[2];
+    vi zeros, mins; /* pairs of 16 bits: integers times zero; minima */
 } group_scales;
+
+INLINE vi zeros_of(const group_scales *r, int zero_shift) {
+    return vi_pair(vi_shift_left(r->half[0], zero_shift), vi_shift_left(r->half[1], zero_shift));
+}
 
 /* i: the group in its block; d, minus_dmin: the block's floats, units included. */
 INLINE group_scales scales_at(shape l, const uint8_t *header, int i, vf d, vf minus_dmin) {
@@ -136,6 +132,7 @@ INLINE group_scales scales_at(shape l, const uint8_t *header, int i, vf d, vf mi
         if (l.group == 16) {
             r.half[0] = vi_add(vi_add(low, low), one);
             r.half[1] = vi_add(vi_add(high, high), one);
+            r.zeros = zeros_of(&r, l.zero_shift);
         } else {
             const vi s = i % 2 == 0 ? low : high;
             r.scale = vf_mul(d, vf_from_int(vi_add(vi_add(s, s), one)));
@@ -149,6 +146,7 @@ INLINE group_scales scales_at(shape l, const uint8_t *header, int i, vf d, vf mi
         } else {
             r.half[0] = vi_from_i8(a);
             r.half[1] = vi_from_i8(b);
+            r.zeros = zeros_of(&r, l.zero_shift);
         }
     } else if (l.kind == SCALE_B && l.has_min) {
         const vi a = vi_from_u8(header + PANEL_ROWS * i);
@@ -171,36 +169,43 @@ INLINE group_scales scales_at(shape l, const uint8_t *header, int i, vf d, vf mi
     return r;
 }
 
-/* One group times c columns, added to sum. dmin: of the block, for minima of groups of 16. */
-INLINE void add_group(vf *sum, shape l, const vc w[STEPS], int zero, q8_group q, group_scales r,
-                      vf dmin, int c) {
-    vi dot[MAX_TILE];
+/* One group of some panels times c columns, added to sum (panels, c); dmin: of the blocks, for
+ * minima of groups of 16. */
+INLINE void add_group(vf *sum, shape l, const vc *w, int panels, q8_group q, const group_scales *r,
+                      const vf *dmin, int c) {
+    vi dot[PANELS * MAX_TILE];
     if (l.group == GROUP) {
-        vc_dot(dot, w, 0, STEPS, q.codes, q.minus_sum, zero, l.max, c);
+        vc_dot(dot, w, panels, 0, STEPS, q, l.zero_shift, l.max, c);
     } else { /* halves with scales of their own, still exact */
-        vi half[MAX_TILE];
-        vc_dot(half, w, 0, STEPS / 2, q.codes, q.minus_sum, zero, l.max, c);
-        vc_dot(dot, w, STEPS / 2, STEPS / 2, q.codes, q.minus_sum, zero, l.max, c);
-        UNROLL for (int j = 0; j < c; j++) {
-            dot[j] = vi_add(vi_mul(dot[j], r.half[1]), vi_mul(half[j], r.half[0]));
+        vi half[PANELS * MAX_TILE];
+        vc_dot(half, w, panels, 0, STEPS / 2, q, -1, l.max, c);
+        vc_dot(dot, w, panels, STEPS / 2, STEPS / 2, q, -1, l.max, c);
+        UNROLL for (int i = 0; i < panels * c; i++) {
+            const group_scales *s = &r[i / c];
+            dot[i] = vi_add(vi_mul(dot[i], s->half[1]), vi_mul(half[i], s->half[0]));
+            if (!l.has_min) {
+                dot[i] = vi_add(dot[i], vi_pair_dot(s->zeros, q.minus_halves + 2 * (i % c)));
+            }
         }
     }
-    UNROLL for (int j = 0; j < c; j++) {
-        sum[j] = vf_fma(vf_from_int(dot[j]), vf_mul(r.scale, vf_set1(q.scale[j])), sum[j]);
+    UNROLL for (int i = 0; i < panels * c; i++) {
+        const vf scale = vf_mul(r[i / c].scale, vf_set1(q.scale[i % c]));
+        sum[i] = vf_fma(vf_from_int(dot[i]), scale, sum[i]);
     }
     if (l.has_min && l.group == GROUP) {
-        UNROLL for (int j = 0; j < c; j++) {
-            sum[j] = vf_fma(r.min, vf_set1(q.scale_x_sum[j]), sum[j]);
+        UNROLL for (int i = 0; i < panels * c; i++) {
+            sum[i] = vf_fma(r[i / c].min, vf_set1(q.total[i % c]), sum[i]);
         }
     } else if (l.has_min) {
-        UNROLL for (int j = 0; j < c; j++) {
-            const vf minima = vf_from_int(vi_pair_dot(r.mins, q.minus_sum + 2 * j));
-            sum[j] = vf_fma(minima, vf_mul(dmin, vf_set1(q.scale[j])), sum[j]);
+        UNROLL for (int i = 0; i < panels * c; i++) {
+            const vf minima = vf_from_int(vi_pair_dot(r[i / c].mins, q.minus_halves + 2 * (i % c)));
+            sum[i] = vf_fma(minima, vf_mul(dmin[i / c], vf_set1(q.scale[i % c])), sum[i]);
         }
     }
 }
 
-INLINE void tile_codes(shape l, const tile_args *a, float *out, int c) {
+/* `part` columns at a time of one or two panels: a group is unpacked once for all parts. */
+INLINE void tile_codes(shape l, const tile_args *a, int panels, int c, int part) {
     const bool supers = l.kind == SCALE_B || l.kind == SCALE_GRID;
     const int groups = supers ? SUPER / GROUP : 2;
     const int front = supers ? 2 * PANEL_ROWS * (l.has_min ? 2 : 1) : 0;
@@ -208,93 +213,109 @@ INLINE void tile_codes(shape l, const tile_args *a, float *out, int c) {
     const int64_t n = a->k / GROUP, n_blocks = (n + groups - 1) / groups;
     const uint8_t *block = (const uint8_t *)a->panel + (n_blocks * front + 63) / 64 * 64;
     const code_table *table = &code_tables[a->table];
-    const int zero = l.bits == 8 ? 128 : table->zero;
-    vf sum[MAX_TILE], d = vf_zero(), dmin = vf_zero();
-    UNROLL for (int j = 0; j < c; j++) { sum[j] = vf_zero(); }
+    vf sum[PANELS * MAX_TILE], d[PANELS], dmin[PANELS], minus_dmin[PANELS];
+    UNROLL for (int i = 0; i < panels * c; i++) { sum[i] = vf_zero(); }
+    UNROLL for (int p = 0; p < panels; p++) { d[p] = dmin[p] = minus_dmin[p] = vf_zero(); }
     for (int64_t b = 0; b < n_blocks; b++) {
-        if (supers) {
-            const uint16_t *floats = (const uint16_t *)((const uint8_t *)a->panel + b * front);
-            d = vf_mul(vf_from_half(floats), vf_set1(table->unit));
-            dmin = l.has_min ? vf_from_half(floats + PANEL_ROWS) : vf_zero();
+        UNROLL for (int p = 0; supers && p < panels; p++) {
+            const uint8_t *floats = (const uint8_t *)a->panel + p * a->panel_bytes + b * front;
+            d[p] = vf_mul(vf_from_half((const uint16_t *)floats), vf_set1(table->unit));
+            if (l.has_min) {
+                dmin[p] = vf_from_half((const uint16_t *)floats + PANEL_ROWS);
+                minus_dmin[p] = vf_sub(vf_zero(), dmin[p]);
+            }
         }
-        const vf minus_dmin = vf_sub(vf_zero(), dmin);
         prefetch_ahead(block, header_bytes, c);
         for (int i = 0; i < groups && b * groups + i < n; i++) {
-            const uint8_t *codes = block + header_bytes + i * codes_bytes;
-            const uint8_t *high =
-                block + 64 * (GROUP / l.group) + i * (8 / l.weights) * (l.index_bits - 8) * 8;
-            prefetch_ahead(codes, codes_bytes, c);
-            vc w[STEPS];
-            unpack(w, l, a->grid, table, codes, high);
-            add_group(sum, l, w, zero, q8_at(a->x, b * groups + i, c),
-                      scales_at(l, block, i, d, minus_dmin), dmin, c);
+            vc w[PANELS * STEPS];
+            group_scales r[PANELS];
+            UNROLL for (int p = 0; p < panels; p++) {
+                const uint8_t *header = block + p * a->panel_bytes;
+                const uint8_t *codes = header + header_bytes + i * codes_bytes;
+                const uint8_t *high =
+                    header + 64 * (GROUP / l.group) + i * (8 / l.weights) * (l.index_bits - 8) * 8;
+                prefetch_ahead(codes, codes_bytes, c);
+                unpack(w + p * STEPS, l, a->grid, table, codes, high);
+                r[p] = scales_at(l, header, i, d[p], minus_dmin[p]);
+            }
+            UNROLL for (int j = 0; j < c; j += part) {
+                add_group(sum + panels * j, l, w, panels, q8_at(a->x, b * groups + i, c, j), r,
+                          dmin, part);
+            }
         }
         block += header_bytes + groups * codes_bytes;
     }
-    store_tile(out, sum, c);
+    UNROLL for (int j = 0; j < c; j += part) {
+        UNROLL for (int p = 0; p < panels; p++) {
+            store_tile(a, j * a->stride + p * PANEL_ROWS, sum + panels * j + p * part, part);
+        }
+    }
 }
 
 /* Instruction sets that count bits of products want the largest weight as a constant. */
-INLINE void tile_looked_up(shape l, const tile_args *a, float *out, int c) {
+INLINE void tile_looked_up(shape l, const tile_args *a, int panels, int c, int part) {
     l.look_up = true;
+    l.zero_shift = code_tables[a->table].zero_shift;
     l.max = 255;
 #if NEEDS_MAX
     const int max = code_tables[a->table].max;
     if (max <= 31) {
         l.max = 31;
-        tile_codes(l, a, out, c);
+        tile_codes(l, a, panels, c, part);
         return;
     }
     if (max <= 127) {
         l.max = 127;
-        tile_codes(l, a, out, c);
+        tile_codes(l, a, panels, c, part);
         return;
     }
 #endif
-    tile_codes(l, a, out, c);
+    tile_codes(l, a, panels, c, part);
 }
 
-/* Without a table: codes of `bits` minus a zero, or with a minimum. */
-#define CODES(name, kind, bits, group, has_min)                                                    \
-    SPECIALIZED void name(const tile_args *a, float *out, int c) {                                 \
-        tile_codes((shape){kind, bits, group, has_min, false, (1 << bits) - 1, 8, 8}, a, out, c);  \
+/* Without a table: codes of `bits` minus 1 << zero_shift, or with a minimum. */
+#define CODES(name, kind, bits, group, has_min, zero_shift)                                        \
+    SPECIALIZED void name(const tile_args *a, int panels, int c, int part) {                       \
+        const shape l = {kind, bits, group, has_min, false, zero_shift, (1 << bits) - 1, 8, 8};    \
+        tile_codes(l, a, panels, c, part);                                                         \
     }
 #define LOOKED_UP(name, kind, bits, group)                                                         \
-    SPECIALIZED void name(const tile_args *a, float *out, int c) {                                 \
-        tile_looked_up((shape){kind, bits, group, false, true, 255, 8, 8}, a, out, c);             \
+    SPECIALIZED void name(const tile_args *a, int panels, int c, int part) {                       \
+        const shape l = {kind, bits, group, false, true, 0, 255, 8, 8};                            \
+        tile_looked_up(l, a, panels, c, part);                                                     \
     }
-#define GRID(name, index_bits, weights, group, max)                                                \
-    SPECIALIZED void name(const tile_args *a, float *out, int c) {                                 \
-        tile_codes(                                                                                \
-            (shape){SCALE_GRID, 16 / weights, group, false, true, max, index_bits, weights}, a,    \
-            out, c);                                                                               \
+#define GRID(name, index_bits, weights, group, zero_shift, max)                                    \
+    SPECIALIZED void name(const tile_args *a, int panels, int c, int part) {                       \
+        const shape l = {SCALE_GRID, 16 / weights, group,      false,  true,                       \
+                         zero_shift, max,          index_bits, weights};                           \
+        tile_codes(l, a, panels, c, part);                                                         \
     }
-CODES(tile_c4h32_minus_8, SCALE_H, 4, 32, false)
+CODES(tile_c4h32_minus_8, SCALE_H, 4, 32, false, 3)
 LOOKED_UP(tile_c4h32_table, SCALE_H, 4, 32)
-CODES(tile_c4mh32, SCALE_H, 4, 32, true)
-CODES(tile_c5h32, SCALE_H, 5, 32, false)
-CODES(tile_c5mh32, SCALE_H, 5, 32, true)
-CODES(tile_c8h32, SCALE_H, 8, 32, false)
+CODES(tile_c4mh32, SCALE_H, 4, 32, true, -1)
+CODES(tile_c5h32, SCALE_H, 5, 32, false, 4)
+CODES(tile_c5mh32, SCALE_H, 5, 32, true, -1)
+CODES(tile_c8h32, SCALE_H, 8, 32, false, 7)
 LOOKED_UP(tile_c4e32, SCALE_E, 4, 32)
-CODES(tile_c2b32, SCALE_B, 2, 32, false)
-CODES(tile_c2mb16, SCALE_B, 2, 16, true)
+CODES(tile_c2b32, SCALE_B, 2, 32, false, 0)
+CODES(tile_c2mb16, SCALE_B, 2, 16, true, -1)
 LOOKED_UP(tile_c3b32, SCALE_B, 3, 32)
 LOOKED_UP(tile_c3b16, SCALE_B, 3, 16)
 LOOKED_UP(tile_c4b32, SCALE_B, 4, 32)
-CODES(tile_c4mb32, SCALE_B, 4, 32, true)
-CODES(tile_c5mb32, SCALE_B, 5, 32, true)
-CODES(tile_c6b16, SCALE_B, 6, 16, false)
-GRID(tile_g8x4b32, 8, 4, 32, 127)
-GRID(tile_g9x4b32, 9, 4, 32, 31)
-GRID(tile_g8x8b32, 8, 8, 32, 127)
-GRID(tile_g9x8b16, 9, 8, 16, 127)
-GRID(tile_g10x8b16, 10, 8, 16, 127)
+CODES(tile_c4mb32, SCALE_B, 4, 32, true, -1)
+CODES(tile_c5mb32, SCALE_B, 5, 32, true, -1)
+CODES(tile_c6b16, SCALE_B, 6, 16, false, 5)
+GRID(tile_g8x4b32, 8, 4, 32, 6, 127)
+GRID(tile_g9x4b32, 9, 4, 32, 4, 31)
+GRID(tile_g8x8b32, 8, 8, 32, 6, 127)
+GRID(tile_g9x8b16, 9, 8, 16, 6, 127)
+GRID(tile_g10x8b16, 10, 8, 16, 6, 127)
 
-SPECIALIZED void tile_c4h32(const tile_args *a, float *out, int c) {
+SPECIALIZED void tile_c4h32(const tile_args *a, int panels, int c, int part) {
     if (a->table == EDGE_TABLE_MINUS_8) {
-        tile_c4h32_minus_8(a, out, c);
+        tile_c4h32_minus_8(a, panels, c, part);
     } else {
-        tile_c4h32_table(a, out, c);
+        tile_c4h32_table(a, panels, c, part);
     }
 }
 
@@ -302,7 +323,10 @@ SPECIALIZED void tile_c4h32(const tile_args *a, float *out, int c) {
  * column alone hides the latency; of many columns as many at a time as registers hold. load: 16
  * rows of one k. */
 #define FLOATS(name, element, load)                                                                \
-    INLINE void name##_part(const element *w, int64_t k, const float *x, float *out, int c) {      \
+    INLINE void name##_part(const tile_args *a, int first, int c) {                                \
+        const element *w = a->panel;                                                               \
+        const int64_t k = a->k;                                                                    \
+        const float *x = (const float *)a->x + first * k;                                          \
         vf even[MAX_TILE], odd[MAX_TILE];                                                          \
         UNROLL for (int j = 0; j < c; j++) { even[j] = odd[j] = vf_zero(); }                       \
         int64_t i = 0;                                                                             \
@@ -321,12 +345,12 @@ SPECIALIZED void tile_c4h32(const tile_args *a, float *out, int c) {
             }                                                                                      \
         }                                                                                          \
         UNROLL for (int j = 0; j < c; j++) { even[j] = vf_add(even[j], odd[j]); }                  \
-        store_tile(out, even, c);                                                                  \
+        store_tile(a, first * a->stride, even, c);                                                 \
     }                                                                                              \
-    SPECIALIZED void name(const tile_args *a, float *out, int c) {                                 \
+    SPECIALIZED void name(const tile_args *a, int panels, int c, int part) {                       \
+        (void)panels, (void)part;                                                                  \
         UNROLL for (int j = 0; j < c; j += FLOAT_COLUMNS) {                                        \
-            const int n = c - j < FLOAT_COLUMNS ? c - j : FLOAT_COLUMNS;                           \
-            name##_part(a->panel, a->k, (const float *)a->x + j * a->k, out + PANEL_ROWS * j, n);  \
+            name##_part(a, j, c - j < FLOAT_COLUMNS ? c - j : FLOAT_COLUMNS);                      \
         }                                                                                          \
     }
 FLOATS(tile_f32, float, vf_load)
@@ -335,7 +359,7 @@ FLOATS(tile_bf16, uint16_t, vf_from_bfloat)
 
 /* One function per layout and number of columns. */
 #define FOR_COLUMNS(name, c)                                                                       \
-    static void name##_##c(const tile_args *a, float *out) { name(a, out, c); }
+    static void name##_##c(const tile_args *a) { name(a, 1, c, c); }
 #if TILE > 4
 #define FOR_ALL_COLUMNS(name)                                                                      \
     FOR_COLUMNS(name, 1)                                                                           \
@@ -351,10 +375,8 @@ FLOATS(tile_bf16, uint16_t, vf_from_bfloat)
 #define LIST(name) {name##_1, name##_2, name##_3, name##_4}
 #endif
 
-#define FOR_ALL_LAYOUTS(DO)                                                                        \
-    DO(F32, f32)                                                                                   \
-    DO(F16, f16)                                                                                   \
-    DO(BF16, bf16)                                                                                 \
+#define FOR_ALL_LAYOUTS(DO) DO(F32, f32) DO(F16, f16) DO(BF16, bf16) FOR_ALL_CODES(DO)
+#define FOR_ALL_CODES(DO)                                                                          \
     DO(C4H32, c4h32)                                                                               \
     DO(C4MH32, c4mh32)                                                                             \
     DO(C5H32, c5h32)                                                                               \
@@ -380,3 +402,16 @@ FLOATS(tile_bf16, uint16_t, vf_from_bfloat)
 FOR_ALL_LAYOUTS(FUNCTIONS)
 
 const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE] = {FOR_ALL_LAYOUTS(ROW)};
+
+/* A full tile against two panels. */
+#if PANELS > 1
+#define PAIR(layout, name)                                                                         \
+    static void tile_##name##_pair(const tile_args *a) {                                           \
+        tile_##name(a, PANELS, TILE, PANEL_COLUMNS);                                               \
+    }
+#define PAIR_ROW(layout, name) [EDGE_LAYOUT_##layout] = tile_##name##_pair,
+FOR_ALL_CODES(PAIR)
+const tile_function FN(pairs)[EDGE_N_LAYOUTS] = {FOR_ALL_CODES(PAIR_ROW)};
+#else
+const tile_function FN(pairs)[EDGE_N_LAYOUTS] = {NULL};
+#endif

@@ -4,34 +4,34 @@
 #include "kernels/isa.h"
 
 int64_t FN(dots)(int64_t n_rounds, int32_t *out) {
-    vc w[8];
+    vc w[PANELS * STEPS];
     const uint8_t codes[4 * PANEL_ROWS] = {1, 2, 3};
-    for (int s = 0; s < 8; s++) {
+    for (int s = 0; s < PANELS * STEPS; s++) {
         w[s] = vc_load(codes);
     }
     /* Known, and the same in every step, so that one register a column holds all of x. */
-    int8_t x[GROUP * TILE];
-    UNROLL for (int step = 0; step < 8; step++) {
-        UNROLL for (int j = 0; j < TILE; j++) {
+    int8_t x[GROUP * PANEL_COLUMNS];
+    UNROLL for (int step = 0; step < STEPS; step++) {
+        UNROLL for (int j = 0; j < PANEL_COLUMNS; j++) {
             const int32_t four = 0x01010101 * (j + 1);
-            memcpy(x + 4 * (step * TILE + j), &four, 4);
+            memcpy(x + 4 * (step * PANEL_COLUMNS + j), &four, 4);
         }
     }
-    const int16_t minus_sum[2 * TILE] = {0};
-    vi sum[TILE];
-    UNROLL for (int j = 0; j < TILE; j++) { sum[j] = vi_set1(0); }
+    const q8_group q = {.codes = x, .stride = PANEL_COLUMNS};
+    vi sum[PANELS * PANEL_COLUMNS];
+    UNROLL for (int j = 0; j < PANELS * PANEL_COLUMNS; j++) { sum[j] = vi_set1(0); }
     for (int64_t i = 0; i < n_rounds; i++) {
         __asm__ volatile(""
                          :
                          : "r"(w)
                          : "memory"); /* w may have changed: no round is like another */
-        vi dot[TILE];
-        vc_dot(dot, w, 0, 8, x, minus_sum, 0, 15, TILE);
-        UNROLL for (int j = 0; j < TILE; j++) { sum[j] = vi_add(sum[j], dot[j]); }
+        vi dot[PANELS * PANEL_COLUMNS];
+        vc_dot(dot, w, PANELS, 0, STEPS, q, -1, 15, PANEL_COLUMNS);
+        UNROLL for (int j = 0; j < PANELS * PANEL_COLUMNS; j++) { sum[j] = vi_add(sum[j], dot[j]); }
     }
-    for (int j = 1; j < TILE; j++) {
+    for (int j = 1; j < PANELS * PANEL_COLUMNS; j++) {
         sum[0] = vi_add(sum[0], sum[j]);
     }
     memcpy(out, &sum[0], sizeof(int32_t[PANEL_ROWS]));
-    return n_rounds * PANEL_ROWS * GROUP * TILE;
+    return n_rounds * PANEL_ROWS * GROUP * PANELS * PANEL_COLUMNS;
 }

@@ -8,6 +8,7 @@ const edge_kernels FN(kernels) = {
     .name = TEXT(EDGE_ISA),
     .tile = TILE,
     .tiles = FN(tiles),
+    .pairs = FN(pairs),
 #ifdef HAS_BF16_DOT
     .native_bf16 = FN(native_bf16),
 #endif

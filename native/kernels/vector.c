@@ -60,12 +60,14 @@ INLINE half_groups quantize_column(half_groups x, uint8_t *group, int32_t c, int
     }
     const int32_t sum_a = vi_hsum(qa), sum_b = vi_hsum(qb);
     float *scales = (float *)(group + GROUP * columns);
-    int16_t *minus_sums = (int16_t *)(group + (GROUP + 4) * columns);
-    float *scales_x_sums = (float *)(group + (GROUP + 8) * columns);
+    int32_t *minus_sums = (int32_t *)(group + (GROUP + 4) * columns);
+    int16_t *minus_halves = (int16_t *)(group + (GROUP + 8) * columns);
+    float *totals = (float *)(group + (GROUP + 12) * columns);
     scales[c] = scale;
-    minus_sums[2 * c] = (int16_t)-sum_a;
-    minus_sums[2 * c + 1] = (int16_t)-sum_b;
-    scales_x_sums[c] = scale * (float)(sum_a + sum_b);
+    minus_sums[c] = -(sum_a + sum_b);
+    minus_halves[2 * c] = (int16_t)-sum_a;
+    minus_halves[2 * c + 1] = (int16_t)-sum_b;
+    totals[c] = scale * (float)(sum_a + sum_b);
     const vf minus_scale = vf_set1(-scale);
     return (half_groups){vf_fma(vf_from_int(qa), minus_scale, x.a),
                          vf_fma(vf_from_int(qb), minus_scale, x.b)};
