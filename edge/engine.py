@@ -287,10 +287,13 @@ class Engine:
         """Take the memory: threads, packed weights, plan."""
         self._pool = _pool(n_threads)
         self.threads, self.isa = n_threads, native.text(lib.edge_isa_name(isa))
+        native_bf16 = native.native_bf16(isa)
+        self.isa += "+bf16" if native_bf16 else ""
         self._load_weights(progress)
         self._check_factors()
         error, made = ffi.new("edge_error *"), ffi.new("edge_plan **")
         spec, alive = self._spec(isa)
+        spec.native_bf16 = int(native_bf16)
         status = lib.edge_plan_new(spec, made, error)
         del alive
         if status == lib.EDGE_NO_MEMORY:

@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
         "the native library is not built: install the package, or run scripts/build"
     ) from error
 
-__all__ = ["check", "ffi", "isa_index", "isas", "lib", "log_softmax", "softmax", "text", "threads"]
+__all__ = ["check", "ffi", "isa_index", "isas", "lib", "log_softmax", "native_bf16", "softmax", "text", "threads"]
 
 
 def _load() -> Any:
@@ -108,6 +108,23 @@ def _index_of(setting: str) -> int:
         why = "this CPU cannot run it" if wanted in known else "there is none of that name"
         raise UnsupportedError(f"EDGE_ISA={wanted}: {why}", what=wanted, supported=isas())
     return known.index(wanted)
+
+
+def native_bf16(isa: int) -> bool:
+    """Whether EDGE_NATIVE_BF16 asks for bfloat16 weights by the CPU's own instruction, whose results
+    have other bits.
+
+    Raises UnsupportedError when this CPU, or the instruction set in use, has none; InputError.
+    """
+    setting = os.environ.get("EDGE_NATIVE_BF16", "0")
+    if setting not in ("0", "1"):
+        raise InputError(f"EDGE_NATIVE_BF16={setting}: 0 or 1")
+    if setting == "1" and not lib.edge_isa_has_bf16(isa):
+        raise UnsupportedError(
+            f"EDGE_NATIVE_BF16=1: {text(lib.edge_isa_name(isa))} has no bfloat16 dot products here",
+            what="native bfloat16",
+        )
+    return setting == "1"
 
 
 def threads(wanted: int | None = None) -> int:

@@ -278,6 +278,36 @@ def test_thread_setting_and_argument(
         Engine.load(tiny_gguf(), threads=0)
 
 
+@pytest.mark.parametrize("isa", native.isas())
+def test_native_bf16_is_asked_for(
+    tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, isa: str
+) -> None:
+    """It runs, near the exact numbers, or says that the CPU cannot."""
+    path, logits = tiny_gguf(type="BF16"), []
+    monkeypatch.setenv("EDGE_ISA", isa)
+    has = bool(native.lib.edge_isa_has_bf16(native.isa_index()))
+    for setting in ("0", "1"):
+        monkeypatch.setenv("EDGE_NATIVE_BF16", setting)
+        if setting == "1" and not has:
+            with pytest.raises(UnsupportedError, match="EDGE_NATIVE_BF16"):
+                Engine.load(path)
+            return
+        engine = Engine.load(path)
+        assert engine.isa == isa + "+bf16" * int(setting)
+        logits.append(engine.run(engine.cache(), list(range(20)), logits="all"))
+        engine.close()
+    np.testing.assert_allclose(logits[1], logits[0], atol=0.05)
+
+
+@pytest.mark.parametrize("value", ["2", "yes", ""])
+def test_bad_native_bf16_setting(
+    tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("EDGE_NATIVE_BF16", value)
+    with pytest.raises(InputError, match="EDGE_NATIVE_BF16"):
+        Engine.load(tiny_gguf())
+
+
 def test_trace_prints_a_line_per_op(
     tiny_gguf: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,

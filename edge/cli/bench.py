@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.cli import COMMANDS
+from edge.cli.options import layout_option
 from edge.cli.terminal import Progress, mebibytes, peak_memory
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str
     metavar="FILE",
     help="Draw the roofline, as .svg or .png (needs edge-run[bench]).",
 )
+@layout_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any) -> None:
     """Measure prompt and decode speed.
@@ -152,7 +154,8 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
         plot.require()  # before minutes of measuring
     cases = [Case("prompt", n) for n in prompts]
     cases += [Case("decode", flags["n_decode"], d) for d in flags["depths"] if flags["n_decode"]]
-    settings = Settings(tuple(cases), flags["threads"] or (None,), flags["repeat"], peers)
+    options = {"layout": flags["layout"]}
+    settings = Settings(tuple(cases), flags["threads"] or (None,), flags["repeat"], peers, options)
     path = model if model is not None else str(default_model())
     with _Bars() as bars:
         report = Report(path, measure(path, settings, bars), settings)

@@ -121,6 +121,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=numbers, default=(512,), metavar="N,N")
     parser.add_argument("--decode", type=int, default=64)
     parser.add_argument("--depth", type=numbers, default=(0,), metavar="N,N")
+    parser.add_argument("--layout", default="auto", choices=("auto", "fast", "compact"))
     parser.add_argument("--json", type=Path, help="write all rounds here")
     parser.add_argument("--plot", type=Path, help="write the roofline here, .svg or .png")
     return parser.parse_args()
@@ -135,7 +136,8 @@ def main() -> None:
     reports: list[Report] = []
     for path, twin in args.models:
         peers = peers_of(args.peer_python, twin)
-        settings = Settings(tuple(cases), args.threads, args.rounds, peers)
+        options = {"layout": args.layout}
+        settings = Settings(tuple(cases), args.threads, args.rounds, peers, options)
 
         def progress(what: str, done: int, total: int, stem: str = Path(path).stem) -> None:
             print(f"{stem}: {what}, {done}/{total}", file=sys.stderr)
