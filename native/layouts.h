@@ -99,9 +99,74 @@ typedef struct {
     int header_bytes; /* of a block, before its codes */
     int codes_bytes;  /* of a group */
     uint32_t tables;  /* bit i: may have table i */
+    int index_bits;   /* of a grid */
+    int weights;      /* of an entry of it */
 } layout_info;
 
-extern const layout_info layout_table[EDGE_N_LAYOUTS];
+#define T(name) (1u << EDGE_TABLE_##name)
+#define FLOATS(name, bits) {name, SCALE_NONE, bits, 0, false, 1, 0, 0, 0, T(NONE), 8, 8}
+/* Two groups with float scales. */
+#define GROUPS(name, kind, bits, min, tables)                                                      \
+    {name,   kind, bits, GROUP, min, 2 * GROUP, 0, 64 * (1 + (min)), PLANE_BYTES * (bits),         \
+     tables, 8,    8}
+/* Super-blocks; min of groups of 32: 12 bits for scale and minimum, else 8. */
+#define SUPERS(name, bits, group, min, tables)                                                     \
+    {name,                                                                                         \
+     SCALE_B,                                                                                      \
+     bits,                                                                                         \
+     group,                                                                                        \
+     min,                                                                                          \
+     SUPER,                                                                                        \
+     2 * PANEL_ROWS * (1 + (min)),                                                                 \
+     (min) && (group) == GROUP ? 192 : PANEL_ROWS * (SUPER / (group)),                             \
+     PLANE_BYTES * (bits),                                                                         \
+     tables,                                                                                       \
+     8,                                                                                            \
+     8}
+#define GRID(name, index, weights, group, table)                                                   \
+    {name,                                                                                         \
+     SCALE_GRID,                                                                                   \
+     (weights) == 4 ? 4 : 3,                                                                       \
+     group,                                                                                        \
+     false,                                                                                        \
+     SUPER,                                                                                        \
+     2 * PANEL_ROWS,                                                                               \
+     64 * (GROUP / (group)) + ((index) - 8) * PANEL_ROWS * (SUPER / (weights)) / 8,                \
+     PANEL_ROWS * (GROUP / (weights)) + PLANE_BYTES,                                               \
+     table,                                                                                        \
+     index,                                                                                        \
+     weights}
+
+/* In a header, so that the compiler knows what a kernel is made for. */
+static const layout_info layout_table[EDGE_N_LAYOUTS] = {
+    [EDGE_LAYOUT_F32] = FLOATS("f32", 32),
+    [EDGE_LAYOUT_F16] = FLOATS("f16", 16),
+    [EDGE_LAYOUT_BF16] = FLOATS("bf16", 16),
+    [EDGE_LAYOUT_C4H32] = GROUPS("c4h32", SCALE_H, 4, false, T(MINUS_8) | T(IQ4_NL)),
+    [EDGE_LAYOUT_C4MH32] = GROUPS("c4mh32", SCALE_H, 4, true, T(NONE)),
+    [EDGE_LAYOUT_C5H32] = GROUPS("c5h32", SCALE_H, 5, false, T(MINUS_16)),
+    [EDGE_LAYOUT_C5MH32] = GROUPS("c5mh32", SCALE_H, 5, true, T(NONE)),
+    [EDGE_LAYOUT_C8H32] = GROUPS("c8h32", SCALE_H, 8, false, T(NONE)),
+    [EDGE_LAYOUT_C4E32] = GROUPS("c4e32", SCALE_E, 4, false, T(MXFP4)),
+    [EDGE_LAYOUT_C2B32] = SUPERS("c2b32", 2, 32, false, T(MINUS_1)),
+    [EDGE_LAYOUT_C2MB16] = SUPERS("c2mb16", 2, 16, true, T(NONE)),
+    [EDGE_LAYOUT_C3B32] = SUPERS("c3b32", 3, 32, false, T(IQ2) | T(IQ1)),
+    [EDGE_LAYOUT_C3B16] = SUPERS("c3b16", 3, 16, false, T(MINUS_4) | T(IQ2) | T(IQ1)),
+    [EDGE_LAYOUT_C4B32] = SUPERS("c4b32", 4, 32, false, T(IQ4_NL) | T(IQ3_S) | T(IQ3_XXS)),
+    [EDGE_LAYOUT_C4MB32] = SUPERS("c4mb32", 4, 32, true, T(NONE)),
+    [EDGE_LAYOUT_C5MB32] = SUPERS("c5mb32", 5, 32, true, T(NONE)),
+    [EDGE_LAYOUT_C6B16] = SUPERS("c6b16", 6, 16, false, T(MINUS_32)),
+    [EDGE_LAYOUT_G8X4B32] = GRID("g8x4b32", 8, 4, 32, T(IQ3_XXS)),
+    [EDGE_LAYOUT_G9X4B32] = GRID("g9x4b32", 9, 4, 32, T(IQ3_S)),
+    [EDGE_LAYOUT_G8X8B32] = GRID("g8x8b32", 8, 8, 32, T(IQ2)),
+    [EDGE_LAYOUT_G9X8B16] = GRID("g9x8b16", 9, 8, 16, T(IQ2)),
+    [EDGE_LAYOUT_G10X8B16] = GRID("g10x8b16", 10, 8, 16, T(IQ2)),
+};
+#undef T
+#undef FLOATS
+#undef GROUPS
+#undef SUPERS
+#undef GRID
 
 /* One group of a tile of quantised activations, from some column on. */
 typedef struct {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_plan import ISAS, TYPES
+from native_plan import COMPACT_TYPES, ISAS, TYPES
 from test_refmath import SIZES
 
 from edge.engine import Engine
@@ -96,6 +96,17 @@ def test_same_bits_everywhere(loader: Any, arch: str, type_name: str) -> None:
             n = N_TOKENS if chunk > 1 else 70
             got = run(engine, tokens_of(engine, N_TOKENS)[:n], chunk)
             assert_same_bits(got, want[:n], (isa, threads, chunk))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("type_name", COMPACT_TYPES)
+def test_same_bits_of_both_forms(tiny_gguf: Callable[..., Path], type_name: str) -> None:
+    path, logits = tiny_gguf(type=type_name, **WIDE), []
+    for layout in ("fast", "compact"):
+        engine = Engine.load(path, layout=layout)
+        logits.append(run(engine, tokens_of(engine, 40), 40))
+        engine.close()
+    assert_same_bits(logits[1], logits[0], type_name)
 
 
 @pytest.mark.native

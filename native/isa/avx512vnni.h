@@ -91,7 +91,10 @@ static inline vi vi_bits(vi a, int shift, int mask) {
     return _mm512_and_si512(_mm512_srli_epi32(a, (unsigned)shift), _mm512_set1_epi32(mask));
 }
 static inline vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
-static inline vi vi_shift_left(vi a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
+static inline vi vi_shift_left(vi a, int n) {
+    return __builtin_constant_p(n) ? _mm512_slli_epi32(a, (unsigned)n)
+                                   : _mm512_sll_epi32(a, _mm_cvtsi32_si128(n));
+}
 static inline vi vi_pair(vi low, vi high) {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
 }

@@ -28,31 +28,13 @@ INLINE void prefetch_ahead(const uint8_t *p, int bytes, int c) {
     }
 }
 
-/* What the compiler must know of a layout: its row in layout_table, and how codes become weights.
- * max: as vc_dot wants it. look_up: codes go through the table, else they are weights as they are.
- */
+/* A layout and how its codes become weights, all of which the compiler knows. look_up: through the
+ * table, else they are weights as they are; zero_shift, max: as vc_dot wants them. */
 typedef struct {
-    scale_kind kind;
-    int bits, group;
-    bool has_min, look_up;
-    int zero_shift, max;     /* where they are looked up: the table's zero_shift */
-    int index_bits, weights; /* of a grid */
-} shape;
-
-INLINE int shape_codes_bytes(shape l) {
-    return l.kind == SCALE_GRID ? PANEL_ROWS * GROUP / l.weights + PLANE_BYTES
-                                : PLANE_BYTES * l.bits;
-}
-
-INLINE int shape_header_bytes(shape l) {
-    if (l.kind == SCALE_GRID) {
-        return 64 * (GROUP / l.group) + (l.index_bits - 8) * PANEL_ROWS * SUPER / l.weights / 8;
-    }
-    if (l.kind == SCALE_B) {
-        return l.has_min && l.group == GROUP ? 192 : PANEL_ROWS * (SUPER / l.group);
-    }
-    return l.has_min ? 128 : 64;
-}
+    layout_info layout;
+    bool look_up;
+    int zero_shift, max;
+} recipe;
 
 /* A plane of 4, 2 or 1 bits to the bits from `up` on of w. */
 INLINE void unpack_plane(vc w[STEPS], const uint8_t *plane, int width, int up) {
@@ -68,7 +50,7 @@ INLINE void unpack_plane(vc w[STEPS], const uint8_t *plane, int width, int up) {
 }
 
 /* Indices through their grid, signs above the codes of the magnitudes. */
-INLINE void unpack_grid(vc w[STEPS], shape l, const grid_info *grid, const uint8_t *codes,
+INLINE void unpack_grid(vc w[STEPS], layout_info l, const grid_info *grid, const uint8_t *codes,
                         const uint8_t *high) {
     if (l.weights == 4) {
         UNROLL for (int v = 0; v < 2; v++) {
@@ -89,8 +71,9 @@ INLINE void unpack_grid(vc w[STEPS], shape l, const grid_info *grid, const uint8
     }
 }
 
-INLINE void unpack(vc w[STEPS], shape l, const grid_info *grid, const code_table *table,
+INLINE void unpack(vc w[STEPS], recipe how, const grid_info *grid, const code_table *table,
                    const uint8_t *codes, const uint8_t *high) {
+    const layout_info l = how.layout;
     if (l.kind == SCALE_GRID) {
         unpack_grid(w, l, grid, codes, high);
     } else if (l.bits == 8) {
@@ -106,8 +89,8 @@ INLINE void unpack(vc w[STEPS], shape l, const grid_info *grid, const code_table
             unpack_plane(w, codes + 2 * PLANE_BYTES, 1, 2);
         }
     }
-    if (l.look_up) {
-        UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_table(table->shifted, w[s], l.max); }
+    if (how.look_up) {
+        UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_table(table->shifted, w[s], how.max); }
     }
 }
 
@@ -124,7 +107,8 @@ INLINE vi zeros_of(const group_scales *r, int zero_shift) {
 }
 
 /* i: the group in its block; d, minus_dmin: the block's floats, units included. */
-INLINE group_scales scales_at(shape l, const uint8_t *header, int i, vf d, vf minus_dmin) {
+INLINE group_scales scales_at(recipe how, const uint8_t *header, int i, vf d, vf minus_dmin) {
+    const layout_info l = how.layout;
     group_scales r = {.scale = d};
     if (l.kind == SCALE_GRID) {
         const vi both = vi_from_u8(header + PANEL_ROWS * (l.group == 16 ? i : i / 2));
@@ -132,7 +116,7 @@ INLINE group_scales scales_at(shape l, const uint8_t *header, int i, vf d, vf mi
         if (l.group == 16) {
             r.half[0] = vi_add(vi_add(low, low), one);
             r.half[1] = vi_add(vi_add(high, high), one);
-            r.zeros = zeros_of(&r, l.zero_shift);
+            r.zeros = zeros_of(&r, how.zero_shift);
         } else {
             const vi s = i % 2 == 0 ? low : high;
             r.scale = vf_mul(d, vf_from_int(vi_add(vi_add(s, s), one)));
@@ -146,7 +130,7 @@ INLINE group_scales scales_at(shape l, const uint8_t *header, int i, vf d, vf mi
         } else {
             r.half[0] = vi_from_i8(a);
             r.half[1] = vi_from_i8(b);
-            r.zeros = zeros_of(&r, l.zero_shift);
+            r.zeros = zeros_of(&r, how.zero_shift);
         }
     } else if (l.kind == SCALE_B && l.has_min) {
         const vi a = vi_from_u8(header + PANEL_ROWS * i);
@@ -171,15 +155,16 @@ INLINE group_scales scales_at(shape l, const uint8_t *header, int i, vf d, vf mi
 
 /* One group of some panels times c columns, added to sum (panels, c); dmin: of the blocks, for
  * minima of groups of 16. */
-INLINE void add_group(vf *sum, shape l, const vc *w, int panels, q8_group q, const group_scales *r,
-                      const vf *dmin, int c) {
+INLINE void add_group(vf *sum, recipe how, const vc *w, int panels, q8_group q,
+                      const group_scales *r, const vf *dmin, int c) {
+    const layout_info l = how.layout;
     vi dot[PANELS * MAX_TILE];
     if (l.group == GROUP) {
-        vc_dot(dot, w, panels, 0, STEPS, q, l.zero_shift, l.max, c);
+        vc_dot(dot, w, panels, 0, STEPS, q, how.zero_shift, how.max, c);
     } else { /* halves with scales of their own, still exact */
         vi half[PANELS * MAX_TILE];
-        vc_dot(half, w, panels, 0, STEPS / 2, q, -1, l.max, c);
-        vc_dot(dot, w, panels, STEPS / 2, STEPS / 2, q, -1, l.max, c);
+        vc_dot(half, w, panels, 0, STEPS / 2, q, -1, how.max, c);
+        vc_dot(dot, w, panels, STEPS / 2, STEPS / 2, q, -1, how.max, c);
         UNROLL for (int i = 0; i < panels * c; i++) {
             const group_scales *s = &r[i / c];
             dot[i] = vi_add(vi_mul(dot[i], s->half[1]), vi_mul(half[i], s->half[0]));
@@ -205,45 +190,45 @@ INLINE void add_group(vf *sum, shape l, const vc *w, int panels, q8_group q, con
 }
 
 /* `part` columns at a time of one or two panels: a group is unpacked once for all parts. */
-INLINE void tile_codes(shape l, const tile_args *a, int panels, int c, int part) {
-    const bool supers = l.kind == SCALE_B || l.kind == SCALE_GRID;
-    const int groups = supers ? SUPER / GROUP : 2;
-    const int front = supers ? 2 * PANEL_ROWS * (l.has_min ? 2 : 1) : 0;
-    const int header_bytes = shape_header_bytes(l), codes_bytes = shape_codes_bytes(l);
+INLINE void tile_codes(recipe how, const tile_args *a, int panels, int c, int part) {
+    const layout_info l = how.layout;
+    const bool supers = l.block == SUPER;
+    const int groups = l.block / GROUP;
     const int64_t n = a->k / GROUP, n_blocks = (n + groups - 1) / groups;
-    const uint8_t *block = (const uint8_t *)a->panel + (n_blocks * front + 63) / 64 * 64;
+    const uint8_t *block = (const uint8_t *)a->panel + front_bytes(&l, n_blocks);
     const code_table *table = &code_tables[a->table];
     vf sum[PANELS * MAX_TILE], d[PANELS], dmin[PANELS], minus_dmin[PANELS];
     UNROLL for (int i = 0; i < panels * c; i++) { sum[i] = vf_zero(); }
     UNROLL for (int p = 0; p < panels; p++) { d[p] = dmin[p] = minus_dmin[p] = vf_zero(); }
     for (int64_t b = 0; b < n_blocks; b++) {
         UNROLL for (int p = 0; supers && p < panels; p++) {
-            const uint8_t *floats = (const uint8_t *)a->panel + p * a->panel_bytes + b * front;
+            const uint8_t *floats =
+                (const uint8_t *)a->panel + p * a->panel_bytes + b * l.front_bytes;
             d[p] = vf_mul(vf_from_half((const uint16_t *)floats), vf_set1(table->unit));
             if (l.has_min) {
                 dmin[p] = vf_from_half((const uint16_t *)floats + PANEL_ROWS);
                 minus_dmin[p] = vf_sub(vf_zero(), dmin[p]);
             }
         }
-        prefetch_ahead(block, header_bytes, c);
+        prefetch_ahead(block, l.header_bytes, c);
         for (int i = 0; i < groups && b * groups + i < n; i++) {
             vc w[PANELS * STEPS];
             group_scales r[PANELS];
             UNROLL for (int p = 0; p < panels; p++) {
                 const uint8_t *header = block + p * a->panel_bytes;
-                const uint8_t *codes = header + header_bytes + i * codes_bytes;
+                const uint8_t *codes = header + l.header_bytes + i * l.codes_bytes;
                 const uint8_t *high =
                     header + 64 * (GROUP / l.group) + i * (8 / l.weights) * (l.index_bits - 8) * 8;
-                prefetch_ahead(codes, codes_bytes, c);
-                unpack(w + p * STEPS, l, a->grid, table, codes, high);
-                r[p] = scales_at(l, header, i, d[p], minus_dmin[p]);
+                prefetch_ahead(codes, l.codes_bytes, c);
+                unpack(w + p * STEPS, how, a->grid, table, codes, high);
+                r[p] = scales_at(how, header, i, d[p], minus_dmin[p]);
             }
             UNROLL for (int j = 0; j < c; j += part) {
-                add_group(sum + panels * j, l, w, panels, q8_at(a->x, b * groups + i, c, j), r,
+                add_group(sum + panels * j, how, w, panels, q8_at(a->x, b * groups + i, c, j), r,
                           dmin, part);
             }
         }
-        block += header_bytes + groups * codes_bytes;
+        block += block_bytes(&l);
     }
     UNROLL for (int j = 0; j < c; j += part) {
         UNROLL for (int p = 0; p < panels; p++) {
@@ -252,64 +237,53 @@ INLINE void tile_codes(shape l, const tile_args *a, int panels, int c, int part)
     }
 }
 
-/* Instruction sets that count bits of products want the largest weight as a constant. */
-INLINE void tile_looked_up(shape l, const tile_args *a, int panels, int c, int part) {
-    l.look_up = true;
-    l.zero_shift = code_tables[a->table].zero_shift;
-    l.max = 255;
-#if NEEDS_MAX
-    const int max = code_tables[a->table].max;
-    if (max <= 31) {
-        l.max = 31;
-        tile_codes(l, a, panels, c, part);
-        return;
+/* Through a table. Instruction sets that count bits of products want the largest weight as a
+ * constant: one function for each that a table of the layout has. The others serve all with one. */
+INLINE void tile_looked_up(layout_info l, const tile_args *a, int panels, int c, int part) {
+    const int zero_shift = code_tables[a->table].zero_shift;
+    const uint32_t table = 1u << a->table, others = ~(uint32_t)(TABLES_TO_31 | TABLES_TO_127);
+    if (NEEDS_MAX && (l.tables & TABLES_TO_31) != 0 && (table & TABLES_TO_31) != 0) {
+        tile_codes((recipe){l, true, zero_shift, 31}, a, panels, c, part);
+    } else if (NEEDS_MAX && (l.tables & TABLES_TO_127) != 0 && (table & TABLES_TO_127) != 0) {
+        tile_codes((recipe){l, true, zero_shift, 127}, a, panels, c, part);
+    } else if (!NEEDS_MAX || (l.tables & others) != 0) {
+        tile_codes((recipe){l, true, zero_shift, 255}, a, panels, c, part);
     }
-    if (max <= 127) {
-        l.max = 127;
-        tile_codes(l, a, panels, c, part);
-        return;
-    }
-#endif
-    tile_codes(l, a, panels, c, part);
 }
 
-/* Without a table: codes of `bits` minus 1 << zero_shift, or with a minimum. */
-#define CODES(name, kind, bits, group, has_min, zero_shift)                                        \
+/* One function per layout. Without a look-up codes are weights minus the table's zero, or have a
+ * minimum. */
+#define CODES(name, layout, table)                                                                 \
     SPECIALIZED void name(const tile_args *a, int panels, int c, int part) {                       \
-        const shape l = {kind, bits, group, has_min, false, zero_shift, (1 << bits) - 1, 8, 8};    \
-        tile_codes(l, a, panels, c, part);                                                         \
+        const layout_info l = layout_table[EDGE_LAYOUT_##layout];                                  \
+        const code_table t = code_tables[EDGE_TABLE_##table];                                      \
+        const recipe how = {l, false, l.bits == 8 ? 7 : t.zero_shift, (1 << l.bits) - 1};          \
+        tile_codes(how, a, panels, c, part);                                                       \
     }
-#define LOOKED_UP(name, kind, bits, group)                                                         \
+#define LOOKED_UP(name, layout)                                                                    \
     SPECIALIZED void name(const tile_args *a, int panels, int c, int part) {                       \
-        const shape l = {kind, bits, group, false, true, 0, 255, 8, 8};                            \
-        tile_looked_up(l, a, panels, c, part);                                                     \
+        tile_looked_up(layout_table[EDGE_LAYOUT_##layout], a, panels, c, part);                    \
     }
-#define GRID(name, index_bits, weights, group, zero_shift, max)                                    \
-    SPECIALIZED void name(const tile_args *a, int panels, int c, int part) {                       \
-        const shape l = {SCALE_GRID, 16 / weights, group,      false,  true,                       \
-                         zero_shift, max,          index_bits, weights};                           \
-        tile_codes(l, a, panels, c, part);                                                         \
-    }
-CODES(tile_c4h32_minus_8, SCALE_H, 4, 32, false, 3)
-LOOKED_UP(tile_c4h32_table, SCALE_H, 4, 32)
-CODES(tile_c4mh32, SCALE_H, 4, 32, true, -1)
-CODES(tile_c5h32, SCALE_H, 5, 32, false, 4)
-CODES(tile_c5mh32, SCALE_H, 5, 32, true, -1)
-CODES(tile_c8h32, SCALE_H, 8, 32, false, 7)
-LOOKED_UP(tile_c4e32, SCALE_E, 4, 32)
-CODES(tile_c2b32, SCALE_B, 2, 32, false, 0)
-CODES(tile_c2mb16, SCALE_B, 2, 16, true, -1)
-LOOKED_UP(tile_c3b32, SCALE_B, 3, 32)
-LOOKED_UP(tile_c3b16, SCALE_B, 3, 16)
-LOOKED_UP(tile_c4b32, SCALE_B, 4, 32)
-CODES(tile_c4mb32, SCALE_B, 4, 32, true, -1)
-CODES(tile_c5mb32, SCALE_B, 5, 32, true, -1)
-CODES(tile_c6b16, SCALE_B, 6, 16, false, 5)
-GRID(tile_g8x4b32, 8, 4, 32, 6, 127)
-GRID(tile_g9x4b32, 9, 4, 32, 4, 31)
-GRID(tile_g8x8b32, 8, 8, 32, 6, 127)
-GRID(tile_g9x8b16, 9, 8, 16, 6, 127)
-GRID(tile_g10x8b16, 10, 8, 16, 6, 127)
+CODES(tile_c4h32_minus_8, C4H32, MINUS_8)
+LOOKED_UP(tile_c4h32_table, C4H32)
+CODES(tile_c4mh32, C4MH32, NONE)
+CODES(tile_c5h32, C5H32, MINUS_16)
+CODES(tile_c5mh32, C5MH32, NONE)
+CODES(tile_c8h32, C8H32, NONE)
+LOOKED_UP(tile_c4e32, C4E32)
+CODES(tile_c2b32, C2B32, MINUS_1)
+CODES(tile_c2mb16, C2MB16, NONE)
+LOOKED_UP(tile_c3b32, C3B32)
+LOOKED_UP(tile_c3b16, C3B16)
+LOOKED_UP(tile_c4b32, C4B32)
+CODES(tile_c4mb32, C4MB32, NONE)
+CODES(tile_c5mb32, C5MB32, NONE)
+CODES(tile_c6b16, C6B16, MINUS_32)
+LOOKED_UP(tile_g8x4b32, G8X4B32)
+LOOKED_UP(tile_g9x4b32, G9X4B32)
+LOOKED_UP(tile_g8x8b32, G8X8B32)
+LOOKED_UP(tile_g9x8b16, G9X8B16)
+LOOKED_UP(tile_g10x8b16, G10X8B16)
 
 SPECIALIZED void tile_c4h32(const tile_args *a, int panels, int c, int part) {
     if (a->table == EDGE_TABLE_MINUS_8) {
