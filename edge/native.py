@@ -29,7 +29,18 @@ except ModuleNotFoundError as error:
         "the native library is not built: install the package, or run scripts/build"
     ) from error
 
-__all__ = ["check", "ffi", "isa_index", "isas", "lib", "log_softmax", "native_bf16", "softmax", "text", "threads"]
+__all__ = [
+    "check",
+    "ffi",
+    "isa_index",
+    "isas",
+    "lib",
+    "log_softmax",
+    "native_bf16",
+    "softmax",
+    "text",
+    "threads",
+]
 
 
 def _load() -> Any:
@@ -111,8 +122,7 @@ def _index_of(setting: str) -> int:
 
 
 def native_bf16(isa: int) -> bool:
-    """Whether EDGE_NATIVE_BF16 asks for bfloat16 weights by the CPU's own instruction, whose results
-    have other bits.
+    """Whether EDGE_NATIVE_BF16 asks for the CPU's own bfloat16 dot products, which have other bits.
 
     Raises UnsupportedError when this CPU, or the instruction set in use, has none; InputError.
     """

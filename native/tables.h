@@ -13,7 +13,7 @@ typedef struct {
     float unit;
 } code_table;
 
-/* Tables whose max is that or less, as bits: so that no kernel is made for what cannot be. */
+/* As bits, tables whose weights fit 0..31 around a zero of 16, and 0..127 around one of 64. */
 enum {
     TABLES_TO_31 = 1 << EDGE_TABLE_MINUS_4 | 1 << EDGE_TABLE_IQ3_S | 1 << EDGE_TABLE_IQ1 |
         1 << EDGE_TABLE_MXFP4,

@@ -165,10 +165,6 @@ static inline vi vi_bits(vi a, int shift, int mask) {
 static inline vi vi_mul(vi a, vi b) {
     return (vi){_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
 }
-static inline vi vi_shift_left(vi a, int n) {
-    const __m128i count = _mm_cvtsi32_si128(n);
-    return (vi){_mm256_sll_epi32(a.lo, count), _mm256_sll_epi32(a.hi, count)};
-}
 static inline vi vi_pair(vi low, vi high) {
     return (vi){_mm256_blend_epi16(low.lo, _mm256_slli_epi32(high.lo, 16), 0xaa),
                 _mm256_blend_epi16(low.hi, _mm256_slli_epi32(high.hi, 16), 0xaa)};
@@ -256,8 +252,16 @@ static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t 
     *high_out = (vc){highs[0], highs[1]};
 }
 
-static inline vi start_at(q8_group q, int j, int zero_shift) {
-    return zero_shift < 0 ? vi_set1(0) : vi_shift_left(vi_set1(q.minus_sum[j]), zero_shift);
+static inline vi start_at(q8_group q, int j, int first, int n, int zero_shift) {
+    if (zero_shift < 0) {
+        return vi_set1(0);
+    }
+    if (n == STEPS) {
+        const __m256i sum = _mm256_slli_epi32(_mm256_set1_epi32(q.minus_sum[j]), zero_shift);
+        return (vi){sum, sum};
+    }
+    const vi zeros = vi_set1(first == 0 ? 1 << zero_shift : 1 << (zero_shift + 16));
+    return vi_pair_dot(zeros, q.minus_halves + 2 * j);
 }
 
 #ifdef EDGE_AVXVNNI
@@ -269,7 +273,7 @@ static inline vc vc_table(const uint8_t table[16], vc a, int max) {
 static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
                           int zero_shift, int max, int c) {
     (void)max, (void)panels;
-    UNROLL for (int j = 0; j < c; j++) { dot[j] = start_at(q, j, zero_shift); }
+    UNROLL for (int j = 0; j < c; j++) { dot[j] = start_at(q, j, first, n, zero_shift); }
     UNROLL for (int s = first; s < first + n; s++) {
         UNROLL for (int j = 0; j < c; j++) {
             const __m256i four = four_bytes(q.codes + 4 * (s * q.stride + j));
@@ -313,7 +317,7 @@ static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8
     }
     const __m256i ones = _mm256_set1_epi16(1);
     const int most = max <= 15 ? 8 : max <= 31 ? 4 : max <= 63 ? 2 : 1, fit = most < n ? most : n;
-    UNROLL for (int j = 0; j < c; j++) { dot[j] = start_at(q, j, zero_shift); }
+    UNROLL for (int j = 0; j < c; j++) { dot[j] = start_at(q, j, first, n, zero_shift); }
     UNROLL for (int s = first; s < first + n; s += fit) {
         vi pairs[TILE] = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
         UNROLL for (int i = s; i < s + fit; i++) {

@@ -91,10 +91,6 @@ static inline vi vi_bits(vi a, int shift, int mask) {
     return _mm512_and_si512(_mm512_srli_epi32(a, (unsigned)shift), _mm512_set1_epi32(mask));
 }
 static inline vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
-static inline vi vi_shift_left(vi a, int n) {
-    return __builtin_constant_p(n) ? _mm512_slli_epi32(a, (unsigned)n)
-                                   : _mm512_sll_epi32(a, _mm_cvtsi32_si128(n));
-}
 static inline vi vi_pair(vi low, vi high) {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
 }
@@ -153,15 +149,23 @@ static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t 
     *high_out = look_up(grid->high, index_bits - 7, i, choose);
 }
 
+static inline vi start_at(q8_group q, int j, int first, int n, int zero_shift) {
+    if (zero_shift < 0) {
+        return _mm512_setzero_si512();
+    }
+    if (n == STEPS) {
+        return _mm512_slli_epi32(_mm512_set1_epi32(q.minus_sum[j]), (unsigned)zero_shift);
+    }
+    const vi zeros = vi_set1(first == 0 ? 1 << zero_shift : 1 << (zero_shift + 16));
+    return vi_pair_dot(zeros, q.minus_halves + 2 * j);
+}
 /* dpbusd takes unsigned weights as they are. Two panels by four columns are what keeps its two
  * ports busy: eight chains hide the latency, and one broadcast from memory feeds two of them. */
 static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
                           int zero_shift, int max, int c) {
     (void)max;
     UNROLL for (int j = 0; j < c; j++) {
-        const vi start = zero_shift < 0
-                             ? _mm512_setzero_si512()
-                             : vi_shift_left(_mm512_set1_epi32(q.minus_sum[j]), zero_shift);
+        const vi start = start_at(q, j, first, n, zero_shift);
         UNROLL for (int p = 0; p < panels; p++) { dot[p * c + j] = start; }
     }
     UNROLL for (int s = first; s < first + n; s++) {

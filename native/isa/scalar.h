@@ -216,10 +216,6 @@ static inline vi vi_mul(vi a, vi b) {
     LANES(i) a.v[i] *= b.v[i];
     return a;
 }
-static inline vi vi_shift_left(vi a, int n) {
-    LANES(i) a.v[i] *= 1 << n;
-    return a;
-}
 /* Two 16-bit numbers per lane, low and high: |a|, |b| < 2^15. */
 static inline vi vi_pair(vi low, vi high) {
     LANES(i)
@@ -295,7 +291,9 @@ static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8
     for (int i = 0; i < panels * c; i++) {
         const int p = i / c, j = i % c;
         LANES(r) {
-            int32_t sum = zero_shift < 0 ? 0 : q.minus_sum[j] * (1 << zero_shift);
+            const int32_t minus_sum =
+                n == STEPS ? q.minus_sum[j] : q.minus_halves[2 * j + (first != 0)];
+            int32_t sum = zero_shift < 0 ? 0 : minus_sum * (1 << zero_shift);
             for (int s = first; s < first + n; s++) {
                 for (int t = 0; t < 4; t++) {
                     sum += w[p * STEPS + s].v[4 * r + t] * q.codes[4 * (s * q.stride + j) + t];

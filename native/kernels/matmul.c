@@ -28,11 +28,12 @@ INLINE void prefetch_ahead(const uint8_t *p, int bytes, int c) {
     }
 }
 
-/* A layout and how its codes become weights, all of which the compiler knows. look_up: through the
- * table, else they are weights as they are; zero_shift, max: as vc_dot wants them. */
+/* A layout and how its codes become weights, which the compiler knows but for what the table holds.
+ * table: 16 weights to look codes up in, NULL: codes are weights as they are; zero_shift, max: as
+ * vc_dot wants them. */
 typedef struct {
     layout_info layout;
-    bool look_up;
+    const uint8_t *table;
     int zero_shift, max;
 } recipe;
 
@@ -71,8 +72,8 @@ INLINE void unpack_grid(vc w[STEPS], layout_info l, const grid_info *grid, const
     }
 }
 
-INLINE void unpack(vc w[STEPS], recipe how, const grid_info *grid, const code_table *table,
-                   const uint8_t *codes, const uint8_t *high) {
+INLINE void unpack(vc w[STEPS], recipe how, const grid_info *grid, const uint8_t *codes,
+                   const uint8_t *high) {
     const layout_info l = how.layout;
     if (l.kind == SCALE_GRID) {
         unpack_grid(w, l, grid, codes, high);
@@ -89,8 +90,8 @@ INLINE void unpack(vc w[STEPS], recipe how, const grid_info *grid, const code_ta
             unpack_plane(w, codes + 2 * PLANE_BYTES, 1, 2);
         }
     }
-    if (how.look_up) {
-        UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_table(table->shifted, w[s], how.max); }
+    if (how.table != NULL) {
+        UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_table(how.table, w[s], how.max); }
     }
 }
 
@@ -98,13 +99,8 @@ INLINE void unpack(vc w[STEPS], recipe how, const grid_info *grid, const code_ta
  */
 typedef struct {
     vf scale, min;
-    vi half[2];
-    vi zeros, mins; /* pairs of 16 bits: integers times zero; minima */
+    vi half[2], mins; /* mins: pairs of 16 bits */
 } group_scales;
-
-INLINE vi zeros_of(const group_scales *r, int zero_shift) {
-    return vi_pair(vi_shift_left(r->half[0], zero_shift), vi_shift_left(r->half[1], zero_shift));
-}
 
 /* i: the group in its block; d, minus_dmin: the block's floats, units included. */
 INLINE group_scales scales_at(recipe how, const uint8_t *header, int i, vf d, vf minus_dmin) {
@@ -116,7 +112,6 @@ INLINE group_scales scales_at(recipe how, const uint8_t *header, int i, vf d, vf
         if (l.group == 16) {
             r.half[0] = vi_add(vi_add(low, low), one);
             r.half[1] = vi_add(vi_add(high, high), one);
-            r.zeros = zeros_of(&r, how.zero_shift);
         } else {
             const vi s = i % 2 == 0 ? low : high;
             r.scale = vf_mul(d, vf_from_int(vi_add(vi_add(s, s), one)));
@@ -130,7 +125,6 @@ INLINE group_scales scales_at(recipe how, const uint8_t *header, int i, vf d, vf
         } else {
             r.half[0] = vi_from_i8(a);
             r.half[1] = vi_from_i8(b);
-            r.zeros = zeros_of(&r, how.zero_shift);
         }
     } else if (l.kind == SCALE_B && l.has_min) {
         const vi a = vi_from_u8(header + PANEL_ROWS * i);
@@ -163,14 +157,11 @@ INLINE void add_group(vf *sum, recipe how, const vc *w, int panels, q8_group q,
         vc_dot(dot, w, panels, 0, STEPS, q, how.zero_shift, how.max, c);
     } else { /* halves with scales of their own, still exact */
         vi half[PANELS * MAX_TILE];
-        vc_dot(half, w, panels, 0, STEPS / 2, q, -1, how.max, c);
-        vc_dot(dot, w, panels, STEPS / 2, STEPS / 2, q, -1, how.max, c);
+        vc_dot(half, w, panels, 0, STEPS / 2, q, how.zero_shift, how.max, c);
+        UNROLL for (int i = 0; i < panels * c; i++) { half[i] = vi_mul(half[i], r[i / c].half[0]); }
+        vc_dot(dot, w, panels, STEPS / 2, STEPS / 2, q, how.zero_shift, how.max, c);
         UNROLL for (int i = 0; i < panels * c; i++) {
-            const group_scales *s = &r[i / c];
-            dot[i] = vi_add(vi_mul(dot[i], s->half[1]), vi_mul(half[i], s->half[0]));
-            if (!l.has_min) {
-                dot[i] = vi_add(dot[i], vi_pair_dot(s->zeros, q.minus_halves + 2 * (i % c)));
-            }
+            dot[i] = vi_add(half[i], vi_mul(dot[i], r[i / c].half[1]));
         }
     }
     UNROLL for (int i = 0; i < panels * c; i++) {
@@ -196,7 +187,7 @@ INLINE void tile_codes(recipe how, const tile_args *a, int panels, int c, int pa
     const int groups = l.block / GROUP;
     const int64_t n = a->k / GROUP, n_blocks = (n + groups - 1) / groups;
     const uint8_t *block = (const uint8_t *)a->panel + front_bytes(&l, n_blocks);
-    const code_table *table = &code_tables[a->table];
+    const vf unit = vf_set1(code_tables[a->table].unit);
     vf sum[PANELS * MAX_TILE], d[PANELS], dmin[PANELS], minus_dmin[PANELS];
     UNROLL for (int i = 0; i < panels * c; i++) { sum[i] = vf_zero(); }
     UNROLL for (int p = 0; p < panels; p++) { d[p] = dmin[p] = minus_dmin[p] = vf_zero(); }
@@ -204,7 +195,7 @@ INLINE void tile_codes(recipe how, const tile_args *a, int panels, int c, int pa
         UNROLL for (int p = 0; supers && p < panels; p++) {
             const uint8_t *floats =
                 (const uint8_t *)a->panel + p * a->panel_bytes + b * l.front_bytes;
-            d[p] = vf_mul(vf_from_half((const uint16_t *)floats), vf_set1(table->unit));
+            d[p] = vf_mul(vf_from_half((const uint16_t *)floats), unit);
             if (l.has_min) {
                 dmin[p] = vf_from_half((const uint16_t *)floats + PANEL_ROWS);
                 minus_dmin[p] = vf_sub(vf_zero(), dmin[p]);
@@ -220,7 +211,7 @@ INLINE void tile_codes(recipe how, const tile_args *a, int panels, int c, int pa
                 const uint8_t *high =
                     header + 64 * (GROUP / l.group) + i * (8 / l.weights) * (l.index_bits - 8) * 8;
                 prefetch_ahead(codes, l.codes_bytes, c);
-                unpack(w + p * STEPS, how, a->grid, table, codes, high);
+                unpack(w + p * STEPS, how, a->grid, codes, high);
                 r[p] = scales_at(how, header, i, d[p], minus_dmin[p]);
             }
             UNROLL for (int j = 0; j < c; j += part) {
@@ -237,17 +228,27 @@ INLINE void tile_codes(recipe how, const tile_args *a, int panels, int c, int pa
     }
 }
 
-/* Through a table. Instruction sets that count bits of products want the largest weight as a
- * constant: one function for each that a table of the layout has. The others serve all with one. */
+/* Through a table, whose weights are moved to stand around 1 << zero_shift, a constant. */
+INLINE void tile_with_table(layout_info l, int zero_shift, int max, const tile_args *a, int panels,
+                            int c, int part) {
+    const code_table *table = &code_tables[a->table];
+    uint8_t moved[16];
+    for (int i = 0; i < 16; i++) {
+        moved[i] = (uint8_t)(table->shifted[i] + (1 << zero_shift) - table->zero);
+    }
+    tile_codes((recipe){l, moved, zero_shift, max}, a, panels, c, part);
+}
+
+/* Instruction sets that count bits of products get one function for each size of weights that the
+ * tables of a layout have; of the others one serves all. */
 INLINE void tile_looked_up(layout_info l, const tile_args *a, int panels, int c, int part) {
-    const int zero_shift = code_tables[a->table].zero_shift;
     const uint32_t table = 1u << a->table, others = ~(uint32_t)(TABLES_TO_31 | TABLES_TO_127);
     if (NEEDS_MAX && (l.tables & TABLES_TO_31) != 0 && (table & TABLES_TO_31) != 0) {
-        tile_codes((recipe){l, true, zero_shift, 31}, a, panels, c, part);
+        tile_with_table(l, 4, 31, a, panels, c, part);
     } else if (NEEDS_MAX && (l.tables & TABLES_TO_127) != 0 && (table & TABLES_TO_127) != 0) {
-        tile_codes((recipe){l, true, zero_shift, 127}, a, panels, c, part);
+        tile_with_table(l, 6, 127, a, panels, c, part);
     } else if (!NEEDS_MAX || (l.tables & others) != 0) {
-        tile_codes((recipe){l, true, zero_shift, 255}, a, panels, c, part);
+        tile_with_table(l, 7, 255, a, panels, c, part);
     }
 }
 
@@ -257,7 +258,7 @@ INLINE void tile_looked_up(layout_info l, const tile_args *a, int panels, int c,
     SPECIALIZED void name(const tile_args *a, int panels, int c, int part) {                       \
         const layout_info l = layout_table[EDGE_LAYOUT_##layout];                                  \
         const code_table t = code_tables[EDGE_TABLE_##table];                                      \
-        const recipe how = {l, false, l.bits == 8 ? 7 : t.zero_shift, (1 << l.bits) - 1};          \
+        const recipe how = {l, NULL, l.bits == 8 ? 7 : t.zero_shift, (1 << l.bits) - 1};           \
         tile_codes(how, a, panels, c, part);                                                       \
     }
 #define LOOKED_UP(name, layout)                                                                    \
@@ -349,27 +350,29 @@ FLOATS(tile_bf16, uint16_t, vf_from_bfloat)
 #define LIST(name) {name##_1, name##_2, name##_3, name##_4}
 #endif
 
-#define FOR_ALL_LAYOUTS(DO) DO(F32, f32) DO(F16, f16) DO(BF16, bf16) FOR_ALL_CODES(DO)
-#define FOR_ALL_CODES(DO)                                                                          \
+#define FOR_FLOATS(DO) DO(F32, f32) DO(F16, f16) DO(BF16, bf16)
+#define FOR_PAIRED(DO)                                                                             \
     DO(C4H32, c4h32)                                                                               \
-    DO(C4MH32, c4mh32)                                                                             \
     DO(C5H32, c5h32)                                                                               \
-    DO(C5MH32, c5mh32)                                                                             \
     DO(C8H32, c8h32)                                                                               \
     DO(C4E32, c4e32)                                                                               \
     DO(C2B32, c2b32)                                                                               \
-    DO(C2MB16, c2mb16)                                                                             \
     DO(C3B32, c3b32)                                                                               \
-    DO(C3B16, c3b16)                                                                               \
     DO(C4B32, c4b32)                                                                               \
+    DO(G8X4B32, g8x4b32)                                                                           \
+    DO(G9X4B32, g9x4b32)                                                                           \
+    DO(G8X8B32, g8x8b32)
+#define FOR_OTHERS(DO)                                                                             \
+    DO(C4MH32, c4mh32)                                                                             \
+    DO(C5MH32, c5mh32)                                                                             \
+    DO(C2MB16, c2mb16)                                                                             \
+    DO(C3B16, c3b16)                                                                               \
     DO(C4MB32, c4mb32)                                                                             \
     DO(C5MB32, c5mb32)                                                                             \
     DO(C6B16, c6b16)                                                                               \
-    DO(G8X4B32, g8x4b32)                                                                           \
-    DO(G9X4B32, g9x4b32)                                                                           \
-    DO(G8X8B32, g8x8b32)                                                                           \
     DO(G9X8B16, g9x8b16)                                                                           \
     DO(G10X8B16, g10x8b16)
+#define FOR_ALL_LAYOUTS(DO) FOR_FLOATS(DO) FOR_PAIRED(DO) FOR_OTHERS(DO)
 #define FUNCTIONS(layout, name) FOR_ALL_COLUMNS(tile_##name)
 #define ROW(layout, name) [EDGE_LAYOUT_##layout] = LIST(tile_##name),
 
@@ -377,15 +380,16 @@ FOR_ALL_LAYOUTS(FUNCTIONS)
 
 const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE] = {FOR_ALL_LAYOUTS(ROW)};
 
-/* A full tile against two panels. */
+/* A full tile against two panels: not with minima or groups of 16, whose scales take the registers
+ * that this needs. */
 #if PANELS > 1
 #define PAIR(layout, name)                                                                         \
     static void tile_##name##_pair(const tile_args *a) {                                           \
         tile_##name(a, PANELS, TILE, PANEL_COLUMNS);                                               \
     }
 #define PAIR_ROW(layout, name) [EDGE_LAYOUT_##layout] = tile_##name##_pair,
-FOR_ALL_CODES(PAIR)
-const tile_function FN(pairs)[EDGE_N_LAYOUTS] = {FOR_ALL_CODES(PAIR_ROW)};
+FOR_PAIRED(PAIR)
+const tile_function FN(pairs)[EDGE_N_LAYOUTS] = {FOR_PAIRED(PAIR_ROW)};
 #else
 const tile_function FN(pairs)[EDGE_N_LAYOUTS] = {NULL};
 #endif
