@@ -343,14 +343,24 @@ def test_wrong_usage(args: list[str]) -> None:
 def test_ctrl_c_is_130(tiny_gguf: Tiny, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge.cli import perplexity as command
     from edge.cli.terminal import Progress
+    from edge.engine import Cancel
+
+    flags: list[Cancel] = []
+
+    class Seen(Cancel):
+        def __init__(self) -> None:
+            super().__init__()
+            flags.append(self)
 
     class Pressed(Progress):
         def __call__(self, done: int, total: int) -> None:
-            if self._label == "measuring":
-                if not done:
-                    signal.raise_signal(signal.SIGINT)
-                time.sleep(0.02)  # the flag is set by another thread
+            if self._label == "measuring" and not done:
+                signal.raise_signal(signal.SIGINT)
+                end = time.monotonic() + 60
+                while not flags[0].is_set() and time.monotonic() < end:
+                    time.sleep(0.001)  # another thread sets it
 
+    monkeypatch.setattr("edge.engine.Cancel", Seen)
     monkeypatch.setattr(command, "Progress", Pressed)
     result = run("perplexity", str(tiny_gguf()), "-f", text, "-c", "16")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "")
