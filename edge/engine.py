@@ -103,7 +103,7 @@ def pack(
         if any(target.exists() and target.samefile(shard) for shard in model.paths):
             raise InputError(f"{target} is the model itself: name another file")
         weights = describe(model, layout=layout).weights
-        pool = _pool(n_threads)
+        pool = native.new_pool(n_threads)
         try:
             key = packed_cache.key_of(model, weights)
             packed_cache.write_to(target, (model, weights, key, True), pool, progress)
@@ -112,13 +112,6 @@ def pack(
             raise ModelFileError(f"cannot be written: {e.strerror or e}", path=target) from e
         finally:
             ffi.release(pool)
-
-
-def _pool(n_threads: int) -> Any:
-    """An edge_pool, freed with `ffi.release`. Raises UnsupportedError, MemoryBudgetError."""
-    error, pool = ffi.new("edge_error *"), ffi.new("edge_pool **")
-    native.check(lib.edge_pool_new(n_threads, pool, error), error)
-    return ffi.gc(pool[0], lib.edge_pool_free)
 
 
 class Cancel:
@@ -285,7 +278,7 @@ class Engine:
 
     def _start(self, n_threads: int, isa: int, progress: Callable[[int, int], None] | None) -> None:
         """Take the memory: threads, packed weights, plan."""
-        self._pool = _pool(n_threads)
+        self._pool = native.new_pool(n_threads)
         self.threads, self.isa = n_threads, native.text(lib.edge_isa_name(isa))
         native_bf16 = native.native_bf16(isa)
         self.isa += "+bf16" if native_bf16 else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 
 from edge.errors import InputError, MemoryBudgetError
 
-__all__ = ["available", "parse_size", "require", "show"]
+__all__ = ["anonymous", "available", "parse_size", "require", "show"]
 
 #: Address space, not memory, that the tokenizer's threads and their heaps reserve: under a limit
 #: on it they would abort the process instead of raising an error.
@@ -57,6 +58,19 @@ def parse_size(text: str, what: str = "size") -> int:
         decimal = not binary and match[0].upper().endswith("B")
         unit = (1000 if decimal else 1024) ** (1 + "KMGT".index(letter.upper()))
     return int(float(number) * unit)
+
+
+def anonymous(n_bytes: int) -> mmap.mmap:
+    """Zeroed memory that is given back on close; in huge pages where the system has them.
+
+    Private, because shared memory gets no huge pages. Raises OSError, MemoryError.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, n_bytes)
+    block = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return block
 
 
 def _free() -> int | None:

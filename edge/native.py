@@ -37,6 +37,7 @@ __all__ = [
     "lib",
     "log_softmax",
     "native_bf16",
+    "new_pool",
     "softmax",
     "text",
     "threads",
@@ -153,6 +154,13 @@ def threads(wanted: int | None = None) -> int:
     if not 1 <= wanted <= 256:
         raise InputError(f"{wanted} threads: ask for 1 to 256")
     return wanted
+
+
+def new_pool(n_threads: int) -> Any:
+    """An edge_pool, freed with `ffi.release`. Raises UnsupportedError, MemoryBudgetError."""
+    error, pool = ffi.new("edge_error *"), ffi.new("edge_pool **")
+    check(lib.edge_pool_new(n_threads, pool, error), error)
+    return ffi.gc(pool[0], lib.edge_pool_free)
 
 
 def softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:

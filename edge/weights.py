@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge import native
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF, TENSOR_TYPES, Tensor
-from edge.memory import available, show
+from edge.memory import anonymous, available, show
 from edge.native import ffi, lib
 from edge.packed import (
     ALIGN,
@@ -140,7 +140,7 @@ class Weights:
         Raises ModelFileError for NaN or infinity in a tensor, MemoryBudgetError.
         """
         try:
-            self._block = _anonymous(max(1, self.n_bytes))
+            self._block = anonymous(max(1, self.n_bytes))
         except (OSError, MemoryError) as error:
             raise MemoryBudgetError(
                 f"no memory for {show(self.n_bytes)} of weights",
@@ -168,7 +168,7 @@ class Weights:
         """
         size = max(part.n_bytes for i in range(len(self.names)) for part, _, _ in self._slices(i))
         done = 0
-        with _anonymous(size) as block, ffi.from_buffer("uint8_t[]", block) as base:
+        with anonymous(size) as block, ffi.from_buffer("uint8_t[]", block) as base:
             for i, entry in enumerate(self.entries):
                 for part, first, _ in self._slices(i):
                     part.data = base
@@ -301,16 +301,3 @@ def _pack_vector(tensor: Tensor, part: Any, pool: Any) -> None:
     row.data = ffi.from_buffer("uint8_t[]", panel)
     _pack_rows(tensor, row, 0, pool)
     native.check(lib.edge_weight_unpack(row, 0, 1, ffi.cast("float *", part.data)))
-
-
-def _anonymous(n_bytes: int) -> mmap.mmap:
-    """Zeroed memory that is given back on close; in huge pages where the system has them.
-
-    Private, because shared memory gets no huge pages. Raises OSError, MemoryError.
-    """
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, n_bytes)
-    block = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
-    return block

@@ -1,18 +1,12 @@
 /* What this machine can do: how fast its threads read memory, and how fast they multiply int8. */
 #include <stdatomic.h>
 #include <stddef.h>
-#include <time.h>
 
+#include "clock.h"
 #include "cpu.h"
 #include "kernels/kernels.h"
 #include "layouts.h"
 #include "pool.h"
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 static int64_t timed(edge_pool *pool, const pool_job *job) {
     const int64_t start = now_ns();

@@ -38,44 +38,23 @@ static inline void get_plane(const uint8_t *plane, int r, int width, int shift,
     }
 }
 
+/* The low plane of codes of so many bits; what is left is the high one. */
+static int low_bits(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
+
 static void put_codes(uint8_t *codes, int r, int bits, const int8_t code[GROUP]) {
-    switch (bits) {
-    case 2: put_plane(codes, r, 2, 0, code); break;
-    case 3:
-        put_plane(codes, r, 2, 0, code);
-        put_plane(codes + 2 * PLANE_BYTES, r, 1, 2, code);
-        break;
-    case 4: put_plane(codes, r, 4, 0, code); break;
-    case 5:
-        put_plane(codes, r, 4, 0, code);
-        put_plane(codes + 4 * PLANE_BYTES, r, 1, 4, code);
-        break;
-    case 6:
-        put_plane(codes, r, 4, 0, code);
-        put_plane(codes + 4 * PLANE_BYTES, r, 2, 4, code);
-        break;
-    default: put_plane(codes, r, 8, 0, code); break;
+    const int low = low_bits(bits);
+    put_plane(codes, r, low, 0, code);
+    if (bits > low) {
+        put_plane(codes + low * PLANE_BYTES, r, bits - low, low, code);
     }
 }
 
 static void get_codes(const uint8_t *codes, int r, int bits, uint8_t code[GROUP]) {
+    const int low = low_bits(bits);
     memset(code, 0, GROUP);
-    switch (bits) {
-    case 2: get_plane(codes, r, 2, 0, code); break;
-    case 3:
-        get_plane(codes, r, 2, 0, code);
-        get_plane(codes + 2 * PLANE_BYTES, r, 1, 2, code);
-        break;
-    case 4: get_plane(codes, r, 4, 0, code); break;
-    case 5:
-        get_plane(codes, r, 4, 0, code);
-        get_plane(codes + 4 * PLANE_BYTES, r, 1, 4, code);
-        break;
-    case 6:
-        get_plane(codes, r, 4, 0, code);
-        get_plane(codes + 4 * PLANE_BYTES, r, 2, 4, code);
-        break;
-    default: get_plane(codes, r, 8, 0, code); break;
+    get_plane(codes, r, low, 0, code);
+    if (bits > low) {
+        get_plane(codes + low * PLANE_BYTES, r, bits - low, low, code);
     }
 }
 

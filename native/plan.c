@@ -6,8 +6,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "clock.h"
 #include "cpu.h"
 #include "error.h"
 #include "formats/formats.h"
@@ -154,13 +154,13 @@ typedef struct {
 /* `panels` panels from i_panel on, 1 or 2, times a tile of columns. */
 static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_panel, int panels,
                      const void *x, int32_t columns, tile_target to) {
-    const int64_t bytes = panel_bytes(w->layout, w->k);
-    const tile_args args = {(const uint8_t *)w->data + i_panel * bytes,
-                            bytes,
+    const packed_weight *packed = &plan->packed[w - plan->weights];
+    const tile_args args = {(const uint8_t *)w->data + i_panel * packed->panel_bytes,
+                            packed->panel_bytes,
                             w->k,
                             x,
                             w->table,
-                            grid_of(w->layout),
+                            packed->grid,
                             to.out,
                             to.stride,
                             to.residual};
@@ -308,12 +308,6 @@ static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
 
 static int cancelled(const run *r) {
     return r->step->cancel != NULL && __atomic_load_n(r->step->cancel, __ATOMIC_RELAXED) != 0;
-}
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 static uint32_t run_chunks(void *context, uint32_t stage) {
@@ -468,14 +462,21 @@ int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **out, edge_error *e
     plan->buffers = copy(spec->buffers, spec->n_buffers, sizeof *spec->buffers);
     plan->weights = copy(spec->weights, spec->n_weights, sizeof *spec->weights);
     plan->frequencies = calloc((size_t)spec->n_ops, sizeof *plan->frequencies);
+    plan->packed = calloc((size_t)spec->n_weights, sizeof *plan->packed);
     plan->spec.ops = plan->ops;
     plan->spec.buffers = plan->buffers;
     plan->spec.weights = plan->weights;
     void *arena = NULL;
     bool ok = plan->ops != NULL && plan->buffers != NULL && plan->weights != NULL &&
-              plan->frequencies != NULL &&
+              plan->frequencies != NULL && plan->packed != NULL &&
               posix_memalign(&arena, 64, (size_t)spec->arena_bytes) == 0;
     plan->arena = ok ? arena : NULL;
+    for (int32_t i = 0; ok && i < spec->n_weights; i++) {
+        const edge_weight *w = &plan->weights[i];
+        if (w->layout != EDGE_LAYOUT_VECTOR) {
+            plan->packed[i] = (packed_weight){panel_bytes(w->layout, w->k), grid_of(w->layout)};
+        }
+    }
     for (int32_t i = 0; ok && i < spec->n_ops; i++) {
         if (plan->ops[i].kind == EDGE_OP_ANGLES) {
             plan->frequencies[i] = frequencies_of(plan, &plan->ops[i]);
@@ -502,6 +503,7 @@ void edge_plan_free(edge_plan *plan) {
     free(plan->ops);
     free(plan->buffers);
     free(plan->weights);
+    free(plan->packed);
     free(plan->arena);
     free(plan);
 }

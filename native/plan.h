@@ -5,6 +5,12 @@
 #include "kernels/kernels.h"
 #include "layouts.h"
 
+/* What every tile needs of a weight, worked out once. */
+typedef struct {
+    int64_t panel_bytes;
+    const struct grid_info *grid; /* NULL: none */
+} packed_weight;
+
 struct edge_plan {
     edge_plan_spec spec; /* its arrays are our copies */
     const edge_kernels *kernels;
@@ -12,7 +18,8 @@ struct edge_plan {
     edge_op *ops;
     edge_buffer *buffers;
     edge_weight *weights;
-    double **frequencies; /* per op: n_rot / 2 radians per position for ANGLES, else NULL */
+    packed_weight *packed; /* per weight */
+    double **frequencies;  /* per op: n_rot / 2 radians per position for ANGLES, else NULL */
 };
 
 /* Proves what the ops assume: indices, kinds, dims, layouts, arena bounds. */

@@ -20,7 +20,7 @@ from tiny import write_split
 
 import edge
 from edge import engine as engines
-from edge import packed, packed_cache
+from edge import native, packed, packed_cache
 from edge.engine import Engine
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF
@@ -305,7 +305,7 @@ def test_lies_are_refused(tmp_path: Path, lie: dict[str, Any]) -> None:
 
 
 def test_right_header_wrong_sums(tmp_path: Path) -> None:
-    pool = engines._pool(1)
+    pool = native.new_pool(1)
     with (
         open_packed(tmp_path / "m.gguf", forged()) as model,
         pytest.raises(ModelFileError, match="checksum"),

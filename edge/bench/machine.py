@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import platform
 import statistics
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from edge import native
 from edge.errors import MemoryBudgetError
-from edge.memory import available, show
+from edge.memory import anonymous, available, show
 from edge.native import ffi, lib
 
 __all__ = ["Machine", "Roofs", "cpu_name"]
@@ -42,10 +41,8 @@ class Machine:
                 parts={"buffer": size},
             )
         self._isa = native.isa_index()
-        out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
-        native.check(lib.edge_pool_new(threads, out, error), error)
-        self._pool: Any = ffi.gc(out[0], lib.edge_pool_free)
-        self._block = _anonymous(size)
+        self._pool: Any = native.new_pool(threads)
+        self._block = anonymous(size)
         self._base: Any = ffi.from_buffer("uint8_t[]", self._block)
         for first in range(0, size, 1 << 20):  # written, or all pages were one page of zeros
             self._block[first : first + (1 << 20)] = b"\1" * (1 << 20)
@@ -74,16 +71,6 @@ class Machine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _anonymous(size: int) -> mmap.mmap:
-    """Memory in huge pages where the system has them, as packed weights are."""
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size)
-    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
-    return block
 
 
 def _buffer_bytes(cache: int | None) -> int:

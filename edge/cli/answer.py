@@ -12,12 +12,14 @@ from edge.cli.terminal import Interrupt, Progress, figures, note, write
 from edge.errors import InputError
 
 if TYPE_CHECKING:
-    from edge.cli.options import Settings
     from edge.model import Model
     from edge.results import Completion
+    from edge.weights import Layout
 
 
-def open_model(path: str | None, settings: Settings) -> Model:
+def open_model(
+    path: str | None, *, context: int | None, threads: int | None, layout: Layout
+) -> Model:
     """Load a model, the default one where path is None, with a bar on a terminal."""
     import edge
 
@@ -26,9 +28,9 @@ def open_model(path: str | None, settings: Settings) -> Model:
         with Progress("loading") as progress:
             model = edge.load(
                 path,
-                context=settings.context,
-                threads=settings.threads,
-                layout=settings.layout,
+                context=context,
+                threads=threads,
+                layout=layout,
                 progress=progress,
             )
         try:

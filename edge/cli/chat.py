@@ -47,7 +47,7 @@ def chat(model: str | None, prompt: str | None, system: str | None, **flags: Any
         prompt = not_empty(utf8(prompt, "the prompt").strip())
     elif not sys.stdin.isatty():
         prompt = not_empty(read_stdin().strip())
-    with open_model(model, settings) as loaded:
+    with open_model(model, **settings.loading) as loaded:
         if prompt is None:
             _converse(loaded, system, settings)
             return

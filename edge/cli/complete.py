@@ -64,7 +64,7 @@ def complete(
     options = {name: flags[name] for name in ("special", "stop")}
     options |= {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
     options |= {"logprobs": flags["logprobs"] or 0}
-    with open_model(model, settings) as loaded:
+    with open_model(model, **settings.loading) as loaded:
         ask = partial(stream, loaded.session(), text, show=not as_json, **options)
         newline = sys.stdout.isatty() and not as_json
         completion = once(loaded, ask, quiet=settings.quiet, newline=newline)

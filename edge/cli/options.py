@@ -34,6 +34,18 @@ def layout_option(command: Command) -> Command:
     )(command)
 
 
+def threads_option(command: Command) -> Command:
+    """--threads, of all who compute."""
+    return click.option(
+        "-t",
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads to compute with.",
+        show_default="the cores that help",
+    )(command)
+
+
 def model_options(command: Command) -> Command:
     """MODEL, --context, --threads, --layout, --max-tokens and --quiet."""
     for decorate in (
@@ -47,14 +59,7 @@ def model_options(command: Command) -> Command:
             show_default="when the model ends, or the context is full",
         ),
         layout_option,
-        click.option(
-            "-t",
-            "--threads",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Threads to compute with.",
-            show_default="the cores that help",
-        ),
+        threads_option,
         click.option(
             "-c",
             "--context",
@@ -86,6 +91,11 @@ class Settings:
     max_tokens: int | None
     quiet: bool
     sampling: SamplingOptions
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What loading a model wants of them."""
+        return {"context": self.context, "threads": self.threads, "layout": self.layout}
 
     @classmethod
     def take(cls, flags: dict[str, Any]) -> Settings:

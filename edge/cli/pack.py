@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
+from edge.cli.options import threads_option
 from edge.cli.terminal import Progress, mebibytes
 from edge.errors import InputError
 
@@ -24,14 +25,7 @@ from edge.errors import InputError
     metavar="LAYOUT",
     help="How IQ weights lie in memory: fast; compact, which is smaller.",
 )
-@click.option(
-    "-t",
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads to pack with.",
-    show_default="the cores that help",
-)
+@threads_option
 @click.option("--force", is_flag=True, help="Replace FILE when it is there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def pack(model: str | None, output: str, force: bool, as_json: bool, **options: Any) -> None:

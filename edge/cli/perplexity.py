@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.options import read_file
+from edge.cli.answer import open_model
+from edge.cli.options import layout_option, read_file, threads_option
 from edge.cli.terminal import Interrupt, Progress, mebibytes, note, peak_memory
 from edge.errors import CancelledError
 
@@ -44,17 +45,11 @@ if TYPE_CHECKING:
     metavar="BASE",
     help="Compare with this model, such as the F16 file that MODEL was quantised from.",
 )
-@click.option(
-    "-t",
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads to compute with.",
-    show_default="the cores that help",
-)
+@layout_option
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def perplexity(
-    model: str | None, file: str, base: str | None, as_json: bool, **options: int | None
+    model: str | None, file: str, base: str | None, as_json: bool, **options: Any
 ) -> None:
     """Measure how well a model predicts a text: lower is better.
 
@@ -65,7 +60,9 @@ def perplexity(
     """
     text = read_file(file).removesuffix("\n")  # as llama.cpp does
     with ExitStack() as stack:
-        loaded = [_load(stack, path, options) for path in (model, *([base] if base else []))]
+        loading = {key: options[key] for key in ("context", "threads", "layout")}
+        paths = (model, *([base] if base else []))
+        loaded = [stack.enter_context(open_model(path, **loading)) for path in paths]
         measured = _measure(loaded, text, options)
         result = _as_dict(loaded, file, measured)
     if as_json:
@@ -75,28 +72,12 @@ def perplexity(
         note(_figures(result))
 
 
-def _load(stack: ExitStack, path: str | None, options: dict[str, int | None]) -> Model:
-    """A model, closed with the stack."""
-    import edge
-
-    with Progress("loading") as progress:
-        model = edge.load(
-            path, context=options["context"], threads=options["threads"], progress=progress
-        )
-    stack.enter_context(model)
-    return model
-
-
-def _measure(
-    models: list[Model], text: str, options: dict[str, int | None]
-) -> Perplexity | Divergence:
+def _measure(models: list[Model], text: str, options: dict[str, Any]) -> Perplexity | Divergence:
     """Measure the one model, or compare the first with the second. Ctrl-C: exit code 130."""
     from edge import perplexity as library
     from edge.engine import Cancel
 
-    windows = library.cut(
-        models[0], text, context=options["context"] or 0, chunks=options["chunks"]
-    )
+    windows = library.cut(models[0], text, context=options["context"], chunks=options["chunks"])
     cancel = Cancel()
     try:
         with Interrupt(cancel.set), Progress("measuring") as progress:

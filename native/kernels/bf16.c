@@ -34,11 +34,8 @@ BF16_TARGET INLINE void tile_native_bf16(const tile_args *a, int c) {
             UNROLL for (int j = 0; j < c; j++) { even[j] = vf_dot_bfloat(even[j], two, x[j] + p); }
         }
     }
-    UNROLL for (int j = 0; j < c; j++) {
-        const int64_t i = j * a->stride;
-        const vf sum = vf_add(even[j], odd[j]);
-        vf_store(a->out + i, a->residual != NULL ? vf_add(sum, vf_load(a->residual + i)) : sum);
-    }
+    UNROLL for (int j = 0; j < c; j++) { even[j] = vf_add(even[j], odd[j]); }
+    store_tile(a, 0, even, c);
 }
 
 #define FOR_COLUMNS(c)                                                                             \

@@ -44,6 +44,15 @@ void FN(log_softmax)(const float *, int64_t, float *);
 int32_t FN(all_finite)(const float *, int64_t);
 int64_t FN(dots)(int64_t, int32_t *);
 
+/* c columns of 16 rows to where they belong, beside the residual. */
+INLINE void store_tile(const tile_args *a, int64_t at, const vf *sum, int c) {
+    UNROLL for (int j = 0; j < c; j++) {
+        const int64_t i = at + j * a->stride;
+        vf_store(a->out + i,
+                 a->residual != NULL ? vf_add(sum[j], vf_load(a->residual + i)) : sum[j]);
+    }
+}
+
 _Static_assert(TILE <= MAX_TILE && TILE % 2 == 0, "Q8X2 columns come in pairs");
 #if FLT_EVAL_METHOD != 0
 #error "excess precision would change the bits of results: compile for SSE2, not for x87"

@@ -7,15 +7,6 @@
 #include "kernels/isa.h"
 #include "tables.h"
 
-/* c columns of 16 rows to where they belong, beside the residual. */
-INLINE void store_tile(const tile_args *a, int64_t at, const vf *sum, int c) {
-    UNROLL for (int j = 0; j < c; j++) {
-        const int64_t i = at + j * a->stride;
-        vf_store(a->out + i,
-                 a->residual != NULL ? vf_add(sum[j], vf_load(a->residual + i)) : sum[j]);
-    }
-}
-
 /* Few columns are bound by memory: ask for what comes PREFETCH_BYTES later, which is past the page
  * where hardware prefetchers stop. 7 to 15 % on 4-bit codes. */
 enum { PREFETCH_BYTES = 4096 };
@@ -79,15 +70,11 @@ INLINE void unpack(vc w[STEPS], recipe how, const grid_info *grid, const uint8_t
         unpack_grid(w, l, grid, codes, high);
     } else if (l.bits == 8) {
         UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_signed(vc_load(codes + 64 * s)); }
-    } else if (l.bits >= 4) {
-        unpack_plane(w, codes, 4, 0);
-        if (l.bits > 4) {
-            unpack_plane(w, codes + 4 * PLANE_BYTES, l.bits - 4, 4);
-        }
     } else {
-        unpack_plane(w, codes, 2, 0);
-        if (l.bits == 3) {
-            unpack_plane(w, codes + 2 * PLANE_BYTES, 1, 2);
+        const int low = l.bits >= 4 ? 4 : 2;
+        unpack_plane(w, codes, low, 0);
+        if (l.bits > low) {
+            unpack_plane(w, codes + low * PLANE_BYTES, l.bits - low, low);
         }
     }
     if (how.table != NULL) {
