@@ -25,30 +25,21 @@ import math
 import mmap
 import os
 import re
-import stat
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
+from edge.gguf_reader import MAX_KEYS, Array, Reader, shown
 from edge.tensor_types import TENSOR_TYPES, TensorType
 
 __all__ = ["GGUF", "TENSOR_TYPES", "Metadata", "Tensor", "TensorType"]
 
-MAX_BYTES = 64 << 20  # of one string, or of one array
-MAX_ITEMS = 1 << 22  # of one array; the largest vocabularies have some 600,000 merges
 MAX_NAME_BYTES = 65_535  # of a key or a tensor's name
-MAX_KEYS = 65_536  # arrays within arrays count too
 MAX_TENSORS = 65_536
-MAX_DEPTH = 4  # of arrays in arrays
 MAX_DIMS = 4
 MIN_ALIGNMENT, DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 8, 32, 1 << 20
 
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-#: Value types of fixed size, by number: struct code.
-_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, _BOOL, 10, 11, 12), "BbHhIifBQqd", strict=True))
-_U64 = struct.Struct("<Q").unpack_from
 
 #: Files that people open by mistake: first bytes -> what it is.
 _OTHER_FILES = (
@@ -79,7 +70,7 @@ class Tensor:
         """The bytes on disk, (n_bytes,), read-only, not copied. Raises ModelFileError if closed."""
         if self._map.closed:
             raise ModelFileError(
-                "the file was closed", path=self.path, field=f"tensor {_shown(self.name)}"
+                "the file was closed", path=self.path, field=f"tensor {shown(self.name)}"
             )
         return memoryview(self._map)[self.offset : self.offset + self.n_bytes]
 
@@ -97,18 +88,18 @@ class Metadata(Mapping[str, Any]):
     """
 
     def __init__(
-        self, values: dict[str, Any], reader: _Reader, spans: dict[str, tuple[int, int]]
+        self, values: dict[str, Any], reader: Reader, spans: dict[str, tuple[int, int]]
     ) -> None:
         self._values, self._reader, self._spans = values, reader, spans
         self._decoded: dict[str, list[Any]] = {}
 
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
-        if not isinstance(value, _Array):
+        if not isinstance(value, Array):
             return value
         decoded = self._decoded.get(key)
         if decoded is None:
-            decoded = self._reader.decode(value, f"key {_shown(key)}")
+            decoded = self._reader.decode(value, f"key {shown(key)}")
             self._decoded[key] = decoded
         return decoded
 
@@ -127,7 +118,7 @@ class Metadata(Mapping[str, Any]):
 
     def is_array(self, key: str) -> bool:
         """Whether the value is an array; does not decode it."""
-        return isinstance(self._values[key], _Array)
+        return isinstance(self._values[key], Array)
 
     def forget(self) -> None:
         """Let go of the lists that were decoded; they can be decoded again. A vocabulary of
@@ -198,157 +189,6 @@ class GGUF:
         self.close()
 
 
-class _Array(NamedTuple):
-    """An array whose extent is checked and whose items are not decoded yet."""
-
-    kind: int  # value type of the items
-    n: int
-    offset: int  # of the first item
-    inner: tuple[_Array, ...] = ()  # the items, where they are arrays
-
-
-class _Reader:
-    """A position in a mapped file; every step is checked before it is made."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.map = _map_file(path)
-        self.size = len(self.map)
-        self.pos = 0
-        self.n_arrays = 0
-
-    def error(self, message: str, field: str, offset: int | None = None) -> ModelFileError:
-        """The error to raise; offset: bytes, None for the current position."""
-        at = self.pos if offset is None else offset
-        return ModelFileError(message, path=self.path, offset=at, field=field)
-
-    def need(self, n_bytes: int, field: str) -> None:
-        """Raise ModelFileError unless so many bytes follow."""
-        if n_bytes > self.size - self.pos:
-            raise self.error(
-                f"needs {n_bytes} bytes, {self.size - self.pos} are left: is the file truncated?",
-                field,
-            )
-
-    def scalar(self, code: str, field: str) -> Any:
-        """One number of a struct code."""
-        n_bytes = struct.calcsize("<" + code)
-        self.need(n_bytes, field)
-        (value,) = struct.unpack_from("<" + code, self.map, self.pos)
-        self.pos += n_bytes
-        return value
-
-    def count(self, limit: int, field: str, code: str = "Q") -> int:
-        """A count, at most limit."""
-        at = self.pos
-        n: int = self.scalar(code, field)
-        if n > limit:
-            raise self.error(f"{n} is more than the limit of {limit}", field, at)
-        return n
-
-    def string(self, field: str, limit: int = MAX_BYTES) -> str:
-        """A string of at most limit bytes."""
-        n = self.count(limit, field)
-        self.need(n, field)
-        start, self.pos = self.pos, self.pos + n
-        try:
-            return self.map[start : self.pos].decode()
-        except UnicodeDecodeError as e:
-            raise self.error("the string is not UTF-8", field, start + e.start) from None
-
-    def value(self, field: str) -> Any:
-        """A metadata value: str, bool, int, float, or an _Array."""
-        at = self.pos
-        kind = self.scalar("I", field)
-        if kind == _STRING:
-            return self.string(field)
-        if kind == _ARRAY:
-            return self.array(field, self.pos + MAX_BYTES)
-        if kind not in _SCALARS:
-            raise self.error(f"there is no value type {kind}", field, at)
-        value = self.scalar(_SCALARS[kind], field)
-        if kind == _BOOL:
-            if value > 1:
-                raise self.error(f"{value} is neither true (1) nor false (0)", field, self.pos - 1)
-            return bool(value)
-        return value
-
-    def array(self, field: str, end: int, depth: int = 1) -> _Array:
-        """Step over an array that must stop at byte `end`, checking its extent."""
-        self.n_arrays += 1
-        if self.n_arrays > MAX_KEYS or depth > MAX_DEPTH:
-            raise self.error("too many arrays within arrays", field)
-        at = self.pos
-        kind = self.scalar("I", field)
-        n = self.count(MAX_ITEMS, field)
-        start, inner = self.pos, list[_Array]()
-        if kind == _STRING:
-            self._skip_strings(n, min(end, self.size), field)
-        elif kind == _ARRAY:
-            for _ in range(n):
-                inner.append(self.array(field, end, depth + 1))
-        elif kind in _SCALARS:
-            n_bytes = n * struct.calcsize("<" + _SCALARS[kind])
-            self.need(n_bytes, field)
-            self.pos += n_bytes
-            if kind == _BOOL and self.map[start : self.pos].strip(b"\0\1"):
-                raise self.error("a bool is neither true (1) nor false (0)", field, start)
-        else:
-            raise self.error(f"there is no value type {kind}", field, at)
-        if self.pos > end:
-            raise self.error(f"the array has more than {MAX_BYTES} bytes", field, at)
-        return _Array(kind, n, start, tuple(inner))
-
-    def _skip_strings(self, n: int, end: int, field: str) -> None:
-        """Step over n strings that must stop at byte `end`.
-
-        The loop only adds, and lets unpack_from find out that it has left the file: vocabularies
-        have 200,000 strings, and this is most of the time that opening them takes.
-        """
-        pos, data = self.pos, self.map
-        try:
-            for _ in range(n):
-                pos += 8 + _U64(data, pos)[0]
-        except (struct.error, OverflowError):
-            pos = end + 1
-        if pos <= end:
-            self.pos = pos
-            return
-        for i in range(n):  # once more, slowly, to say which
-            item, at = f"{field}[{i}]", self.pos
-            length = self.count(MAX_BYTES, item)
-            self.need(length, item)
-            self.pos += length
-            if self.pos > end:
-                raise self.error(f"the array has more than {MAX_BYTES} bytes", item, at)
-
-    def decode(self, array: _Array, field: str) -> list[Any]:
-        """The items of an array that was stepped over."""
-        if self.map.closed:
-            raise ModelFileError("the file was closed", path=self.path, field=field)
-        if array.kind == _STRING:
-            return self._decode_strings(array.n, array.offset, field)
-        if array.kind == _ARRAY:
-            return [self.decode(item, field) for item in array.inner]
-        items = struct.unpack_from(f"<{array.n}{_SCALARS[array.kind]}", self.map, array.offset)
-        return [item == 1 for item in items] if array.kind == _BOOL else list(items)
-
-    def _decode_strings(self, n: int, pos: int, field: str) -> list[str]:
-        data, out = self.map, list[str]()
-        add = out.append
-        try:
-            for _ in range(n):
-                start = pos + 8
-                pos = start + _U64(data, pos)[0]
-                add(data[start:pos].decode())
-        except UnicodeDecodeError as e:
-            field, start = f"{field}[{len(out)}]", start + e.start
-            raise self.error("the string is not UTF-8", field, start) from None
-        except (struct.error, OverflowError):  # the lengths were right when they were checked
-            raise self.error("the file was changed while it was open", field, pos) from None
-        return out
-
-
 class _Info(NamedTuple):
     """A tensor as the header describes it, not yet held against the data."""
 
@@ -365,7 +205,7 @@ class _Shard:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.reader = _Reader(path)
+        self.reader = Reader(path)
         try:
             self._read()
         except BaseException:
@@ -387,8 +227,8 @@ class _Shard:
             at = r.pos
             key = r.string(f"key {i}, name", MAX_NAME_BYTES)
             if key in values:
-                raise r.error("the key is there twice", f"key {_shown(key)}", at)
-            values[key] = r.value(f"key {_shown(key)}")
+                raise r.error("the key is there twice", f"key {shown(key)}", at)
+            values[key] = r.value(f"key {shown(key)}")
             spans[key] = at, r.pos
         self.metadata = Metadata(values, r, spans)
         self.alignment = self._alignment()
@@ -412,7 +252,7 @@ class _Shard:
         start = -(-r.pos // self.alignment) * self.alignment
         self.data_start = min(start, r.size)
         for info in infos:
-            field, offset = f"tensor {_shown(info.name)}", start + info.offset
+            field, offset = f"tensor {shown(info.name)}", start + info.offset
             if info.name in tensors:
                 raise r.error("the tensor is there twice", field, info.at)
             if info.offset % self.alignment:
@@ -433,18 +273,18 @@ class _Shard:
         for before, info in itertools.pairwise(in_place):
             if before.offset + before.n_bytes > info.offset:
                 raise r.error(
-                    f"the data overlap those of {_shown(before.name)}",
-                    f"tensor {_shown(info.name)}",
+                    f"the data overlap those of {shown(before.name)}",
+                    f"tensor {shown(info.name)}",
                     info.at,
                 )
         return tensors
 
 
-def _read_info(r: _Reader, i: int) -> _Info:
+def _read_info(r: Reader, i: int) -> _Info:
     """The description of tensor i, at the reader's position."""
     start = r.pos
     name = r.string(f"tensor {i}, name", MAX_NAME_BYTES)
-    field = f"tensor {_shown(name)}"
+    field = f"tensor {shown(name)}"
     at = r.pos
     n_dims = r.count(MAX_DIMS, f"{field}, number of dimensions", "I")
     dims = [r.scalar("Q", f"{field}, shape") for _ in range(n_dims)]
@@ -470,33 +310,7 @@ def _read_info(r: _Reader, i: int) -> _Info:
     return _Info(name, kind.name, tuple(reversed(dims)), n_bytes, offset, start)
 
 
-def _shown(name: str) -> str:
-    """A name from the file, fit for a message: one line, not long, no control characters."""
-    return name if name.isprintable() and len(name) <= 100 else ascii(name[:100])
-
-
-def _map_file(path: str) -> mmap.mmap:
-    """Map a regular file that is not empty, read-only."""
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise ModelFileError("this is a folder: name the .gguf file in it", path=path)
-        if not stat.S_ISREG(mode):
-            raise ModelFileError("this is not a regular file, it cannot be mapped", path=path)
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise ModelFileError("the file is empty", path=path)
-            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise ModelFileError("there is no such file", path=path) from None
-    except OSError as e:
-        raise ModelFileError(f"cannot be opened: {e.strerror or e}", path=path) from None
-    except (ValueError, OverflowError) as e:  # a NUL in the path; more than the address space
-        raise ModelFileError(f"cannot be opened: {e}", path=path) from None
-
-
-def _read_version(r: _Reader) -> int:
+def _read_version(r: Reader) -> int:
     """Magic and version; an error that says what the file is instead."""
     head = r.map[:24]
     if head[:4] != b"GGUF":
@@ -504,7 +318,7 @@ def _read_version(r: _Reader) -> int:
             r.need(24, "magic")
         text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
         guess = next((what for start, what in _OTHER_FILES if text.startswith(start.lower())), None)
-        if head[8:9] == b"{" and _U64(head.ljust(8, b"\0"))[0] < r.size:
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < r.size:
             guess = "it looks like safetensors: convert it to GGUF first"
         raise r.error(f"not a GGUF file{f': {guess}' if guess else ''}", "magic")
     r.pos = 4

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edge"
 
 #: From the bottom up: a module imports from its own layer and those below.
 LAYERS = [
-    {"__init__", "errors", "tensor_types"},
+    {"__init__", "errors", "gguf_reader", "tensor_types"},
     {"graph", "gguf", "memory", "native", "jinja", "tokenizer"},
     {"models", "plan", "packed", "chat", "store"},
     {"weights"},
