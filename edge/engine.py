@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,15 @@ from edge import memory, models, native, packed_cache, plan
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF
 from edge.graph import Graph
-from edge.kv import KVCache, cache_bytes
+from edge.kv import KVCache, KVShape
+from edge.loading import Loading, LoadOptions
 from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.packed import PackedFile, open_model
 from edge.weights import Layout, Weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Cancel", "Description", "Engine", "describe", "pack"]
 
@@ -39,39 +44,40 @@ class Description:
 
     graph: Graph
     config: Config
+    kv: KVShape
     weights: Weights
     lowered: plan.Lowered
     parts: dict[str, int]
 
 
-def describe(
-    model: GGUF | PackedFile, context: int | None = None, layout: Layout = "auto"
-) -> Description:
+def describe(model: GGUF | PackedFile, **options: Unpack[LoadOptions]) -> Description:
     """What this build would run of a file, from its header alone; nothing is packed.
 
-    layout: see `Weights.fit`; "auto" goes by the memory that is available now.
-    Raises whatever `Engine.load` raises for a file that it cannot run.
+    options: see `edge.loading.Loading`. Raises what `Engine.load` raises for a file that it
+    cannot run.
     """
+    loading = Loading.of(options)
     shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
-    graph, config = models.build(model.metadata, shapes, context=context, path=model.path)
+    graph, config = models.build(model.metadata, shapes, context=loading.context, path=model.path)
     if config.head_dim % 16 or config.head_dim > 256:
         raise UnsupportedError(
             f"{model.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
             what=f"head_dim {config.head_dim}",
         )
     weights = Weights(model, graph.weights)
+    kv = KVShape.of(config, "f16")
     lowered = _lower(graph, weights)
     others = {
-        f"keys and values of {config.n_context} tokens": cache_bytes(config, config.n_context),
+        f"keys and values of {config.n_context} tokens": kv.bytes(config.n_context),
         "buffers": lowered.arena_bytes,
         "tokenizer": graph.dims[graph.output] * TOKENIZER_BYTES,
     }
     budget = memory.available()
-    weights.fit(layout, None if budget is None else budget - sum(others.values()))
+    weights.fit(loading.layout, None if budget is None else budget - sum(others.values()))
     if weights.is_compact:
         lowered = _lower(graph, weights)
     what = "weights, the compact layout" if weights.is_compact else "weights"
-    return Description(graph, config, weights, lowered, {what: weights.n_bytes} | others)
+    return Description(graph, config, kv, weights, lowered, {what: weights.n_bytes} | others)
 
 
 def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
@@ -150,6 +156,7 @@ class Engine:
     def __init__(self, model: GGUF | PackedFile, description: Description) -> None:
         graph, weights = description.graph, description.weights
         self.gguf, self.graph, self.config = model, graph, description.config
+        self.kv = description.kv
         self.n_vocab = graph.dims[graph.output]
         self.isa = ""
         self.threads = 0
@@ -161,6 +168,7 @@ class Engine:
         self._process = os.getpid()
         self._pool: Any = None
         self._plan: Any = None
+        self._arena: mmap.mmap | None = None
         self._trace = os.environ.get("EDGE_TRACE", "0")
         if self._trace not in ("0", "1"):
             raise InputError(f"EDGE_TRACE={self._trace}: 0 or 1")
@@ -170,25 +178,23 @@ class Engine:
         cls,
         path: str | os.PathLike[str],
         *,
-        context: int | None = None,
-        threads: int | None = None,
-        layout: Layout = "auto",
         progress: Callable[[int, int], None] | None = None,
         opened: Callable[[GGUF | PackedFile], None] | None = None,
+        **options: Unpack[LoadOptions],
     ) -> Engine:
         """Open, check, pack and plan a GGUF file, or map a packed one.
 
-        context: the most tokens of a session, None: see `models.build`; threads: None: see
-        `native.threads`; layout: see `Weights.fit`; progress(bytes done, bytes in all) while
-        weights are packed or verified; opened: called with the file before that, which takes time.
+        progress(bytes done, bytes in all) while weights are packed or verified; opened: called
+        with the file before that, which takes time. options: see `edge.loading.Loading`.
         Raises ModelFileError, UnsupportedError, MemoryBudgetError, ContextError, InputError.
         """
-        n_threads, isa = native.threads(threads), native.isa_index()
+        loading = Loading.of(options)
+        n_threads, isa = native.threads(loading.threads), native.isa_index()
         model = open_model(path)
         engine = None
         try:
-            engine = cls(model, describe(model, context, layout))
-            engine._require_memory(layout)
+            engine = cls(model, describe(model, **options))
+            engine._require_memory(loading.layout)
             if opened:
                 opened(model)
             engine._start(n_threads, isa, progress)
@@ -203,11 +209,11 @@ class Engine:
 
     def cache_bytes(self, n_tokens: int) -> int:
         """Bytes of keys and values of n_tokens tokens."""
-        return cache_bytes(self.config, n_tokens)
+        return self.kv.bytes(n_tokens)
 
     def cache(self) -> KVCache:
         """A new, empty cache: one per session. Raises MemoryBudgetError."""
-        return KVCache(self.config)
+        return KVCache(self.kv, self.config.n_context)
 
     def run(
         self,
@@ -253,7 +259,7 @@ class Engine:
                     path=self.gguf.path,
                 )
             native.check(status, error)
-            cache.length += n
+            cache.append(tokens)
         if op_ns:
             print(self._traced(n, op_ns), file=sys.stderr)
         return out if rows else None
@@ -265,6 +271,9 @@ class Engine:
                 if handle is not None:
                     ffi.release(handle)
             self._plan = self._pool = None
+            if self._arena is not None:
+                self._arena.close()
+                self._arena = None
             self._weights.close()
             self.gguf.close()
 
@@ -285,18 +294,21 @@ class Engine:
         self._load_weights(progress)
         self._check_factors()
         error, made = ffi.new("edge_error *"), ffi.new("edge_plan **")
-        spec, alive = self._spec(isa)
-        spec.native_bf16 = int(native_bf16)
-        status = lib.edge_plan_new(spec, made, error)
-        del alive
-        if status == lib.EDGE_NO_MEMORY:
+        try:
+            self._arena = memory.anonymous(self.arena_bytes)
+        except (OSError, MemoryError) as e:
             raise MemoryBudgetError(
                 f"no memory for buffers of {memory.show(self.arena_bytes)}",
                 needed=self.arena_bytes,
                 budget=memory.available() or 0,
                 parts={"buffers": self.arena_bytes},
-            )
-        native.check(status, error)
+            ) from e
+        spec, alive = self._spec(isa)
+        spec.native_bf16 = int(native_bf16)
+        with ffi.from_buffer("uint8_t[]", self._arena) as arena:
+            spec.arena = arena
+        native.check(lib.edge_plan_new(spec, made, error), error)
+        del alive
         self._plan = ffi.gc(made[0], lib.edge_plan_free)
 
     def _load_weights(self, progress: Callable[[int, int], None] | None) -> None:
@@ -326,7 +338,7 @@ class Engine:
 
     def _spec(self, isa: int) -> tuple[Any, tuple[Any, ...]]:
         """The edge_plan_spec, and the arrays that it points to."""
-        config, lowered, weights = self.config, self.lowered, self._weights
+        lowered, weights = self.lowered, self._weights
         buffers = ffi.new("edge_buffer[]", len(lowered.buffers))
         for b, buffer in zip(buffers, lowered.buffers, strict=True):
             b.kind, b.dim, b.offset = buffer.kind, buffer.dim, buffer.offset
@@ -343,8 +355,7 @@ class Engine:
                 setattr(o, name, value)
         spec = ffi.new("edge_plan_spec *")
         spec.isa, spec.max_tokens = isa, self.chunk
-        spec.n_layers, spec.n_kv_heads = config.n_layers, config.n_kv_heads
-        spec.head_dim = config.head_dim
+        spec.kv = self.kv.native[0]
         spec.ops, spec.n_ops = ops, len(lowered.ops)
         spec.buffers, spec.n_buffers = buffers, len(lowered.buffers)
         spec.weights, spec.n_weights = weights.entries, len(weights.names)

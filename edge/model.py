@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge.conversation import Chat
 from edge.engine import Engine
 from edge.errors import InputError, ModelFileError
+from edge.loading import LoadOptions
 from edge.request import Options
 from edge.session import Session
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from edge.gguf import GGUF
     from edge.packed import PackedFile
     from edge.tokenizer import Tokenizer
-    from edge.weights import Layout
 
 __all__ = ["Model", "load"]
 
@@ -32,17 +32,13 @@ __all__ = ["Model", "load"]
 def load(
     path: str | PathLike[str] | None = None,
     *,
-    context: int | None = None,
-    threads: int | None = None,
-    layout: Layout = "auto",
     progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[LoadOptions],
 ) -> Model:
     """Load a GGUF model, or a packed one.
 
     path: the file, or the first of a split model's; None: the default model in the cache.
-    context: tokens that a session may hold; None: the model's own limit, at most 4096.
-    threads: None: the cores that help. layout: "fast", "compact" (some types take less memory,
-    and are slower), "auto": as much of it fast as fits. progress(bytes done, bytes in all).
+    progress(bytes done, bytes in all). options: see `edge.loading.Loading`.
     Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError.
     """
     if path is None:
@@ -53,11 +49,9 @@ def load(
     try:
         engine = Engine.load(
             fspath(path),
-            context=context,
-            threads=threads,
-            layout=layout,
             progress=progress,
             opened=lambda file: making.append(_Soon(file)),
+            **options,
         )
     except BaseException:
         for tokenizer in making:

@@ -174,8 +174,8 @@ static const char *check_heads(const checked *c) {
     const edge_op *op = c->op;
     const edge_plan_spec *s = c->spec;
     REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && !c->in->is_logit_rows);
-    REQUIRE(op->layer >= 0 && op->layer < s->n_layers);
-    REQUIRE(op->head_dim == s->head_dim && op->n_kv_heads == s->n_kv_heads);
+    REQUIRE(op->layer >= 0 && op->layer < s->kv.n_layers);
+    REQUIRE(op->head_dim == s->kv.head_dim && op->n_kv_heads == s->kv.n_kv_heads);
     REQUIRE(op->n_heads > 0 && op->n_heads <= 4096 && op->n_heads % op->n_kv_heads == 0);
     REQUIRE(c->in->dim == (op->n_heads + 2 * op->n_kv_heads) * op->head_dim);
     return NULL;
@@ -269,8 +269,8 @@ static const char *check_spec(const edge_plan_spec *s) {
     REQUIRE(s->n_weights > 0 && s->n_weights < MAX_COUNT);
     REQUIRE(s->max_tokens > 0 && s->max_tokens <= MAX_TOKENS);
     REQUIRE(s->arena_bytes > 0 && s->arena_bytes < (int64_t)1 << 46);
-    REQUIRE(s->n_layers > 0 && s->n_kv_heads > 0);
-    REQUIRE(s->head_dim >= 16 && s->head_dim <= MAX_HEAD_DIM && s->head_dim % 16 == 0);
+    REQUIRE(s->arena != NULL && (uintptr_t)s->arena % 64 == 0);
+    REQUIRE(edge_page_bytes(&s->kv) > 0);
     return NULL;
 }
 

@@ -139,17 +139,31 @@ int32_t edge_checksum(edge_pool *pool, const void *data, int64_t n_bytes, uint64
 
 /* ---- the KV cache ------------------------------------------------------------------------ */
 
-/* Keys and values of one session in pages of 64 positions, float16, taken as it grows. */
-typedef struct edge_cache edge_cache;
+/* How keys and values are kept, drawn in kv.h. */
+typedef enum { EDGE_KV_F16 = 0, EDGE_N_KV_TYPES } edge_kv_type;
 
-int32_t edge_cache_new(int32_t n_layers, int32_t n_kv_heads, int32_t head_dim, int32_t n_positions,
-                       edge_cache **cache, edge_error *error);
-/* Makes room for positions 0..n_positions - 1. EDGE_NO_MEMORY leaves the cache as it was. */
-int32_t edge_cache_reserve(edge_cache *cache, int32_t n_positions, edge_error *error);
-/* Bytes that a cache of n_positions holds. */
-int64_t edge_cache_bytes(int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
-                         int32_t n_positions);
-void edge_cache_free(edge_cache *cache);
+/* What a page holds: keys and values of some positions, of all layers and key heads. */
+typedef struct {
+    int32_t type; /* edge_kv_type */
+    int32_t n_layers, n_kv_heads, head_dim;
+} edge_kv_shape;
+
+/* The name of a type, as in "f16"; NULL past the end. */
+const char *edge_kv_type_name(int32_t type);
+/* Positions of a page, of every type. */
+int32_t edge_page_positions(void);
+/* Bytes of a page, a multiple of 64; -1: out of range, or no heads that the type can keep. */
+int64_t edge_page_bytes(const edge_kv_shape *shape);
+
+/* The cache of one session: position p lies in pages[p / edge_page_positions()].
+ * A position in page i sees the pages below sink_pages and those above i - window_pages; with
+ * window_pages 0 it sees all pages up to its own. */
+typedef struct {
+    edge_kv_shape shape;
+    int32_t n_pages; /* of the table */
+    int32_t sink_pages, window_pages;
+    void *const *pages; /* 64-byte aligned; NULL where no position of a run looks */
+} edge_kv;
 
 /* ---- the plan ---------------------------------------------------------------------------- */
 
@@ -203,24 +217,26 @@ typedef struct {
     int32_t isa;         /* index for edge_isa_name */
     int32_t native_bf16; /* 1: bf16 weights by the CPU's own instruction, with other bits */
     int32_t max_tokens;
-    int32_t n_layers, n_kv_heads, head_dim; /* of the cache that runs will bring */
+    edge_kv_shape kv; /* of the pages that runs will bring */
     int32_t n_ops, n_buffers, n_weights;
     const edge_op *ops; /* the three arrays are copied */
     const edge_buffer *buffers;
     const edge_weight *weights; /* their data is not */
+    void *arena;                /* arena_bytes, 64-byte aligned; outlives the plan */
     int64_t arena_bytes;
 } edge_plan_spec;
 
 typedef struct edge_plan edge_plan;
 
-/* Checks everything that a run relies on, and takes the arena. */
+/* Checks everything that a run relies on. */
 int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **plan, edge_error *error);
 void edge_plan_free(edge_plan *plan);
 
 /* Arena bytes that a buffer takes for a number of rows; -1: out of range. */
 int64_t edge_buffer_bytes(int32_t kind, int32_t dim, int32_t rows);
 
-/* One call: n_tokens tokens at positions start.. of one cache. */
+/* One call: n_tokens tokens at positions start.. of one cache, into pages that are nobody else's.
+ */
 typedef struct {
     const int32_t *tokens;
     int32_t n_tokens;      /* 1..max_tokens */
@@ -233,7 +249,7 @@ typedef struct {
 } edge_step;
 
 /* One thread at a time per plan, per pool and per cache. */
-int32_t edge_run(edge_plan *plan, edge_pool *pool, edge_cache *cache, const edge_step *step,
+int32_t edge_run(edge_plan *plan, edge_pool *pool, const edge_kv *kv, const edge_step *step,
                  edge_error *error);
 
 /* Copies `rows` rows of an F32 buffer out of the arena after edge_run: for tests and bisection. */

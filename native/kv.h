@@ -1,27 +1,28 @@
-/* The KV cache: pages of PAGE_POSITIONS positions, all layers and heads of a position together.
+/* The KV cache: pages of PAGE_POSITIONS positions, all layers and key heads of a position together.
  *
- * page = [n_layers][n_kv_heads] x { keys [4][head_dim][16] f16 | values [64][head_dim] f16 }
+ * page = [n_layers][n_kv_heads] x one of
+ *   f16   f16 keys[4][head_dim][16] | f16 values[64][head_dim]
  * Keys lie in panels of 16 positions so that a lane is a position: a score needs no horizontal
  * sum, as a matmul panel needs none. */
 #ifndef EDGE_KV_H
 #define EDGE_KV_H
 
-#include "kernels/kernels.h"
+#include "api.h"
 #include "layouts.h"
 
-struct edge_cache {
-    int32_t n_layers, n_kv_heads, head_dim;
-    int32_t n_positions; /* limit */
-    int32_t n_pages, max_pages;
-    /* [n_layers][n_kv_heads][max_pages]: where each page keeps that layer and head. */
-    kv_page *table;
-    uint16_t **pages;
-};
+/* Bytes of the keys of one layer and head in a page; its values lie behind them. */
+static inline int64_t kv_key_bytes(int32_t head_dim) {
+    return 2 * (int64_t)PAGE_POSITIONS * head_dim;
+}
 
-/* The pages of one layer and head, from position 0. */
-static inline const kv_page *cache_pages(const edge_cache *cache, int32_t layer,
-                                         int32_t i_kv_head) {
-    return cache->table + ((int64_t)layer * cache->n_kv_heads + i_kv_head) * cache->max_pages;
+/* Bytes of one layer and head in a page. */
+static inline int64_t kv_head_bytes(const edge_kv_shape *shape) {
+    return 2 * kv_key_bytes(shape->head_dim);
+}
+
+/* The first page behind the sinks that a position in page i sees. */
+static inline int32_t kv_first_page(const edge_kv *kv, int32_t i) {
+    return kv->window_pages > 0 && i >= kv->window_pages ? i - kv->window_pages + 1 : 0;
 }
 
 #endif

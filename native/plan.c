@@ -18,7 +18,7 @@
 /* One edge_run on its way. */
 typedef struct {
     const edge_plan *plan;
-    const edge_cache *cache;
+    const edge_kv *kv;
     const edge_step *step;
     int32_t n_threads;
     int32_t n_ops;
@@ -27,7 +27,8 @@ typedef struct {
 
 static void *buffer_data(const run *r, int32_t i) {
     const edge_buffer *b = &r->plan->buffers[i];
-    return b->kind == EDGE_BUFFER_LOGITS ? (void *)r->step->logits : r->plan->arena + b->offset;
+    return b->kind == EDGE_BUFFER_LOGITS ? (void *)r->step->logits
+                                         : (uint8_t *)r->plan->spec.arena + b->offset;
 }
 
 static float *row_of(const run *r, int32_t i, int64_t row) {
@@ -73,6 +74,11 @@ static void run_angles(const run *r, const edge_op *op, int64_t row) {
     }
 }
 
+/* Where a page has a layer and key head. */
+static int64_t kv_offset(const run *r, const edge_op *op, int32_t head) {
+    return ((int64_t)op->layer * op->n_kv_heads + head) * kv_head_bytes(&r->plan->spec.kv);
+}
+
 static void run_store(const run *r, const edge_op *op, int64_t row) {
     const edge_kernels *kernels = r->plan->kernels;
     const int64_t stride = r->plan->buffers[op->in].dim;
@@ -86,9 +92,8 @@ static void run_store(const run *r, const edge_op *op, int64_t row) {
     for (int32_t h = 0; h < op->n_kv_heads; h++) {
         const float *k = row_of(r, op->in, row) + (int64_t)(op->n_heads + h) * op->head_dim;
         const float *v = k + (int64_t)op->n_kv_heads * op->head_dim;
-        const kv_page *pages = cache_pages(r->cache, op->layer, h);
-        kernels->store(k, v, op->head_dim, pages[position / PAGE_POSITIONS],
-                       position % PAGE_POSITIONS);
+        uint8_t *page = r->kv->pages[position / PAGE_POSITIONS];
+        kernels->store(k, v, op->head_dim, page + kv_offset(r, op, h), position % PAGE_POSITIONS);
     }
 }
 
@@ -299,7 +304,8 @@ static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
         .head_dim = op->head_dim,
         .window = op->window,
         .i_kv_head = head,
-        .pages = cache_pages(r->cache, op->layer, head),
+        .kv = r->kv,
+        .kv_offset = kv_offset(r, op, head),
     };
     r->plan->kernels->attention(&a, row, end);
 }
@@ -353,20 +359,41 @@ static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
     }
 }
 
-static int32_t check_step(const edge_plan *p, const edge_cache *c, const edge_step *s,
+/* Every page that the step looks at is there. */
+static int32_t check_pages(const edge_kv *kv, const edge_step *s, edge_error *error) {
+    if (kv->n_pages < 0 || kv->n_pages > INT32_MAX / PAGE_POSITIONS || kv->sink_pages < 0 ||
+        kv->window_pages < 0 || (kv->n_pages > 0 && kv->pages == NULL)) {
+        return fail(error, EDGE_BAD_ARGUMENT, "a cache of %d pages", kv->n_pages);
+    }
+    if (s->start < 0 || s->start > kv->n_pages * PAGE_POSITIONS - s->n_tokens) {
+        return fail(error, EDGE_BAD_ARGUMENT, "%d tokens at %d, the cache has room for %d",
+                    s->n_tokens, s->start, kv->n_pages * PAGE_POSITIONS);
+    }
+    const int32_t first = kv_first_page(kv, s->start / PAGE_POSITIONS);
+    const int32_t last = (s->start + s->n_tokens - 1) / PAGE_POSITIONS;
+    for (int32_t i = 0; i <= last; i++) {
+        if (i == kv->sink_pages && i < first) {
+            i = first;
+        }
+        if (kv->pages[i] == NULL || (uintptr_t)kv->pages[i] % 64 != 0) {
+            return fail(error, EDGE_BAD_ARGUMENT, "page %d is missing, or not aligned", i);
+        }
+    }
+    return EDGE_OK;
+}
+
+static int32_t check_step(const edge_plan *p, const edge_kv *kv, const edge_step *s,
                           edge_error *error) {
     if (s->tokens == NULL || s->n_tokens < 1 || s->n_tokens > p->spec.max_tokens) {
         return fail(error, EDGE_BAD_ARGUMENT, "%d tokens: from 1 to %d", s->n_tokens,
                     p->spec.max_tokens);
     }
-    if (c->n_layers != p->spec.n_layers || c->n_kv_heads != p->spec.n_kv_heads ||
-        c->head_dim != p->spec.head_dim) {
+    if (memcmp(&kv->shape, &p->spec.kv, sizeof kv->shape) != 0) {
         return fail(error, EDGE_BAD_ARGUMENT, "the cache belongs to another model");
     }
-    if (s->start < 0 || s->start > c->n_pages * PAGE_POSITIONS - s->n_tokens ||
-        s->start > c->n_positions - s->n_tokens) {
-        return fail(error, EDGE_BAD_ARGUMENT, "%d tokens at %d, the cache has room for %d",
-                    s->n_tokens, s->start, c->n_pages * PAGE_POSITIONS);
+    const int32_t status = check_pages(kv, s, error);
+    if (status != EDGE_OK) {
+        return status;
     }
     if (s->n_logits < 0 || s->n_logits > s->n_tokens || (s->n_logits > 0 && s->logits == NULL)) {
         return fail(error, EDGE_BAD_ARGUMENT, "logits of %d of %d tokens", s->n_logits,
@@ -392,17 +419,17 @@ static int32_t check_step(const edge_plan *p, const edge_cache *c, const edge_st
     return EDGE_OK;
 }
 
-int32_t edge_run(edge_plan *plan, edge_pool *pool, edge_cache *cache, const edge_step *step,
+int32_t edge_run(edge_plan *plan, edge_pool *pool, const edge_kv *kv, const edge_step *step,
                  edge_error *error) {
-    if (plan == NULL || pool == NULL || cache == NULL || step == NULL) {
+    if (plan == NULL || pool == NULL || kv == NULL || step == NULL) {
         return fail(error, EDGE_BAD_ARGUMENT, "a null pointer");
     }
-    const int32_t status = check_step(plan, cache, step, error);
+    const int32_t status = check_step(plan, kv, step, error);
     if (status != EDGE_OK) {
         return status;
     }
-    run r = {
-        plan, cache, step, pool_threads(pool), step->n_ops < 0 ? plan->spec.n_ops : step->n_ops, 0};
+    run r = {plan, kv, step, pool_threads(pool), step->n_ops < 0 ? plan->spec.n_ops : step->n_ops,
+             0};
     const pool_job job = {(uint32_t)r.n_ops, run_chunks, run_chunk, &r};
     pool_run(pool, &job);
     if (step->op_ns != NULL && r.n_ops > 0) {
@@ -466,11 +493,8 @@ int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **out, edge_error *e
     plan->spec.ops = plan->ops;
     plan->spec.buffers = plan->buffers;
     plan->spec.weights = plan->weights;
-    void *arena = NULL;
     bool ok = plan->ops != NULL && plan->buffers != NULL && plan->weights != NULL &&
-              plan->frequencies != NULL && plan->packed != NULL &&
-              posix_memalign(&arena, 64, (size_t)spec->arena_bytes) == 0;
-    plan->arena = ok ? arena : NULL;
+              plan->frequencies != NULL && plan->packed != NULL;
     for (int32_t i = 0; ok && i < spec->n_weights; i++) {
         const edge_weight *w = &plan->weights[i];
         if (w->layout != EDGE_LAYOUT_VECTOR) {
@@ -485,8 +509,7 @@ int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **out, edge_error *e
     }
     if (!ok) {
         edge_plan_free(plan);
-        return fail(error, EDGE_NO_MEMORY, "no memory for buffers of %lld bytes",
-                    (long long)spec->arena_bytes);
+        return fail(error, EDGE_NO_MEMORY, "no memory for a plan of %d ops", spec->n_ops);
     }
     *out = plan;
     return EDGE_OK;
@@ -504,7 +527,6 @@ void edge_plan_free(edge_plan *plan) {
     free(plan->buffers);
     free(plan->weights);
     free(plan->packed);
-    free(plan->arena);
     free(plan);
 }
 
@@ -514,6 +536,6 @@ int32_t edge_plan_read(const edge_plan *plan, int32_t buffer, int32_t rows, floa
         return EDGE_BAD_ARGUMENT;
     }
     const edge_buffer *b = &plan->buffers[buffer];
-    memcpy(dst, plan->arena + b->offset, (size_t)rows * (size_t)b->dim * 4);
+    memcpy(dst, (uint8_t *)plan->spec.arena + b->offset, (size_t)rows * (size_t)b->dim * 4);
     return EDGE_OK;
 }

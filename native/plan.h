@@ -14,7 +14,6 @@ typedef struct {
 struct edge_plan {
     edge_plan_spec spec; /* its arrays are our copies */
     const edge_kernels *kernels;
-    uint8_t *arena;
     edge_op *ops;
     edge_buffer *buffers;
     edge_weight *weights;

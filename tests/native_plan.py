@@ -157,13 +157,25 @@ def vector(x: np.ndarray) -> Weight:
     return Weight(entry, memory)
 
 
-def new_cache(shape: tuple[int, int, int], n_positions: int = 512) -> Any:
-    """An edge_cache of (layers, kv heads, head_dim), with room for all positions."""
-    out, error = ffi.new("edge_cache **"), ffi.new("edge_error *")
-    native.check(lib.edge_cache_new(*shape, n_positions, out, error), error)
-    cache = ffi.gc(out[0], lib.edge_cache_free)
-    native.check(lib.edge_cache_reserve(cache, n_positions, error), error)
-    return cache
+class Cache:
+    """Pages of a cache of (layers, kv heads, head_dim), each at the end of readable memory."""
+
+    def __init__(self, shape: tuple[int, int, int], n_positions: int = 512, kv: str = "f16"):
+        self.shape = kv_shape(shape, kv)
+        size, per_page = lib.edge_page_bytes(self.shape), lib.edge_page_positions()
+        self.memory = [guarded(size) for _ in range(-(-n_positions // per_page))]
+        pages = [ffi.cast("void *", page.ctypes.data) for page in self.memory]
+        self.pages = ffi.new("void *[]", pages)
+        self.handle = ffi.new("edge_kv *", {"n_pages": len(pages), "pages": self.pages})
+        self.handle.shape = self.shape[0]
+
+
+def kv_shape(shape: tuple[int, int, int], kv: str = "f16") -> Any:
+    """An edge_kv_shape of (layers, kv heads, head_dim)."""
+    names = []
+    while (text := lib.edge_kv_type_name(len(names))) != ffi.NULL:
+        names.append(native.text(text))
+    return ffi.new("edge_kv_shape *", [names.index(kv), *shape])
 
 
 @dataclass
@@ -173,6 +185,7 @@ class Spec:
     isa: str = "scalar"
     max_tokens: int = 32
     cache_shape: tuple[int, int, int] = (1, 1, 16)  # layers, kv heads, head_dim
+    kv: str = "f16"
     buffers: list[dict[str, int]] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     ops: list[dict[str, Any]] = field(default_factory=list)
@@ -230,12 +243,13 @@ class Spec:
             ffi.memmove(ffi.addressof(w), weight.entry, ffi.sizeof("edge_weight"))
         spec.isa, spec.max_tokens = isa_index(self.isa), self.max_tokens
         spec.native_bf16 = int(self.native_bf16)
-        spec.n_layers, spec.n_kv_heads, spec.head_dim = self.cache_shape
+        spec.kv = kv_shape(self.cache_shape, self.kv)[0]
         spec.ops, spec.n_ops = ops, len(self.ops)
         spec.buffers, spec.n_buffers = buffers, len(self.buffers)
         spec.weights, spec.n_weights = weights, max(1, len(self.weights))
-        spec.arena_bytes = self.arena_bytes
-        return spec, (ops, buffers, weights, list(self.weights))
+        arena = guarded(max(64, self.arena_bytes)) if self.arena_bytes < 1 << 40 else guarded(64)
+        spec.arena, spec.arena_bytes = ffi.cast("void *", arena.ctypes.data), self.arena_bytes
+        return spec, (ops, buffers, weights, arena, list(self.weights))
 
 
 class Plan:
@@ -247,7 +261,7 @@ class Plan:
         out, error = ffi.new("edge_plan **"), ffi.new("edge_error *")
         native.check(lib.edge_plan_new(struct, out, error), error)
         self.handle = ffi.gc(out[0], lib.edge_plan_free)
-        self.cache = new_cache(spec.cache_shape, n_positions)
+        self.cache = Cache(spec.cache_shape, n_positions, spec.kv)
 
     def run(
         self, tokens: Sequence[int], *, start: int = 0, n_logits: int = 0, threads: int = 1
@@ -259,7 +273,9 @@ class Plan:
         step, error = ffi.new("edge_step *"), ffi.new("edge_error *")
         step.tokens, step.n_tokens, step.start, step.n_ops = ids, len(tokens), start, -1
         step.n_logits, step.logits = n_logits, floats(logits)
-        native.check(lib.edge_run(self.handle, pool(threads), self.cache, step, error), error)
+        native.check(
+            lib.edge_run(self.handle, pool(threads), self.cache.handle, step, error), error
+        )
         return logits
 
     def read(self, buffer: int, rows: int) -> np.ndarray:

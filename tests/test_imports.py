@@ -17,6 +17,7 @@ LAYERS = [
     {"weights"},
     {"packed_cache"},
     {"kv", "sampler", "results", "stops"},
+    {"loading"},
     {"engine", "request"},
     {"stream", "session", "perplexity"},
     {"conversation"},

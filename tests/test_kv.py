@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge import native
 from edge.engine import Engine
 from edge.errors import ContextError, InputError
 from edge.native import ffi, lib
@@ -107,24 +106,12 @@ def test_closed_cache_is_refused(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "shape",
     [
-        *((layers, 1, 16, 9) for layers in (0, -1, 4097)),
-        *((1, heads, 16, 9) for heads in (0, -1, 4097)),
-        *((1, 1, dim, 9) for dim in (0, -16, 8, 24, 272)),
-        *((1, 1, 16, positions) for positions in (0, -1)),
+        *((kind, 1, 1, 16) for kind in (-1, lib.EDGE_N_KV_TYPES)),
+        *((0, layers, 1, 16) for layers in (0, -1, 4097)),
+        *((0, 1, heads, 16) for heads in (0, -1, 4097)),
+        *((0, 1, 1, dim) for dim in (0, -16, 8, 24, 272)),
     ],
 )
-def test_native_cache_refuses_shapes(shape: tuple[int, int, int, int]) -> None:
-    out, error = ffi.new("edge_cache **"), ffi.new("edge_error *")
-    assert lib.edge_cache_new(*shape, out, error) == lib.EDGE_BAD_ARGUMENT
-    assert out[0] == ffi.NULL and native.text(error.text)
-
-
-def test_native_reserve_keeps_to_the_limit() -> None:
-    out, error = ffi.new("edge_cache **"), ffi.new("edge_error *")
-    native.check(lib.edge_cache_new(1, 1, 16, 100, out, error), error)
-    for n, status in [(0, 0), (100, 0), (50, 0), (101, 1), (-1, 1), (2**31 - 1, 1)]:
-        assert lib.edge_cache_reserve(out[0], n, error) == status
-    assert lib.edge_cache_reserve(ffi.NULL, 1, error) == lib.EDGE_BAD_ARGUMENT
-    assert lib.edge_cache_new(1, 1, 16, 100, ffi.NULL, error) == lib.EDGE_BAD_ARGUMENT
-    lib.edge_cache_free(out[0])
-    lib.edge_cache_free(ffi.NULL)
+def test_shapes_that_cannot_be_have_no_size(shape: tuple[int, int, int, int]) -> None:
+    assert lib.edge_page_bytes(ffi.new("edge_kv_shape *", shape)) == -1
+    assert lib.edge_page_bytes(ffi.NULL) == -1

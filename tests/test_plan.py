@@ -12,7 +12,7 @@ import pytest
 import refgraph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_plan import ISAS, Plan, Spec, evaluate, new_cache, pool, rows_weight, vector
+from native_plan import ISAS, Cache, Plan, Spec, evaluate, pool, rows_weight, vector
 from test_kernels import moderate, normal
 from test_models import built
 
@@ -395,8 +395,11 @@ WRONG_SPECS: list[tuple[str, Any]] = [
     *((f"n_{name}", value) for name in ("ops", "buffers", "weights") for value in (0, -1, 2**30)),
     *(("max_tokens", value) for value in (0, -1, 2**30)),
     *(("arena_bytes", value) for value in (0, -64, 64, 2**62)),
-    *(("head_dim", value) for value in (0, 8, 24, 272)),
-    *((name, 0) for name in ("n_layers", "n_kv_heads")),
+    ("arena", ffi.NULL),
+    ("arena", ffi.cast("void *", 96)),
+    *(("kv.head_dim", value) for value in (0, 8, 24, 272)),
+    *((f"kv.{name}", value) for name in ("n_layers", "n_kv_heads") for value in (0, 4097)),
+    *(("kv.type", value) for value in (-1, lib.EDGE_N_KV_TYPES)),
 ]
 
 
@@ -404,7 +407,7 @@ WRONG_SPECS: list[tuple[str, Any]] = [
 @pytest.mark.parametrize("name, value", WRONG_SPECS, ids=str)
 def test_wrong_spec_is_refused(name: str, value: Any) -> None:
     struct, alive = every_op().struct()
-    setattr(struct, name, value)
+    setattr(struct.kv if name.startswith("kv.") else struct, name.removeprefix("kv."), value)
     out, error = ffi.new("edge_plan **"), ffi.new("edge_error *")
     assert lib.edge_plan_new(struct, out, error) == error.code == lib.EDGE_BAD_PLAN
     assert out[0] == ffi.NULL and error.op == -1 and native.text(error.text)
@@ -431,7 +434,7 @@ def test_null_pointers_are_refused() -> None:
     assert lib.edge_plan_new(struct, ffi.NULL, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
     lib.edge_plan_free(ffi.NULL)
     plan, step = Plan(every_op()), ffi.new("edge_step *")
-    whole = [plan.handle, pool(), plan.cache, step]
+    whole = [plan.handle, pool(), plan.cache.handle, step]
     for i in range(4):
         given = [*whole[:i], ffi.NULL, *whole[i + 1 :]]
         assert lib.edge_run(*given, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
@@ -453,17 +456,48 @@ def test_null_pointers_are_refused() -> None:
 )
 def test_wrong_step_is_refused(name: str, value: Any) -> None:
     plan = Plan(every_op())
-    cache = ffi.new("edge_cache **")
-    lib.edge_cache_new(*plan.spec.cache_shape, 512, cache, ffi.NULL)
-    lib.edge_cache_reserve(cache[0], 64, ffi.NULL)
+    cache = Cache(plan.spec.cache_shape, 64)
     ids, logits = ffi.new("int32_t[8]"), ffi.new("float[]", 8 * 5)
     step = ffi.new("edge_step *", {"tokens": ids, "n_tokens": 8, "n_logits": 8, "n_ops": -1})
     step.logits = logits
     error = ffi.new("edge_error *")
-    assert lib.edge_run(plan.handle, pool(), cache[0], step, error) == lib.EDGE_OK
+    assert lib.edge_run(plan.handle, pool(), cache.handle, step, error) == lib.EDGE_OK
     setattr(step, name, value)
-    assert lib.edge_run(plan.handle, pool(), cache[0], step, error) == lib.EDGE_BAD_ARGUMENT
-    lib.edge_cache_free(cache[0])
+    assert lib.edge_run(plan.handle, pool(), cache.handle, step, error) == lib.EDGE_BAD_ARGUMENT
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(("n_pages", value) for value in (-1, 0, 1, 2**31 - 1)),
+        *((name, -1) for name in ("sink_pages", "window_pages")),
+        ("pages", ffi.NULL),
+    ],
+    ids=str,
+)
+def test_wrong_cache_is_refused(name: str, value: Any) -> None:
+    plan = Plan(every_op(), 128)
+    setattr(plan.cache.handle, name, value)
+    with pytest.raises(NativeError):
+        plan.run(range(8), start=64)
+
+
+@pytest.mark.native
+def test_only_pages_in_sight_must_be_there() -> None:
+    plan = Plan(every_op(), 64 * 6)
+    cache = plan.cache
+    cache.handle.sink_pages, cache.handle.window_pages = 1, 2
+    for missing, fine in [(0, False), (1, True), (2, True), (3, False), (4, False), (5, True)]:
+        pages = [*cache.pages]
+        pages[missing] = ffi.NULL
+        cache.handle.pages = kept = ffi.new("void *[]", pages)
+        if fine:
+            plan.run(range(8), start=64 * 4)
+        else:
+            with pytest.raises(NativeError, match=f"page {missing} is missing"):
+                plan.run(range(8), start=64 * 4)
+        del kept
 
 
 @pytest.mark.native
@@ -478,7 +512,7 @@ def test_wrong_token_is_refused(token: int) -> None:
 @pytest.mark.parametrize("shape", [(2, 1, 16), (1, 2, 16), (1, 1, 32)])
 def test_cache_of_another_model_is_refused(shape: tuple[int, int, int]) -> None:
     plan = Plan(every_op())
-    plan.cache = new_cache(shape)
+    plan.cache = Cache(shape)
     with pytest.raises(NativeError, match="another model"):
         plan.run([0])
 

@@ -66,7 +66,7 @@ def test_pools_come_and_go() -> None:
     for i in range(50):
         native.check(lib.edge_pool_new(i % 7 + 1, out, error), error)
         for _ in range(i % 3):
-            native.check(lib.edge_run(plan.handle, out[0], plan.cache, step, error), error)
+            native.check(lib.edge_run(plan.handle, out[0], plan.cache.handle, step, error), error)
         lib.edge_pool_free(out[0])
     assert n_threads() <= before
     del tokens
@@ -88,7 +88,7 @@ def test_the_most_threads_that_may_be_asked_for() -> None:
     native.check(status, error)
     step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": -1})
     step.tokens = tokens = ffi.new("int32_t[]", [3])
-    native.check(lib.edge_run(plan.handle, out[0], plan.cache, step, error), error)
+    native.check(lib.edge_run(plan.handle, out[0], plan.cache.handle, step, error), error)
     lib.edge_pool_free(out[0])
     del tokens
 
@@ -99,7 +99,7 @@ def test_a_plan_of_no_ops_runs() -> None:
     step.tokens = tokens = ffi.new("int32_t[]", [3])
     from native_plan import pool
 
-    assert lib.edge_run(plan.handle, pool(2), plan.cache, step, ffi.NULL) == lib.EDGE_OK
+    assert lib.edge_run(plan.handle, pool(2), plan.cache.handle, step, ffi.NULL) == lib.EDGE_OK
     del tokens
 
 

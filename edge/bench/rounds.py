@@ -112,7 +112,7 @@ def measure(path: str, settings: Settings, progress: Progress | None = None) -> 
     """
     settings.check()
     with closing(GGUF.open(path)) as gguf:
-        describe(gguf, settings.context)  # raises what would else end a process of its own
+        describe(gguf, context=settings.context)  # raises what would else end a process of its own
     report = progress or (lambda what, done, total: None)
     one = _beside_peers if settings.peers else _alone
     return [one(path, threads, settings, report) for threads in settings.threads]

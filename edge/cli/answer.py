@@ -12,27 +12,21 @@ from edge.cli.terminal import Interrupt, Progress, figures, note, write
 from edge.errors import InputError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edge.loading import LoadOptions
     from edge.model import Model
     from edge.results import Completion
-    from edge.weights import Layout
 
 
-def open_model(
-    path: str | None, *, context: int | None, threads: int | None, layout: Layout
-) -> Model:
+def open_model(path: str | None, **options: Unpack[LoadOptions]) -> Model:
     """Load a model, the default one where path is None, with a bar on a terminal."""
     import edge
 
     gc.disable()  # a vocabulary is a million objects, and none of them garbage
     try:
         with Progress("loading") as progress:
-            model = edge.load(
-                path,
-                context=context,
-                threads=threads,
-                layout=layout,
-                progress=progress,
-            )
+            model = edge.load(path, progress=progress, **options)
         try:
             _ = model.tokenizer
         except BaseException:

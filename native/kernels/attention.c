@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "kernels/exp.h"
+#include "kv.h"
 
 void FN(rotate)(const rotate_args *a, int64_t i) {
     const int half = a->n_rot / 2;
@@ -22,9 +23,10 @@ void FN(rotate)(const rotate_args *a, int64_t i) {
     }
 }
 
-void FN(store)(const float *k, const float *v, int32_t head_dim, kv_page page, int32_t slot) {
-    uint16_t *keys = page.keys + (int64_t)(slot / 16) * head_dim * 16 + slot % 16;
-    uint16_t *values = page.values + (int64_t)slot * head_dim;
+void FN(store)(const float *k, const float *v, int32_t head_dim, void *place, int32_t slot) {
+    uint16_t *keys = (uint16_t *)place + (int64_t)(slot / 16) * head_dim * 16 + slot % 16;
+    uint16_t *values =
+        (uint16_t *)((uint8_t *)place + kv_key_bytes(head_dim)) + (int64_t)slot * head_dim;
     for (int32_t d = 0; d < head_dim; d += 16) {
         uint16_t halves[16];
         vf_to_half(halves, vf_load(k + d));
@@ -44,7 +46,8 @@ typedef struct {
     float p[QUERIES][PAGE_POSITIONS];
     float sum[QUERIES][MAX_HEAD_DIM]; /* of exp(score - most) * value */
     float most[QUERIES], total[QUERIES];
-    int32_t first[QUERIES], last[QUERIES]; /* positions first <= i < last that it sees */
+    /* It sees first <= position < last, of sinks first_sink <= position. */
+    int32_t first[QUERIES], first_sink[QUERIES], last[QUERIES];
 } tile;
 
 /* p = scores of n queries with the positions of `panels` key panels from the i-th on. Two panels
@@ -143,16 +146,21 @@ INLINE void gather_values(tile *t, const uint16_t *values, int first, int last, 
     }
 }
 
+static inline int32_t max(int32_t x, int32_t y) { return x > y ? x : y; }
+
 static inline int clamp(int32_t x, int32_t low, int32_t high) {
     return x < low ? low : x > high ? high : x;
 }
 
 /* All n queries over the block that starts at position `base`. */
-INLINE void attend_block(tile *t, kv_page page, int32_t base, int32_t head_dim, int n) {
+INLINE void attend_block(tile *t, const uint8_t *place, int32_t base, bool is_sink,
+                         int32_t head_dim, int n) {
+    const uint16_t *keys = (const uint16_t *)place;
+    const uint16_t *values = (const uint16_t *)(place + kv_key_bytes(head_dim));
     int first[QUERIES], last[QUERIES], low = PAGE_POSITIONS, high = 0, all_first = 0,
                                        all_last = PAGE_POSITIONS;
     for (int i = 0; i < n; i++) {
-        first[i] = clamp(t->first[i] - base, 0, PAGE_POSITIONS);
+        first[i] = clamp((is_sink ? t->first_sink : t->first)[i] - base, 0, PAGE_POSITIONS);
         last[i] = clamp(t->last[i] - base, first[i], PAGE_POSITIONS);
         low = first[i] < low ? first[i] : low;
         high = last[i] > high ? last[i] : high;
@@ -161,7 +169,7 @@ INLINE void attend_block(tile *t, kv_page page, int32_t base, int32_t head_dim, 
     }
     for (int panel = low / 16 / ATTENTION_WIDTH * ATTENTION_WIDTH; 16 * panel < high;
          panel += ATTENTION_WIDTH) {
-        score(t, page.keys, panel, head_dim, n, ATTENTION_WIDTH);
+        score(t, keys, panel, head_dim, n, ATTENTION_WIDTH);
     }
     for (int i = 0; i < n; i++) {
         if (first[i] < last[i]) {
@@ -170,15 +178,15 @@ INLINE void attend_block(tile *t, kv_page page, int32_t base, int32_t head_dim, 
     }
     if (all_first < all_last) { /* what all see together, what each sees alone before and after */
         for (int i = 0; i < n; i++) {
-            gather_values(t, page.values, first[i], all_first, head_dim, i, 1);
+            gather_values(t, values, first[i], all_first, head_dim, i, 1);
         }
-        gather_values(t, page.values, all_first, all_last, head_dim, 0, n);
+        gather_values(t, values, all_first, all_last, head_dim, 0, n);
         for (int i = 0; i < n; i++) {
-            gather_values(t, page.values, all_last, last[i], head_dim, i, 1);
+            gather_values(t, values, all_last, last[i], head_dim, i, 1);
         }
     } else {
         for (int i = 0; i < n; i++) {
-            gather_values(t, page.values, first[i], last[i], head_dim, i, 1);
+            gather_values(t, values, first[i], last[i], head_dim, i, 1);
         }
     }
 }
@@ -198,11 +206,18 @@ INLINE void attend(const attention_args *a, int64_t j0, int n) {
         t.most[i] = -INFINITY;
         t.total[i] = 0.0f;
         t.last[i] = a->start + (int32_t)row + 1;
-        t.first[i] = a->window > 0 && t.last[i] > a->window ? t.last[i] - a->window : 0;
+        const int32_t page = kv_first_page(a->kv, (t.last[i] - 1) / PAGE_POSITIONS);
+        t.first_sink[i] = a->window > 0 && t.last[i] > a->window ? t.last[i] - a->window : 0;
+        t.first[i] = max(t.first_sink[i], page * PAGE_POSITIONS);
     }
-    for (int32_t base = t.first[0] / PAGE_POSITIONS * PAGE_POSITIONS; base < t.last[n - 1];
-         base += PAGE_POSITIONS) {
-        attend_block(&t, a->pages[base / PAGE_POSITIONS], base, a->head_dim, n);
+    int32_t base = t.first_sink[0] / PAGE_POSITIONS * PAGE_POSITIONS;
+    for (; base < t.last[n - 1]; base += PAGE_POSITIONS) {
+        const bool is_sink = base < a->kv->sink_pages * PAGE_POSITIONS;
+        if (!is_sink) { /* over what nobody sees */
+            base = max(base, t.first[0] / PAGE_POSITIONS * PAGE_POSITIONS);
+        }
+        const uint8_t *page = a->kv->pages[base / PAGE_POSITIONS];
+        attend_block(&t, page + a->kv_offset, base, is_sink, a->head_dim, n);
     }
     for (int i = 0; i < n; i++) {
         const int64_t row = (j0 + i) / a->group, head = first_head + (j0 + i) % a->group;

@@ -37,7 +37,7 @@ void FN(norm_quantize)(const float *, const float *, float, int64_t, q8_place);
 void FN(gated)(const float *, const float *, int32_t, int64_t, float *);
 void FN(add)(const float *, const float *, int64_t, float *);
 void FN(rotate)(const rotate_args *, int64_t);
-void FN(store)(const float *, const float *, int32_t, kv_page, int32_t);
+void FN(store)(const float *, const float *, int32_t, void *, int32_t);
 void FN(attention)(const attention_args *, int64_t, int64_t);
 void FN(softmax)(const float *, int64_t, float *);
 void FN(log_softmax)(const float *, int64_t, float *);

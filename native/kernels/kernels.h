@@ -10,14 +10,6 @@
 
 enum { MAX_TILE = 8 };
 
-/* Where a KV page keeps the keys and values of one layer and head:
- * keys in panels of 16 positions, [PAGE_POSITIONS / 16][head_dim][16] float16,
- * values by position, [PAGE_POSITIONS][head_dim] float16. */
-typedef struct {
-    uint16_t *keys;
-    uint16_t *values;
-} kv_page;
-
 /* A panel, or the first of two, and a tile of columns. x: for layouts that take Q8 one tile of
  * columns, else rows of float [k] with stride k. */
 typedef struct {
@@ -53,7 +45,8 @@ typedef struct {
     int32_t head_dim;
     int32_t window;
     int32_t i_kv_head;
-    const kv_page *pages; /* of this layer and key head, from position 0 */
+    const edge_kv *kv;
+    int64_t kv_offset; /* of this layer and key head in a page, see kv.h */
 } attention_args;
 
 typedef struct {
@@ -84,8 +77,8 @@ struct edge_kernels {
     void (*add)(const float *x, const float *y, int64_t n, float *out);
     /* Rotates q and k of row i. */
     void (*rotate)(const rotate_args *args, int64_t i);
-    /* Writes one position of one key head into its page. */
-    void (*store)(const float *k, const float *v, int32_t head_dim, kv_page page, int32_t slot);
+    /* Writes one position of one layer and key head to its place in a page. */
+    void (*store)(const float *k, const float *v, int32_t head_dim, void *place, int32_t slot);
     /* Rows row0 .. row1 - 1. */
     void (*attention)(const attention_args *args, int64_t row0, int64_t row1);
     /* Sampler. */
