@@ -140,7 +140,7 @@ int32_t edge_checksum(edge_pool *pool, const void *data, int64_t n_bytes, uint64
 /* ---- the KV cache ------------------------------------------------------------------------ */
 
 /* How keys and values are kept, drawn in kv.h. */
-typedef enum { EDGE_KV_F16 = 0, EDGE_N_KV_TYPES } edge_kv_type;
+typedef enum { EDGE_KV_F16 = 0, EDGE_KV_Q8, EDGE_KV_Q4, EDGE_N_KV_TYPES } edge_kv_type;
 
 /* What a page holds: keys and values of some positions, of all layers and key heads. */
 typedef struct {

@@ -58,6 +58,9 @@ static int64_t tile_count(const run *r, const edge_op *op) {
     return divide_up(columns, r->plan->kernels->tile);
 }
 
+/* Fewer rows than this are not worth a chunk per head. */
+enum { STORE_ROWS = 8 };
+
 /* ---- ops over rows ----------------------------------------------------------------------- */
 
 enum { ROWS_PER_CHUNK = 8 };
@@ -76,24 +79,37 @@ static void run_angles(const run *r, const edge_op *op, int64_t row) {
 
 /* Where a page has a layer and key head. */
 static int64_t kv_offset(const run *r, const edge_op *op, int32_t head) {
-    return ((int64_t)op->layer * op->n_kv_heads + head) * kv_head_bytes(&r->plan->spec.kv);
+    return ((int64_t)op->layer * op->n_kv_heads + head) *
+           kv_head_bytes(r->kv->shape.type, op->head_dim);
 }
 
-static void run_store(const run *r, const edge_op *op, int64_t row) {
+/* Rows of one key head and of the query heads that share it, in order: what a page keeps of a
+ * position may depend on those before. */
+static void run_store(const run *r, const edge_op *op, int32_t head) {
     const edge_kernels *kernels = r->plan->kernels;
-    const int64_t stride = r->plan->buffers[op->in].dim;
-    if (op->in2 >= 0) {
-        const rotate_args a = {
-            row_of(r, op->in, 0), stride,      row_of(r, op->in2, 0), op->n_rot,
-            op->interleaved,      op->n_heads, op->n_kv_heads,        op->head_dim};
-        kernels->rotate(&a, row);
-    }
-    const int32_t position = r->step->start + (int32_t)row;
-    for (int32_t h = 0; h < op->n_kv_heads; h++) {
-        const float *k = row_of(r, op->in, row) + (int64_t)(op->n_heads + h) * op->head_dim;
-        const float *v = k + (int64_t)op->n_kv_heads * op->head_dim;
-        uint8_t *page = r->kv->pages[position / PAGE_POSITIONS];
-        kernels->store(k, v, op->head_dim, page + kv_offset(r, op, h), position % PAGE_POSITIONS);
+    const int64_t stride = r->plan->buffers[op->in].dim, offset = kv_offset(r, op, head);
+    const int32_t group = op->n_heads / op->n_kv_heads, dim = op->head_dim;
+    float *q = row_of(r, op->in, 0) + (int64_t)head * group * dim;
+    float *k = row_of(r, op->in, 0) + (int64_t)(op->n_heads + head) * dim;
+    const float *angles = op->in2 >= 0 ? row_of(r, op->in2, 0) : NULL;
+    const rotate_args queries = {q, stride, angles, op->n_rot, op->interleaved, group, dim};
+    const rotate_args keys = {k, stride, angles, op->n_rot, op->interleaved, 1, dim};
+    for (int64_t row = 0; row < r->step->n_tokens; row++, q += stride, k += stride) {
+        if (angles != NULL) {
+            kernels->rotate(&queries, row);
+            kernels->rotate(&keys, row);
+        }
+        const int32_t position = r->step->start + (int32_t)row, page = position / PAGE_POSITIONS;
+        uint8_t *const before = page > 0 ? r->kv->pages[page - 1] : NULL;
+        const store_args a = {.shape = &r->kv->shape,
+                              .q = q,
+                              .k = k,
+                              .v = k + (int64_t)op->n_kv_heads * dim,
+                              .group = group,
+                              .slot = position % PAGE_POSITIONS,
+                              .place = (uint8_t *)r->kv->pages[page] + offset,
+                              .before = before != NULL ? before + offset : NULL};
+        kernels->store(&a);
     }
 }
 
@@ -139,7 +155,6 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
     case EDGE_OP_ADD:
         kernels->add(row_of(r, op->in, row), row_of(r, op->in2, row), dim, row_of(r, op->out, row));
         break;
-    case EDGE_OP_STORE: run_store(r, op, row); break;
     default: /* EDGE_OP_GATHER: the last n_logits rows */
         memcpy(row_of(r, op->out, row),
                row_of(r, op->in, r->step->n_tokens - r->step->n_logits + row), (size_t)dim * 4);
@@ -334,6 +349,7 @@ static uint32_t run_chunks(void *context, uint32_t stage) {
     case EDGE_OP_MATMUL:
     case EDGE_OP_GATED_MATMUL:
         return rows == 0 ? 0 : (uint32_t)divide_up(matmul_panels(r, op), panels_per_chunk(r, op));
+    case EDGE_OP_STORE: return r->step->n_tokens < STORE_ROWS ? 1 : (uint32_t)op->n_kv_heads;
     case EDGE_OP_ATTENTION: return (uint32_t)(divide_up(rows, ATTENTION_ROWS) * op->n_kv_heads);
     default: return (uint32_t)divide_up(rows, ROWS_PER_CHUNK);
     }
@@ -351,6 +367,14 @@ static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
         (op->kind == EDGE_OP_MATMUL ? run_matmul : run_gated_matmul)(r, op, first, last);
     } else if (op->kind == EDGE_OP_ATTENTION) {
         run_attention(r, op, chunk);
+    } else if (op->kind == EDGE_OP_STORE) {
+        const bool alone = r->step->n_tokens < STORE_ROWS;
+        for (int32_t head = (int32_t)chunk; head < op->n_kv_heads; head++) {
+            run_store(r, op, head);
+            if (!alone) {
+                break;
+            }
+        }
     } else {
         const int64_t rows = rows_of(r, op), first = (int64_t)chunk * ROWS_PER_CHUNK;
         for (int64_t i = first; i < first + ROWS_PER_CHUNK && i < rows; i++) {
@@ -369,7 +393,8 @@ static int32_t check_pages(const edge_kv *kv, const edge_step *s, edge_error *er
         return fail(error, EDGE_BAD_ARGUMENT, "%d tokens at %d, the cache has room for %d",
                     s->n_tokens, s->start, kv->n_pages * PAGE_POSITIONS);
     }
-    const int32_t first = kv_first_page(kv, s->start / PAGE_POSITIONS);
+    const int32_t page = s->start / PAGE_POSITIONS, seen = kv_first_page(kv, page);
+    const int32_t first = page > 0 && seen > page - 1 ? page - 1 : seen; /* a base is made of it */
     const int32_t last = (s->start + s->n_tokens - 1) / PAGE_POSITIONS;
     for (int32_t i = 0; i <= last; i++) {
         if (i == kv->sink_pages && i < first) {

@@ -22,6 +22,7 @@
 #define SPECIALIZED INLINE
 #endif
 #include "kernels/kernels.h"
+#include "kv.h"
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
@@ -37,7 +38,9 @@ void FN(norm_quantize)(const float *, const float *, float, int64_t, q8_place);
 void FN(gated)(const float *, const float *, int32_t, int64_t, float *);
 void FN(add)(const float *, const float *, int64_t, float *);
 void FN(rotate)(const rotate_args *, int64_t);
-void FN(store)(const float *, const float *, int32_t, void *, int32_t);
+void FN(store)(const store_args *);
+void FN(turn)(float *, int32_t);
+void FN(get_base)(kv_base, int, int32_t, float *);
 void FN(attention)(const attention_args *, int64_t, int64_t);
 void FN(softmax)(const float *, int64_t, float *);
 void FN(log_softmax)(const float *, int64_t, float *);

@@ -50,12 +50,22 @@ typedef struct {
 } attention_args;
 
 typedef struct {
-    float *x; /* (m, [q | k | v] heads), q and k rotated in place */
+    float *x; /* (m, x_stride), the first n_heads heads are rotated in place */
     int64_t x_stride;
     const float *angles; /* (m, n_rot / 2, 2): cos, sin */
     int32_t n_rot, interleaved;
-    int32_t n_heads, n_kv_heads, head_dim;
+    int32_t n_heads, head_dim;
 } rotate_args;
+
+/* One position of one layer and key head. */
+typedef struct {
+    const edge_kv_shape *shape;
+    const float *q, *k, *v; /* heads; q: those that share the key */
+    int32_t group;          /* of q */
+    int32_t slot;           /* position in the page */
+    uint8_t *place;         /* of this layer and head in the page, see kv.h */
+    const uint8_t *before;  /* the same in the page before, whole; NULL in the first */
+} store_args;
 
 struct edge_kernels {
     const char *name;
@@ -75,10 +85,10 @@ struct edge_kernels {
     /* out = activation(gate) * up, n elements. */
     void (*gated)(const float *gate, const float *up, int32_t activation, int64_t n, float *out);
     void (*add)(const float *x, const float *y, int64_t n, float *out);
-    /* Rotates q and k of row i. */
+    /* Rotates heads of row i. */
     void (*rotate)(const rotate_args *args, int64_t i);
-    /* Writes one position of one layer and key head to its place in a page. */
-    void (*store)(const float *k, const float *v, int32_t head_dim, void *place, int32_t slot);
+    /* Writes to the page. Positions of a page come in order. */
+    void (*store)(const store_args *args);
     /* Rows row0 .. row1 - 1. */
     void (*attention)(const attention_args *args, int64_t row0, int64_t row1);
     /* Sampler. */
