@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_model import edge_run, run
+from fake_model import ROOT, edge_run, run
 
 from edge.bench import Case, Peer, Report, Settings, measure, plot, rounds, runner
 from edge.bench.machine import Machine, _buffer_bytes, _largest_cache, cpu_name
@@ -34,6 +35,7 @@ class Batch:
         self.token, self.pos, self.logits, self.n_seq_id = ([0] * n for _ in range(4))
         self.seq_id, self.n_tokens = [[0] for _ in range(n)], 0
 
+LLAMA_FLASH_ATTN_TYPE_ENABLED = 1
 told, length = [], [0]
 def llama_log_callback(f): return f
 def llama_log_set(f, _): told.append(f)
@@ -44,7 +46,10 @@ def llama_model_load_from_file(path, params):
     if open(path, "rb").read(4) == b"GGUF": return 1
     told[0](4, b"load: noise\\n", None)
     told[0](4, b"error: no magic in it\\n", None)
-def llama_init_from_model(model, params): return 1 if params.n_ctx >= 20 else None
+def llama_init_from_model(model, params):
+    kept = params.type_k, params.type_v, getattr(params, "flash_attn_type", -1)
+    assert kept in {(1, 1, -1), (8, 8, 1), (2, 2, 1)}, kept
+    return 1 if params.n_ctx >= 20 else None
 def llama_model_get_vocab(model): return 1
 def llama_vocab_n_tokens(vocab): return 100
 def llama_batch_init(n, _, __): return Batch(n)
@@ -226,6 +231,25 @@ def test_beside_a_peer(tiny_gguf: Tiny, peer: None) -> None:
     assert "x as fast" in text and "llama_cpp 1.2" in text and "decode 3 at 20" in text
 
 
+@pytest.mark.parametrize("kv", runner.KV_TYPES)
+def test_keys_and_values_of_a_type(
+    tiny_gguf: Tiny, peer: None, monkeypatch: pytest.MonkeyPatch, kv: str
+) -> None:
+    """The peer gets the type (it checks which numbers), so does edge."""
+    seen: list[dict[str, Any]] = []
+    settings = Settings(CASES[1:2], (1,), rounds=1, peers=(Peer("llama.cpp"),), kv=kv)
+
+    def ours_once(path: str, threads: int | None, settings: Settings, into: Any) -> rounds.Outcome:
+        seen.append(settings.loading)
+        into.threads = 1
+        return rounds.Outcome("edge", (4.0,))
+
+    monkeypatch.setattr(rounds, "_ours_once", ours_once)
+    (measured,) = measure(str(tiny_gguf("llama")), settings)
+    assert [o.error for o in measured.rounds["llama.cpp"]] == [None]
+    assert seen == [{"kv": kv}]
+
+
 def test_a_peer_that_is_missing_is_a_row(tiny_gguf: Tiny, tmp_path: Path) -> None:
     path = str(tiny_gguf("llama"))
     gone = Peer("ik-repacked", str(tmp_path / "no-python"))
@@ -286,6 +310,7 @@ def test_errors_of_our_own_process_are_errors(tiny_gguf: Tiny) -> None:
         Settings((Case("decode", 0),)),
         Settings((Case("decode", 4, -1),)),
         Settings(CASES, peers=(Peer("other"),)),
+        Settings(CASES, kv="q5"),
         Settings(CASES, peers=(Peer("ik", model="not/there.gguf"),)),
     ],
 )
@@ -350,6 +375,7 @@ def test_bench_command(tiny_gguf: Tiny, peer: None, tmp_path: Path) -> None:
     tests = [(r["test"], r["tokens"], r["depth"]) for r in result["results"][::2]]
     assert tests == [("prompt", 12, 0), ("prompt", 20, 0), ("decode", 3, 0), ("decode", 3, 8)]
     assert set(result) >= {"cpu", "isa", "packed_bytes", "builds", "rounds", "roofs", "peak_bytes"}
+    assert result["kv"] == "f16"
     assert figure.stat().st_size > 1000
 
 
@@ -366,6 +392,7 @@ def test_bench_command(tiny_gguf: Tiny, peer: None, tmp_path: Path) -> None:
         ["--against", "ik", "--peer-python", "ik=/not/there"],
         ["--against", "ik", "--peer-model", "ik=/not/there"],
         ["--plot", "roof.pdf"],
+        ["--kv", "auto"],
     ],
     ids=" ".join,
 )
@@ -446,3 +473,36 @@ def test_mixes_name_types_that_exist(make_shape: Any) -> None:
     for kind in make_shape.MIXES:
         types = {m.type for m in make_shape.matrices(kind, None, 8, "llama")}
         assert types <= set(make_shape.TYPES)
+
+
+# ---- the scripts of tests/bench ------------------------------------------------------------------
+
+
+def script(name: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    """A script of tests/bench, as a process."""
+    command = [sys.executable, str(ROOT / "tests" / "bench" / f"{name}.py"), *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+
+
+def test_depth_table(make_shape: Any, tiny_gguf: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "depth.json"
+    args = ["--kv", "f16", "--depth", "8,70", "--decode", "2", "--rounds", "2", "--threads", "1"]
+    done = script("depth", tiny_gguf("llama"), *args, "--json", out)
+    assert [line.split(" | ")[:2] for line in done.stdout.splitlines()[-2:]] == [
+        ["| 8", "f16"],
+        ["| 70", "f16"],
+    ]
+    results = json.loads(out.read_text())["results"]
+    assert [len(row["tokens_per_second"]) for row in results] == [2, 2]
+
+
+def test_depth_table_of_types_and_peers(make_shape: Any) -> None:
+    import depth
+
+    speeds: Any = {("f16", 8, "edge"): [1.0, 2.0], ("q8", 8, "edge"): [2.0, 6.0]}
+    speeds |= {("f16", 8, "ik"): "no ik | here", ("q8", 8, "ik"): [1.0, 1.0]}
+    rows = depth.markdown(speeds, ["ik"]).splitlines()
+    assert len({row.count("|") for row in rows}) == 1
+    assert rows[2] == "| 8 | f16 | 1.5 |  |  | no ik / here |"
+    assert rows[3] == "| 8 | q8 | 4.0 | **2.50** (2.00 to 3.00) | 1.0 | **4.00** (2.00 to 6.00) |"

@@ -12,6 +12,6 @@ from __future__ import annotations
 
 from edge.bench.report import Report
 from edge.bench.rounds import Peer, Settings, measure
-from edge.bench.runner import PEERS, Case
+from edge.bench.runner import KV_TYPES, PEERS, Case
 
-__all__ = ["PEERS", "Case", "Peer", "Report", "Settings", "measure"]
+__all__ = ["KV_TYPES", "PEERS", "Case", "Peer", "Report", "Settings", "measure"]

@@ -43,6 +43,7 @@ class Report:
             "cpu": cpu_name(),
             "isa": first.isa,
             "packed_bytes": first.packed_bytes,
+            "kv": self.settings.kv,
             "builds": self.builds(),
             "rounds": self.settings.rounds,
             "roofs": [roofs(one) for one in self.measured],
@@ -58,7 +59,8 @@ class Report:
         """The table for people."""
         first = self.measured[0]
         packed = f"packed weights {show(first.packed_bytes)}"
-        lines = [f"{self.model}: kernels {first.isa}, {packed}"]
+        kept = f"keys and values {self.settings.kv}"
+        lines = [f"{self.model}: kernels {first.isa}, {packed}, {kept}"]
         for one in self.measured:
             roof = roofs(one)
             lines.append(

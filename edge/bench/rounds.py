@@ -21,7 +21,7 @@ import edge
 from edge import native
 from edge.bench.machine import Machine, Roofs
 from edge.bench.ours import Ours, Work, work
-from edge.bench.runner import PEERS, Case, seconds, speed, warm_up
+from edge.bench.runner import KV_TYPES, PEERS, Case, seconds, speed, warm_up
 from edge.engine import describe
 from edge.errors import EdgeError, InputError, UnsupportedError
 from edge.gguf import GGUF
@@ -51,13 +51,15 @@ class Peer:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure. threads: None is the engine's own choice; rounds: after a warm-up;
-    options: more arguments of `Engine.load`, plain values."""
+    """What to measure. threads: None is the engine's own choice; rounds: after a warm-up; kv: how
+    keys and values are kept, here and by peers, one of `runner.KV_TYPES`; options: more arguments
+    of `Engine.load`, plain values."""
 
     cases: tuple[Case, ...]
     threads: tuple[int | None, ...] = (None,)
     rounds: int = 5
     peers: tuple[Peer, ...] = ()
+    kv: str = "f16"
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,10 +67,17 @@ class Settings:
         """The tokens that the largest case needs."""
         return max(case.depth + case.tokens for case in self.cases)
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Arguments of `Engine.load`, besides context and threads."""
+        return {**self.options, "kv": self.kv}
+
     def check(self) -> None:
         """Raise InputError for what cannot be measured: before anything is loaded."""
         if not self.cases or not self.threads or self.rounds < 1:
             raise InputError("there is nothing to measure")
+        if self.kv not in KV_TYPES:
+            raise InputError(f"kv {self.kv!r}: one of {', '.join(KV_TYPES)}")
         for case in self.cases:
             if case.kind not in ("prompt", "decode") or case.tokens < 1 or case.depth < 0:
                 raise InputError(f"{case} cannot be measured")
@@ -124,7 +133,7 @@ def _alone(path: str, threads: int | None, settings: Settings, progress: Progres
 
     cases = settings.cases
     total = settings.rounds * (len(cases) + 1)
-    with Ours(path, threads, settings.context, loading, **settings.options) as ours:
+    with Ours(path, threads, settings.context, loading, **settings.loading) as ours:
         result = _described(ours, cases)
         what = f"measuring, threads {result.threads}"
         with Machine(result.threads) as machine:
@@ -177,7 +186,7 @@ def _beside_peers(
 def _ours_once(path: str, threads: int | None, settings: Settings, into: Measured) -> Outcome:
     """edge in a process of its own; its errors are raised."""
     job: dict[str, Any] = {"model": path, "threads": threads, "context": settings.context}
-    job |= {"cases": settings.cases, "enough": ENOUGH, "most": MOST, "options": settings.options}
+    job |= {"cases": settings.cases, "enough": ENOUGH, "most": MOST, "options": settings.loading}
     root = str(Path(edge.__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -223,7 +232,7 @@ def _peer_once(path: str, peer: Peer, threads: int, settings: Settings) -> Outco
     job: dict[str, Any] = {"peer": peer.name, "model": peer.model or path, "threads": threads}
     # Room for whole batches: some peers round the context down.
     job |= {"context": settings.context + 256, "cases": settings.cases}
-    job |= {"enough": ENOUGH, "most": MOST}
+    job |= {"enough": ENOUGH, "most": MOST, "kv": settings.kv}
     try:
         got = _run([peer.python, str(_RUNNER), json.dumps(job)], None)
         if "error" in got:

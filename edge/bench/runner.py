@@ -23,6 +23,9 @@ from typing import Any, NamedTuple, Protocol
 WARM_UP = (256, 4)  # tokens of a prompt, decode steps
 BATCH = 512  # tokens that a peer computes at once
 
+#: How keys and values may be kept -> the peers' number (ggml_type) of the type nearest to it.
+KV_TYPES = {"f16": 1, "q8": 8, "q4": 2}
+
 
 class Case(NamedTuple):
     """What is measured: a prompt from an empty context, or steps of one token from a depth."""
@@ -103,11 +106,14 @@ class PeerError(Exception):
 
 
 class Peer:
-    """A model in llama.cpp or ik: f16 cache, otherwise the defaults of the peer."""
+    """A model in llama.cpp or ik: the defaults of the peer, but for what is given.
+
+    kv: one of KV_TYPES, for keys and values alike.
+    """
 
     batch = BATCH
 
-    def __init__(self, name: str, path: str, threads: int, context: int) -> None:
+    def __init__(self, name: str, path: str, threads: int, context: int, kv: str = "f16") -> None:
         module, repack = PEERS[name]
         try:
             self.api: Any = importlib.import_module(module)
@@ -122,6 +128,9 @@ class Peer:
         params = self.api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, BATCH, BATCH
         params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = KV_TYPES[kv]
+        if kv != "f16" and self.lib is None:  # without it llama.cpp keeps values in floats only
+            params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self.context = self.api.llama_init_from_model(self.model, params)
         if not self.context:
             raise PeerError(self._why("cannot make a context"))
@@ -201,12 +210,12 @@ class Peer:
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """job: peer, model, threads, context, cases, enough, most. Returns build, load_seconds and
-    speeds (tokens per second by case), or error: why the peer cannot be measured."""
+    """job: peer, model, threads, context, kv, cases, enough, most. Returns build, load_seconds
+    and speeds (tokens per second by case), or error: why the peer cannot be measured."""
     cases = [Case(*case) for case in job["cases"]]
     start = time.perf_counter()
     try:
-        peer = Peer(job["peer"], job["model"], job["threads"], job["context"])
+        peer = Peer(job["peer"], job["model"], job["threads"], job["context"], job["kv"])
         load = time.perf_counter() - start
         warm_up(peer, cases)
         speeds = [speed(peer, case, job["enough"], job["most"]) for case in cases]

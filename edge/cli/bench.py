@@ -130,6 +130,14 @@ def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str
     metavar="FILE",
     help="Draw the roofline, as .svg or .png (needs edge-run[bench]).",
 )
+@click.option(
+    "--kv",
+    type=click.Choice(["f16", "q8", "q4"]),
+    default="f16",
+    show_default=True,
+    metavar="TYPE",
+    help="How keys and values are kept, by the other runtimes too: f16, q8, q4.",
+)
 @layout_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any) -> None:
@@ -155,7 +163,8 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
     cases = [Case("prompt", n) for n in prompts]
     cases += [Case("decode", flags["n_decode"], d) for d in flags["depths"] if flags["n_decode"]]
     options = {"layout": flags["layout"]}
-    settings = Settings(tuple(cases), flags["threads"] or (None,), flags["repeat"], peers, options)
+    threads, rounds = flags["threads"] or (None,), flags["repeat"]
+    settings = Settings(tuple(cases), threads, rounds, peers, flags["kv"], options)
     path = model if model is not None else str(default_model())
     with _Bars() as bars:
         report = Report(path, measure(path, settings, bars), settings)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-from edge.bench import PEERS, Case, Peer, Report, Settings, measure, plot
+from edge.bench import KV_TYPES, PEERS, Case, Peer, Report, Settings, measure, plot
 from edge.errors import EdgeError
 
 Row = dict[str, Any]
@@ -46,6 +46,7 @@ def markdown(reports: list[Report], peers: list[str]) -> str:
     first = results[0]
     roofs = [roof for result in results for roof in result["roofs"]]
     lines = [f"- CPU: {first['cpu']}", f"- {first['rounds']} rounds, medians; tokens/s"]
+    lines.append(f"- keys and values: {first['kv']}, of all runtimes")
     builds = {name: build for result in results for name, build in result["builds"].items()}
     lines += [f"- {name}: {build}" for name, build in builds.items()]
     for threads in dict.fromkeys(roof["threads"] for roof in roofs):
@@ -121,6 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=numbers, default=(512,), metavar="N,N")
     parser.add_argument("--decode", type=int, default=64)
     parser.add_argument("--depth", type=numbers, default=(0,), metavar="N,N")
+    parser.add_argument("--kv", default="f16", choices=tuple(KV_TYPES))
     parser.add_argument("--layout", default="auto", choices=("auto", "fast", "compact"))
     parser.add_argument("--json", type=Path, help="write all rounds here")
     parser.add_argument("--plot", type=Path, help="write the roofline here, .svg or .png")
@@ -137,7 +139,7 @@ def main() -> None:
     for path, twin in args.models:
         peers = peers_of(args.peer_python, twin)
         options = {"layout": args.layout}
-        settings = Settings(tuple(cases), args.threads, args.rounds, peers, options)
+        settings = Settings(tuple(cases), args.threads, args.rounds, peers, args.kv, options)
 
         def progress(what: str, done: int, total: int, stem: str = Path(path).stem) -> None:
             print(f"{stem}: {what}, {done}/{total}", file=sys.stderr)
