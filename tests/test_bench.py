@@ -506,3 +506,18 @@ def test_depth_table_of_types_and_peers(make_shape: Any) -> None:
     assert len({row.count("|") for row in rows}) == 1
     assert rows[2] == "| 8 | f16 | 1.5 |  |  | no ik / here |"
     assert rows[3] == "| 8 | q8 | 4.0 | **2.50** (2.00 to 3.00) | 1.0 | **4.00** (2.00 to 6.00) |"
+
+
+def test_sessions_second_turn_and_long_run(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "sessions.json"
+    args = ["--only", "turn,stop", "--tokens", "96", "--rounds", "2", "--threads", "1"]
+    args += ["--long", "192", "--every", "64"]
+    done = script("sessions", tiny_gguf("llama", context=512), *args, "--json", out)
+    results = json.loads(out.read_text())["results"]
+    (turn,), (stop,) = results["turn"], results["stop"]
+    assert 0 < turn["share_min"] <= turn["share"] <= turn["share_max"]
+    assert len(turn["seconds"]) == len(turn["against_seconds"]) == 2
+    assert (stop["finish_reason"], stop["generated"]) == ("length", 192)
+    assert [tokens for tokens, _, _ in stop["samples"]] == [64, 128, 192]
+    assert min(stop["peak"], stop["samples"][-1][2]) > 1 << 20
+    assert "| stop | 256 | 192 |" in done.stdout and "second turn" in done.stdout
