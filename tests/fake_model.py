@@ -27,7 +27,7 @@ class FakeStream:
     """Says the words one by one; `completion` is there at the end, as with a real one."""
 
     def __init__(self, source: FakeSource, options: dict[str, Any]) -> None:
-        self.source, self.options = source, options
+        self.source, self.options, self.usage = source, options, USAGE
 
     def cancel(self) -> None:
         self.source.cancel()

@@ -1,9 +1,11 @@
-"""`edge-run` on terminals and in pipes: streaming, Ctrl-C, what shows where."""
+"""`edge-run` on terminals and in pipes: streaming, Ctrl-C, what shows where, the status."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 from fake_model import ROOT, edge_run
 
-from edge.cli.terminal import Interrupt, Progress, write
+from edge.cli import status
+from edge.cli.status import Status, cells, duration
+from edge.cli.terminal import Interrupt, Progress, size, write
 
 FAKE = (
     f"sys.path.insert(0, {str(ROOT / 'tests')!r}); import edge, fake_model as t\n"
@@ -48,16 +52,34 @@ def test_a_character_that_the_terminal_lacks_is_replaced() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"?", b"")
 
 
+def resize(fd: int, rows: int, columns: int) -> None:
+    """Give a pseudo terminal a size."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
 class Terminal:
     """The program on a pseudo terminal."""
 
-    def __init__(self, *args: str, pause: float = 0.0, n: int = 3, cache: Path) -> None:
+    def __init__(
+        self,
+        *args: str,
+        pause: float = 0.0,
+        n: int = 3,
+        cache: Path,
+        code: str = "",
+        rows: int = 0,
+        columns: int = 0,
+    ) -> None:
         import pty
 
-        program = FAKE.format(pause=pause, n=n) + "\nfrom edge.cli import main; main()"
+        program = FAKE.format(pause=pause, n=n) + f"\n{code}\nfrom edge.cli import main; main()"
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(ROOT)
+            resize(0, rows, columns)
             env = os.environ | {"EDGE_CACHE": str(cache), "TERM": "xterm"}
             os.execve(sys.executable, [sys.executable, "-c", f"import sys; {program}", *args], env)
         self.seen = ""
@@ -194,6 +216,12 @@ def test_a_terminal_is_spared_control_characters(
     assert capsys.readouterr().out == "a[2J\tb\nc"
 
 
+def test_a_file_has_no_size(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        assert size(file) == (0, 0)
+    assert size(file) == (0, 0)  # closed
+
+
 def test_progress_needs_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,3 +236,293 @@ def test_progress_needs_a_terminal(
     shown, cleared = capsys.readouterr().err.split("%")
     assert "loading [" in shown and " 50 " in shown
     assert cleared.endswith("\r")
+
+
+# ---- the status of an answer ---------------------------------------------------------------------
+
+
+class Screen:
+    """As much of a terminal as the status uses. lines: rows that scrolled away, then the screen."""
+
+    TOKEN = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\x1b.|.", re.DOTALL)
+
+    def __init__(self, rows: int, columns: int, keeps_wrap: bool = True) -> None:
+        self.rows, self.columns, self.keeps_wrap = rows, columns, keeps_wrap
+        self.gone: list[str] = []
+        self.screen = [[" "] * columns for _ in range(rows)]
+        self.row = self.column = 0
+        self.wraps = False  # the next character belongs to the next row
+        self.bottom = rows - 1
+        self.saved = (0, 0, False)
+
+    @property
+    def lines(self) -> list[str]:
+        return [*self.gone, *("".join(row).rstrip() for row in self.screen)]
+
+    def feed(self, text: str) -> None:
+        for token in self.TOKEN.findall(text):
+            if token.startswith("\x1b["):
+                self.control(token[2:-1], token[-1])
+            elif token == "\x1b7":
+                self.saved = self.row, self.column, self.wraps
+            elif token == "\x1b8":
+                self.row, self.column, wraps = self.saved
+                self.wraps = wraps and self.keeps_wrap
+            elif token in ("\x1bD", "\n"):
+                self.down()
+            elif token == "\r":
+                self.column, self.wraps = 0, False
+            else:
+                assert token.isprintable(), repr(token)
+                self.put(token)
+
+    def put(self, c: str) -> None:
+        if self.wraps:
+            self.column = 0
+            self.down()
+        self.screen[self.row][self.column] = c
+        self.wraps = self.column == self.columns - 1
+        self.column += not self.wraps
+
+    def down(self) -> None:
+        self.wraps = False
+        if self.row == self.bottom:
+            self.gone.append("".join(self.screen.pop(0)).rstrip())
+            self.screen.insert(self.bottom, [" "] * self.columns)
+        else:
+            self.row = min(self.row + 1, self.rows - 1)
+
+    def control(self, numbers: str, kind: str) -> None:
+        given = [int(n) for n in numbers.split(";") if n]
+        if kind == "r":
+            self.bottom = (given[1] if given else self.rows) - 1
+            self.row, self.column, self.wraps = 0, 0, False
+        elif kind == "H":
+            self.row, self.column, self.wraps = given[0] - 1, 0, False
+        elif kind == "A":
+            self.row, self.wraps = max(self.row - 1, 0), False
+        elif kind == "K":
+            self.screen[self.row] = [" "] * self.columns
+        elif kind == "J":
+            self.screen[self.row][self.column :] = [" "] * (self.columns - self.column)
+            for i in range(self.row + 1, self.rows):
+                self.screen[i] = [" "] * self.columns
+        else:
+            assert kind == "m"
+
+    def resize(self, rows: int) -> None:
+        """As xterm: rows come and go at the bottom, but never the cursor's; margins are off."""
+        while len(self.screen) > rows:
+            if self.row < len(self.screen) - 1:
+                self.screen.pop()
+            else:
+                self.gone.append("".join(self.screen.pop(0)).rstrip())
+                self.row -= 1
+        self.screen += [[" "] * self.columns for _ in range(rows - len(self.screen))]
+        self.rows, self.bottom = rows, rows - 1
+
+
+#: Draw at every token, to have many draws.
+ALWAYS = "from edge.cli.status import Status; Status.AFTER_SECONDS = Status.EVERY_SECONDS = 0\n"
+WORDS = "t.FakeSource.words = tuple(f'{i:x}' + ' \\n'[i % 17 == 3] for i in range(300))"
+TEXT = "".join(f"{i:x}" + " \n"[i % 17 == 3] for i in range(300))
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Both outputs are a terminal of [columns, rows]; each token is drawn."""
+    now = [40, 12]
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(status, "size", lambda _: tuple(now))
+    for name in ("AFTER_SECONDS", "EVERY_SECONDS"):
+        monkeypatch.setattr(Status, name, 0.0)
+    return now
+
+
+def text_of(screen: Screen) -> str:
+    """What it holds, rows that are full joined to the next."""
+    return "".join(f"{line:<{screen.columns}}" for line in screen.lines)
+
+
+def whole(screen: Screen, text: str) -> bool:
+    """Whether the screen holds the text, and nothing else. Trailing spaces do not show."""
+    shown = Screen(1000, screen.columns)
+    shown.feed(text.replace("\n", "\r\n"))
+    return text_of(screen).rstrip() == text_of(shown).rstrip()
+
+
+@needs_pty
+@pytest.mark.parametrize("command", [("complete", "-p", "x"), ("chat", "-p", "x")], ids=" ".join)
+def test_the_last_row_has_the_status(tmp_path: Path, command: tuple[str, ...]) -> None:
+    args = (*command, "-n", "300")
+    terminal = Terminal(*args, cache=tmp_path, code=ALWAYS + WORDS, rows=12, columns=40)
+    assert terminal.exit_code() == 0
+    assert terminal.seen.count("\x1b7") == terminal.seen.count("\x1b8") > 100
+    before, after = terminal.seen.rsplit("\x1b[r", 1)
+    screen = Screen(12, 40)
+    screen.feed(before)
+    assert re.match(r"(299|300) of 300 tokens, [0-9.]+/s at d", screen.lines[-1])
+    screen.feed("\x1b[r" + after)
+    assert screen.bottom == 11
+    shown = text_of(screen)
+    assert "/s at depth" not in shown and "peak memory" in shown
+    assert "".join(TEXT.split()) in "".join(shown.split())
+
+
+@needs_pty
+@pytest.mark.parametrize(
+    ("args", "rows"),
+    [(("-n", "300", "-q"), 12), (("-n", "200"), 12), ((), 12), (("-n", "300"), 9)],
+    ids=["quiet", "short", "no limit", "small screen"],
+)
+def test_no_row_is_kept(tmp_path: Path, args: tuple[str, ...], rows: int) -> None:
+    command = ("complete", "-p", "x", *args)
+    terminal = Terminal(*command, cache=tmp_path, code=ALWAYS + WORDS, rows=rows, columns=40)
+    assert terminal.exit_code() == 0
+    assert "\x1b7" not in terminal.seen and "\x1b[1;" not in terminal.seen
+
+
+@needs_pty
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_gives_the_row_back(tmp_path: Path, presses: int) -> None:
+    options = {"code": ALWAYS, "rows": 12, "columns": 40}
+    pause = 0.01 if presses == 1 else 0.3
+    args = ("complete", "-p", "x", "-n", "5000")
+    terminal = Terminal(*args, pause=pause, n=5000, cache=tmp_path, **options)
+    terminal.wait_for("of 5,000 tokens")
+    for _ in range(presses):
+        terminal.type("\x03")
+        time.sleep(0.05)
+    assert terminal.exit_code() == 130
+    assert terminal.seen.rindex("\x1b[r") > terminal.seen.rfind("\x1b[1;11r")
+    assert "Traceback" not in terminal.seen
+
+
+@needs_pty
+def test_an_error_gives_the_row_back(tmp_path: Path) -> None:
+    fails = "t.FakeSource.words = type('W', (), {'__iter__': lambda s: t.fails(300)})()"
+    code = (
+        "from edge.errors import InputError\n"
+        "def words(n):\n    yield from ('word ',) * n\n    raise InputError('it broke')\n"
+        f"t.fails = words\n{fails}\n{ALWAYS}"
+    )
+    args = ("complete", "-p", "x", "-n", "5000")
+    terminal = Terminal(*args, cache=tmp_path, code=code, rows=12, columns=40)
+    assert terminal.exit_code() == 1
+    drawn, after = terminal.seen.rsplit("\x1b[r", 1)
+    assert "\x1b[1;11r" in drawn and "it broke" in after and "\x1b[1;" not in after
+
+
+@needs_pty
+def test_a_resize_moves_the_status(tmp_path: Path) -> None:
+    args = ("complete", "-p", "x", "-n", "5000")
+    options = {"code": ALWAYS, "rows": 12, "columns": 40}
+    terminal = Terminal(*args, pause=0.005, n=5000, cache=tmp_path, **options)
+    terminal.wait_for("\x1b[1;11r")
+    resize(terminal.fd, 20, 60)
+    terminal.wait_for("\x1b[1;19r\x1b[20H")
+    resize(terminal.fd, 5, 60)
+    terminal.wait_for("\x1b[r")  # too small: given back
+    resize(terminal.fd, 12, 60)
+    terminal.wait_for("\x1b[1;11r")
+    terminal.type("\x03")
+    assert terminal.exit_code() == 130
+
+
+@pytest.mark.parametrize("keeps_wrap", [True, False])
+@pytest.mark.parametrize("start", [0, 5, 11])
+def test_the_text_stays_whole(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    keeps_wrap: bool,
+    start: int,
+) -> None:
+    """Also where the screen was full before, and on terminals that forget about a wrap."""
+    on_terminal(monkeypatch)
+    screen, before = Screen(12, 40, keeps_wrap), "\n" * start
+    screen.feed(before)
+    with Status(300, shown=True, quiet=False) as progress:
+        for i, word in enumerate(re.findall(r"\w+\s?", TEXT)):
+            write(word)
+            progress(word, i, 10)
+            screen.feed(capsys.readouterr().out.replace("\n", "\r\n"))
+        assert f"{i + 1} of 300 tokens" in screen.lines[-1]
+    screen.feed(capsys.readouterr().out)
+    assert whole(screen, before + TEXT) and screen.bottom == 11
+
+
+def test_the_text_stays_whole_when_the_window_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    window = on_terminal(monkeypatch)
+    screen = Screen(12, 40)
+    with Status(300, shown=True, quiet=False) as progress:
+        for i, word in enumerate(re.findall(r"\w+\s?", TEXT)):
+            write(word)
+            progress(word, i, 10)
+            screen.feed(capsys.readouterr().out.replace("\n", "\r\n"))
+            if i % 50 == 25:  # in the middle of a line
+                window[1] = (17, 11, 5, 24, 10, 12)[i // 50]
+                screen.resize(window[1])
+    screen.feed(capsys.readouterr().out)
+    assert whole(screen, TEXT) and screen.bottom == screen.rows - 1
+
+
+def test_a_line_of_stderr_where_the_text_goes_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_terminal(monkeypatch)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    times = iter(range(1000))
+    monkeypatch.setattr(status.time, "monotonic", lambda: next(times) / 4)
+    with Status(None, shown=True, quiet=False) as progress:
+        for i in range(50):
+            progress("word", i, 100)
+    with Status(50, shown=True, quiet=False) as progress:
+        for i in range(30):
+            progress("word", i, 100)
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.endswith("\r")
+    lines = [line.rstrip() for line in shown.err.split("\r")]
+    assert "50 tokens, 4.0/s at depth 150" in lines
+    assert "30 of 50 tokens, 4.0/s at depth 130, 0:05 left [######....]" in lines
+
+
+def test_the_speed_is_that_of_late(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_terminal(monkeypatch)
+    now = [0.0]
+    monkeypatch.setattr(status.time, "monotonic", lambda: now[0])
+    with Status(None, shown=False, quiet=False) as progress:
+        for i in range(100):
+            now[0] += 0.01 if i < 60 else 1.0
+            progress("", i, 0)
+    assert "100 tokens, 1.0/s" in capsys.readouterr().err
+
+
+def test_a_status_is_rare_and_needs_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_terminal(monkeypatch)
+    monkeypatch.setattr(Status, "AFTER_SECONDS", 0.3)
+    monkeypatch.setattr(Status, "EVERY_SECONDS", 0.25)
+    times = iter(range(1000))
+    monkeypatch.setattr(status.time, "monotonic", lambda: next(times) / 100)  # 10 ms a token
+    with Status(300, shown=True, quiet=False) as progress:
+        for i in range(101):
+            progress("a", i, 0)
+    assert capsys.readouterr().out.count("at depth") in (3, 4)
+    for name, value in (("TERM", "dumb"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+        with Status(300, shown=True, quiet=value == "xterm") as progress:
+            progress("a", 0, 0)
+            progress("a", 0, 0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_cells_and_durations() -> None:
+    assert cells("abc", 2) == 5 and cells("a\tb") == 9 and cells("", 7) == 7
+    assert cells("\u00fc\u6f22e\u0301\u200d") == 1 + 2 + 1
+    assert [duration(s) for s in (0, 7.4, 754, 3723)] == ["0:00", "0:07", "12:34", "1:02:03"]

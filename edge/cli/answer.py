@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.cli.status import Status
 from edge.cli.terminal import Interrupt, Progress, figures, note, write
 from edge.errors import InputError
 
@@ -38,13 +39,19 @@ def open_model(path: str | None, **options: Unpack[LoadOptions]) -> Model:
     return model
 
 
-def stream(source: Any, prompt: str, *, show: bool = True, **options: Any) -> Completion:
+def stream(
+    source: Any, prompt: str, *, show: bool = True, quiet: bool = False, **options: Any
+) -> Completion:
     """Stream the answer of a Session or Chat to stdout; return what it was.
 
     options: as for its stream(). Ctrl-C stops the answer (finish_reason "cancelled"), a second
-    one raises KeyboardInterrupt. show: write the text.
+    one raises KeyboardInterrupt. show: write the text. quiet: do not say how far it is.
     """
-    with Interrupt(source.cancel) as interrupt, Progress("reading the prompt") as progress:
+    with (
+        Interrupt(source.cancel) as interrupt,
+        Progress("reading the prompt") as progress,
+        Status(options.get("max_tokens"), shown=show, quiet=quiet) as status,
+    ):
         pieces = source.stream(prompt, progress=progress, **options)
         if interrupt.hit:  # before there was anything to cancel
             pieces.cancel()
@@ -52,6 +59,7 @@ def stream(source: Any, prompt: str, *, show: bool = True, **options: Any) -> Co
             progress.clear()
             if show:
                 write(piece.text)
+            status(piece.text, piece.token, pieces.usage.prompt_tokens)
     completion: Completion = pieces.completion
     return completion
 

@@ -52,9 +52,13 @@ def chat(model: str | None, prompt: str | None, system: str | None, **flags: Any
             _converse(loaded, system, settings)
             return
         talk = loaded.chat(system=system)
-        options: dict[str, Any] = {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
-        ask = partial(stream, talk, prompt, **options)
+        ask = partial(stream, talk, prompt, quiet=settings.quiet, **_options(settings))
         once(loaded, ask, quiet=settings.quiet, newline=True)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """What an answer wants of them."""
+    return {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
 
 
 def _converse(model: Model, system: str | None, settings: Settings) -> None:
@@ -94,7 +98,7 @@ def _answer(model: Model, talk: Chat, line: str, settings: Settings) -> None:
     from edge.cli.answer import report, stream
 
     try:
-        completion = stream(talk, line, max_tokens=settings.max_tokens, sampling=settings.sampling)
+        completion = stream(talk, line, quiet=settings.quiet, **_options(settings))
         click.echo()
         if not settings.quiet:
             report(model, completion)

@@ -63,7 +63,7 @@ def complete(
     settings, as_json = Settings.take(flags), flags["as_json"]
     options = {name: flags[name] for name in ("special", "stop")}
     options |= {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
-    options |= {"logprobs": flags["logprobs"] or 0}
+    options |= {"logprobs": flags["logprobs"] or 0, "quiet": settings.quiet}
     with open_model(model, **settings.loading) as loaded:
         ask = partial(stream, loaded.session(), text, show=not as_json, **options)
         newline = sys.stdout.isatty() and not as_json

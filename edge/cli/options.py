@@ -49,7 +49,12 @@ def threads_option(command: Command) -> Command:
 def model_options(command: Command) -> Command:
     """MODEL, --context, --threads, --layout, --max-tokens and --quiet."""
     for decorate in (
-        click.option("-q", "--quiet", is_flag=True, help="No figures after the answer."),
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            help="No figures, neither beside the answer nor after it.",
+        ),
         click.option(
             "-n",
             "--max-tokens",

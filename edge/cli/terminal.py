@@ -18,6 +18,42 @@ import click
 _CONTROL = {i: None for i in (*range(32), *range(127, 160)) if i not in (9, 10)}
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether it is a terminal that can move its cursor."""
+    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+
+
+def size(stream: Any) -> tuple[int, int]:
+    """Columns and rows of a terminal; 0 where it does not say."""
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):  # it is none, or was closed
+        return 0, 0
+    return found.columns, found.lines
+
+
+class Line:
+    """A line of stderr that is written over, for a terminal on which nothing else goes on."""
+
+    def __init__(self) -> None:
+        self._width = 0
+
+    def wrote(self, text: str) -> None:
+        """What goes to stdout is elsewhere."""
+
+    def draw(self, line: str) -> None:
+        """Show this instead of what was shown."""
+        line = line[: (size(sys.stderr)[0] or 80) - 1]
+        print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
+        self._width = len(line)
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._width:
+            self.draw("")
+            print("\r", end="", file=sys.stderr, flush=True)
+
+
 class Progress:
     """A bar on stderr, called with (done, total); only on a terminal, only when it takes time."""
 
@@ -25,9 +61,9 @@ class Progress:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._on = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._on = is_terminal(sys.stderr)
         self._next: float | None = None  # when to draw again
-        self._width = 0
+        self._line = Line()
 
     def __enter__(self) -> Progress:
         return self
@@ -44,15 +80,11 @@ class Progress:
         self._next = now + self.EVERY_SECONDS
         cells = self.CELLS * done // total
         bar = "#" * cells + "." * (self.CELLS - cells)
-        line = f"{self._label} [{bar}] {100 * done // total:3} %"
-        self._width = len(line)
-        print(f"\r{line}", end="", file=sys.stderr, flush=True)
+        self._line.draw(f"{self._label} [{bar}] {100 * done // total:3} %")
 
     def clear(self) -> None:
         """Take the bar away."""
-        if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
-            self._width = 0
+        self._line.clear()
 
 
 class Interrupt:
