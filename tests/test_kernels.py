@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -28,7 +27,6 @@ from test_refmath import SIZES, n_halves, random_blocks, set_half
 
 from edge import native
 from edge.errors import NativeError
-from edge.graph import Op, Rope
 from edge.native import lib
 from edge.plan import F32, LOGITS, Q8, Q8X2
 
@@ -400,139 +398,6 @@ def test_angles(start: int, factors: bool) -> None:
     np.testing.assert_allclose(on_all_isas(run), want, rtol=1e-6, atol=1e-7)
 
 
-@dataclass(frozen=True)
-class Heads:
-    """An attention over a cache."""
-
-    n: int
-    n_kv: int
-    dim: int
-    window: int = 0
-    n_rot: int = 0
-    interleaved: bool = False
-
-    def spec(self, isa: str, x: np.ndarray) -> tuple[Spec, int, int]:
-        """store and attention of x = [q | k | v]; the spec, and the buffers of x and the result."""
-        spec = Spec(isa, max_tokens=len(x), cache_shape=(2, self.n_kv, self.dim))
-        heads = {"layer": 1, "n_heads": self.n, "n_kv_heads": self.n_kv, "head_dim": self.dim}
-        source = spec.given(x)
-        inputs = [source]
-        if self.n_rot:
-            angles = spec.buffer(F32, self.n_rot)
-            attrs = {"n_rot": self.n_rot, "base": 1e4, "scale": 1.0, "magnitude": 1.0}
-            inputs.append(spec.op("angles", (), angles, **attrs))
-        rotary = {"n_rot": self.n_rot, "interleaved": int(self.interleaved)}
-        spec.op("store", inputs, source, **heads, **rotary)
-        out = spec.buffer(F32, self.n * self.dim)
-        spec.op("attention", (source,), out, **heads, window=self.window)
-        return spec, source, out
-
-    def run(self, isa: str, x: np.ndarray, chunk: int, threads: int = 1) -> np.ndarray:
-        """All rows, `chunk` tokens at a time."""
-        spec, _, out = self.spec(isa, x)
-        plan, rows = Plan(spec), []
-        for start in range(0, len(x), chunk):
-            tokens = range(start, min(start + chunk, len(x)))
-            plan.run(tokens, start=start, threads=threads)
-            rows.append(plan.read(out, len(tokens)))
-        return np.concatenate(rows)
-
-    def exact(self, x: np.ndarray) -> np.ndarray:
-        """By the referee, in float64 with a float16 cache."""
-        attrs = {"n_heads": self.n, "n_kv_heads": self.n_kv, "window": self.window}
-        op = Op("attention", (), "", (), {**attrs, "head_dim": self.dim})
-        run = refgraph.Run(np.arange(len(x)), {}, (), np.float16)
-        return refgraph.attention(run, op, x.astype(np.float64))
-
-    def qkv(self, t: int) -> np.ndarray:
-        """Random rows."""
-        return normal(t, (self.n + 2 * self.n_kv) * self.dim, seed=t)
-
-
-@pytest.mark.parametrize(
-    "heads",
-    [
-        *(Heads(group * 2, 2, 16) for group in (1, 3, 8)),
-        *(Heads(3, 1, dim) for dim in (64, 96, 128, 256)),
-        *(Heads(3, 1, 32, window) for window in (1, 5, 16, 64, 70, 500)),
-        Heads(1, 1, 16),
-        Heads(8, 1, 48, 33),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("t", [1, 17, 64, 65, 150])
-def test_attention(heads: Heads, t: int) -> None:
-    x = heads.qkv(t)
-    whole = on_all_isas(lambda isa: heads.run(isa, x, t))
-    np.testing.assert_allclose(whole, heads.exact(x), rtol=2e-5, atol=2e-6)
-    for isa in native.isas():
-        for chunk in (1, 7, 64):
-            np.testing.assert_array_equal(heads.run(isa, x, chunk), whole)
-
-
-def test_attention_on_many_threads() -> None:
-    heads = Heads(6, 2, 32, 40)
-    x = heads.qkv(150)
-    want = heads.run("scalar", x, 150)
-    for threads in (2, 3, 4):
-        np.testing.assert_array_equal(heads.run("scalar", x, 150, threads), want)
-
-
-@pytest.mark.parametrize("extreme", EXTREMES)
-def test_attention_to_extremes(extreme: str) -> None:
-    heads = Heads(3, 1, 32)
-    x = EXTREMES[extreme](heads.qkv(70)).astype(np.float32)
-    x[:, 128:] = heads.qkv(70)[:, 128:]  # values stay what they are
-    got = on_all_isas(lambda isa: heads.run(isa, x, 70))
-    if extreme != "huge":  # keys beyond float16 are infinite
-        assert np.isfinite(got).all()
-
-
-def test_values_beyond_float16_are_not_finite() -> None:
-    heads = Heads(1, 1, 16)
-    x = heads.qkv(20)
-    x[10, 32:] = 1e6
-    got = on_all_isas(lambda isa: heads.run(isa, x, 20))
-    assert np.isfinite(got[:10]).all() and not np.isfinite(got[10:]).any()
-
-
-@pytest.mark.parametrize("n_rot, interleaved", [(32, False), (32, True), (24, False), (2, True)])
-def test_store_rotates_queries_and_keys(n_rot: int, interleaved: bool) -> None:
-    heads = Heads(3, 1, 32, n_rot=n_rot, interleaved=interleaved)
-    x = heads.qkv(70)
-
-    def run(isa: str) -> np.ndarray:
-        spec, source, _ = heads.spec(isa, x)
-        plan = Plan(spec)
-        plan.run(range(70))
-        return plan.read(source, 70)
-
-    rope = Rope(n_rot, 1e4, interleaved)
-    op = Op("rope", (), "", (), {"n_heads": 4, "head_dim": 32, "rope": rope})
-    state = refgraph.Run(np.arange(70), {}, (), np.float16)
-    got = on_all_isas(run)
-    np.testing.assert_allclose(got, refgraph.rope(state, op, x.astype("f8")), rtol=1e-5, atol=2e-6)
-    np.testing.assert_array_equal(got[:, 4 * 32 :], x[:, 4 * 32 :])
-    rotated = Heads(3, 1, 32).exact(got)
-    attended = on_all_isas(lambda isa: heads.run(isa, x, 7))
-    np.testing.assert_allclose(attended, rotated, rtol=2e-5, atol=2e-6)
-
-
-def test_cache_keeps_float16_to_nearest_even() -> None:
-    """With one position in sight, attention gives the value as the cache keeps it."""
-    rng = np.random.default_rng(0)
-    any_bits = rng.integers(0, 2**32, (64, 48), dtype=np.uint32).view(np.float32)
-    near = normal(64, 48) * np.float32(2) ** rng.integers(-30, 17, (64, 48))
-    ties = (np.arange(64 * 48).reshape(64, 48) * 2.0**-25).astype(np.float32)
-    for x in (any_bits, near.astype(np.float32), ties, 1 + ties * 2**13):
-        x = x.astype(np.float32)
-        x[:, :32] = 0
-        x[np.isnan(x)] = 0
-        got = on_all_isas(lambda isa, x=x: Heads(1, 1, 16, window=1).run(isa, x, 64))
-        with np.errstate(over="ignore"):
-            np.testing.assert_array_equal(got, x[:, 32:].astype(np.float16).astype(np.float32))
-
-
 # ---- results that are not finite -----------------------------------------------------------------
 
 
@@ -558,29 +423,12 @@ def test_bad_activation_reaches_the_logits(kind: str, form: int, value: float) -
         assert caught.value.code == lib.EDGE_NOT_FINITE
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("part", ["query", "key", "value"])
-def test_bad_numbers_pass_through_attention(part: str, value: float) -> None:
-    heads = Heads(1, 1, 16)
-    x = heads.qkv(70)
-    x[30, 16 * ["query", "key", "value"].index(part) + 5] = value
-    x[:, 5] = np.where(np.isfinite(x[:, 5]), np.abs(x[:, 5]), x[:, 5])
-    finite = np.isfinite(on_all_isas(lambda isa: heads.run(isa, x, 70))).all(1)
-    if part == "query":
-        assert finite.sum() == 69 and not finite[30]
-    elif part == "key" and value == -np.inf:
-        assert finite.all()  # a score of minus infinity weighs nothing
-    else:
-        assert finite[:30].all() and not finite[30:].any()
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_bad_numbers_do_not_crash(value: float) -> None:
     x = normal(20, 96)
     x[3, 40] = value
     on_all_isas(lambda isa: norm(isa, x, np.ones(96), 1e-5))
     on_all_isas(lambda isa: gated(isa, x))
-    on_all_isas(lambda isa: Heads(4, 1, 16).run(isa, x, 20))
 
 
 # ---- numbers for the sampler ---------------------------------------------------------------------

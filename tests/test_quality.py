@@ -1,4 +1,6 @@
-"""What int8 activations and an f16 cache cost: the engine against the numpy referee on a model.
+"""What int8 activations and caches of few bits cost, on a real model.
+
+The engine with an f16 cache is held against the numpy referee, other caches against f16.
 
 For comparison, llama.cpp (llama-cpp-python 0.3.36, AVX-512 VNNI, f16 cache) on the same tokens: KL
 0.00303, top-1 96.2 %, perplexity 39.96 (referee 40.08). On five texts of 2,000 tokens, of which
@@ -13,6 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import refgraph
+
+import edge
+from edge.loading import KVType
+from edge.perplexity import compare as compare_models
+from edge.perplexity import cut
 
 N_TOKENS = 2000
 TEXT = Path(__file__).parent / "data" / "english.txt"
@@ -74,3 +81,19 @@ def test_compare_of_known_distributions() -> None:
     assert quality.top1 == 0.5
     assert quality.perplexity == pytest.approx(4)
     assert quality.perplexity_other == pytest.approx(2)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("kv, most", [("q8", 0.002), ("q4", 0.02)])
+def test_perplexity_of_cached_codes(smollm2: Path, kv: KVType, most: float) -> None:
+    """How much more perplexed a model is by 8,000 tokens of prose when its cache has fewer bits."""
+    text = (Path(__file__).parent / "data" / "prose.txt").read_text(encoding="utf-8")
+    with (
+        edge.load(smollm2, context=N_TOKENS) as base,
+        edge.load(smollm2, context=N_TOKENS, kv=kv) as model,
+    ):
+        windows = cut(base, text, context=N_TOKENS, chunks=4)
+        assert len(windows.tokens) == 4
+        got = compare_models(model, base, windows)
+    print(f"{kv}: {100 * (got.ratio - 1):.2f} % +- {100 * got.ratio_error:.2f}, KL {got.kl:.4f}")
+    assert got.ratio <= 1 + most
