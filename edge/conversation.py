@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import InputError
+from edge.errors import EdgeError, InputError
+from edge.kv import WhenFull
 from edge.request import Options
 from edge.results import Completion
 from edge.stream import Stream
@@ -30,7 +32,8 @@ class Chat:
     """Questions and answers. One thread at a time; `cancel` from any.
 
     system: the first message, for the model's conduct. tools: JSON schemas of functions, for the
-    template. options: defaults for each call, see `edge.request.Request`.
+    template. when_full: see `Session`. options: defaults for each call, see `edge.request.Request`.
+    A model with a prefix_cache keeps the system message there.
     A question and its answer enter `messages` together, with the first token of the answer: an
     answer that was cancelled stays as far as it came, a question that failed or was cancelled
     before leaves no trace. Only what is new since the last call is computed.
@@ -41,6 +44,7 @@ class Chat:
         model: Model,
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        when_full: WhenFull = "stop",
         **options: Unpack[Options],
     ) -> None:
         self._model = model
@@ -48,7 +52,8 @@ class Chat:
         self._messages = [dict(message) for message in self._first]
         self.tools = [dict(tool) for tool in tools] if tools else None
         self._live: tuple[Stream, Message] | None = None  # the answer that grows
-        self.session = model.session(**options)
+        self.session = model.session(when_full, **options)
+        self._keeps = bool(self._first) and model.engine.pool.store is not None
 
     @property
     def messages(self) -> list[Message]:
@@ -111,6 +116,18 @@ class Chat:
             answer = {"role": "assistant", "content": ""}
             self._messages += [asked, answer]
             self._live = stream, answer
+        if self._keeps and self._live and stream.ended:  # not before: the disk would be waited for
+            self._keeps = False
+            self._keep_system()
+
+    def _keep_system(self) -> None:
+        """Write what was computed of the system message to disk; a disk that refuses, or a template
+        that wants a question, hurts nobody.
+        """
+        with suppress(EdgeError):
+            model = self._model
+            alone = encode_messages(model.tokenizer, model.template, self._first, self.tools)
+            self.session._keep_prefix(alone)
 
 
 def encode_messages(

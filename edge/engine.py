@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import memory, models, native, packed_cache, plan
+from edge import __version__, memory, models, native, packed_cache, plan
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
+from edge.fingerprint import fingerprint
 from edge.gguf import GGUF
 from edge.graph import Graph
-from edge.kv import KVCache, KVShape
+from edge.kv import KVCache, KVShape, WhenFull
+from edge.kv_pool import PagePool
 from edge.loading import Loading, LoadOptions
 from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.packed import PackedFile, open_model
+from edge.page_store import PageStore
 from edge.weights import Layout, Weights
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ __all__ = ["Cancel", "Description", "Engine", "describe", "pack"]
 #: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
 #: progress bar.
 CHUNK = 256
+
+#: Rises whenever the bytes of a page of keys and values change their meaning.
+_PAGES_VERSION = 1
 
 #: Memory of a tokenizer per entry of its vocabulary, merges included: 40 MiB for 49,152.
 TOKENIZER_BYTES = 850
@@ -169,6 +175,8 @@ class Engine:
         self._pool: Any = None
         self._plan: Any = None
         self._arena: mmap.mmap | None = None
+        self._pages: PagePool | None = None
+        self._fingerprint: bytes | None = None
         self._trace = os.environ.get("EDGE_TRACE", "0")
         if self._trace not in ("0", "1"):
             raise InputError(f"EDGE_TRACE={self._trace}: 0 or 1")
@@ -190,6 +198,7 @@ class Engine:
         """
         loading = Loading.of(options)
         n_threads, isa = native.threads(loading.threads), native.isa_index()
+        store = None if loading.prefix_cache is None else PageStore(loading.prefix_cache)
         model = open_model(path)
         engine = None
         try:
@@ -198,6 +207,7 @@ class Engine:
             if opened:
                 opened(model)
             engine._start(n_threads, isa, progress)
+            engine._pages = engine._new_pool(loading, store)
         except BaseException:
             (engine or model).close()
             raise
@@ -211,9 +221,29 @@ class Engine:
         """Bytes of keys and values of n_tokens tokens."""
         return self.kv.bytes(n_tokens)
 
-    def cache(self) -> KVCache:
-        """A new, empty cache: one per session. Raises MemoryBudgetError."""
-        return KVCache(self.kv, self.config.n_context)
+    @property
+    def pool(self) -> PagePool:
+        """The memory of keys and values."""
+        if self._pages is None:
+            raise InputError("the model was closed")
+        return self._pages
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What tells this model from others, see `edge.fingerprint`; 32 bytes."""
+        with self._lock:
+            if self._fingerprint is None:
+                if self._plan is None:
+                    raise InputError("the model was closed")
+                self._fingerprint = fingerprint(self.gguf.metadata, self.graph, self._weights)
+            return self._fingerprint
+
+    def cache(self, when_full: WhenFull = "stop") -> KVCache:
+        """A new, empty cache: one per session. when_full: see `KVCache`. Raises InputError."""
+        config = self.config
+        return KVCache(
+            self.pool, config.n_context, when_full=when_full, n_positions=config.n_positions
+        )
 
     def run(
         self,
@@ -271,6 +301,9 @@ class Engine:
                 if handle is not None:
                     ffi.release(handle)
             self._plan = self._pool = None
+            if self._pages is not None:
+                self._pages.close()
+                self._pages = None
             if self._arena is not None:
                 self._arena.close()
                 self._arena = None
@@ -310,6 +343,15 @@ class Engine:
         native.check(lib.edge_plan_new(spec, made, error), error)
         del alive
         self._plan = ffi.gc(made[0], lib.edge_plan_free)
+
+    def _new_pool(self, loading: Loading, store: PageStore | None) -> PagePool:
+        """Pages for the sessions that are planned."""
+        planned = loading.sessions * self.kv.bytes(self.config.n_context) // self.kv.page_bytes
+        root = b""
+        if store is not None:  # all that the bits in its pages depend on
+            versions = f"{__version__} {_PAGES_VERSION} {self.kv} {self.isa.endswith('+bf16')}"
+            root = self.fingerprint + versions.encode()
+        return PagePool(self.kv, planned, store=store, root=root)
 
     def _load_weights(self, progress: Callable[[int, int], None] | None) -> None:
         """Map them from a packed file, or pack them into memory."""

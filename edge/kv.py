@@ -1,18 +1,30 @@
-"""The KV cache of one session."""
+"""The KV cache of one session: a table of pages out of the pool, and the tokens that they hold."""
 
 from __future__ import annotations
 
-import mmap
+import struct
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-from edge import memory, native
+from edge import native
 from edge.errors import ContextError, InputError, MemoryBudgetError
+from edge.kv_pool import Page, PagePool
 from edge.models.common import Config
 from edge.native import ffi, lib
 
-__all__ = ["KVCache", "KVShape", "kv_types"]
+__all__ = ["PAGE", "KVCache", "KVShape", "WhenFull", "kv_types"]
+
+#: What a session does when its context is full, see `KVCache`.
+WhenFull = Literal["stop", "slide"]
+
+#: Positions of a page.
+PAGE = int(lib.edge_page_positions())
+
+_SINK_PAGES = 1
+_LEAST_PAGES = 4  # of a context that slides: the sinks, and a window worth the name
+_FULL_PAGE = struct.Struct(f"<{PAGE}i")
 
 
 def kv_types() -> list[str]:
@@ -50,24 +62,50 @@ class KVShape:
 
     def bytes(self, n_tokens: int) -> int:
         """Bytes of the pages of n_tokens positions."""
-        return -(-n_tokens // int(lib.edge_page_positions())) * self.page_bytes
+        return _pages_of(n_tokens) * self.page_bytes
 
 
 class KVCache:
     """Keys and values of the tokens of one session, in pages that come as needed.
 
-    length: how many tokens it holds. A cached key was rotated for its position, so tokens can be
-    dropped from the end only.
+    tokens: those that it holds; limit: the most that it can hold. A cached key was rotated for its
+    position, so tokens can be dropped from the end only.
+
+    when_full: "stop": it holds n_context tokens. "slide": n_positions, in the memory of n_context.
+    Tokens keep their true positions. Each sees the first page (64 tokens, the sinks) and the last
+    n_context / 64 - 1 pages up to its own; pages that no later token sees are given back. What it
+    sees depends on its position alone, so the numbers do not depend on how tokens are run.
+    Raises InputError for a context that is too small to slide.
     """
 
-    def __init__(self, shape: KVShape, limit: int) -> None:
-        self.shape, self.limit = shape, limit
+    def __init__(
+        self,
+        pool: PagePool,
+        n_context: int,
+        *,
+        when_full: WhenFull = "stop",
+        n_positions: int = 0,
+    ) -> None:
+        if when_full not in get_args(WhenFull):
+            raise InputError(f"when_full {when_full!r}: one of {', '.join(get_args(WhenFull))}")
+        n_pages = n_context // PAGE
+        self.limit, self.window_pages = n_context, 0
+        if when_full == "slide":
+            if n_pages < _LEAST_PAGES:
+                raise InputError(
+                    f"a context of {n_context} tokens cannot slide: load the model with "
+                    f"{_LEAST_PAGES * PAGE} or more"
+                )
+            self.limit, self.window_pages = n_positions, n_pages - _SINK_PAGES
+        self.pool, self.n_context, self.when_full = pool, n_context, when_full
         self.tokens: list[int] = []
-        self._pages: list[mmap.mmap] = []
-        self._views: list[Any] = []
-        self._table = ffi.new("void *[]", -(-limit // lib.edge_page_positions()))
+        self._pages: list[Page | None] = []  # None: given back, behind the window
+        self._table = ffi.new("void *[]", max(1, n_pages))
         self._handle: Any = ffi.new("edge_kv *", {"pages": self._table})
-        self._handle.shape = shape.native[0]
+        self._handle.shape = pool.shape.native[0]
+        self._handle.sink_pages = _SINK_PAGES if self.window_pages else 0
+        self._handle.window_pages = self.window_pages
+        weakref.finalize(self, pool.abandon, self._pages).atexit = False  # if nobody closes it
 
     @property
     def length(self) -> int:
@@ -81,6 +119,13 @@ class KVCache:
             raise InputError("the session was closed")
         return self._handle
 
+    def room(self, n_tokens: int) -> int:
+        """How many of n_tokens the next run may take so that memory stays that of the context."""
+        if not self.window_pages:
+            return n_tokens
+        edge = max(self._full_pages, self.length // PAGE + 1) * PAGE
+        return min(n_tokens, edge - self.length)
+
     def reserve(self, n_tokens: int) -> None:
         """Make room for n_tokens in all. Raises ContextError, MemoryBudgetError."""
         if n_tokens > self.limit:
@@ -91,38 +136,206 @@ class KVCache:
                 limit=self.limit,
             )
         handle = self.handle
-        while len(self._pages) * lib.edge_page_positions() < n_tokens:
-            try:
-                page = memory.anonymous(self.shape.page_bytes)
-            except (OSError, MemoryError) as error:
-                needed = self.shape.bytes(n_tokens)
-                raise MemoryBudgetError(
-                    f"no memory for keys and values of {n_tokens} tokens, "
-                    f"{memory.show(needed)} in all",
-                    needed=needed,
-                    budget=memory.available() or 0,
-                    parts={"keys and values": needed},
-                ) from error
-            view = ffi.from_buffer("uint8_t[]", page)
-            self._table[len(self._pages)] = view
-            self._pages.append(page)
-            self._views.append(view)
-            handle.n_pages = len(self._pages)
+        first, n_pages = self.length // PAGE, _pages_of(n_tokens)
+        self._slide(first)
+        try:
+            if first < len(self._pages):
+                self._make_own(first)
+            while len(self._pages) < n_pages:
+                self._push(self.pool.take())
+        except MemoryBudgetError:
+            self._drop(_pages_of(self.length))
+            raise
+        handle.n_pages = len(self._pages)
 
     def append(self, tokens: Sequence[int]) -> None:
-        """The tokens were run: they are in the cache now."""
+        """The tokens were run: they are in the cache now. Pages that are full are published."""
+        first = self.length // PAGE
         self.tokens += tokens
+        for i in range(first, min(self.length // PAGE, self._full_pages)):
+            before, page = (self._pages[i - 1] if i else None), self._pages[i]
+            if page is None or (i and (before is None or before.node is None)):
+                break
+            shared = self.pool.publish(before, self._tokens_of(i, self.tokens), page)
+            if shared is not page:
+                self._replace(i, shared)
 
     def trim(self, length: int) -> None:
-        """Keep the first `length` tokens. Raises InputError for more than there are."""
+        """Keep the first `length` tokens, or fewer: with a window that has slid, what the next
+        token would see may be gone. Then only the sinks stay, and the rest must be run again.
+
+        Raises InputError for more than there are.
+        """
         if not 0 <= length <= self.length:
             raise InputError(f"the cache holds {self.length} tokens, cannot keep {length}")
+        seen = self._pages[: _pages_of(length)]
+        seen[_SINK_PAGES : max(_SINK_PAGES, self._first_seen(length // PAGE))] = []
+        if None in seen:
+            length = min(length, self._pages.index(None) * PAGE)
+        self._drop(_pages_of(length))
         del self.tokens[length:]
+
+    def adopt(self, tokens: Sequence[int]) -> int:
+        """Take over published pages that go on as `tokens` do, as many whole ones as there are.
+
+        tokens: from the first on, beginning with those that it holds. Returns the new length.
+        """
+        _ = self.handle
+        if list(tokens[: self.length]) != self.tokens:
+            return self.length
+        self._drop(_pages_of(self.length))
+        i = self.length // PAGE
+        while i < min(len(tokens) // PAGE, self._full_pages):
+            before = self._pages[i - 1] if i else None
+            if i and (before is None or before.node is None):
+                break
+            page = self.pool.find(before, self._tokens_of(i, tokens))
+            if page is None:
+                break
+            if i < len(self._pages):  # the page that was full in part
+                self._replace(i, page)
+            else:
+                self._push(page)
+            i += 1
+            self.tokens += tokens[self.length : i * PAGE]
+        return self.length
+
+    def fork(self) -> KVCache:
+        """Another cache with the same content, in the same memory until one of them writes."""
+        _ = self.handle
+        twin = KVCache(self.pool, self.n_context, when_full=self.when_full, n_positions=self.limit)
+        for page in self._pages[: _pages_of(self.length)]:
+            twin._push(page and self.pool.share(page))
+        twin.tokens = list(self.tokens)
+        return twin
+
+    def keep(self, n_tokens: int) -> int:
+        """Write the whole pages of the first n_tokens to the pool's store; returns the tokens.
+
+        Raises InputError when the pool has none, or it cannot be written.
+        """
+        pages = list[Page]()
+        for page in self._pages[: min(n_tokens, self.length) // PAGE]:
+            if page is None or page.node is None:
+                break
+            pages.append(page)
+        self.pool.keep(pages)
+        return len(pages) * PAGE
+
+    @property
+    def n_pages(self) -> int:
+        """Pages that its tokens take, those that were given back included."""
+        return _pages_of(self.length)
+
+    def has_page(self, i: int) -> bool:
+        """Whether page i is in memory, and not given back behind the window."""
+        return self._pages[i] is not None
+
+    def page(self, i: int) -> memoryview:
+        """The bytes of page i, to be read before the cache is used again. Raises InputError for a
+        page that it does not have.
+        """
+        _ = self.handle
+        page = self._pages[i] if 0 <= i < self.n_pages else None
+        if page is None:
+            raise InputError(f"the cache has no page {i}")
+        return self.pool.view(page).toreadonly()
+
+    def restore(self, tokens: Sequence[int], pages: Sequence[bytes | memoryview | None]) -> None:
+        """Fill an empty cache with what another one held: its tokens, and `page` of each page, or
+        None for one that it had given back.
+
+        Raises InputError for pages that cannot be those of the tokens, MemoryBudgetError,
+        ContextError; it is empty then.
+        """
+        if self.length or len(pages) != _pages_of(len(tokens)):
+            raise InputError(f"{len(pages)} pages of {len(tokens)} tokens do not fill the cache")
+        if len(tokens) > self.limit:
+            self.reserve(len(tokens))  # says so
+        self._drop(0)
+        gone = range(_SINK_PAGES, self._first_seen(len(tokens) // PAGE))
+        try:
+            for i, data in enumerate(pages):
+                if data is None and i in gone:
+                    self._push(None)
+                    continue
+                if data is None or memoryview(data).nbytes != self.pool.page_bytes:
+                    raise InputError(f"page {i} is not one of {self.pool.page_bytes} bytes")
+                page = self.pool.take()
+                self._push(page)
+                ffi.memmove(page.pointer, data, self.pool.page_bytes)
+        except BaseException:
+            self._drop(0)
+            raise
+        self.append(tokens)
 
     def close(self) -> None:
         """Give the memory back."""
+        self._drop(0)
         self._handle = None
-        for view, page in zip(self._views, self._pages, strict=True):
-            ffi.release(view)
-            page.close()
-        self._views, self._pages = [], []
+        self.tokens = []
+
+    def __enter__(self) -> KVCache:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # ---- inside ----
+
+    @property
+    def _full_pages(self) -> int:
+        """Pages from the start whose positions see all before them: what they hold is the same in
+        every cache with these tokens.
+        """
+        return _SINK_PAGES + self.window_pages if self.window_pages else _pages_of(self.limit)
+
+    @staticmethod
+    def _tokens_of(i: int, tokens: Sequence[int]) -> bytes:
+        return _FULL_PAGE.pack(*tokens[i * PAGE : (i + 1) * PAGE])
+
+    def _first_seen(self, i: int) -> int:
+        """The first page behind the sinks that a position in page i sees."""
+        return max(0, i - self.window_pages + 1) if self.window_pages else 0
+
+    def _slide(self, i: int) -> None:
+        """Give back what no position from page i on sees."""
+        first = min(self._first_seen(i), len(self._pages))
+        gone = self._pages[_SINK_PAGES:first]
+        if any(gone):
+            self._pages[_SINK_PAGES:first] = [None] * len(gone)
+            self.pool.give(gone)
+
+    def _make_own(self, i: int) -> None:
+        """Page i may be written to: it is a copy now, when it was shared."""
+        page = self._pages[i]
+        assert page is not None
+        if page.is_shared and (own := self.pool.own(page)) is not page:
+            self._replace(i, own)
+
+    def _replace(self, i: int, page: Page) -> None:
+        """Put a page of ours in the place of page i, which is given back."""
+        old = self._pages[i]
+        self._table[i] = page.pointer  # first: until the old one is given, either may be read
+        self._pages[i] = page
+        self.pool.give([old])
+
+    def _push(self, page: Page | None) -> None:
+        n = len(self._pages)
+        if n == len(self._table):
+            longer = ffi.new("void *[]", 2 * n)
+            longer[0:n] = self._table[0:n]
+            self._table = self.handle.pages = longer
+        self._table[n] = page.pointer if page else ffi.NULL
+        self._pages.append(page)
+
+    def _drop(self, n_pages: int) -> None:
+        """Give back all pages but the first n_pages."""
+        gone = self._pages[n_pages:]
+        if gone:
+            del self._pages[n_pages:]
+            self.pool.give(gone)
+
+
+def _pages_of(n_tokens: int) -> int:
+    return -(-n_tokens // PAGE)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge.conversation import Chat
 from edge.engine import Engine
 from edge.errors import InputError, ModelFileError
+from edge.kv import WhenFull
 from edge.loading import LoadOptions
 from edge.request import Options
 from edge.session import Session
@@ -109,9 +110,14 @@ class Model:
                 self._template = ChatTemplate.from_metadata(gguf.metadata, gguf.path)
             return self._template
 
-    def session(self, **options: Unpack[Options]) -> Session:
-        """A new, empty session. options: defaults for its calls, see `edge.request.Request`."""
-        session = Session(self, **options)
+    def session(self, when_full: WhenFull = "stop", **options: Unpack[Options]) -> Session:
+        """A new, empty session.
+
+        when_full: "stop" or "slide", see `Session`. options: defaults for its calls, see
+        `edge.request.Request`. Raises InputError for an option that cannot be, and for a context
+        that is too small to slide.
+        """
+        session = Session(self, when_full, **options)
         self._sessions.add(session)
         return session
 
@@ -119,11 +125,12 @@ class Model:
         self,
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        when_full: WhenFull = "stop",
         **options: Unpack[Options],
     ) -> Chat:
         """A new conversation, see `Chat`. Raises TemplateError where the model has no template."""
         _ = self.template
-        return Chat(self, system, tools, **options)
+        return Chat(self, system, tools, when_full, **options)
 
     def info(self) -> dict[str, Any]:
         """Facts, plain values for JSON. Sizes in bytes, contexts in tokens.

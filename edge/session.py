@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge import native
 from edge.errors import CancelledError, ContextError, InputError
+from edge.kv import WhenFull
 from edge.request import Options, Request
 from edge.results import Completion, FinishReason, Piece, TokenLogprob
 from edge.sampler import Floats, Sampler, largest
@@ -35,16 +36,22 @@ __all__ = ["Session"]
 class Session:
     """Text, or tokens, that the model continues. One thread at a time; `cancel` from any.
 
-    options: defaults for the calls of this session, see `edge.request.Request`. Every method but
-    `cancel` and `close` raises InputError while another thread uses the session, and after it or
-    its model was closed.
+    when_full: what happens when it holds as many tokens as the context: "stop": the answer ends.
+    "slide": it goes on, in the same memory. A token then sees the first 64 tokens and, in whole
+    blocks of 64, the last n_context - 64 up to itself; positions go on to those that the model was
+    made for. options: defaults for the calls of this session, see `edge.request.Request`.
+    Whole blocks of 64 tokens that another session has computed are not computed again.
+    Every method but `cancel` and `close` raises InputError while another thread uses the session,
+    and after it or its model was closed.
     """
 
-    def __init__(self, model: Model, **options: Unpack[Options]) -> None:
+    def __init__(
+        self, model: Model, when_full: WhenFull = "stop", **options: Unpack[Options]
+    ) -> None:
         self._model = model
         self._defaults = Request().but(options)
         self._engine = model.engine
-        self._cache = self._engine.cache()
+        self._cache = self._engine.cache(when_full)
         self._tokens: list[int] = []
         self._current: Stream | None = None
         self._lock = threading.Lock()
@@ -58,7 +65,9 @@ class Session:
 
     @property
     def n_context(self) -> int:
-        """The most tokens that the session can hold."""
+        """The most tokens that the session keeps in memory: all that it can hold, unless it slides;
+        then the most of one prompt.
+        """
         return int(self._engine.config.n_context)
 
     def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Stream:
@@ -77,7 +86,7 @@ class Session:
             ids = self._encode(prompt, request.special, fresh)
             if not ids and fresh:
                 raise InputError("the prompt is empty")
-            self._check_fits(len(ids) if request.reuse else len(self._tokens) + len(ids))
+            self._check_fits(ids, _common_prefix(self._tokens, ids) if request.reuse else None)
             self._current = Stream(self, request, ids)
             return self._current
 
@@ -94,16 +103,35 @@ class Session:
     def trim(self, n_tokens: int) -> None:
         """Keep the first n_tokens tokens. Ends a stream under way. Raises InputError."""
         with self._exclusive():
-            if not 0 <= n_tokens <= len(self._tokens):
-                raise InputError(
-                    f"the session holds {len(self._tokens)} tokens, cannot keep {n_tokens}"
-                )
+            self._check_holds(n_tokens)
             self._current = None
             self._cut(n_tokens)
 
     def reset(self) -> None:
         """Forget everything."""
         self.trim(0)
+
+    def fork(self) -> Session:
+        """Another session that goes on from here, with the same options: both share the memory of
+        what they have in common.
+        """
+        with self._exclusive():
+            twin = self._model.session(self._cache.when_full)
+            twin._defaults, twin._tokens = self._defaults, list(self._tokens)
+            twin._cache = self._cache.fork()  # the one it had was empty
+            return twin
+
+    def keep(self, n_tokens: int | None = None) -> int:
+        """Write what was computed for the first n_tokens (None: all) to the model's prefix_cache,
+        so that a later process need not compute it; returns of how many tokens, whole blocks of 64.
+
+        It survives a power cut from then on. Raises InputError when the model was loaded without
+        a prefix_cache, or when it cannot be written; the session is as it was.
+        """
+        with self._exclusive():
+            n = len(self._tokens) if n_tokens is None else n_tokens
+            self._check_holds(n)
+            return self._cache.keep(n)
 
     def close(self) -> None:
         """Cancel what is under way and give the cache's memory back."""
@@ -156,15 +184,37 @@ class Session:
                 )
         return ids
 
-    def _check_fits(self, n_tokens: int) -> None:
-        limit = self.n_context
+    def _check_holds(self, n_tokens: int) -> None:
+        if not 0 <= n_tokens <= len(self._tokens):
+            raise InputError(
+                f"the session holds {len(self._tokens)} tokens, cannot keep {n_tokens}"
+            )
+
+    def _check_fits(self, ids: Sequence[int], n_common: int | None) -> None:
+        """Raise ContextError when a prompt does not fit. n_common: tokens of it that the session
+        holds, None: it goes behind them.
+        """
+        limit, slides = self._cache.limit, self._cache.when_full == "slide"
+        n_tokens = len(ids) if n_common is not None else len(self._tokens) + len(ids)
+        n_new = len(ids) - (n_common or 0)
+        hint = "shorten the prompt, or load the model with a larger context"
+        what = f"the context of {limit} holds"
+        if slides and n_new > self.n_context:
+            n_tokens, limit = n_new, self.n_context
+            what = f"a context of {limit} takes at once"
+        elif slides:
+            what = f"the {limit} positions that the model has"
+            hint = "start a new session"
         if n_tokens > limit:
             raise ContextError(
-                f"{n_tokens} tokens are {n_tokens - limit} more than the context of {limit} holds: "
-                "shorten the prompt, or load the model with a larger context",
+                f"{n_tokens} tokens are {n_tokens - limit} more than {what}: {hint}",
                 needed=n_tokens,
                 limit=limit,
             )
+
+    def _keep_prefix(self, tokens: Sequence[int]) -> None:
+        """`keep` what the session has in common with these tokens, from within a call."""
+        self._cache.keep(_common_prefix(self._tokens, tokens))
 
     def _cut(self, n_tokens: int) -> None:
         if self._cache.length > n_tokens:
@@ -193,6 +243,7 @@ class Session:
             self._tokens += ids[start:] if reuse else ids
             if self._cache.length >= len(self._tokens):  # the last token again, for its logits
                 self._cache.trim(len(self._tokens) - 1)
+            self._cache.adopt(self._tokens[:-1])
             logits = self._run_rest(out)
             read = True
             return logits
@@ -211,7 +262,7 @@ class Session:
         progress(0, n - cached)
         began = perf_counter()
         while (done := self._cache.length) < n:
-            chunk = self._tokens[done : done + self._engine.chunk]
+            chunk = self._tokens[done : done + self._cache.room(self._engine.chunk)]
             logits = self._step(chunk, out, last=done + len(chunk) == n)
             progress(done + len(chunk) - cached, n - cached)
         out.usage = replace(out.usage, prompt_seconds=perf_counter() - began)
@@ -240,7 +291,7 @@ class Session:
         for i in itertools.count() if limit is None else range(limit):
             began = perf_counter()
             if i:  # the first logits are the prompt's
-                if self._cache.length >= self.n_context:
+                if self._cache.length >= self._cache.limit:
                     reason = "context"
                     break
                 try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,9 +99,13 @@ class FakeTemplate:
 
 @dataclass
 class FakeCache:
-    """The tokens themselves."""
+    """The tokens themselves; `shared` are those that other caches have computed."""
 
+    limit: int
+    when_full: str = "stop"
+    shared: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
     closed: bool = False
 
     @property
@@ -110,6 +115,21 @@ class FakeCache:
     def trim(self, length: int) -> None:
         assert 0 <= length <= self.length
         del self.tokens[length:]
+
+    def room(self, n_tokens: int) -> int:
+        return n_tokens
+
+    def adopt(self, tokens: Sequence[int]) -> int:
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, self.shared, strict=False))
+        self.tokens += tokens[self.length : len(list(same))]
+        return self.length
+
+    def fork(self) -> FakeCache:
+        return replace(self, tokens=list(self.tokens))
+
+    def keep(self, n_tokens: int) -> int:
+        self.kept = self.tokens[:n_tokens]
+        return len(self.kept)
 
     def close(self) -> None:
         self.closed = True
@@ -135,13 +155,16 @@ class FakeEngine:
             path="toy.gguf", metadata={"general.name": "toy"}, tensors={"x": tensor}, n_bytes=30
         )
         self.layouts = {"x": "f32"}
+        self.pool = SimpleNamespace(store=None)
+        self.shared: list[int] = []
         self.runs: list[list[int]] = []
         self.on_run: Callable[[], None] = lambda: None
         self.seconds = 0.0
         self.closed = False
 
-    def cache(self) -> FakeCache:
-        return FakeCache()
+    def cache(self, when_full: str = "stop") -> FakeCache:
+        limit = self.config.n_context if when_full == "stop" else self.config.n_context_train
+        return FakeCache(limit, when_full, self.shared)
 
     def cache_bytes(self, n_tokens: int) -> int:
         return n_tokens
@@ -153,7 +176,7 @@ class FakeEngine:
         self, cache: FakeCache, tokens: Sequence[int], *, logits: str = "last", cancel: Any = None
     ) -> np.ndarray | None:
         assert 1 <= len(tokens) <= self.chunk
-        if cache.length + len(tokens) > self.config.n_context:
+        if cache.length + len(tokens) > cache.limit:
             raise ContextError("full", needed=cache.length + len(tokens), limit=0)
         time.sleep(self.seconds)
         self.on_run()

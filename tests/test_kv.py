@@ -1,4 +1,5 @@
-"""The KV cache: pages as needed, trimmed from the end, apart from each other."""
+"""The KV cache: pages as needed, trimmed from the end, shared, and a window that slides; whatever
+was done to them, the bits are those of a cache to which nothing was done."""
 
 from __future__ import annotations
 
@@ -7,14 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from edge.engine import Engine
+from edge.engine import Engine, pack
 from edge.errors import ContextError, InputError
+from edge.kv import PAGE, KVCache, KVShape, kv_types
 from edge.native import ffi, lib
 
 pytestmark = pytest.mark.native
 
-TOKENS = np.random.default_rng(0).integers(0, 288, 200).tolist()
+TOKENS = np.random.default_rng(0).integers(0, 288, 1000).tolist()
+#: Types that can keep the heads of the tiny model.
+KINDS = [kind for kind in kv_types() if KVShape(kind, 2, 2, 16).page_bytes > 0]
+CONTEXT, POSITIONS = 4 * PAGE, 900
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,7 @@ def test_trim_keeps_the_prefix(engine: Engine, keep: int) -> None:
     engine.run(cache, [9] * 40, logits="none")  # another turn, dropped again
     cache.trim(keep)
     got = engine.run(cache, TOKENS[keep:200], logits="all")
-    want = engine.run(engine.cache(), TOKENS, logits="all")
+    want = engine.run(engine.cache(), TOKENS[:200], logits="all")
     np.testing.assert_array_equal(got, want[keep:])
 
 
@@ -115,3 +122,225 @@ def test_closed_cache_is_refused(engine: Engine) -> None:
 def test_shapes_that_cannot_be_have_no_size(shape: tuple[int, int, int, int]) -> None:
     assert lib.edge_page_bytes(ffi.new("edge_kv_shape *", shape)) == -1
     assert lib.edge_page_bytes(ffi.NULL) == -1
+
+
+# ---- the same bits, whatever was done to the pages ----
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def long(tiny_gguf: Callable[..., Path], request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine whose model has more positions than its context."""
+    path = tiny_gguf("phi3", type="Q8_0", context=POSITIONS)
+    engine = Engine.load(path, context=CONTEXT, threads=2, sessions=2, kv=request.param)
+    yield engine
+    engine.close()
+
+
+def read(engine: Engine, cache: KVCache, tokens: list[int], chunk: int = 256) -> np.ndarray:
+    """Run tokens as a session does; the logits of all."""
+    logits, done = [np.empty((0, engine.n_vocab), np.float32)], 0
+    while done < len(tokens):
+        part = tokens[done : done + cache.room(min(chunk, engine.chunk))]
+        logits.append(engine.run(cache, part, logits="all"))
+        done += len(part)
+    return np.concatenate(logits)
+
+
+@pytest.fixture(scope="module")
+def plain(long: Engine) -> np.ndarray:
+    """Logits of a sliding session that runs on undisturbed; up to the context, of any."""
+    with_none = Engine.load(long.gguf.path, context=CONTEXT, threads=1, kv=long.kv.type)
+    out = read(with_none, with_none.cache("slide"), TOKENS[:POSITIONS])
+    with_none.close()
+    return out
+
+
+def same(got: np.ndarray, want: np.ndarray) -> None:
+    assert want.std() > 0.01 and np.array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+def test_a_window_is_as_all_until_the_context_is_full(long: Engine, plain: np.ndarray) -> None:
+    same(read(long, long.cache(), TOKENS[:CONTEXT]), plain[:CONTEXT])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 100])
+def test_a_window_does_not_depend_on_chunks(long: Engine, plain: np.ndarray, chunk: int) -> None:
+    n, cache = 450 if chunk == 1 else POSITIONS, long.cache("slide")
+    same(read(long, cache, TOKENS[:n], chunk), plain[:n])
+    cache.close()
+
+
+def test_what_a_window_does_not_see_does_not_matter(long: Engine) -> None:
+    """Page 8 sees pages 6 and 7, they see pages 4 and 5 one layer below: page 1 is out of sight."""
+    other = [*TOKENS[:PAGE], *([9] * 64), *TOKENS[2 * PAGE : POSITIONS]]
+    logits = []
+    for tokens in (TOKENS[:POSITIONS], other):
+        with long.cache("slide") as cache:
+            logits.append(read(long, cache, tokens))
+    assert not np.array_equal(logits[0][4 * PAGE], logits[1][4 * PAGE])
+    same(logits[0][8 * PAGE :], logits[1][8 * PAGE :])
+
+
+def test_a_window_takes_the_memory_of_the_context(long: Engine) -> None:
+    cache, most = long.cache("slide"), 0
+    for start in range(0, POSITIONS, 30):
+        read(long, cache, TOKENS[start : min(start + 30, POSITIONS)])
+        most = max(most, sum(cache.has_page(i) for i in range(cache.n_pages)))
+    assert most == CONTEXT // PAGE and long.pool.pages == long.pool.planned
+    with pytest.raises(ContextError, match="901 tokens are 1 more"):
+        long.run(cache, [1])
+    cache.close()
+
+
+@pytest.mark.parametrize("length", [300, 257, 511, 512, 513])
+@pytest.mark.parametrize("back", [0, 1, 30, 64, 150, 256])
+def test_a_window_that_was_trimmed(long: Engine, plain: np.ndarray, length: int, back: int) -> None:
+    with long.cache("slide") as cache:
+        read(long, cache, TOKENS[:length])
+        cache.trim(length - back)
+        assert cache.length in (length - back, PAGE)
+        done = cache.adopt(TOKENS[:length])
+        same(read(long, cache, TOKENS[done : length + 70]), plain[done : length + 70])
+
+
+def test_a_context_too_small_to_slide(tiny_gguf: Callable[..., Path]) -> None:
+    engine = Engine.load(tiny_gguf(), context=255)
+    with pytest.raises(InputError, match="255 tokens cannot slide"):
+        engine.cache("slide")
+    with pytest.raises(InputError, match="when_full 'roll': one of stop, slide"):
+        engine.cache("roll")  # type: ignore[arg-type]
+    engine.close()
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 127, 128, 129, 192, 199])
+def test_adopted_pages(long: Engine, plain: np.ndarray, n: int) -> None:
+    with long.cache() as first, long.cache() as second:
+        read(long, first, TOKENS[:n])
+        done = second.adopt(TOKENS[:199])
+        assert done >= n // PAGE * PAGE
+        same(read(long, second, TOKENS[done:200]), plain[done:200])
+
+
+@pytest.mark.parametrize("n", [1, 64, 100, 128, 300, 450])
+def test_forks_that_part(long: Engine, plain: np.ndarray, n: int) -> None:
+    with long.cache("slide") as one:
+        read(long, one, TOKENS[:n])
+        with one.fork() as two:
+            read(long, two, [5] * 40)
+            same(read(long, one, TOKENS[n : n + 70]), plain[n : n + 70])
+            two.trim(n)
+            done = two.length
+            same(read(long, two, TOKENS[done : n + 70]), plain[done : n + 70])
+
+
+def test_evicted_and_computed_again(tiny_gguf: Callable[..., Path], plain: np.ndarray) -> None:
+    path = tiny_gguf("phi3", type="Q8_0", context=POSITIONS)
+    engine = Engine.load(path, context=CONTEXT, threads=2)
+    for tokens in (TOKENS[:200], [7] * CONTEXT, TOKENS[:200]):
+        with engine.cache() as cache:
+            done = cache.adopt(tokens[:-1])
+            assert done == 0
+            got = read(engine, cache, tokens)
+    same(got, plain[:200])
+    engine.close()
+
+
+def test_spilled_kept_and_brought_back(
+    tiny_gguf: Callable[..., Path], plain: np.ndarray, long: Engine, tmp_path: Path
+) -> None:
+    path = tiny_gguf("phi3", type="Q8_0", context=POSITIONS)
+    for turn in range(3):  # a process each
+        engine = Engine.load(
+            path, context=CONTEXT, threads=turn + 1, kv=long.kv.type, prefix_cache=tmp_path
+        )
+        with engine.cache() as cache:
+            done = cache.adopt(TOKENS[:199])
+            assert done == (0, 128, 192)[turn]
+            same(read(engine, cache, TOKENS[done:200]), plain[done:200])
+            if turn == 0:
+                cache.keep(150)
+        if turn == 1:  # what it had goes to disk
+            with engine.cache() as cache:
+                read(engine, cache, [7] * CONTEXT)
+        engine.close()
+
+
+@pytest.mark.parametrize("file", ["q4", "other seed"])
+def test_pages_of_another_model_are_not_taken(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, file: str
+) -> None:
+    paths = [tiny_gguf(type="Q8_0"), tiny_gguf(type="Q4_0") if file == "q4" else tiny_gguf(seed=1)]
+    for path in paths:
+        engine = Engine.load(path, prefix_cache=tmp_path)
+        cache = engine.cache()
+        assert cache.adopt(TOKENS[:200]) == 0
+        read(engine, cache, TOKENS[:200])
+        cache.keep(200)
+        engine.close()
+    assert len(list(tmp_path.glob("*.page"))) == 6
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_whatever_is_done_the_bits_are_the_same(
+    long: Engine, plain: np.ndarray, data: st.DataObject
+) -> None:
+    """Caches of the same text are read on, trimmed, forked, closed; beside them others run."""
+    caches = [long.cache("slide"), long.cache("stop")]
+    try:
+        for _ in range(data.draw(st.integers(1, 8))):
+            i = data.draw(st.integers(0, len(caches) - 1))
+            cache = caches[i]
+            match data.draw(st.sampled_from(["read", "read", "trim", "fork", "renew", "aside"])):
+                case "read":
+                    done = cache.adopt(TOKENS[: cache.limit])
+                    end = min(done + data.draw(st.sampled_from([1, 60, 64, 200])), cache.limit)
+                    end = min(end, POSITIONS)
+                    if end > done:
+                        same(read(long, cache, TOKENS[done:end]), plain[done:end])
+                case "trim":
+                    cache.trim(int(data.draw(st.floats(0, 1)) * cache.length))
+                case "fork":
+                    caches.append(cache.fork())
+                case "renew":
+                    cache.close()
+                    caches[i] = long.cache("slide")
+                case "aside":
+                    with long.cache() as other:
+                        read(long, other, [*TOKENS[:100], *[i] * 100])
+    finally:
+        for cache in caches:
+            cache.close()
+    assert long.pool.referenced == 0
+
+
+# ---- fingerprints ----
+
+
+def test_fingerprints_tell_models_apart_and_nothing_else(
+    tiny_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    def of(path: Path, **options: object) -> bytes:
+        engine = Engine.load(path, **options)  # type: ignore[arg-type]
+        out = engine.fingerprint
+        engine.close()
+        with pytest.raises(InputError, match="closed"):
+            _ = engine.pool
+        return out
+
+    wide = {"dim": 256, "ffn": 256, "type": "IQ2_XS"}
+    path, packed = tiny_gguf(**wide), tmp_path / "packed.gguf"
+    pack(path, packed)
+    ours = of(path)
+    assert of(packed) == of(path, layout="compact", context=100, threads=1) == ours
+    phi = tiny_gguf("phi3", context=256, original_context=128)
+    others = [tiny_gguf(**wide, seed=1), tiny_gguf(**wide, freq_base=5000.0), tiny_gguf(), phi]
+    assert len({ours, *(of(other) for other in others), of(phi, context=128)}) == 6
+
+
+def test_positions_are_those_of_the_rotary_factors(tiny_gguf: Callable[..., Path]) -> None:
+    path = tiny_gguf("phi3", context=1024, original_context=512)
+    for context, positions in ((512, 512), (513, 1024)):
+        engine = Engine.load(path, context=context)
+        assert engine.cache("slide").limit == engine.config.n_positions == positions
+        engine.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -41,6 +42,8 @@ def build(
     module = importlib.import_module(f"edge.models.{name}")
     config = Config.read(metadata, context, path)
     graph = Graph(shapes, path)
+    if hasattr(module, "n_positions"):
+        config = dataclasses.replace(config, n_positions=module.n_positions(graph, config))
     decoder(graph, config, module.layer, module.rope(graph, config))
     unused = [t for t in shapes if t.removesuffix(".weight") not in graph.weights]
     unused = [t for t in unused if t.removesuffix(".weight") not in module.OPTIONAL]

@@ -61,6 +61,7 @@ class Config:
     norm_eps: float
     n_context_train: int  # positions the model was made for
     n_context: int  # positions a session may use
+    n_positions: int  # positions that the rotary embedding serves
     window: int  # sliding window, 0: none
     keys: Keys
     path: str
@@ -93,6 +94,7 @@ class Config:
             norm_eps=keys.number("attention.layer_norm_rms_epsilon", least=0, most=0.1),
             n_context_train=trained,
             n_context=_context(context, trained, path),
+            n_positions=trained,
             window=keys.whole("attention.sliding_window", 0, least=0),
             keys=keys,
             path=path,

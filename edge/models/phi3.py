@@ -16,9 +16,9 @@ def rope(g: Graph, c: Config) -> Rope:
     Keys in the cache are rotated already, so a set cannot change within a session: a context up
     to the original length takes the short factors for all positions, a larger one the long.
     """
-    if not (g.has("rope_factors_long") or g.has("rope_factors_short")):
+    if not _has_factors(g):
         return rope_of(c, interleaved=False, factors=None)
-    original = c.keys.whole("rope.scaling.original_context_length", c.n_context_train, least=2)
+    original = _original(c)
     magnitude = _magnitude(c.n_context_train, original)
     magnitude = c.keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=100)
     return rope_of(
@@ -28,6 +28,22 @@ def rope(g: Graph, c: Config) -> Rope:
         magnitude=magnitude,
         scalings=("none", "linear", "longrope"),
     )
+
+
+def n_positions(g: Graph, c: Config) -> int:
+    """The short factors serve the original length, the long ones all."""
+    original = _original(c)
+    short = _has_factors(g) and c.n_context <= original
+    return min(original, c.n_context_train) if short else c.n_context_train
+
+
+def _has_factors(g: Graph) -> bool:
+    return g.has("rope_factors_long") or g.has("rope_factors_short")
+
+
+def _original(c: Config) -> int:
+    """Positions that the model was made for before its context was stretched."""
+    return c.keys.whole("rope.scaling.original_context_length", c.n_context_train, least=2)
 
 
 def _magnitude(trained: int, original: int) -> float:
