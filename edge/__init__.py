@@ -22,6 +22,7 @@ from edge.errors import (
     MemoryBudgetError,
     ModelFileError,
     NativeError,
+    SessionFileError,
     TemplateError,
     UnsupportedError,
 )
@@ -29,6 +30,7 @@ from edge.errors import (
 if TYPE_CHECKING:
     from edge.conversation import Chat
     from edge.model import Model, load
+    from edge.restore import resume
     from edge.results import Completion, Piece, TokenLogprob, Usage
     from edge.sampler import SamplingOptions
     from edge.session import Session
@@ -50,6 +52,7 @@ __all__ = [
     "Piece",
     "SamplingOptions",
     "Session",
+    "SessionFileError",
     "Stream",
     "TemplateError",
     "TokenLogprob",
@@ -57,6 +60,7 @@ __all__ = [
     "Usage",
     "__version__",
     "load",
+    "resume",
 ]
 
 _MODULE_OF = {
@@ -70,6 +74,7 @@ _MODULE_OF = {
     "TokenLogprob": "edge.results",
     "Usage": "edge.results",
     "load": "edge.model",
+    "resume": "edge.restore",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -11,6 +12,7 @@ from edge.errors import EdgeError, InputError
 from edge.kv import WhenFull
 from edge.request import Options
 from edge.results import Completion
+from edge.stops import StopFilter
 from edge.stream import Stream
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ class Chat:
         self._messages = [dict(message) for message in self._first]
         self.tools = [dict(tool) for tool in tools] if tools else None
         self._live: tuple[Stream, Message] | None = None  # the answer that grows
+        self._asked: tuple[Stream, Message] | None = None  # the last question
         self.session = model.session(when_full, **options)
+        self.session._about = self._state
         self._keeps = bool(self._first) and model.engine.pool.store is not None
 
     @property
@@ -64,6 +68,11 @@ class Chat:
             if stream.ended:
                 self._live = None
         return self._messages
+
+    @property
+    def system(self) -> str | None:
+        """The system message that it began with."""
+        return str(self._first[0]["content"]) if self._first else None
 
     def stream(self, message: str | Message, **options: Unpack[Options]) -> Stream:
         """Ask, and get the answer in pieces.
@@ -82,7 +91,7 @@ class Chat:
         ids = encode_messages(model.tokenizer, model.template, [*self.messages, asked], self.tools)
         options["reuse"] = True
         stream = self.session.stream(ids, **options)
-        self._live = None
+        self._live, self._asked = None, (stream, asked)
         stream.watch(partial(self._record, stream, asked))
         return stream
 
@@ -97,8 +106,18 @@ class Chat:
     def reset(self) -> None:
         """Forget the conversation, but for the system message it began with."""
         self.session.reset()
-        self._live = None
+        self._live = self._asked = None
         self._messages[:] = [dict(message) for message in self._first]
+        with self.session._exclusive():
+            self.session._write_journal()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation to a file that `edge.resume` goes on from, see `Session.save`."""
+        self.session.save(path)
+
+    def autosave(self, path: str | os.PathLike[str], every: int = 32) -> None:
+        """Keep a file that survives the process, see `Session.autosave`."""
+        self.session.autosave(path, every)
 
     def close(self) -> None:
         """Cancel what is under way and give the cache's memory back."""
@@ -109,6 +128,34 @@ class Chat:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _state(self) -> dict[str, Any]:
+        """What a file of the session needs for the conversation.
+
+        An answer under way, and its question, are not in the messages there: the answer is what
+        the tokens hold from answer_at on.
+        """
+        messages = list(self.messages)
+        state: dict[str, Any] = {"first": self._first, "tools": self.tools, "asked": None}
+        if self._asked is not None and not self._asked[0].ended:
+            stream, asked = self._asked
+            if self._live is not None and messages[-1] is self._live[1]:
+                del messages[-2:]
+            if len(messages) < len(self._messages) or self._live is None:
+                state["answer_at"] = stream.usage.prompt_tokens  # 0: its prompt was not read yet
+                state["asked"], state["stop"] = asked, list(stream.request.stop)
+        return {"chat": state | {"messages": messages}}
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Take over what `_state` gave. Raises KeyError, TypeError, ValueError for other things."""
+        self._first = [dict(message) for message in state["first"]]
+        self._messages = [dict(message) for message in state["messages"]]
+        if state["asked"] is not None:
+            at, tokens = int(state["answer_at"]), self.session.tokens
+            if 0 < at < len(tokens):  # there was an answer: as far as it came, like a cancelled one
+                text = _text_of(self._model.tokenizer, tokens, at, state["stop"])
+                answer = {"role": "assistant", "content": text}
+                self._messages += [dict(state["asked"]), answer]
 
     def _record(self, stream: Stream, asked: Message) -> None:
         """Take question and answer into the messages once there is an answer."""
@@ -128,6 +175,13 @@ class Chat:
             model = self._model
             alone = encode_messages(model.tokenizer, model.template, self._first, self.tools)
             self.session._keep_prefix(alone)
+
+
+def _text_of(tokenizer: Tokenizer, tokens: Sequence[int], start: int, stop: Sequence[str]) -> str:
+    """The text of an answer, tokens[start:], with the stop strings that it had."""
+    decoder, stops = tokenizer.decoder(after=tokens[start - 1]), StopFilter(stop)
+    pieces = [stops.push(decoder.push(t)) for t in tokens[start:] if t not in tokenizer.eos_ids]
+    return "".join(pieces) + stops.push(decoder.flush()) + stops.flush()
 
 
 def encode_messages(

@@ -2,6 +2,7 @@
 
 EdgeError
   +- ModelFileError       bad or truncated file
+  +- SessionFileError     a saved session that cannot be read, written or gone on with
   +- UnsupportedError     a right file, or a right request, that this build cannot serve
   +- MemoryBudgetError    would not fit
   +- InputError           a prompt, an option or a message that cannot be used
@@ -26,6 +27,7 @@ __all__ = [
     "MemoryBudgetError",
     "ModelFileError",
     "NativeError",
+    "SessionFileError",
     "TemplateError",
     "UnsupportedError",
 ]
@@ -42,11 +44,8 @@ class EdgeError(Exception):
     """The root: `except edge.EdgeError` catches whatever edge raises on purpose."""
 
 
-class ModelFileError(EdgeError):
-    """A file that is missing, damaged or not what it says.
-
-    path: the file; offset: byte at which it went wrong, or None; field: what was being read.
-    """
+class _FileError(EdgeError):
+    """path: the file; offset: byte at which it went wrong, or None; field: what was being read."""
 
     def __init__(
         self,
@@ -60,6 +59,21 @@ class ModelFileError(EdgeError):
         where = f", {field}" if field else ""
         where += f" at byte {offset}" if offset is not None else ""
         super().__init__(f"{self.path}{where}: {message}")
+
+
+class ModelFileError(_FileError):
+    """A file that is missing, damaged or not what it says.
+
+    path: the file; offset: byte at which it went wrong, or None; field: what was being read.
+    """
+
+
+class SessionFileError(_FileError):
+    """A session file that is missing, damaged, of another version or another model, in use by
+    another session, or that cannot be written.
+
+    path: the file; offset: byte at which it went wrong, or None; field: what was being read.
+    """
 
 
 class UnsupportedError(EdgeError):

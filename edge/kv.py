@@ -241,6 +241,10 @@ class KVCache:
             raise InputError(f"the cache has no page {i}")
         return self.pool.view(page).toreadonly()
 
+    def unseen(self, length: int) -> range:
+        """Pages that no token behind the first `length` sees."""
+        return range(_SINK_PAGES, max(_SINK_PAGES, self._first_seen(length // PAGE)))
+
     def restore(self, tokens: Sequence[int], pages: Sequence[bytes | memoryview | None]) -> None:
         """Fill an empty cache with what another one held: its tokens, and `page` of each page, or
         None for one that it had given back.
@@ -253,7 +257,7 @@ class KVCache:
         if len(tokens) > self.limit:
             self.reserve(len(tokens))  # says so
         self._drop(0)
-        gone = range(_SINK_PAGES, self._first_seen(len(tokens) // PAGE))
+        gone = self.unseen(len(tokens))
         try:
             for i, data in enumerate(pages):
                 if data is None and i in gone:

@@ -164,9 +164,10 @@ class Model:
             self.closed = True
             if self._soon is not None:
                 self._soon.join()
-        for session in list(self._sessions):  # all of it may be done again, if it was cut short
-            session.close()
-        self._engine.close()
+        with contextlib.ExitStack() as rest:  # all of it may be done again, if it was cut short
+            rest.callback(self._engine.close)
+            for session in list(self._sessions):
+                rest.callback(session.close)
 
     def __enter__(self) -> Model:
         return self

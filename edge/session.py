@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import itertools
 import operator
+import os
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from edge import native
-from edge.errors import CancelledError, ContextError, InputError
+from edge import journal, native
+from edge.errors import CancelledError, ContextError, InputError, SessionFileError
 from edge.kv import WhenFull
 from edge.request import Options, Request
 from edge.results import Completion, FinishReason, Piece, TokenLogprob
@@ -57,6 +58,8 @@ class Session:
         self._lock = threading.Lock()
         self._user: int | None = None  # the thread that has the lock
         self._closed = False
+        self._journal: journal.Journal | None = None
+        self._about: Callable[[], dict[str, Any]] = dict  # what a chat adds to a session's file
 
     @property
     def tokens(self) -> list[int]:
@@ -106,6 +109,39 @@ class Session:
             self._check_holds(n_tokens)
             self._current = None
             self._cut(n_tokens)
+            self._write_journal()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the session to a file that `edge.resume` goes on from, without computing anew.
+
+        path: a file that is there is replaced, once the new one is whole and on the disk.
+        Raises SessionFileError when that fails: the session goes on, a file that was there stays.
+        """
+        with self._exclusive():
+            mine = self._journal
+            if mine is not None and mine.file.path == os.path.realpath(path):
+                mine.rewrite(self)
+            else:
+                journal.save(self, path).close()
+
+    def autosave(self, path: str | os.PathLike[str], every: int = 32) -> None:
+        """As `save`, and from now on keep the file up to date: whenever the process is killed or
+        the power is cut, at most the last `every` tokens are lost.
+
+        The file is locked until the session is closed or saves itself elsewhere.
+        Raises SessionFileError; later, calls raise it when the file cannot be written any more:
+        the session stays as it is and goes on, without the file.
+        """
+        journal.check_every(every)
+        with self._exclusive():
+            mine = self._journal
+            if mine is not None and mine.file.path == os.path.realpath(path):
+                mine.rewrite(self)
+                mine.every = every
+                return
+            self._journal = journal.Journal(self, journal.save(self, path), every)
+            if mine is not None:
+                mine.file.close()
 
     def reset(self) -> None:
         """Forget everything."""
@@ -141,8 +177,13 @@ class Session:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._current = None
-                self._cache.close()
+                try:
+                    self._write_journal(last=True)
+                finally:
+                    self._current = None
+                    self._cache.close()
+                    if self._journal is not None:
+                        self._journal.file.close()
 
     def __enter__(self) -> Session:
         return self
@@ -216,7 +257,22 @@ class Session:
         """`keep` what the session has in common with these tokens, from within a call."""
         self._cache.keep(_common_prefix(self._tokens, tokens))
 
+    def _write_journal(self, *, if_due: bool = False, last: bool = False) -> None:
+        """Bring the file, if there is one, up to date; leave it where that fails, and raise
+        SessionFileError.
+        """
+        if self._journal is None or (if_due and not self._journal.is_due(self)):
+            return
+        try:
+            self._journal.write(self, last=last)
+        except SessionFileError:
+            self._journal.file.close()
+            self._journal = None
+            raise
+
     def _cut(self, n_tokens: int) -> None:
+        if self._journal is not None:
+            self._journal.cut(n_tokens)
         if self._cache.length > n_tokens:
             self._cache.trim(n_tokens)
         del self._tokens[n_tokens:]
@@ -229,6 +285,7 @@ class Session:
                 out.finish_reason = "cancelled"
             else:
                 yield from self._decode(logits, out)
+            self._write_journal()
         except GeneratorExit:  # the caller left
             out.finish_reason = out.finish_reason or "cancelled"
             raise
@@ -275,6 +332,7 @@ class Session:
         """One native call. Logits (n_vocab,) of the last token; None where they are not needed."""
         if out.cancel_flag.is_set():
             raise CancelledError("the call was cancelled")
+        self._write_journal(if_due=True)
         logits = self._engine.run(
             self._cache, tokens, logits="last" if last else "none", cancel=out.cancel_flag
         )

@@ -13,7 +13,7 @@ import click
 
 from edge.cli import COMMANDS, complain
 from edge.cli.options import Settings, model_options, read_stdin, sampling_options, utf8
-from edge.errors import EdgeError
+from edge.errors import EdgeError, InputError, brief
 
 if TYPE_CHECKING:
     from edge.conversation import Chat
@@ -25,18 +25,28 @@ _HELP = """\
 /quit   leave (or Ctrl-D)
 Ctrl-C  stops an answer; at the prompt it leaves"""
 _HISTORY_LINES = 1000
+_SAVE_EVERY = 32  # tokens
 
 
 @click.command(short_help=COMMANDS["chat"])
 @model_options
 @click.option("-p", "--prompt", metavar="TEXT", help="Ask this, answer, and leave.")
 @click.option("-s", "--system", metavar="TEXT", help="What the model is told before the talk.")
+@click.option(
+    "--session",
+    "file",
+    metavar="FILE",
+    help="Keep the conversation in FILE, and go on with the one that is there.",
+)
 @sampling_options
-def chat(model: str | None, prompt: str | None, system: str | None, **flags: Any) -> None:
+def chat(
+    model: str | None, prompt: str | None, system: str | None, file: str | None, **flags: Any
+) -> None:
     """Talk with a model, or ask it one question.
 
     With --prompt, or a question on standard input, it answers once and leaves. Else it is a
     conversation: /help lists what can be typed, Ctrl-C stops an answer, a second one leaves.
+    With --session it survives the program, however that ends.
     """
     from edge.cli.answer import not_empty, once, open_model, stream
 
@@ -48,10 +58,10 @@ def chat(model: str | None, prompt: str | None, system: str | None, **flags: Any
     elif not sys.stdin.isatty():
         prompt = not_empty(read_stdin().strip())
     with open_model(model, **settings.loading) as loaded:
+        talk = _begin(loaded, system, file, quiet=settings.quiet)
         if prompt is None:
-            _converse(loaded, system, settings)
+            _converse(loaded, talk, settings)
             return
-        talk = loaded.chat(system=system)
         ask = partial(stream, talk, prompt, quiet=settings.quiet, **_options(settings))
         once(loaded, ask, quiet=settings.quiet, newline=True)
 
@@ -61,11 +71,33 @@ def _options(settings: Settings) -> dict[str, Any]:
     return {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
 
 
-def _converse(model: Model, system: str | None, settings: Settings) -> None:
+def _begin(model: Model, system: str | None, file: str | None, *, quiet: bool) -> Chat:
+    """A new conversation, or the one in the file."""
+    if file is None or not os.path.lexists(file):
+        talk = model.chat(system=system)
+        if file is not None:
+            talk.autosave(file, _SAVE_EVERY)
+        return talk
+    import edge
+    from edge.cli.terminal import note
+
+    found = edge.resume(file, model, autosave=_SAVE_EVERY)
+    if not isinstance(found, edge.Chat):
+        raise InputError(f"{file} holds a text, not a conversation: resume it from Python")
+    if system is not None and system != found.system:
+        told = "none" if found.system is None else brief(found.system)
+        raise InputError(
+            f"{file} has another system message, {told}: leave --system out, or name another file"
+        )
+    if not quiet:
+        note(f"resumed: {len(found.session.tokens):,} tokens")
+    return found
+
+
+def _converse(model: Model, talk: Chat, settings: Settings) -> None:
     """The conversation, until /quit, the end of input, or Ctrl-C at the prompt."""
     if not settings.quiet:
         click.secho("/help lists what can be typed, Ctrl-D leaves", err=True, dim=True)
-    talk = model.chat(system=system)
     with _history():
         while (line := _read_line()) is not None:
             if line == "/quit":

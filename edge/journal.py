@@ -1,0 +1,184 @@
+"""What of a session goes into its file, and when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import InputError, SessionFileError
+from edge.kv import PAGE
+from edge.session_file import Kind, Part, SessionFile
+
+if TYPE_CHECKING:
+    from edge.engine import Engine
+    from edge.kv import KVCache
+    from edge.request import Request
+    from edge.session import Session
+
+__all__ = ["Journal", "check_every", "facts", "save"]
+
+_LEAST_OBSOLETE = 1 << 20  # bytes for which a file is not written anew
+
+
+def save(
+    session: Session, path: str | os.PathLike[str], held: SessionFile | None = None
+) -> SessionFile:
+    """Write all of a session: an open SessionFile. held: the one at this path, if we have it.
+
+    Raises SessionFileError, and InputError for messages that JSON cannot hold.
+    """
+    cache = session._cache
+    meta = facts(session._engine) | {"when_full": cache.when_full}
+    parts = [
+        Part.json(Kind.META, meta | {"defaults": _request(session._defaults)}),
+        _state(session),
+        Part.tokens(0, session._tokens),
+        *_pages(cache, 0, cache.n_pages),
+    ]
+    with _released(parts):
+        return SessionFile.create(path, parts, held)
+
+
+def check_every(every: int) -> None:
+    """Raise InputError unless it is a number of tokens."""
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise InputError(f"autosave every {every!r} tokens: it must be a whole number from 1")
+
+
+def facts(engine: Engine) -> dict[str, Any]:
+    """What a session depends on, plain values for JSON."""
+    name = str(engine.gguf.metadata.get("general.name") or "")
+    file = os.path.basename(engine.gguf.path)
+    return {
+        "model": f"{name} ({file})" if name else file,
+        "fingerprint": engine.fingerprint.hex(),
+        "kv": asdict(engine.kv),
+        "page_bytes": engine.kv.page_bytes,
+        "factors": _factors(engine),
+        "native_bf16": engine.isa.endswith("+bf16"),
+        "context": int(engine.config.n_context),
+    }
+
+
+def _factors(engine: Engine) -> str | None:
+    """The tensor of rotary factors in use: with LongRoPE the context limit chooses it."""
+    ropes = (op.attrs["rope"] for op in engine.graph.ops if op.kind == "rope")
+    return next((str(rope.factors) for rope in ropes if rope.factors), None)
+
+
+class Journal:
+    """A session's file while the session goes on.
+
+    What is new is appended once there are `every` tokens of it, and at the end of each call. When
+    more of the file is obsolete than is not, it is written anew, under another name first.
+    """
+
+    def __init__(self, session: Session, file: SessionFile, every: int) -> None:
+        """The file holds the session as it is, but for pages that have room."""
+        self.file, self.every = file, every
+        self._n_tokens = len(session._tokens)  # the session's first tokens that it holds
+        self._n_pages = session._cache.length // PAGE  # and the first pages
+        self._state = Part.json(Kind.STATE, file.contents.state).data
+        self._least = _LEAST_OBSOLETE
+
+    def cut(self, n_tokens: int) -> None:
+        """The session is cut to n_tokens: what comes next replaces the rest."""
+        self._n_tokens = min(self._n_tokens, n_tokens)
+        self._n_pages = min(self._n_pages, n_tokens // PAGE)
+
+    def is_due(self, session: Session) -> bool:
+        """Whether there is enough that is new."""
+        whole = (session._cache.length // PAGE - self._n_pages) * PAGE
+        return max(len(session._tokens) - self._n_tokens, whole) >= self.every
+
+    def write(self, session: Session, *, last: bool = False) -> None:
+        """Append what is new; the last time, a page that has room too.
+
+        Raises SessionFileError: the file then holds what it held before.
+        """
+        tokens, cache, parts = session._tokens, session._cache, list[Part]()
+        state = _state(session)
+        if state.data != self._state:
+            parts.append(state)
+        if self._n_tokens < max(len(tokens), len(self.file.contents.tokens)):
+            parts.append(Part.tokens(self._n_tokens, tokens[self._n_tokens :]))
+        n_full = cache.length // PAGE
+        pages = _pages(cache, self._n_pages, cache.n_pages if last else n_full)
+        parts += [part for part in pages if part.b > self._positions(part.a)]
+        if parts:
+            with _released(parts):
+                self.file.append(parts)
+            self._n_tokens, self._n_pages = len(tokens), max(self._n_pages, n_full)
+            self._state = state.data
+            self._compact(session)
+
+    def rewrite(self, session: Session) -> None:
+        """Write the file anew, with what is live. Raises SessionFileError: it is as it was."""
+        old, self.file = self.file, save(session, self.file.path, self.file)
+        old.close()
+        self._n_tokens, self._n_pages = len(session._tokens), session._cache.length // PAGE
+        self._state = Part.json(Kind.STATE, self.file.contents.state).data
+
+    def _positions(self, i: int) -> int:
+        """How many positions of a page, as the session has it, are in the file."""
+        _, positions = self.file.contents.pages.get(i, (None, 0))
+        return min(positions, self._n_tokens - i * PAGE)
+
+    def _compact(self, session: Session) -> None:
+        cache, pages = session._cache, self.file.contents.pages
+        for i in [i for i in pages if i < cache.n_pages and not cache.has_page(i)]:
+            del pages[i]  # behind the window: nobody will ask for it
+        live = self.file.contents.n_bytes
+        obsolete = self.file.end - live
+        if obsolete > max(live, self._least):
+            try:
+                self.rewrite(session)
+                self._least = _LEAST_OBSOLETE
+            except SessionFileError:  # no room for both: go on in the old one, try later
+                self._least = 2 * obsolete
+
+
+def _pages(cache: KVCache, first: int, last: int) -> list[Part]:
+    """Pages of the cache from first to last - 1, but for those behind the window."""
+    return [
+        Part(Kind.PAGE, i, min(PAGE, cache.length - i * PAGE), cache.page(i))
+        for i in range(first, last)
+        if cache.has_page(i)
+    ]
+
+
+@contextmanager
+def _released(parts: Sequence[Part]) -> Iterator[None]:
+    """Hold no pages afterwards: an error's traceback would, and the cache could not be closed."""
+    try:
+        yield
+    finally:
+        for part in parts:
+            if isinstance(part.data, memoryview):
+                part.data.release()
+
+
+def _state(session: Session) -> Part:
+    request = session._defaults if session._current is None else session._current.request
+    state = session._about() | {"sampling": _request(request)["sampling"]}
+    try:
+        return Part.json(Kind.STATE, state)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise InputError(f"the messages cannot be saved: {e}") from e
+
+
+def _request(request: Request) -> dict[str, Any]:
+    """Options as plain values; `progress`, a function, stays behind."""
+    sampling = asdict(request.sampling)
+    sampling["logit_bias"] = list(request.sampling.logit_bias.items())
+    return {
+        "max_tokens": request.max_tokens,
+        "stop": list(request.stop),
+        "sampling": sampling,
+        "logprobs": request.logprobs,
+        "special": request.special,
+        "reuse": request.reuse,
+    }

@@ -1,0 +1,502 @@
+"""Session files: an append-only log that a kill or a power cut at any moment leaves readable.
+
+    file    | header, 64 bytes | records: the snapshot | records of append 1 | of append 2 | ...
+    header  | "EDGESESS" | u32 version | u32 0 | u64 snapshot's end | id[16] | 0[20] | u32 crc |
+    record  | "EREC" | u32 kind | u64 a | u64 b | u64 n_bytes | u64 batch | u64 sum[2] | u32 left |
+            | u32 crc | payload, n_bytes |
+
+    kind    a               b                    payload
+    META    0               0                    JSON: of what model, with which options
+    TOKENS  first position  0                    int32 ids; those from a on give way to them
+    PAGE    index           positions that hold  a page of the KV cache, as it lies in memory
+    STATE   0               0                    JSON: what changes from call to call
+
+All numbers are little-endian. What is appended together is a batch and counts as a whole or not at
+all: `batch` is the position of its first record, `left` how many records of it are still to come.
+`crc` (CRC-32) goes over the record's own header and position and begins with the file header's, so
+that a record cannot be moved, within a file or to another; `sum` (edge_checksum) goes over the
+payload.
+
+The snapshot is written under another name, synced and renamed: it must be whole. A batch is synced
+before the next one begins, so that only the last one can be torn: it is dropped, as if it had never
+been. A bad record with one of a later batch behind it is damage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import secrets
+import stat
+import struct
+import zlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from edge import native
+from edge.errors import SessionFileError
+from edge.native import ffi, lib
+from edge.store import sync_folder
+
+__all__ = ["VERSION", "Contents", "Kind", "Part", "SessionFile"]
+
+#: Rises when the records, or the bytes of a page, change their meaning.
+VERSION = 1
+
+_MAGIC, _MARK = b"EDGESESS", b"EREC"
+_HEADER = struct.Struct("<8sIIQ16s20xI")
+_RECORD = struct.Struct("<4sIQQQQQQII")
+_CRC = struct.Struct("<I")
+_DATASYNC = getattr(os, "fdatasync", os.fsync)  # not everywhere
+
+Bytes: TypeAlias = "bytes | memoryview"
+
+
+class Kind(IntEnum):
+    """What a record holds."""
+
+    META = 1
+    TOKENS = 2
+    PAGE = 3
+    STATE = 4
+
+
+class Part(NamedTuple):
+    """One record to write; a, b: see the drawing."""
+
+    kind: Kind
+    a: int
+    b: int
+    data: Bytes
+
+    @classmethod
+    def json(cls, kind: Kind, value: dict[str, Any]) -> Part:
+        """A META or STATE record. Raises TypeError, ValueError for what JSON cannot hold."""
+        return cls(kind, 0, 0, json.dumps(value, separators=(",", ":")).encode())
+
+    @classmethod
+    def tokens(cls, start: int, ids: Sequence[int]) -> Part:
+        """Tokens from a position on."""
+        return cls(Kind.TOKENS, start, 0, struct.pack(f"<{len(ids)}i", *ids))
+
+
+class _Record(NamedTuple):
+    """A record of a file. at: position of its header."""
+
+    at: int
+    kind: int
+    a: int
+    b: int
+    n_bytes: int
+    batch: int
+    sum: tuple[int, int]
+    left: int
+
+    @property
+    def end(self) -> int:
+        return self.at + _RECORD.size + self.n_bytes
+
+
+@dataclass
+class Contents:
+    """What the records say. tokens: ids; pages: index -> (record, positions that hold of it)."""
+
+    meta: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    pages: dict[int, tuple[_Record, int]] = field(default_factory=dict)
+    _json_bytes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file that are not obsolete, but for record headers."""
+        pages = sum(record.n_bytes for record, _ in self.pages.values())
+        return pages + 4 * len(self.tokens) + sum(self._json_bytes.values())
+
+    def apply(self, record: _Record, data: Bytes) -> None:
+        """Do what a record says. data: its payload, empty for a page. Raises ValueError."""
+        if record.kind == Kind.PAGE:
+            size = int(lib.edge_page_positions())
+            if not 0 < record.b <= size or record.a * size + record.b > len(self.tokens):
+                raise ValueError("a page of tokens that are not there")
+            self.pages[record.a] = record, record.b
+        elif record.kind == Kind.TOKENS:
+            if record.a > len(self.tokens) or record.n_bytes % 4:
+                raise ValueError("tokens behind a gap")
+            self._cut(record.a)
+            self.tokens.extend(struct.unpack(f"<{len(data) // 4}i", data))
+        elif record.kind in (Kind.META, Kind.STATE):
+            value = json.loads(bytes(data))
+            if not isinstance(value, dict):
+                raise ValueError("no JSON object")
+            if record.kind == Kind.META:
+                self.meta = value
+            else:
+                self.state = value
+            self._json_bytes[record.kind] = record.n_bytes
+        else:
+            raise ValueError(f"a record of kind {record.kind}")
+
+    def _cut(self, n_tokens: int) -> None:
+        """A page keeps what it has of the first n_tokens: keys and values look back only."""
+        del self.tokens[n_tokens:]
+        size = int(lib.edge_page_positions())
+        for i, (record, n) in list(self.pages.items()):
+            left = min(n, n_tokens - i * size)
+            if left > 0:
+                self.pages[i] = record, left
+            else:
+                del self.pages[i]
+
+
+class SessionFile:
+    """An open session file; get one with `create` or `open`. One thread at a time.
+
+    Who may write holds a lock on it until `close`. path: the file; end: bytes up to the last whole
+    batch; contents: what they say.
+    """
+
+    def __init__(self, path: str, handle: int, *, write: bool) -> None:
+        self.path, self.end = path, 0
+        self.contents = Contents()
+        self._file = os.fdopen(handle, "r+b" if write else "rb", buffering=0)
+        self._pool = native.new_pool(1)
+        self._crc = 0
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], parts: Sequence[Part], held: SessionFile | None = None
+    ) -> SessionFile:
+        """Write a whole new file, and put it in the place of one that is there.
+
+        held: the open file at this path. Raises SessionFileError when it cannot be written, or
+        another process writes to it, or what is there is no session file: that is left as it was.
+        """
+        target = os.path.realpath(path)
+        folder, name = os.path.split(target)
+        scratch = os.path.join(folder, f".{name}.tmp")
+        with contextlib.ExitStack() as stack:
+            try:
+                if held is None and os.path.lexists(target):
+                    stack.callback(os.close, _lock_old(target))
+                made = cls(target, _lock(scratch, os.O_RDWR | os.O_CREAT), write=True)
+                failed = stack.enter_context(contextlib.ExitStack())
+                failed.callback(made.close)
+                failed.callback(_remove, scratch)
+                made._write_snapshot(parts)
+                os.replace(scratch, target)
+                failed.pop_all()
+            except OSError as e:
+                raise SessionFileError(f"cannot be written: {e.strerror or e}", path=path) from e
+        sync_folder(Path(folder))
+        return made
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, write: bool = False) -> SessionFile:
+        """Open a file and read what it says, but for the pages.
+
+        write: lock it, to append; a torn end is cut off. Raises SessionFileError for a file that
+        is missing, damaged, of another version or kind, or in use by another process.
+        """
+        target = os.path.realpath(path)
+        try:
+            if not stat.S_ISREG(os.stat(target).st_mode):
+                raise SessionFileError("is no file", path=path)
+            flags = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+            handle = _lock(target, os.O_RDWR) if write else os.open(target, os.O_RDONLY | flags)
+        except OSError as e:
+            raise SessionFileError(f"cannot be opened: {e.strerror or e}", path=path) from e
+        file = cls(target, handle, write=write)
+        try:
+            size = file._read()
+            if write and size > file.end:
+                file._truncate()
+                os.fsync(file._file.fileno())
+        except OSError as e:
+            file.close()
+            raise SessionFileError(f"cannot be read: {e.strerror or e}", path=path) from e
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def append(self, parts: Sequence[Part]) -> None:
+        """Add a batch; when this returns, it is on the disk.
+
+        Raises SessionFileError when it cannot be written: the file is then as it was.
+        """
+        try:
+            records = self._write_batch(parts)
+            _DATASYNC(self._file.fileno())
+        except OSError as e:
+            self._truncate()
+            raise SessionFileError(f"cannot be written: {e.strerror or e}", path=self.path) from e
+        except BaseException:
+            self._truncate()
+            raise
+        self._apply(records, parts)
+
+    def pages(self, n: int) -> Sequence[memoryview | None]:
+        """The first n pages, read when they are asked for, one after another in the same memory;
+        None for one that is not there.
+
+        Taking one raises SessionFileError when its bytes are not what was written.
+        """
+        return _Pages(self, n)
+
+    def close(self) -> None:
+        """Let go of the file and its lock."""
+        self._file.close()
+        if self._pool is not None:
+            ffi.release(self._pool)
+            self._pool = None
+
+    # ---- writing ----
+
+    def _write_snapshot(self, parts: Sequence[Part]) -> None:
+        """Header and first batch, synced."""
+        self._file.truncate(0)
+        end = _HEADER.size + sum(_RECORD.size + len(part.data) for part in parts)
+        identity = secrets.token_bytes(16)
+        unsigned = _HEADER.pack(_MAGIC, VERSION, 0, end, identity, 0)[: -_CRC.size]
+        self._crc, self.end = zlib.crc32(unsigned), _HEADER.size
+        _write_all(self._file, unsigned + _CRC.pack(self._crc))
+        records = self._write_batch(parts)
+        os.fsync(self._file.fileno())
+        self._apply(records, parts)
+
+    def _write_batch(self, parts: Sequence[Part]) -> list[_Record]:
+        """Records behind the last whole batch, not synced."""
+        self._file.seek(self.end)
+        at, records = self.end, list[_Record]()
+        for i, part in enumerate(parts):
+            left = len(parts) - 1 - i
+            pair = self._checksum(part.data)
+            numbers = (part.kind, part.a, part.b, len(part.data), self.end)
+            records.append(_Record(at, *numbers, pair, left))
+            unsigned = _RECORD.pack(_MARK, *numbers, *pair, left, 0)[: -_CRC.size]
+            _write_all(self._file, unsigned + _CRC.pack(self._record_crc(unsigned, at)))
+            _write_all(self._file, part.data)
+            at = records[-1].end
+        return records
+
+    def _apply(self, records: Sequence[_Record], parts: Sequence[Part]) -> None:
+        for record, part in zip(records, parts, strict=True):
+            self.contents.apply(record, part.data)
+            self.end = record.end
+
+    def _truncate(self) -> None:
+        """Cut off what is behind the last whole batch; if not even that works, it is torn."""
+        with contextlib.suppress(OSError):
+            self._file.truncate(self.end)
+
+    # ---- reading ----
+
+    def _read(self) -> int:
+        """Header and records into `contents`; the file's bytes."""
+        size = os.fstat(self._file.fileno()).st_size
+        snapshot_end = self._read_header(size)
+        self.end = _HEADER.size
+        while self.end < size:
+            batch, bad = self._read_batch(size)
+            if bad is None and batch[-1][0].end == size and self.end >= snapshot_end:
+                bad = self._bad_page([record for record, _ in batch])
+            if bad is not None:
+                if self.end < snapshot_end or self._is_followed(bad, size):
+                    raise self._damaged(bad, "record")
+                break
+            for record, data in batch:
+                try:
+                    self.contents.apply(record, data)
+                except (ValueError, RecursionError) as e:
+                    raise self._damaged(record.at, "record", str(e)) from e
+            first, self.end = self.end, batch[-1][0].end
+            if first < snapshot_end != self.end:
+                raise self._damaged(first, "snapshot")
+        if self.end < snapshot_end:
+            raise self._damaged(self.end, "snapshot")
+        return size
+
+    def _read_header(self, size: int) -> int:
+        """Where the snapshot ends."""
+        data = self._file.read(_HEADER.size) or b""
+        if data[: len(_MAGIC)] != _MAGIC[: len(data)] or not data:
+            raise SessionFileError("is not a session file", path=self.path, offset=0)
+        if len(data) < _HEADER.size:
+            raise self._damaged(0, "header", "it is cut off")
+        _, version, _, end, _, crc = _HEADER.unpack(data)
+        if zlib.crc32(data[: -_CRC.size]) != crc:
+            raise self._damaged(0, "header")
+        if version != VERSION:
+            raise SessionFileError(
+                f"is of version {version}, this build reads version {VERSION}: "
+                "go on with the edge that wrote it",
+                path=self.path,
+                field="version",
+            )
+        if end > size:
+            raise self._damaged(size, "snapshot", f"it is cut off, {end - size} bytes are missing")
+        self._crc = crc  # not that of the whole header, which is the same for all
+        return int(end)
+
+    def _read_batch(self, size: int) -> tuple[list[tuple[_Record, Bytes]], int | None]:
+        """The records of the batch at `end` with their payloads (but for pages), or the position
+        of the first that is not right.
+        """
+        batch, at, left = list[tuple[_Record, Bytes]](), self.end, None
+        while left != 0:
+            record = self._header_at(at)
+            if record is None or record.end > size or record.batch != self.end:
+                return batch, at
+            if left is not None and record.left != left - 1:
+                return batch, at
+            data = bytearray(0 if record.kind == Kind.PAGE else record.n_bytes)
+            if record.kind != Kind.PAGE and not self._read_payload(record, memoryview(data)):
+                return batch, at
+            batch.append((record, memoryview(data)))
+            at, left = record.end, record.left
+        return batch, None
+
+    def _bad_page(self, records: Sequence[_Record]) -> int | None:
+        """The first page of these whose bytes are not right."""
+        for record in records:
+            if record.kind == Kind.PAGE:
+                data = memoryview(bytearray(record.n_bytes))
+                if not self._read_payload(record, data):
+                    return record.at
+        return None
+
+    def _is_followed(self, bad: int, size: int) -> bool:
+        """Whether a record of a later batch lies behind a bad one."""
+        with mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ) as data:
+            at = bad
+            while (at := data.find(_MARK, at + 1)) >= 0:
+                record = self._header_at(at)
+                if record is not None and record.batch > self.end:
+                    return True
+        return False
+
+    def _header_at(self, at: int) -> _Record | None:
+        """The record at a position; None when there is none."""
+        self._file.seek(at)
+        data = self._file.read(_RECORD.size) or b""
+        if len(data) < _RECORD.size:
+            return None
+        mark, kind, a, b, n_bytes, batch, s0, s1, left, crc = _RECORD.unpack(data)
+        if mark != _MARK or crc != self._record_crc(data[: -_CRC.size], at):
+            return None
+        return _Record(at, kind, a, b, n_bytes, batch, (s0, s1), left)
+
+    def _read_payload(self, record: _Record, target: memoryview) -> bool:
+        """Read it into target; whether it is what was written."""
+        self._file.seek(record.at + _RECORD.size)
+        done = 0
+        while done < len(target):
+            n = self._file.readinto(target[done:])
+            if not n:
+                return False
+            done += n
+        return self._checksum(target) == record.sum
+
+    def _record_crc(self, header: bytes, at: int) -> int:
+        return zlib.crc32(header + struct.pack("<Q", at), self._crc)
+
+    def _checksum(self, data: Bytes) -> tuple[int, int]:
+        pair = ffi.new("uint64_t[2]")
+        with ffi.from_buffer("uint8_t[]", data) as source:
+            native.check(lib.edge_checksum(self._pool, source, len(data), pair))
+        return int(pair[0]), int(pair[1])
+
+    def _damaged(self, at: int, what: str, why: str = "its checksum is wrong") -> SessionFileError:
+        return SessionFileError(
+            f"the file is damaged: {why}", path=self.path, offset=at, field=what
+        )
+
+
+class _Pages(Sequence["memoryview | None"]):
+    """Pages of a file: no more than one of them is in memory."""
+
+    def __init__(self, file: SessionFile, n: int) -> None:
+        self._file, self._n = file, n
+        self._buffer = memoryview(b"")
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, i: Any) -> Any:
+        if i >= self._n:
+            raise IndexError(i)
+        if i not in self._file.contents.pages:
+            return None
+        record, _ = self._file.contents.pages[i]
+        if len(self._buffer) != record.n_bytes:
+            self._buffer = memoryview(bytearray(record.n_bytes))
+        if not self._file._read_payload(record, self._buffer):
+            raise self._file._damaged(record.at, f"page {i}")
+        return self._buffer
+
+
+def _lock(path: str, flags: int) -> int:
+    """Open a file that nobody else writes to. Raises SessionFileError, OSError."""
+    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    while True:
+        handle = os.open(path, flags, 0o600)  # a talk is its owner's alone
+        try:
+            _lock_handle(handle, path)
+            if _is_at(handle, path):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # renamed, or replaced, before we had the lock: once more
+
+
+def _lock_handle(handle: int, path: str) -> None:
+    """Raises SessionFileError when another has the lock; file systems without locks have none."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise SessionFileError("another session writes to this file", path=path) from e
+    except (ImportError, OSError):
+        pass
+
+
+def _is_at(handle: int, path: str) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _lock_old(path: str) -> int:
+    """Lock a file that is to be replaced, when it is one of ours, or empty."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise SessionFileError("is no file: it is not replaced", path=path)
+    handle = _lock(path, os.O_RDONLY)
+    start = os.read(handle, len(_MAGIC))
+    if start not in (b"", _MAGIC):
+        os.close(handle)
+        raise SessionFileError("is not a session file: it is not replaced", path=path)
+    return handle
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _write_all(file: Any, data: Bytes) -> None:
+    """Raw files may write less than asked. Leaves no view of data behind. Raises OSError."""
+    done = 0
+    while done < len(data):
+        with memoryview(data) as view, view[done:] as rest:
+            done += file.write(rest)

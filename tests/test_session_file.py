@@ -1,0 +1,376 @@
+"""The log itself: whole, torn or damaged, and what happens when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge import session_file
+from edge.errors import SessionFileError
+from edge.session_file import Kind, Part, SessionFile
+
+pytestmark = pytest.mark.native
+
+PAGES = [random.Random(i).randbytes(200) for i in range(4)]
+State = tuple[list[int], dict[str, Any], dict[int, tuple[int, bytes]]]
+
+
+def page(i: int, positions: int = 64, data: bytes | None = None) -> Part:
+    return Part(Kind.PAGE, i, positions, PAGES[i] if data is None else data)
+
+
+def state(i: int) -> Part:
+    return Part.json(Kind.STATE, {"n": i})
+
+
+def snapshot(n_tokens: int = 70) -> list[Part]:
+    parts = [Part.json(Kind.META, {"model": "m"}), state(0), Part.tokens(0, range(n_tokens))]
+    return parts + [page(i, min(64, n_tokens - 64 * i)) for i in range(-(-n_tokens // 64))]
+
+
+#: More of the session: it grows, is cut, grows another way.
+APPENDS = [
+    [Part.tokens(70, range(70, 100))],
+    [state(1), Part.tokens(100, range(100, 130)), page(1)],
+    [Part.tokens(66, [7, 8, 9]), state(2)],
+    [Part.tokens(69, range(69, 200)), page(1, data=PAGES[3]), page(2)],
+]
+
+
+def said(file: SessionFile) -> State:
+    """Tokens, state, and (positions, bytes) of each page."""
+    c = file.contents
+    n = max(c.pages, default=-1) + 1
+    data = [None if view is None else bytes(view) for view in file.pages(n)]
+    return c.tokens.tolist(), c.state, {i: (p[1], data[i] or b"") for i, p in c.pages.items()}
+
+
+def read(path: Path) -> State:
+    file = SessionFile.open(path)
+    try:
+        return said(file)
+    finally:
+        file.close()
+
+
+def make(path: Path) -> tuple[list[State], list[int]]:
+    """A file of a snapshot and APPENDS: what it said, and where it ended, after each."""
+    file = SessionFile.create(path, snapshot())
+    states, ends = [said(file)], [file.end]
+    for parts in APPENDS:
+        file.append(parts)
+        states.append(said(file))
+        ends.append(file.end)
+    file.close()
+    return states, ends
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    states, ends = make(path)
+    assert read(path) == states[-1]
+    assert states[0] == (list(range(70)), {"n": 0}, {0: (64, PAGES[0]), 1: (6, PAGES[1])})
+    assert path.stat().st_size == ends[-1] and path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def test_tokens_that_give_way_take_their_pages_along(tmp_path: Path) -> None:
+    states, _ = make(tmp_path / "s")
+    assert states[2][2] == {0: (64, PAGES[0]), 1: (64, PAGES[1])}
+    assert states[3][0] == [*range(66), 7, 8, 9]
+    assert states[3][2] == {0: (64, PAGES[0]), 1: (2, PAGES[1])}
+    assert states[4][2] == {0: (64, PAGES[0]), 1: (64, PAGES[3]), 2: (64, PAGES[2])}
+
+
+def test_a_cut_at_any_byte_leaves_the_last_whole_append(tmp_path: Path) -> None:
+    path, cut = tmp_path / "s", tmp_path / "cut"
+    states, ends = make(path)
+    data = path.read_bytes()
+    for n in range(len(data)):
+        cut.write_bytes(data[:n])
+        if n < ends[0]:
+            with pytest.raises(SessionFileError, match=r"not a session file|cut off"):
+                read(cut)
+        else:
+            assert read(cut) == states[sum(end <= n for end in ends) - 1], n
+
+
+def test_a_flipped_bit_is_found_or_drops_the_last_append(tmp_path: Path) -> None:
+    path, flipped = tmp_path / "s", tmp_path / "flipped"
+    states, ends = make(path)
+    data, rng = bytearray(path.read_bytes()), random.Random(0)
+    raised = 0
+    for n in range(len(data)):
+        bit = 1 << rng.randrange(8)
+        data[n] ^= bit
+        flipped.write_bytes(data)
+        data[n] ^= bit
+        try:
+            got = read(flipped)
+        except SessionFileError:
+            raised += 1
+        else:
+            obsolete = got == states[-1]  # of a page that was replaced: nobody reads it
+            assert got == states[-2] if n >= ends[-2] else obsolete, n
+    assert raised == ends[-2] - 2 * len(PAGES[1])  # two copies of it were replaced
+
+
+def test_damage_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    _, ends = make(path)
+    data = bytearray(path.read_bytes())
+    data[ends[1] + 70] ^= 1  # the payload of the second append's first record
+    path.write_bytes(data)
+    with pytest.raises(SessionFileError, match=r"record at byte .* damaged") as e:
+        read(path)
+    assert (e.value.offset, e.value.field, e.value.path) == (ends[1], "record", str(path))
+
+
+@pytest.mark.parametrize("torn", ["cut", "zeros", "noise", "later half only"])
+def test_a_torn_append_is_dropped_and_overwritten(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "s"
+    states, ends = make(path)
+    data = path.read_bytes()
+    start, n = ends[-2], ends[-1] - ends[-2]
+    tail = {
+        "cut": data[start : start + n // 2],
+        "zeros": bytes(n),
+        "noise": random.Random(1).randbytes(n),
+        "later half only": bytes(n // 2) + data[start + n // 2 :],
+    }[torn]
+    path.write_bytes(data[:start] + tail)
+    file = SessionFile.open(path, write=True)
+    assert said(file) == states[-2] and path.stat().st_size == start
+    file.append(APPENDS[-1])
+    file.close()
+    assert read(path) == states[-1]
+
+
+def test_reading_leaves_a_torn_file_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    make(path)
+    torn = path.read_bytes()[:-1]
+    path.write_bytes(torn)
+    read(path)
+    assert path.read_bytes() == torn
+
+
+def test_records_cannot_be_moved(tmp_path: Path) -> None:
+    path, other = tmp_path / "s", tmp_path / "other"
+    for each in (path, other):
+        file = SessionFile.create(each, snapshot())
+        first = file.end
+        for ids in ([1, 2], [3, 4]):
+            file.append([Part.tokens(70, ids)])
+        file.close()
+    data, foreign = path.read_bytes(), other.read_bytes()
+    n = (len(data) - first) // 2
+    a, b = data[first : first + n], data[first + n :]
+    for tail in (b + a, b, foreign[first:]):
+        path.write_bytes(data[:first] + tail)
+        assert read(path)[0] == list(range(70))
+    path.write_bytes(data[:first] + a + a)
+    assert read(path)[0] == [*range(70), 1, 2]
+
+
+def seal(data: bytes, **fields: int) -> bytes:
+    """A file whose header has other fields, and a right checksum."""
+    values = dict(zip(("version", "zero", "end"), struct.unpack_from("<IIQ", data, 8), strict=True))
+    head = data[:8] + struct.pack("<IIQ", *(values | fields).values()) + data[24:60]
+    return head + struct.pack("<I", zlib.crc32(head)) + data[64:]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda data: b"", "not a session file"),
+        (lambda data: b"GGUF" + data, "not a session file"),
+        (lambda data: seal(data, version=2), "version 2, this build reads version 1"),
+        (lambda data: seal(data, end=2**63), "bytes are missing"),
+        (lambda data: seal(data, end=100), "damaged"),
+        (lambda data: data[:100] + b"\0" + data[100:], "damaged"),
+        (lambda data: data[:100] + data[101:], "damaged|missing"),
+    ],
+)
+def test_bad_files(tmp_path: Path, spoil: Callable[[bytes], bytes], match: str) -> None:
+    path = tmp_path / "s"
+    SessionFile.create(path, snapshot()).close()
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(SessionFileError, match=match):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        Part.tokens(71, [1]),
+        Part(Kind.TOKENS, 0, 0, b"abc"),
+        page(1, 7),
+        page(0, 0),
+        page(0, 65),
+        Part(Kind.STATE, 0, 0, b"[]"),
+        Part(Kind.STATE, 0, 0, b"\xff"),
+        Part(Kind.STATE, 0, 0, b"[" * 100_000),
+        Part(9, 0, 0, b""),  # type: ignore[arg-type]
+    ],
+)
+def test_records_that_say_what_cannot_be(tmp_path: Path, part: Part) -> None:
+    path = tmp_path / "s"
+    file = SessionFile.create(path, snapshot())
+    file._write_batch([part])
+    file.close()
+    with pytest.raises(SessionFileError, match="damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
+def test_no_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "s"
+    {"missing": lambda: None, "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[kind]()
+    for write in (False, True):
+        with pytest.raises(SessionFileError, match=r"cannot be opened|is no file"):
+            SessionFile.open(path, write=write)
+    if kind != "missing":
+        with pytest.raises(SessionFileError, match="is no file"):
+            SessionFile.create(path, snapshot())
+
+
+def test_what_is_no_session_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF and so on")
+    with pytest.raises(SessionFileError, match="not a session file: it is not replaced"):
+        SessionFile.create(path, snapshot())
+    assert path.read_bytes() == b"GGUF and so on"
+    path.write_bytes(b"")
+    SessionFile.create(path, snapshot()).close()
+    assert read(path)[0] == list(range(70))
+
+
+# ---- the disk refuses ----
+
+
+def limited(n_bytes: int) -> Any:
+    """Files may not grow beyond this: the nearest thing to a full disk."""
+
+    class Limit:
+        def __enter__(self) -> None:
+            self.old = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, self.old[1]))
+
+        def __exit__(self, *_: object) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, self.old)
+
+    return Limit()
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    make(path)
+    before = path.read_bytes()
+    for n_bytes in (0, 64, 100, 400, 700):
+        with limited(n_bytes), pytest.raises(SessionFileError, match="cannot be written"):
+            SessionFile.create(path, snapshot())
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["s"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
+def test_a_disk_that_refuses_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "s"
+    make(path)
+    before, real = path.read_bytes(), getattr(os, call)
+
+    def refuse(*args: Any) -> Any:
+        if call == "open" and not str(args[0]).endswith(".tmp"):
+            return real(*args)
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as m:
+        m.setattr(session_file.os, call, refuse)
+        with pytest.raises(SessionFileError, match="Read-only file system"):
+            SessionFile.create(path, snapshot())
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["s"]
+    SessionFile.create(path, snapshot(5)).close()  # the lock is free
+    assert read(path)[0] == list(range(5))
+
+
+def test_an_append_that_fails_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    file = SessionFile.create(path, snapshot())
+    before = path.read_bytes()
+    for more in (0, 10, 64, 80, 150):
+        with (
+            limited(len(before) + more),
+            pytest.raises(SessionFileError, match="cannot be written"),
+        ):
+            file.append(APPENDS[1])
+        assert path.read_bytes() == before
+    file.append(APPENDS[0])
+    assert said(file) == read(path)
+    file.close()
+
+
+# ---- who may write ----
+
+
+def test_one_writes_others_read(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    file = SessionFile.create(path, snapshot())
+    for attempt in (
+        lambda: SessionFile.open(path, write=True),
+        lambda: SessionFile.create(path, snapshot()),
+    ):
+        with pytest.raises(SessionFileError, match="another session writes to this file"):
+            attempt()
+    assert read(path) == said(file)
+    replaced = SessionFile.create(path, snapshot(3), held=file)
+    file.close()
+    with pytest.raises(SessionFileError, match="another session"):  # the lock moved along
+        SessionFile.open(path, write=True)
+    replaced.close()
+    SessionFile.open(path, write=True).close()
+
+
+def test_two_at_the_first_save(tmp_path: Path) -> None:
+    scratch = session_file._lock(str(tmp_path / ".s.tmp"), os.O_RDWR | os.O_CREAT)
+    with pytest.raises(SessionFileError, match="another session"):
+        SessionFile.create(tmp_path / "s", snapshot())
+    os.close(scratch)  # it was killed: what it left is used up
+    SessionFile.create(tmp_path / "s", snapshot()).close()
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def test_a_lock_on_a_file_that_was_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    SessionFile.create(path, snapshot()).close()
+    real, once = session_file._lock_handle, iter([True])
+
+    def slow(handle: int, name: str) -> None:
+        if next(once, False):
+            SessionFile.create(path, snapshot(9)).close()
+        real(handle, name)
+
+    monkeypatch.setattr(session_file, "_lock_handle", slow)
+    file = SessionFile.open(path, write=True)
+    assert len(file.contents.tokens) == 9
+    file.close()
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "s")
+    SessionFile.create(tmp_path / "link", snapshot()).close()
+    assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "real") == ["s"]
+    assert read(tmp_path / "link")[0] == list(range(70))
