@@ -139,23 +139,24 @@ class Chat:
         state: dict[str, Any] = {"first": self._first, "tools": self.tools, "asked": None}
         if self._asked is not None and not self._asked[0].ended:
             stream, asked = self._asked
-            if self._live is not None and messages[-1] is self._live[1]:
+            if self._live is not None and messages and messages[-1] is self._live[1]:
                 del messages[-2:]
             if len(messages) < len(self._messages) or self._live is None:
                 state["answer_at"] = stream.usage.prompt_tokens  # 0: its prompt was not read yet
                 state["asked"], state["stop"] = asked, list(stream.request.stop)
         return {"chat": state | {"messages": messages}}
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        """Take over what `_state` gave. Raises KeyError, TypeError, ValueError for other things."""
+    def _resume(self, state: dict[str, Any], tokens: Sequence[int]) -> None:
+        """Take over what `_state` gave. Raises KeyError, TypeError, ValueError for other things.
+
+        tokens: the session's. An answer that was cut off is kept as a cancelled one would be.
+        """
         self._first = [dict(message) for message in state["first"]]
         self._messages = [dict(message) for message in state["messages"]]
-        if state["asked"] is not None:
-            at, tokens = int(state["answer_at"]), self.session.tokens
-            if 0 < at < len(tokens):  # there was an answer: as far as it came, like a cancelled one
-                text = _text_of(self._model.tokenizer, tokens, at, state["stop"])
-                answer = {"role": "assistant", "content": text}
-                self._messages += [dict(state["asked"]), answer]
+        if state["asked"] is not None and 0 < (at := int(state["answer_at"])) < len(tokens):
+            text = _text_of(self._model.tokenizer, tokens, at, state["stop"])
+            answer = {"role": "assistant", "content": text}
+            self._messages += [dict(state["asked"]), answer]
 
     def _record(self, stream: Stream, asked: Message) -> None:
         """Take question and answer into the messages once there is an answer."""

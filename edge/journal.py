@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from edge import __version__
 from edge.errors import InputError, SessionFileError
 from edge.kv import PAGE
 from edge.session_file import Kind, Part, SessionFile
@@ -53,10 +54,10 @@ def facts(engine: Engine) -> dict[str, Any]:
     name = str(engine.gguf.metadata.get("general.name") or "")
     file = os.path.basename(engine.gguf.path)
     return {
+        "edge": __version__,
         "model": f"{name} ({file})" if name else file,
         "fingerprint": engine.fingerprint.hex(),
         "kv": asdict(engine.kv),
-        "page_bytes": engine.kv.page_bytes,
         "factors": _factors(engine),
         "native_bf16": engine.isa.endswith("+bf16"),
         "context": int(engine.config.n_context),

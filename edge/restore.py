@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from edge import __version__
 from edge.conversation import Chat
 from edge.errors import ContextError, InputError, SessionFileError
 from edge.journal import Journal, check_every, facts
 from edge.kv import PAGE
+from edge.request import Options, Request
 from edge.sampler import SamplingOptions
 from edge.session import Session
 from edge.session_file import Contents, SessionFile
@@ -17,7 +19,6 @@ from edge.session_file import Contents, SessionFile
 if TYPE_CHECKING:
     from edge.engine import Engine
     from edge.model import Model
-    from edge.request import Options
 
 __all__ = ["resume"]
 
@@ -27,8 +28,9 @@ def resume(
 ) -> Session | Chat:
     """Go on with what `save` or `autosave` wrote: a Session, or a Chat if it was one.
 
-    The next call computes no token anew whose keys and values are in the file, and gives the same
-    tokens as if there had been no break: `stream("")` goes on with a text. Options are those that
+    The next call computes no token anew whose keys and values are in the file (unless another
+    version of edge wrote it, whose numbers may differ), and gives the same tokens as if there had
+    been no break: `stream("")` goes on with a text. Options are those that
     the session had, sampling as in its last call. An answer that was cut off stays in a chat's
     messages as far as it came.
     autosave: go on in the file, as `Session.autosave` with so many tokens does; None: only read it.
@@ -41,31 +43,28 @@ def resume(
         check_every(autosave)
     engine = model.engine
     file = SessionFile.open(path, write=autosave is not None)
-    talk: Session | Chat | None = None
+    made: list[Session | Chat] = []
     try:
-        contents = file.contents
         try:
-            _check(engine, contents, file.path)
-            talk = _make(model, contents)
-            _fill(talk if isinstance(talk, Session) else talk.session, file)
-            if isinstance(talk, Chat):
-                talk._resume(contents.state["chat"])
-        except (KeyError, TypeError, ValueError, AttributeError, InputError) as e:
-            if isinstance(e, ContextError):
-                raise
+            _check(engine, file.contents, file.path)
+            talk = _make(model, file.contents, made)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise SessionFileError(
                 f"does not hold what a session file holds: {type(e).__name__} {e}", path=path
             ) from e
-        session = talk if isinstance(talk, Session) else talk.session
-        if autosave is not None:
+        session = talk.session if isinstance(talk, Chat) else talk
+        is_ours = _fill(session, file)
+        if autosave is None:
+            file.close()
+        else:
             session._journal = Journal(session, file, autosave)
+            if not is_ours:
+                session._journal.rewrite(session)
     except BaseException:
-        if talk is not None:
+        file.close()
+        for talk in made:
             talk.close()
-        file.close()
         raise
-    if autosave is None:
-        file.close()
     return talk
 
 
@@ -86,7 +85,7 @@ def _check(engine: Engine, contents: Contents, path: str) -> None:
             f"was made with {had['factors']}, the context limit of {have['context']} chose "
             f"{have['factors']}: {context}, which chooses the same"
         )
-    if had["kv"] != have["kv"] or had["page_bytes"] != have["page_bytes"]:
+    if had["kv"] != have["kv"]:
         raise refuse(
             f"keeps keys and values as {had['kv']['type']}, the model was loaded with "
             f"{have['kv']['type']}: load it with --kv {had['kv']['type']}"
@@ -107,32 +106,51 @@ def _check(engine: Engine, contents: Contents, path: str) -> None:
         )
     if n and not 0 <= min(contents.tokens) <= max(contents.tokens) < engine.n_vocab:
         raise refuse("has tokens that the model does not have")
-    if any(record.n_bytes != have["page_bytes"] for record, _ in contents.pages.values()):
-        raise refuse("has pages of a wrong size")
 
 
-def _make(model: Model, contents: Contents) -> Session | Chat:
-    """A new session, or chat, with the options that it had."""
-    options: Options = contents.meta["defaults"]
+def _make(model: Model, contents: Contents, made: list[Session | Chat]) -> Session | Chat:
+    """A new session, or chat, with the options that it had; in `made`, whatever comes after."""
+    options = _options(contents)
+    when_full = contents.meta["when_full"]
+    if "chat" not in contents.state:
+        made.append(model.session(when_full, **options))
+        return made[0]
+    state = contents.state["chat"]
+    chat = model.chat(None, state["tools"], when_full, **options)
+    made.append(chat)
+    chat._resume(state, contents.tokens)
+    return chat
+
+
+def _options(contents: Contents) -> Options:
+    """The session's own, with the sampling of its last call. Raises ValueError, TypeError."""
     sampling: Mapping[str, Any] = contents.state["sampling"]
     bias = {int(token): value for token, value in sampling["logit_bias"]}
-    options = {**options, "sampling": SamplingOptions(**{**sampling, "logit_bias": bias})}
-    if "chat" in contents.state:
-        tools = contents.state["chat"]["tools"]
-        return model.chat(None, tools, contents.meta["when_full"], **options)
-    return model.session(contents.meta["when_full"], **options)
+    try:
+        chosen = SamplingOptions(**{**sampling, "logit_bias": bias})
+        options = cast(Options, {**contents.meta["defaults"], "sampling": chosen})
+        Request().but(options)
+    except InputError as e:
+        raise ValueError(str(e)) from e
+    return options
 
 
-def _fill(session: Session, file: SessionFile) -> None:
-    """Tokens and pages into a new session; what has no page is computed by its next call."""
+def _fill(session: Session, file: SessionFile) -> bool:
+    """Tokens and pages into a new session; what has no page is computed by its next call.
+
+    Pages of another version of edge may have other bits: they are left alone. False: so it was.
+    """
     cache, pages = session._cache, file.contents.pages
-    tokens = file.contents.tokens.tolist()
+    is_ours = bool(file.contents.meta["edge"] == __version__)
+    if not is_ours:
+        pages.clear()
+    session._tokens = file.contents.tokens.tolist()
     for last in sorted(pages, reverse=True):
         known = last * PAGE + pages[last][1]
         gone = cache.unseen(known)
         if all(i in pages or i in gone for i in range(last)):
             for i in gone:
                 pages.pop(i, None)
-            cache.restore(tokens[:known], file.pages(last + 1))
+            cache.restore(session._tokens[:known], file.pages(last + 1))
             break
-    session._tokens = tokens
+    return is_ours

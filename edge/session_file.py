@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import secrets
 import stat
@@ -53,6 +52,7 @@ _MAGIC, _MARK = b"EDGESESS", b"EREC"
 _HEADER = struct.Struct("<8sIIQ16s20xI")
 _RECORD = struct.Struct("<4sIQQQQQQII")
 _CRC = struct.Struct("<I")
+_BLOCK = 1 << 20
 _DATASYNC = getattr(os, "fdatasync", os.fsync)  # not everywhere
 
 Bytes: TypeAlias = "bytes | memoryview"
@@ -374,12 +374,15 @@ class SessionFile:
 
     def _is_followed(self, bad: int, size: int) -> bool:
         """Whether a record of a later batch lies behind a bad one."""
-        with mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ) as data:
-            at = bad
-            while (at := data.find(_MARK, at + 1)) >= 0:
-                record = self._header_at(at)
+        for start in range(bad + 1, size, _BLOCK):
+            self._file.seek(start)
+            data = self._file.read(_BLOCK + len(_MARK) - 1) or b""
+            at = data.find(_MARK)
+            while at >= 0:
+                record = self._header_at(start + at)
                 if record is not None and record.batch > self.end:
                     return True
+                at = data.find(_MARK, at + 1)
         return False
 
     def _header_at(self, at: int) -> _Record | None:
