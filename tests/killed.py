@@ -10,20 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+
+from sessions import PROMPT, options
 
 import edge
 import edge.engine
 import edge.restore
 import edge.tokenizer.backend
-
-PROMPT = "Hello world and the other world"
-
-
-def options(model: edge.Model) -> Any:
-    """Nothing ends the text."""
-    bias = dict.fromkeys(model.tokenizer.eos_ids, float("-inf"))
-    return {"sampling": edge.SamplingOptions(seed=11, logit_bias=bias)}
 
 
 def work(model_file: str, file: str, every: int, n_tokens: int) -> None:
