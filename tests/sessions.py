@@ -21,6 +21,12 @@ def options(model: edge.Model) -> Any:
     return {"sampling": edge.SamplingOptions(seed=11, logit_bias=bias)}
 
 
+def unshared(model: edge.Model) -> edge.Model:
+    """Its sessions share no pages: those of a file do not give way to computed ones."""
+    model.engine.pool.publish = lambda before, tokens, page: page  # type: ignore[method-assign]
+    return model
+
+
 def resumed(file: Path, model: edge.Model, **more: Any) -> edge.Session:
     session = edge.resume(file, model, **more)
     assert isinstance(session, edge.Session)

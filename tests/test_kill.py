@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sessions import PROMPT, options, resumed, same_pages
+from sessions import PROMPT, options, resumed, same_pages, unshared
 
 import edge
 
@@ -24,7 +24,7 @@ def kill_and_resume(path: Path, n_kills: int, tmp_path: Path, n_tokens: int) -> 
     command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(path)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     with edge.load(path, threads=1, context=2048) as model:
-        session = model.session(**options(model))
+        session = unshared(model).session(**options(model))
         session.generate(PROMPT, max_tokens=n_tokens)
         whole, file = session.tokens, tmp_path / "0"
         with subprocess.Popen(

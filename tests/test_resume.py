@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sessions import PROMPT, limited, options, resumed, same_pages
+from sessions import PROMPT, limited, options, resumed, same_pages, unshared
 
 import edge
 from edge import journal
@@ -28,7 +28,7 @@ def path(tiny_gguf: Make) -> Path:
 @pytest.fixture(scope="module")
 def model(path: Path) -> Iterator[edge.Model]:
     with edge.load(path, threads=1, context=2048) as loaded:
-        yield loaded
+        yield unshared(loaded)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ def test_a_model_closes_whatever_a_file_says(path: Path, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def sliding(path: Path) -> Iterator[edge.Model]:
     with edge.load(path, threads=1, context=300) as loaded:
-        yield loaded
+        yield unshared(loaded)
 
 
 def test_a_window_slides_on(sliding: edge.Model, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fake_model import assert_one_line, run
-from sessions import PROMPT, options
+from sessions import PROMPT, options, unshared
 
 import edge
 from edge.session_file import SessionFile
@@ -28,7 +28,7 @@ def path(tiny_gguf: Make) -> Path:
 @pytest.fixture(scope="module")
 def model(path: Path) -> Iterator[edge.Model]:
     with edge.load(path, threads=1, context=2048) as loaded:
-        yield loaded
+        yield unshared(loaded)
 
 
 @pytest.fixture(scope="module")

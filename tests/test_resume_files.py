@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sessions import PROMPT, options, resumed, same_pages, seal
+from sessions import PROMPT, options, resumed, same_pages, seal, unshared
 
 import edge
 from edge.session_file import Kind, Part, SessionFile
@@ -26,7 +26,7 @@ def path(tiny_gguf: Make) -> Path:
 @pytest.fixture(scope="module")
 def model(path: Path) -> Iterator[edge.Model]:
     with edge.load(path, threads=1, context=2048) as loaded:
-        yield loaded
+        yield unshared(loaded)
 
 
 @pytest.fixture(scope="module")
