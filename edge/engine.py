@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +19,9 @@ from edge.errors import InputError, MemoryBudgetError, ModelFileError, Unsupport
 from edge.fingerprint import fingerprint
 from edge.gguf import GGUF
 from edge.graph import Graph
-from edge.kv import KVCache, KVShape, WhenFull
+from edge.kv import KVCache, WhenFull
 from edge.kv_pool import PagePool
+from edge.ledger import Ledger
 from edge.loading import Loading, LoadOptions
 from edge.models.common import Config
 from edge.native import ffi, lib
@@ -40,27 +41,23 @@ CHUNK = 256
 #: Rises whenever the bytes of a page of keys and values change their meaning.
 _PAGES_VERSION = 1
 
-#: Memory of a tokenizer per entry of its vocabulary, merges included: 40 MiB for 49,152.
-TOKENIZER_BYTES = 850
-
 
 @dataclass(frozen=True)
 class Description:
-    """What this build would run of a file. parts: bytes of memory by name, weights first."""
+    """What this build would run of a file, and the memory that it takes."""
 
     graph: Graph
     config: Config
-    kv: KVShape
     weights: Weights
     lowered: plan.Lowered
-    parts: dict[str, int]
+    ledger: Ledger
 
 
 def describe(model: GGUF | PackedFile, **options: Unpack[LoadOptions]) -> Description:
     """What this build would run of a file, from its header alone; nothing is packed.
 
     options: see `edge.loading.Loading`. Raises what `Engine.load` raises for a file that it
-    cannot run.
+    cannot run, but for one that needs too much memory: that is for `ledger.require`.
     """
     loading = Loading.of(options)
     shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
@@ -71,19 +68,12 @@ def describe(model: GGUF | PackedFile, **options: Unpack[LoadOptions]) -> Descri
             what=f"head_dim {config.head_dim}",
         )
     weights = Weights(model, graph.weights)
-    kv = KVShape.of(config, "f16")
     lowered = _lower(graph, weights)
-    others = {
-        f"keys and values of {config.n_context} tokens": kv.bytes(config.n_context),
-        "buffers": lowered.arena_bytes,
-        "tokenizer": graph.dims[graph.output] * TOKENIZER_BYTES,
-    }
-    budget = memory.available()
-    weights.fit(loading.layout, None if budget is None else budget - sum(others.values()))
+    ledger = Ledger.draw_up(weights, config, lowered.arena_bytes, graph.dims[graph.output], loading)
     if weights.is_compact:
         lowered = _lower(graph, weights)
-    what = "weights, the compact layout" if weights.is_compact else "weights"
-    return Description(graph, config, kv, weights, lowered, {what: weights.n_bytes} | others)
+        ledger = replace(ledger, buffers=lowered.arena_bytes)
+    return Description(graph, config, weights, lowered, ledger)
 
 
 def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
@@ -162,11 +152,11 @@ class Engine:
     def __init__(self, model: GGUF | PackedFile, description: Description) -> None:
         graph, weights = description.graph, description.weights
         self.gguf, self.graph, self.config = model, graph, description.config
-        self.kv = description.kv
+        self.kv, self.ledger = description.ledger.kv, description.ledger
         self.n_vocab = graph.dims[graph.output]
         self.isa = ""
         self.threads = 0
-        self.lowered, self._parts = description.lowered, description.parts
+        self.lowered = description.lowered
         self.packed_bytes, self.arena_bytes = weights.n_bytes, self.lowered.arena_bytes
         self.layouts = {f"{name}.weight": weights.layout(name) for name in weights.names}
         self._weights = weights
@@ -203,11 +193,11 @@ class Engine:
         engine = None
         try:
             engine = cls(model, describe(model, **options))
-            engine._require_memory(loading.layout)
+            engine.ledger.require()
             if opened:
                 opened(model)
             engine._start(n_threads, isa, progress)
-            engine._pages = engine._new_pool(loading, store)
+            engine._pages = engine._new_pool(store)
         except BaseException:
             (engine or model).close()
             raise
@@ -220,6 +210,20 @@ class Engine:
     def cache_bytes(self, n_tokens: int) -> int:
         """Bytes of keys and values of n_tokens tokens."""
         return self.kv.bytes(n_tokens)
+
+    def resident(self) -> dict[str, int | None]:
+        """Bytes of its parts that are in memory; None where the system does not tell."""
+        with self._lock:
+            if self._plan is None or self._arena is None:
+                raise InputError("the model was closed")
+            with ffi.from_buffer("uint8_t[]", self._arena) as arena:
+                buffers = memory.resident_of(int(ffi.cast("uintptr_t", arena)), len(arena))
+            weights = self._weights.resident()
+        return {
+            "weights": weights,
+            "keys and values": self.pool.touched_bytes,
+            "buffers": buffers,
+        }
 
     @property
     def pool(self) -> PagePool:
@@ -310,14 +314,6 @@ class Engine:
             self._weights.close()
             self.gguf.close()
 
-    def _require_memory(self, layout: Layout) -> None:
-        """Raise MemoryBudgetError, with what would need less, when the parts are too much."""
-        hint = "; a smaller --context needs less"
-        saves = self._weights.compact_saves
-        if layout == "fast" and saves and isinstance(self.gguf, GGUF):
-            hint += f", --layout compact {memory.show(saves)} less"
-        memory.require(self._parts, self.gguf.path, hint)
-
     def _start(self, n_threads: int, isa: int, progress: Callable[[int, int], None] | None) -> None:
         """Take the memory: threads, packed weights, plan."""
         self._pool = native.new_pool(n_threads)
@@ -344,14 +340,15 @@ class Engine:
         del alive
         self._plan = ffi.gc(made[0], lib.edge_plan_free)
 
-    def _new_pool(self, loading: Loading, store: PageStore | None) -> PagePool:
+    def _new_pool(self, store: PageStore | None) -> PagePool:
         """Pages for the sessions that are planned."""
-        planned = loading.sessions * self.kv.bytes(self.config.n_context) // self.kv.page_bytes
         root = b""
         if store is not None:  # all that the bits in its pages depend on
             versions = f"{__version__} {_PAGES_VERSION} {self.kv} {self.isa.endswith('+bf16')}"
             root = self.fingerprint + versions.encode()
-        return PagePool(self.kv, planned, store=store, root=root)
+        return PagePool(
+            self.kv, self.ledger.n_pages, most=self.ledger.most_pages, store=store, root=root
+        )
 
     def _load_weights(self, progress: Callable[[int, int], None] | None) -> None:
         """Map them from a packed file, or pack them into memory."""

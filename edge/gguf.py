@@ -38,6 +38,7 @@ __all__ = ["GGUF", "TENSOR_TYPES", "Metadata", "Tensor", "TensorType"]
 MAX_NAME_BYTES = 65_535  # of a key or a tensor's name
 MAX_TENSORS = 65_536
 MAX_DIMS = 4
+MAX_FILE_BYTES = 1 << 50  # of a file of which the header alone is there
 MIN_ALIGNMENT, DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 8, 32, 1 << 20
 
 
@@ -55,7 +56,7 @@ _SHARD_NAME = re.compile(r"(?s)(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in a mapped file; nothing is read until `data` is."""
+    """A tensor in a mapped file; nothing is read until `data` is. header_only: it has no data."""
 
     name: str
     type: str  # GGUF's spelling: "Q4_0", "F16"
@@ -64,20 +65,26 @@ class Tensor:
     path: str  # of the shard that holds it
     offset: int  # bytes from the start of that file
     _map: mmap.mmap = field(repr=False, compare=False)
+    header_only: bool = False
 
     @property
     def data(self) -> memoryview:
-        """The bytes on disk, (n_bytes,), read-only, not copied. Raises ModelFileError if closed."""
-        if self._map.closed:
+        """The bytes on disk, (n_bytes,), read-only, not copied.
+
+        Raises ModelFileError once the file was closed, or when its header alone was opened.
+        """
+        if self._map.closed or self.header_only:
             raise ModelFileError(
-                "the file was closed", path=self.path, field=f"tensor {shown(self.name)}"
+                "the header alone was opened" if self.header_only else "the file was closed",
+                path=self.path,
+                field=f"tensor {shown(self.name)}",
             )
         return memoryview(self._map)[self.offset : self.offset + self.n_bytes]
 
     def forget(self) -> None:
         """Let go of the pages that reading `data` brought in; they can be read again."""
         first = self.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if hasattr(mmap, "MADV_DONTNEED") and self.n_bytes:
+        if hasattr(mmap, "MADV_DONTNEED") and self.n_bytes and not self.header_only:
             self._map.madvise(mmap.MADV_DONTNEED, first, self.offset + self.n_bytes - first)
 
 
@@ -132,22 +139,28 @@ class GGUF:
 
     path: the file that was opened; version: 2 or 3; metadata: see Metadata (of the first shard);
     tensors: by name, in the file's order; alignment, n_bytes: bytes, the latter of all shards;
-    paths: of the shards, in order.
+    paths: of the shards, in order; header_only: as it was opened; whole_bytes: that the shards
+    have when they are complete.
     """
 
     def __init__(self, path: str, shards: list[_Shard]) -> None:
         self.path = path
+        self.header_only = shards[0].header_only
         self._shards = shards
         self.version = shards[0].version
         self.alignment = shards[0].alignment
         self.metadata = shards[0].metadata
         self.n_bytes = sum(shard.reader.size for shard in shards)
+        self.whole_bytes = sum(max(shard.reader.size, shard.end) for shard in shards)
         self.paths = [shard.path for shard in shards]
         self.tensors = {name: t for shard in shards for name, t in shard.tensors.items()}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> GGUF:
+    def open(cls, path: str | os.PathLike[str], *, header_only: bool = False) -> GGUF:
         """Map a GGUF file; of a split model (`-00001-of-00003.gguf`) any shard opens all.
+
+        header_only: the tensors' data may lie behind the end of the file, as long as a download
+        is under way, and cannot be read.
 
         Raises ModelFileError for a file that is missing, damaged, or not a GGUF, and for a
         missing shard; UnsupportedError for big-endian files, other versions than 2 and 3, and
@@ -156,13 +169,13 @@ class GGUF:
         path = os.fsdecode(path)
         shards: list[_Shard] = []
         try:
-            opened = _Shard(path)
+            opened = _Shard(path, header_only)
             shards.append(opened)
             paths = _shard_paths(path, opened)
             if len(paths) > 1:
                 for other in paths:
                     if other != path:
-                        shards.append(_Shard(other))
+                        shards.append(_Shard(other, header_only))
                 shards.sort(key=lambda shard: paths.index(shard.path))
                 _check_shards(shards)
             return cls(path, shards)
@@ -175,7 +188,12 @@ class GGUF:
         return [memoryview(shard.reader.map)[: shard.data_start] for shard in self._shards]
 
     def data(self) -> memoryview:
-        """The bytes of the first shard behind its header, as `headers` cuts it."""
+        """The bytes of the first shard behind its header, as `headers` cuts it.
+
+        Raises ModelFileError when the header alone was opened.
+        """
+        if self.header_only:
+            raise ModelFileError("the header alone was opened", path=self.path)
         return memoryview(self._shards[0].reader.map)[self._shards[0].data_start :]
 
     def close(self) -> None:
@@ -203,8 +221,8 @@ class _Info(NamedTuple):
 class _Shard:
     """One file: its header, metadata and tensors, all checked."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, header_only: bool = False) -> None:
+        self.path, self.header_only = path, header_only
         self.reader = Reader(path)
         try:
             self._read()
@@ -251,6 +269,8 @@ class _Shard:
         r, tensors = self.reader, dict[str, Tensor]()
         start = -(-r.pos // self.alignment) * self.alignment
         self.data_start = min(start, r.size)
+        self.end = start
+        size = MAX_FILE_BYTES if self.header_only else r.size
         for info in infos:
             field, offset = f"tensor {shown(info.name)}", start + info.offset
             if info.name in tensors:
@@ -261,14 +281,15 @@ class _Shard:
                     field,
                     info.at,
                 )
-            if info.n_bytes > r.size - offset:
+            if info.n_bytes > size - offset:
                 raise r.error(
                     f"{info.n_bytes} bytes of {info.type} from byte {offset} on do not fit "
-                    f"a file of {r.size}: is it truncated?",
+                    f"a file of {size}: is it truncated?",
                     field,
                     info.at,
                 )
-            tensors[info.name] = Tensor(*info[:4], self.path, offset, r.map)
+            self.end = max(self.end, offset + info.n_bytes)
+            tensors[info.name] = Tensor(*info[:4], self.path, offset, r.map, self.header_only)
         in_place = sorted(infos, key=lambda info: info.offset)
         for before, info in itertools.pairwise(in_place):
             if before.offset + before.n_bytes > info.offset:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from edge.errors import InputError
+from edge.kv import kv_types
 from edge.memory import parse_size
 from edge.weights import LAYOUTS, Layout
 
 __all__ = ["KVType", "LoadOptions", "Loading"]
 
-KVType = Literal["auto", "f16"]
+KVType = Literal["auto", "f16", "q8", "q4"]
 
 
 class LoadOptions(TypedDict, total=False):
@@ -65,6 +66,8 @@ class Loading:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise InputError(f"layout {self.layout!r}: one of {', '.join(LAYOUTS)}")
+        if self.kv not in ("auto", *kv_types()):
+            raise InputError(f"kv {self.kv!r}: one of auto, {', '.join(kv_types())}")
         for name, value in (("memory", self.memory), ("sessions", self.sessions)):
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int) or value < 1

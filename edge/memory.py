@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import mmap
 import re
+import sys
 
-from edge.errors import InputError, MemoryBudgetError
+from edge.errors import InputError
 
-__all__ = ["anonymous", "available", "parse_size", "require", "show"]
+__all__ = ["anonymous", "available", "parse_size", "peak", "resident", "resident_of", "show"]
 
 #: Address space, not memory, that the tokenizer's threads and their heaps reserve: under a limit
 #: on it they would abort the process instead of raising an error.
@@ -22,17 +23,44 @@ def available() -> int | None:
     return min(limits) if limits else None
 
 
-def require(parts: dict[str, int], what: str, hint: str = "") -> None:
-    """Raise MemoryBudgetError when the parts (bytes by name) are more than there is."""
-    needed, budget = sum(parts.values()), available()
-    if budget is not None and needed > budget:
-        listed = ", ".join(f"{name} {show(size)}" for name, size in parts.items())
-        raise MemoryBudgetError(
-            f"{what} needs {show(needed)}, {show(budget)} are available: {listed}{hint}",
-            needed=needed,
-            budget=budget,
-            parts=parts,
-        )
+def resident() -> int | None:
+    """Bytes of memory that this process has right now, where the system tells."""
+    return _status("VmRSS:")
+
+
+def peak() -> int | None:
+    """Most bytes of memory that this process ever had, where the system tells."""
+    if (found := _status("VmHWM:")) is not None:
+        return found
+    try:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    except ImportError:
+        return None
+    return most if sys.platform == "darwin" else most * 1024
+
+
+#: The last byte of an entry of /proc/self/pagemap -> whether the page is present.
+_PRESENT = bytes(byte >> 7 for byte in range(256))
+
+
+def resident_of(address: int, n_bytes: int) -> int | None:
+    """Bytes of the pages of this range that are in memory, where the system tells."""
+    first, end = address // mmap.PAGESIZE, -(-(address + n_bytes) // mmap.PAGESIZE)
+    found = 0
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            pagemap.seek(8 * first)
+            while first < end:
+                entries = pagemap.read(8 * min(end - first, 1 << 13))
+                if not entries:
+                    return None
+                found += entries[7::8].translate(_PRESENT).count(1)
+                first += len(entries) // 8
+    except OSError:
+        return None
+    return found * mmap.PAGESIZE
 
 
 def show(n_bytes: int) -> str:
@@ -71,6 +99,18 @@ def anonymous(n_bytes: int) -> mmap.mmap:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
     return block
+
+
+def _status(field: str) -> int | None:
+    """A size that /proc/self/status tells."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith(field):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
 
 
 def _free() -> int | None:

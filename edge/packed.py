@@ -109,9 +109,12 @@ def supported_types() -> tuple[str, ...]:
     )
 
 
-def open_model(path: str | PathLike[str]) -> GGUF | PackedFile:
-    """Open a model of either kind. Raises what GGUF.open and PackedFile do."""
-    gguf = GGUF.open(path)
+def open_model(path: str | PathLike[str], *, header_only: bool = False) -> GGUF | PackedFile:
+    """Open a model of either kind. header_only: see `GGUF.open`.
+
+    Raises what GGUF.open and PackedFile do.
+    """
+    gguf = GGUF.open(path, header_only=header_only)
     try:
         if _PREFIX + "version" not in gguf.metadata:
             return gguf
@@ -142,23 +145,26 @@ class PackedFile:
         """
         self._gguf = gguf
         self.path, self.n_bytes, self.version = gguf.path, gguf.n_bytes, gguf.version
+        self.header_only, self.whole_bytes = gguf.header_only, gguf.whole_bytes
         self.metadata: Metadata = gguf.metadata
         self._check_versions()
         self._check_digest()
         self.key: str = self._get("key", str)
         self.whole: bool = self._get("whole", bool)
-        self._data = gguf.data()
+        self._data = memoryview(b"") if gguf.header_only else gguf.data()
+        n_data = gguf.whole_bytes - len(gguf.headers()[0])
         self._sums: list[int] = self._get("sums", list)
-        n_sections = -(-len(self._data) // SECTION)
-        if len(self._sums) != 2 * n_sections or set(map(type, self._sums)) - {int}:
-            raise self._error("sums", f"not those of {len(self._data)} bytes")
+        if len(self._sums) != 2 * -(-n_data // SECTION) or set(map(type, self._sums)) - {int}:
+            raise self._error("sums", f"not those of {n_data} bytes")
         self.tensors = self._read_tensors()
 
     def verify(self, pool: Any, progress: Progress | None = None) -> None:
         """Hold all data against the sums. progress(bytes done, bytes in all).
 
-        Raises ModelFileError that says where.
+        Raises ModelFileError that says where, or that the header alone was opened.
         """
+        if self.header_only:
+            raise ModelFileError("the header alone was opened", path=self.path)
         total = len(self._data)
         found = checksums(pool, self._data, progress)
         if found != self._sums:
@@ -247,7 +253,7 @@ class PackedFile:
                 tensor.n_bytes,
                 self.path,
                 tensor.offset,
-                tensor.data,
+                memoryview(b"") if self.header_only else tensor.data,
             )
         return tensors
 

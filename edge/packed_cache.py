@@ -28,14 +28,14 @@ from edge.gguf import GGUF
 from edge.native import lib
 from edge.packed import PackedFile
 from edge.store import cache_dir, only_one, sync_folder
-from edge.weights import Weights
+from edge.weights import SAMPLED_BYTES, Weights
 
 __all__ = ["CachedFile", "clear", "files", "find_or_make", "folder", "key_of", "limit", "write_to"]
 
 #: Called with (bytes done, bytes in all).
 Progress = Callable[[int, int], None]
 
-_SAMPLE = 4096  # bytes of a tensor's start, middle and end that go into the key
+_SAMPLE = SAMPLED_BYTES // 3  # of a tensor's start, middle and end go into the key
 _MOST = 20 << 30  # bytes of cache, unless EDGE_CACHE_SIZE says otherwise
 _SCRATCH = ".pack-"
 _SCRATCH_SECONDS = 86400  # the age at which a scratch file is nobody's, where locks do not work

@@ -6,6 +6,7 @@ alone by `fit`; then the bytes are known, and `pack`, `pieces` or `use` may foll
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from edge import native
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF, TENSOR_TYPES, Tensor
-from edge.memory import anonymous, available, show
+from edge.memory import anonymous, available, resident_of, show
 from edge.native import ffi, lib
 from edge.packed import (
     ALIGN,
@@ -39,6 +40,8 @@ _SLICE = 32 << 20
 #: little more or less free memory does not mean another packed file at each start.
 _STEPS = 8
 _PANEL_ROWS = 16
+#: Bytes of each tensor that tell one file from another, see `packed_cache.key_of`.
+SAMPLED_BYTES = 3 * 4096
 _NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
 
 #: Called with (bytes done, bytes in all).
@@ -106,9 +109,22 @@ class Weights:
 
     @property
     def compact_saves(self) -> int:
-        """Bytes that the compact form of all tensors would save."""
-        savings = self._savings()
+        """Bytes that the compact form of all tensors would save; 0 of a packed file."""
+        savings = {} if isinstance(self._source, PackedFile) else self._savings()
         return sum(savings[i] for i in savings if self.forms[i] == "fast" and savings[i] > 0)
+
+    @property
+    def packing_bytes(self) -> int:
+        """The most that packing needs besides the packed bytes: a slice of the file, samples."""
+        if isinstance(self._source, PackedFile):
+            return 0
+        most = 0
+        for i, name in enumerate(self.names):
+            tensor = self._source.tensors[f"{name}.weight"]
+            part = next(self._slices(i))[0]
+            n_rows = part.n if len(tensor.shape) == 2 else 1
+            most = max(most, tensor.n_bytes // math.prod(tensor.shape[:-1]) * n_rows)
+        return most + SAMPLED_BYTES * len(self._source.tensors)
 
     def layout(self, name: str) -> str:
         """The name of a weight's layout, "vector" for a vector."""
@@ -196,9 +212,19 @@ class Weights:
                     path=packed.path,
                     field=f"tensor {item.name}",
                 )
+            if len(tensor.data) != item.n_bytes:  # the header alone was opened
+                raise ModelFileError(
+                    "its data are not there", path=packed.path, field=f"tensor {item.name}"
+                )
             view = ffi.from_buffer("uint8_t[]", tensor.data)
             self._views.append(view)
             entry.data = view
+
+    def resident(self) -> int | None:
+        """Bytes of the weights that are in memory, where the system tells."""
+        places = [(int(ffi.cast("uintptr_t", e.data)), int(e.n_bytes)) for e in self.entries]
+        start = min(address for address, _ in places)
+        return resident_of(start, max(map(sum, places)) - start)
 
     def close(self) -> None:
         """Give the memory back. No plan may use the weights any more."""

@@ -18,6 +18,7 @@ LAYERS = [
     {"packed_cache", "page_store", "fingerprint"},
     {"kv", "kv_pool", "sampler", "results", "session_file", "stops"},
     {"loading"},
+    {"ledger"},
     {"engine", "request"},
     {"journal", "stream", "session", "perplexity"},
     {"conversation"},

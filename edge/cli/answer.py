@@ -15,6 +15,7 @@ from edge.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edge.cli.options import Settings
     from edge.loading import LoadOptions
     from edge.model import Model
     from edge.results import Completion
@@ -64,21 +65,30 @@ def stream(
     return completion
 
 
-def report(model: Model, completion: Completion) -> None:
-    """The figures of an answer, on stderr, and why it ended where that is news."""
+def report(model: Model, completion: Completion, settings: Settings) -> None:
+    """On stderr, as was asked for: the figures of an answer, why it ended where that is news, and
+    what was planned.
+    """
+    if settings.report:
+        from edge.cli.report import lines
+
+        note("\n".join(lines(model.engine, completion.usage)))
+    if settings.quiet:
+        return
     if completion.finish_reason == "context":
         limit = model.engine.config.n_context
         note(f"the context of {limit} tokens is full; --context asks for more")
     note(figures(completion.usage, model.engine))
 
 
-def once(model: Model, ask: Callable[[], Completion], *, quiet: bool, newline: bool) -> Completion:
+def once(
+    model: Model, ask: Callable[[], Completion], settings: Settings, *, newline: bool
+) -> Completion:
     """One answer for a program that ends with it: Ctrl-C leaves with it."""
     completion = ask()
     if newline:
         click.echo()
-    if not quiet:
-        report(model, completion)
+    report(model, completion, settings)
     if completion.finish_reason == "cancelled":
         raise click.exceptions.Exit(130)  # as for Ctrl-C anywhere else
     return completion

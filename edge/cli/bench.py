@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge import memory
 from edge.cli import COMMANDS
-from edge.cli.options import layout_option
-from edge.cli.terminal import Progress, mebibytes, peak_memory
+from edge.cli.options import layout_option, memory_option
+from edge.cli.terminal import Progress, mebibytes
 
 if TYPE_CHECKING:
     from edge.bench import Peer
@@ -138,6 +139,7 @@ def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str
     metavar="TYPE",
     help="How keys and values are kept, by the other runtimes too: f16, q8, q4.",
 )
+@memory_option
 @layout_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any) -> None:
@@ -162,7 +164,7 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
         plot.require()  # before minutes of measuring
     cases = [Case("prompt", n) for n in prompts]
     cases += [Case("decode", flags["n_decode"], d) for d in flags["depths"] if flags["n_decode"]]
-    options = {"layout": flags["layout"]}
+    options = {name: flags[name] for name in ("layout", "memory")}
     threads, rounds = flags["threads"] or (None,), flags["repeat"]
     settings = Settings(tuple(cases), threads, rounds, peers, flags["kv"], options)
     path = model if model is not None else str(default_model())
@@ -170,7 +172,7 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
         report = Report(path, measure(path, settings, bars), settings)
     if plot_path:
         plot.roofline([report], plot_path)
-    peak = peak_memory()
+    peak = memory.peak()
     if as_json:
         click.echo(json.dumps({**report.json(), "peak_bytes": peak}))
     else:

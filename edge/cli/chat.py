@@ -63,7 +63,7 @@ def chat(
             _converse(loaded, talk, settings)
             return
         ask = partial(stream, talk, prompt, quiet=settings.quiet, **_options(settings))
-        once(loaded, ask, quiet=settings.quiet, newline=True)
+        once(loaded, ask, settings, newline=True)
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -132,8 +132,7 @@ def _answer(model: Model, talk: Chat, line: str, settings: Settings) -> None:
     try:
         completion = stream(talk, line, quiet=settings.quiet, **_options(settings))
         click.echo()
-        if not settings.quiet:
-            report(model, completion)
+        report(model, completion, settings)
     except EdgeError as e:
         complain(e)
 

@@ -67,7 +67,7 @@ def complete(
     with open_model(model, **settings.loading) as loaded:
         ask = partial(stream, loaded.session(), text, show=not as_json, **options)
         newline = sys.stdout.isatty() and not as_json
-        completion = once(loaded, ask, quiet=settings.quiet, newline=newline)
+        completion = once(loaded, ask, settings, newline=newline)
         if as_json:
             click.echo(json.dumps(_as_dict(completion, loaded.tokenizer), ensure_ascii=False))
 

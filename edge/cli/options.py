@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from edge.errors import InputError
 from edge.sampler import Option, SamplingOptions, sampling_fields
 
-if TYPE_CHECKING:
-    from edge.weights import Layout
-
 #: A field's largest value that is no limit, only what its integers can hold.
 _NO_LIMIT = 2**31 - 1
+
+#: Options of commands that `edge.load` takes as they are.
+LOADING = ("context", "threads", "layout", "memory", "kv")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -34,6 +34,30 @@ def layout_option(command: Command) -> Command:
     )(command)
 
 
+def memory_option(command: Command) -> Command:
+    """--memory, of all who load a model."""
+    return click.option(
+        "--memory",
+        metavar="SIZE",
+        help="The most that the whole process may have in memory, as 1.5GB.",
+        show_default="what is available",
+    )(command)
+
+
+def memory_options(command: Command) -> Command:
+    """--memory and --kv."""
+    kv = click.option(
+        "--kv",
+        type=click.Choice(["auto", "f16", "q8", "q4"]),
+        default="f16",
+        show_default=True,
+        metavar="TYPE",
+        help="How keys and values are kept: f16; q8 or q4, which are smaller; auto: the most "
+        "precise type with which the context fits.",
+    )
+    return memory_option(kv(command))
+
+
 def threads_option(command: Command) -> Command:
     """--threads, of all who compute."""
     return click.option(
@@ -46,9 +70,24 @@ def threads_option(command: Command) -> Command:
     )(command)
 
 
+def context_option(command: Command) -> Command:
+    """--context."""
+    return click.option(
+        "-c",
+        "--context",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens a session may hold.",
+        show_default="the model's own limit, at most 4096",
+    )(command)
+
+
 def model_options(command: Command) -> Command:
-    """MODEL, --context, --threads, --layout, --max-tokens and --quiet."""
+    """MODEL, what loading it takes, --max-tokens, --quiet and --report."""
     for decorate in (
+        click.option(
+            "--report", is_flag=True, help="Say what was planned, of memory and speed, and what was."
+        ),
         click.option(
             "-q",
             "--quiet",
@@ -65,14 +104,8 @@ def model_options(command: Command) -> Command:
         ),
         layout_option,
         threads_option,
-        click.option(
-            "-c",
-            "--context",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Tokens a session may hold.",
-            show_default="the model's own limit, at most 4096",
-        ),
+        memory_options,
+        context_option,
         click.argument("model", required=False),
     ):
         command = decorate(command)
@@ -90,26 +123,19 @@ def sampling_options(command: Command) -> Command:
 class Settings:
     """The values of `model_options` (but for MODEL) and `sampling_options`."""
 
-    context: int | None
-    threads: int | None
-    layout: Layout
+    loading: dict[str, Any]  # what `edge.load` wants of them
     max_tokens: int | None
     quiet: bool
+    report: bool
     sampling: SamplingOptions
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """What loading a model wants of them."""
-        return {"context": self.context, "threads": self.threads, "layout": self.layout}
 
     @classmethod
     def take(cls, flags: dict[str, Any]) -> Settings:
         """Take them out of a command's flags; its own stay. Raises InputError."""
         sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
-        names = ("context", "threads", "layout", "max_tokens", "quiet")
-        return cls(
-            **{name: flags.pop(name) for name in names}, sampling=SamplingOptions(**sampling)
-        )
+        loading = {name: flags.pop(name) for name in LOADING}
+        others = {name: flags.pop(name) for name in ("max_tokens", "quiet", "report")}
+        return cls(loading, **others, sampling=SamplingOptions(**sampling))
 
 
 def _flag(option: Option) -> Callable[[Command], Command]:

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge import memory
 from edge.cli import COMMANDS
 from edge.cli.answer import open_model
-from edge.cli.options import layout_option, read_file, threads_option
-from edge.cli.terminal import Interrupt, Progress, mebibytes, note, peak_memory
+from edge.cli.options import (
+    LOADING,
+    layout_option,
+    memory_options,
+    read_file,
+    threads_option,
+)
+from edge.cli.terminal import Interrupt, Progress, mebibytes, note
 from edge.errors import CancelledError
 
 if TYPE_CHECKING:
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
     metavar="BASE",
     help="Compare with this model, such as the F16 file that MODEL was quantised from.",
 )
+@memory_options
 @layout_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
@@ -60,7 +68,7 @@ def perplexity(
     """
     text = read_file(file).removesuffix("\n")  # as llama.cpp does
     with ExitStack() as stack:
-        loading = {key: options[key] for key in ("context", "threads", "layout")}
+        loading = {key: options[key] for key in LOADING}
         paths = (model, *([base] if base else []))
         loaded = [stack.enter_context(open_model(path, **loading)) for path in paths]
         measured = _measure(loaded, text, options)
@@ -108,7 +116,7 @@ def _as_dict(models: list[Model], file: str, measured: Perplexity | Divergence) 
     return result | {
         "isa": engine.isa,
         "threads": engine.threads,
-        "peak_bytes": peak_memory(),
+        "peak_bytes": memory.peak(),
     }
 
 

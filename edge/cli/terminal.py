@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from edge import memory
+
 #: Control characters, which a model could use to take over a terminal; tab and newline stay.
 _CONTROL = {i: None for i in (*range(32), *range(127, 160)) if i not in (9, 10)}
 
@@ -168,7 +170,7 @@ def figures(usage: Any, engine: Any) -> str:
         f"prompt {usage.prompt_tokens} tokens{cached}{_speed(usage.prompt_tokens_per_second)}",
         f"answer {usage.completion_tokens} tokens{_speed(usage.decode_tokens_per_second)}",
     ]
-    if peak := peak_memory():
+    if peak := memory.peak():
         parts.append(f"peak memory {mebibytes(peak)}")
     threads = "1 thread" if engine.threads == 1 else f"{engine.threads} threads"
     return "; ".join([*parts, f"kernels {engine.isa}, {threads}"])
@@ -187,17 +189,3 @@ def plain(value: object) -> str:
     """Text out of a file, safe for a terminal and on one line."""
     text = " ".join(str(value if value is not None else "").split())
     return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def peak_memory() -> int | None:
-    """Most bytes of memory this process had resident, where the system tells."""
-    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(ImportError):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return None

@@ -1,0 +1,297 @@
+"""The ledger: what a model will take of the memory, part by part, before anything is loaded.
+
+The total is an upper bound of what the whole process ever has resident:
+
+    weights           packed, all of them: checking their sums brings in every page
+    keys and values   the pages of all sessions that are planned for, full
+    buffers           of the activations
+    logits            a row of them, and what the sampler makes of it
+    tokenizer         while it is built, or with a prompt as long as the context, whichever is more
+    program           what the process has now, and what it has still to import
+    packing           a first start needs it while the keys and values are not there yet: what it
+                      needs beyond them
+    margin            stacks, the allocator's own, what is in a page's other half
+
+When it does not fit, types of keys and values, layouts and contexts are looked through for what
+would; nothing is guessed. With kv="auto" the most precise type with which the context fits is
+taken, even when that means the compact layout: a layout costs speed where a type costs precision.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from edge import memory
+from edge.errors import MemoryBudgetError, UnsupportedError
+from edge.kv import KVShape, kv_types
+from edge.loading import Loading
+from edge.models.common import Config
+from edge.native import lib
+from edge.weights import Layout, Weights
+
+__all__ = ["Ledger", "Option"]
+
+#: Memory of a tokenizer per entry of its vocabulary, merges included, while it is built (773 for
+#: 200,064 entries, 836 for 49,152) and afterwards (610 at most).
+_BUILD_BYTES, _TOKENIZER_BYTES = 850, 640
+
+#: Memory per token of a prompt while it is encoded: 220 to 620, by the text.
+_PROMPT_BYTES = 640
+
+#: float32 numbers per entry of the vocabulary: a row of logits, and at most 11.4 in the sampler.
+_ROWS = 13
+
+#: What is imported between drawing up the ledger and the first token: module -> bytes of it and
+#: of what comes with it.
+_TO_COME = {"tokenizers": 8 << 20, "edge.jinja": 3 << 20, "edge.tokenizer": 1 << 20}
+
+#: Where the system does not say what the process has: Python, numpy and the native library.
+_PROGRAM_BYTES = 64 << 20
+
+_MARGIN_BYTES = 6 << 20
+
+
+@dataclass(frozen=True)
+class Option:
+    """A way to load a model that fits. flags: of the command line; needed: bytes."""
+
+    flags: str
+    needed: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The plan of a model's memory; sizes in bytes.
+
+    weights: packed, in the layout that was chosen; least_weights: in the compact one throughout,
+    where that can be chosen. context: tokens of each of the sessions. n_vocab: tokens. packing:
+    what packing needs besides the weights. budget: for the whole process, None: the system does
+    not say; is_stated: the caller did.
+    """
+
+    path: str
+    layout: Layout
+    weights: int
+    least_weights: int
+    kv: KVShape
+    context: int
+    most_context: int
+    sessions: int
+    buffers: int
+    n_vocab: int
+    packing: int
+    program: int
+    budget: int | None
+    is_stated: bool
+
+    @classmethod
+    def draw_up(
+        cls, weights: Weights, config: Config, buffers: int, n_vocab: int, loading: Loading
+    ) -> Ledger:
+        """Settle the layouts of the weights and the type of keys and values, and add up.
+
+        Nothing is refused for being too much, but a stated budget that is more than there is
+        (MemoryBudgetError); UnsupportedError for a type that cannot keep the model's heads.
+        """
+        budget = _budget(loading.memory)
+        program = _program()
+        for kv in _shapes(config, loading):
+            ledger = cls(
+                path=config.path,
+                layout=loading.layout,
+                weights=0,
+                least_weights=0,
+                kv=kv,
+                context=config.n_context,
+                most_context=config.n_context_train,
+                sessions=loading.sessions,
+                buffers=buffers,
+                n_vocab=n_vocab,
+                packing=weights.packing_bytes,
+                program=program,
+                budget=budget,
+                is_stated=loading.memory is not None,
+            )
+            weights.fit(loading.layout, None if budget is None else budget - ledger.needed)
+            least = weights.n_bytes - weights.compact_saves
+            ledger = replace(ledger, weights=weights.n_bytes, least_weights=least)
+            if ledger.fits:
+                break
+        return ledger
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by name; `needed` is their sum."""
+        later = {
+            "keys and values": self.n_pages * self.kv.page_bytes,
+            "buffers": self.buffers,
+            "logits": 4 * _ROWS * self.n_vocab,
+        }
+        prompt = _TOKENIZER_BYTES * self.n_vocab + _PROMPT_BYTES * self.context
+        return {
+            "weights": self.weights,
+            **later,
+            "tokenizer": max(_BUILD_BYTES * self.n_vocab, prompt),
+            "program": self.program,
+            "packing": max(0, self.packing - sum(later.values())),
+            "margin": _MARGIN_BYTES,
+        }
+
+    @property
+    def needed(self) -> int:
+        """Bytes in all."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is within the budget."""
+        return self.budget is None or self.needed <= self.budget
+
+    @property
+    def n_pages(self) -> int:
+        """Pages of keys and values of all sessions."""
+        return self.sessions * -(-self.context // _positions())
+
+    @property
+    def most_pages(self) -> int | None:
+        """Pages that a stated budget holds, as more sessions may want them; None: it is not."""
+        if self.budget is None or not self.is_stated:
+            return None
+        return self.n_pages + max(0, self.budget - self.needed) // self.kv.page_bytes
+
+    def with_kv(self, type_name: str) -> Ledger:
+        """The same with another type of keys and values."""
+        return replace(self, kv=replace(self.kv, type=type_name))
+
+    def largest_context(self) -> int:
+        """The most tokens that each session can have, 0: none. Layout "auto" may become compact,
+        and is not asked for otherwise.
+        """
+        auto = self._least() if self.layout == "auto" else self
+        low, high = 0, -(-self.most_context // _positions())
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = replace(auto, context=middle * _positions()).fits
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return min(low * _positions(), self.most_context)
+
+    def options(self) -> list[Option]:
+        """What would fit where this does not; the last resort alone where that takes all."""
+        found = [*self._single_changes()]
+        if found:
+            return found
+        least = self._least().with_kv(self._types()[-1])
+        for ledger in (replace(self, kv=least.kv), least, replace(least, sessions=1)):
+            if context := ledger.largest_context():
+                ledger = replace(ledger, context=min(context, self.context))
+                return [Option(self._flags(ledger), ledger.needed)]
+        return []
+
+    def least(self) -> Option:
+        """The least with which the model runs at all."""
+        least = self._least().with_kv(self._types()[-1])
+        least = replace(least, context=min(self.context, _positions()), sessions=1)
+        return Option(self._flags(least), least.needed)
+
+    def require(self) -> None:
+        """Raise MemoryBudgetError, with what would fit, unless this does."""
+        if self.fits or self.budget is None:
+            return
+        show = memory.show
+        names = {"keys and values": f"keys and values of {self._tokens()} in {self.kv.type}"}
+        listed = ", ".join(f"{names.get(n, n)} {show(size)}" for n, size in self.parts.items())
+        options = " or ".join(f"{o.flags} ({show(o.needed)})" for o in self.options())
+        least = self.least()
+        hint = f"Try {options}" if options else f"The least that runs is {show(least.needed)}"
+        if not options and least.flags:
+            hint += f", with {least.flags}"
+        there = "the budget is" if self.is_stated else "there is"
+        raise MemoryBudgetError(
+            f"{self.path} needs {show(self.needed)}, {there} {show(self.budget)}: {listed}. {hint}",
+            needed=self.needed,
+            budget=self.budget,
+            parts=self.parts,
+        )
+
+    def _single_changes(self) -> Iterator[Option]:
+        """Options that change one thing."""
+        context = self.largest_context()
+        changed = [replace(self, context=context)] if 0 < context < self.context else []
+        types = [self.with_kv(name) for name in self._types()]
+        types = [t for t in types if t.kv.page_bytes < self.kv.page_bytes]
+        changed += [t for t in types if self._auto(t).fits][:1]
+        if self.layout == "fast" and self.least_weights < self.weights:
+            changed.append(self._least())
+        changed += [replace(self, sessions=n) for n in range(self.sessions - 1, 0, -1)][:1]
+        for ledger in map(self._auto, changed):
+            if ledger.fits:
+                yield Option(self._flags(ledger), ledger.needed)
+
+    def _auto(self, ledger: Ledger) -> Ledger:
+        """The layout that "auto" would take, at worst."""
+        return ledger._least() if self.layout == "auto" and not ledger.fits else ledger
+
+    def _least(self) -> Ledger:
+        """In the compact layout, where there is a choice."""
+        return replace(self, weights=self.least_weights)
+
+    def _types(self) -> list[str]:
+        """The types that can keep the model's heads, the most precise first."""
+        return [name for name in kv_types() if self.with_kv(name).kv.page_bytes > 0]
+
+    def _flags(self, other: Ledger) -> str:
+        """What another ledger does differently, as flags."""
+        flags = []
+        if other.context != self.context:
+            flags.append(f"--context {other.context}")
+        if other.kv != self.kv:
+            flags.append(f"--kv {other.kv.type}")
+        if self.layout == "fast" and other.weights < self.weights:
+            flags.append("--layout compact")
+        if other.sessions != self.sessions:
+            flags.append(f"--sessions {other.sessions}")
+        return " ".join(flags)
+
+    def _tokens(self) -> str:
+        times = f"{self.sessions} x " if self.sessions > 1 else ""
+        return f"{times}{self.context} tokens"
+
+
+def _positions() -> int:
+    return int(lib.edge_page_positions())
+
+
+def _shapes(config: Config, loading: Loading) -> list[KVShape]:
+    """The shapes to choose from, the most precise first. Raises UnsupportedError."""
+    names = kv_types() if loading.kv == "auto" else [loading.kv]
+    shapes = [shape for name in names if (shape := KVShape.of(config, name)).page_bytes > 0]
+    if not shapes:
+        raise UnsupportedError(
+            f"{config.path}: keys and values of heads of {config.head_dim} cannot be {loading.kv}",
+            what=f"kv {loading.kv}",
+            supported=[t for t in kv_types() if KVShape.of(config, t).page_bytes > 0],
+        )
+    return shapes
+
+
+def _program() -> int:
+    """Bytes of the process as it is now, and of what it will import."""
+    resident = memory.resident()
+    to_come = sum(size for name, size in _TO_COME.items() if name not in sys.modules)
+    return (_PROGRAM_BYTES if resident is None else resident) + to_come
+
+
+def _budget(stated: int | None) -> int | None:
+    """Bytes that the whole process may have. Raises MemoryBudgetError for more than there is."""
+    there = memory.available()
+    most = None if there is None else there + (memory.resident() or 0)
+    if stated is not None and most is not None and stated > most:
+        raise MemoryBudgetError(
+            f"a budget of {memory.show(stated)} is more than the machine has: "
+            f"{memory.show(most)} can be had now",
+            needed=stated,
+            budget=most,
+        )
+    return most if stated is None else stated
