@@ -19,7 +19,7 @@ from edge.errors import InputError, MemoryBudgetError, ModelFileError, Unsupport
 from edge.fingerprint import fingerprint
 from edge.gguf import GGUF
 from edge.graph import Graph
-from edge.kv import KVCache, WhenFull
+from edge.kv import KVCache, KVShape, WhenFull
 from edge.kv_pool import PagePool
 from edge.ledger import Ledger
 from edge.loading import Loading, LoadOptions
@@ -51,6 +51,15 @@ class Description:
     weights: Weights
     lowered: plan.Lowered
     ledger: Ledger
+
+    @property
+    def kv(self) -> KVShape:
+        """What a page of keys and values holds."""
+        return self.ledger.kv
+
+    def weight_bytes(self, name: str) -> int:
+        """Bytes of a weight when it is packed. name: without `.weight`."""
+        return self.weights.bytes_of(name)
 
 
 def describe(model: GGUF | PackedFile, **options: Unpack[LoadOptions]) -> Description:
@@ -205,7 +214,7 @@ class Engine:
 
     def weight_bytes(self, name: str) -> int:
         """Bytes of a packed weight. name: without `.weight`."""
-        return int(self._weights.entries[self._weights.index[name]].n_bytes)
+        return self._weights.bytes_of(name)
 
     def cache_bytes(self, n_tokens: int) -> int:
         """Bytes of keys and values of n_tokens tokens."""

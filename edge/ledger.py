@@ -178,22 +178,24 @@ class Ledger:
         return min(low * _positions(), self.most_context)
 
     def options(self) -> list[Option]:
-        """What would fit where this does not; the last resort alone where that takes all."""
-        found = [*self._single_changes()]
-        if found:
-            return found
-        least = self._least().with_kv(self._types()[-1])
-        for ledger in (replace(self, kv=least.kv), least, replace(least, sessions=1)):
-            if context := ledger.largest_context():
-                ledger = replace(ledger, context=min(context, self.context))
-                return [Option(self._flags(ledger), ledger.needed)]
-        return []
+        """What would fit where this does not: changes of one thing, and of all that can change
+        when that leaves a longer context than a shorter context alone.
+        """
+        found = {option.flags: option for option in self._single_changes()}
+        kept = any("--context" not in flags for flags in found)
+        least = self._least().with_kv(self.types()[-1])
+        for ledger in () if kept else (replace(self, kv=least.kv), least):
+            context = min(ledger.largest_context(), self.context)
+            if context > self.largest_context():
+                option = self._option(replace(ledger, context=context))
+                found.setdefault(option.flags, option)
+        return list(found.values())
 
     def least(self) -> Option:
         """The least with which the model runs at all."""
-        least = self._least().with_kv(self._types()[-1])
+        least = self._least().with_kv(self.types()[-1])
         least = replace(least, context=min(self.context, _positions()), sessions=1)
-        return Option(self._flags(least), least.needed)
+        return self._option(least)
 
     def require(self) -> None:
         """Raise MemoryBudgetError, with what would fit, unless this does."""
@@ -201,7 +203,8 @@ class Ledger:
             return
         show = memory.show
         names = {"keys and values": f"keys and values of {self._tokens()} in {self.kv.type}"}
-        listed = ", ".join(f"{names.get(n, n)} {show(size)}" for n, size in self.parts.items())
+        parts = {names.get(name, name): size for name, size in self.parts.items() if size}
+        listed = ", ".join(f"{name} {show(size)}" for name, size in parts.items())
         options = " or ".join(f"{o.flags} ({show(o.needed)})" for o in self.options())
         least = self.least()
         hint = f"Try {options}" if options else f"The least that runs is {show(least.needed)}"
@@ -219,7 +222,7 @@ class Ledger:
         """Options that change one thing."""
         context = self.largest_context()
         changed = [replace(self, context=context)] if 0 < context < self.context else []
-        types = [self.with_kv(name) for name in self._types()]
+        types = [self.with_kv(name) for name in self.types()]
         types = [t for t in types if t.kv.page_bytes < self.kv.page_bytes]
         changed += [t for t in types if self._auto(t).fits][:1]
         if self.layout == "fast" and self.least_weights < self.weights:
@@ -227,7 +230,7 @@ class Ledger:
         changed += [replace(self, sessions=n) for n in range(self.sessions - 1, 0, -1)][:1]
         for ledger in map(self._auto, changed):
             if ledger.fits:
-                yield Option(self._flags(ledger), ledger.needed)
+                yield self._option(ledger)
 
     def _auto(self, ledger: Ledger) -> Ledger:
         """The layout that "auto" would take, at worst."""
@@ -237,12 +240,12 @@ class Ledger:
         """In the compact layout, where there is a choice."""
         return replace(self, weights=self.least_weights)
 
-    def _types(self) -> list[str]:
+    def types(self) -> list[str]:
         """The types that can keep the model's heads, the most precise first."""
         return [name for name in kv_types() if self.with_kv(name).kv.page_bytes > 0]
 
-    def _flags(self, other: Ledger) -> str:
-        """What another ledger does differently, as flags."""
+    def _option(self, other: Ledger) -> Option:
+        """What another ledger does differently."""
         flags = []
         if other.context != self.context:
             flags.append(f"--context {other.context}")
@@ -252,7 +255,7 @@ class Ledger:
             flags.append("--layout compact")
         if other.sessions != self.sessions:
             flags.append(f"--sessions {other.sessions}")
-        return " ".join(flags)
+        return Option(" ".join(flags), other.needed)
 
     def _tokens(self) -> str:
         times = f"{self.sessions} x " if self.sessions > 1 else ""

@@ -126,6 +126,10 @@ class Weights:
             most = max(most, tensor.n_bytes // math.prod(tensor.shape[:-1]) * n_rows)
         return most + SAMPLED_BYTES * len(self._source.tensors)
 
+    def bytes_of(self, name: str) -> int:
+        """Bytes of a weight when it is packed."""
+        return int(self.entries[self.index[name]].n_bytes)
+
     def layout(self, name: str) -> str:
         """The name of a weight's layout, "vector" for a vector."""
         layout = self.entries[self.index[name]].layout

@@ -28,11 +28,17 @@ class Roofs(NamedTuple):
 
 
 class Machine:
-    """Measures the roofs with a number of threads. Raises MemoryBudgetError, UnsupportedError."""
+    """Measures the roofs with a number of threads. Raises MemoryBudgetError, UnsupportedError.
 
-    def __init__(self, threads: int) -> None:
+    small: read less where memory is short, but more than the caches hold.
+    """
+
+    def __init__(self, threads: int, *, small: bool = False) -> None:
         size = _buffer_bytes(_largest_cache())
         left = available()
+        if small and left is not None:
+            least = _buffer_bytes(_largest_cache(), times=2)
+            size = max(least, min(size, left // 4 >> 20 << 20))
         if left is not None and size > left // 2:
             raise MemoryBudgetError(
                 f"{show(size)} are read to measure the bandwidth, {show(left)} are available",
@@ -73,9 +79,9 @@ class Machine:
         self.close()
 
 
-def _buffer_bytes(cache: int | None) -> int:
+def _buffer_bytes(cache: int | None, times: int = _CACHES) -> int:
     """Bytes to read, a multiple of 1 MiB. cache: bytes of the largest cache, None: unknown."""
-    wanted = _LEAST if cache is None else min(max(_CACHES * cache, _LEAST), _MOST)
+    wanted = _LEAST if cache is None else min(max(times * cache, _LEAST), _MOST)
     return wanted >> 20 << 20
 
 

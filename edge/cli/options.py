@@ -86,7 +86,9 @@ def model_options(command: Command) -> Command:
     """MODEL, what loading it takes, --max-tokens, --quiet and --report."""
     for decorate in (
         click.option(
-            "--report", is_flag=True, help="Say what was planned, of memory and speed, and what was."
+            "--report",
+            is_flag=True,
+            help="Say what was planned, of memory and speed, and what was.",
         ),
         click.option(
             "-q",

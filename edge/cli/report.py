@@ -43,7 +43,7 @@ def speed_line(engine: Engine, usage: Usage) -> str:
     speed = usage.decode_tokens_per_second
     if not speed:
         return "speed: nothing was decoded that could be measured"
-    measured = predict.Measured.load(engine.threads, engine.isa)
+    measured = predict.Measured.load(engine.threads)
     if measured is None:
         return (
             f"speed: {speed:.1f} tokens/s, nothing predicted: `edge-run plan` measures this machine"

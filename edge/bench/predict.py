@@ -1,0 +1,130 @@
+"""How fast a model will decode on this machine, before it is loaded.
+
+A token reads all weights and the keys and values of the tokens before it, and each operation has
+to be handed to the threads:
+
+    seconds = weights / (WEIGHTS_SHARE * bandwidth) + cache / (CACHE_SHARE * bandwidth)
+              + operations * OP_SECONDS
+
+The bandwidth is measured on the machine that it is for; the three constants were fitted to
+SmolLM2 and to a model of Phi-4-mini's shape. The last measurement is kept in the cache folder, so
+that after a run `--report` can say how wrong its prediction was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edge.bench.machine import Machine, cpu_name
+from edge.errors import EdgeError
+from edge.kv import KVShape
+from edge.models.common import Config
+from edge.plan import Lowered
+from edge.store import cache_dir
+
+__all__ = ["Demand", "Measured", "Planned", "demand_of", "tokens_per_second"]
+
+WEIGHTS_SHARE, CACHE_SHARE, OP_SECONDS = 0.97, 0.65, 3e-6
+
+_VERSION = 1
+
+
+class Planned(Protocol):
+    """What an Engine and a Description have in common."""
+
+    @property
+    def lowered(self) -> Lowered: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def kv(self) -> KVShape: ...
+    def weight_bytes(self, name: str) -> int: ...
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a decoded token needs. weights: bytes that it reads; n_ops: operations; window: the
+    most positions that it sees, 0: all.
+    """
+
+    weights: int
+    n_ops: int
+    kv: KVShape
+    window: int
+
+    def cache_bytes(self, depth: int) -> int:
+        """Bytes of keys and values that the token behind `depth` others reads."""
+        n_seen = min(depth + 1, self.window) if self.window else depth + 1
+        return self.kv.bytes(n_seen)
+
+
+def demand_of(model: Planned) -> Demand:
+    """Of a model that is loaded, or described."""
+    ops = model.lowered.ops
+    matmuls = [op for op in ops if op.kind in ("matmul", "gated_matmul")]
+    weights = sum(model.weight_bytes(name) for op in matmuls for name in op.weights)
+    return Demand(weights, len(ops), model.kv, model.config.window)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The bandwidth of this machine. read: bytes per second with so many threads."""
+
+    threads: int
+    read: float
+
+    @classmethod
+    def now(cls, threads: int) -> Measured:
+        """Measure it. Raises MemoryBudgetError, UnsupportedError."""
+        with Machine(threads, small=True) as machine:
+            return cls(threads, machine.measure().read)
+
+    @classmethod
+    def load(cls, threads: int) -> Measured | None:
+        """The last measurement on this machine with so many threads, None: there is none."""
+        read = _stored().get(str(threads))
+        if isinstance(read, (int, float)) and 0 < read < 1e15:
+            return cls(threads, float(read))
+        return None
+
+    def store(self) -> None:
+        """Keep it in the cache folder. Raises OSError, UnsupportedError without a home folder."""
+        content = {"version": _VERSION, "cpu": cpu_name()}
+        content["read"] = {**_stored(), str(self.threads): self.read}
+        path = _path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".machine-{secrets.token_hex(8)}")
+        try:
+            scratch.write_text(json.dumps(content), encoding="ascii")
+            os.replace(scratch, path)
+        finally:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+
+
+def tokens_per_second(demand: Demand, depth: int, measured: Measured) -> float:
+    """The speed of decoding behind `depth` tokens."""
+    seconds = demand.weights / (WEIGHTS_SHARE * measured.read)
+    seconds += demand.cache_bytes(depth) / (CACHE_SHARE * measured.read)
+    return 1 / (seconds + demand.n_ops * OP_SECONDS)
+
+
+def _path() -> Path:
+    return cache_dir() / "machine.json"
+
+
+def _stored() -> dict[str, Any]:
+    """Threads -> bytes per second, as stored; {} for anything but what `store` wrote here."""
+    try:
+        content = json.loads(_path().read_bytes())
+        if content["version"] == _VERSION and content["cpu"] == cpu_name():
+            return dict(content["read"])
+    except (EdgeError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return {}

@@ -1,0 +1,192 @@
+"""`edge-run plan`: what a model will take and how fast it will be, from its header alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge import memory
+from edge.cli import COMMANDS
+from edge.cli.options import context_option, layout_option, memory_options, threads_option
+from edge.cli.terminal import plain
+from edge.errors import EdgeError, MemoryBudgetError
+
+if TYPE_CHECKING:
+    from edge.engine import Description
+    from edge.gguf import GGUF
+    from edge.packed import PackedFile
+
+_DEPTHS = (0, 4096, 32768)
+
+
+@click.command(short_help=COMMANDS["plan"])
+@click.argument("model", required=False)
+@memory_options
+@layout_option
+@threads_option
+@context_option
+@click.option(
+    "--sessions",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Sessions with a context each.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def plan(model: str | None, as_json: bool, **options: Any) -> None:
+    """Say what memory a model will take, and how fast it will be.
+
+    From the header alone: MODEL may be the first part of a download. Each part of the memory,
+    the largest context for each type of keys and values, what would fit when it does not, and
+    tokens per second, from the bandwidth of this machine, which is measured for it.
+    """
+    from edge import native
+    from edge.engine import describe
+    from edge.packed import open_model
+    from edge.store import default_model
+
+    path = model if model is not None else str(default_model())
+    threads = native.threads(options["threads"])
+    with open_model(path, header_only=True) as file:
+        description = describe(file, **options)
+        facts = {"model": path, **_file(file), **_memory(description)}
+        facts |= {"rotary": _rotary(description), "speed": _speed(description, threads)}
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+    else:
+        click.echo("\n".join(_lines(facts)))
+
+
+def _file(file: GGUF | PackedFile) -> dict[str, Any]:
+    """How much of the file is there."""
+    return {
+        "file_bytes": file.n_bytes,
+        "whole_bytes": file.whole_bytes,
+        "complete": file.n_bytes >= file.whole_bytes,
+    }
+
+
+def _memory(description: Description) -> dict[str, Any]:
+    """The ledger, and what else there is to choose."""
+    from edge import native
+
+    ledger, weights = description.ledger, description.weights
+    types, positions = {}, native.lib.edge_page_positions()
+    for name in ledger.types():
+        other = ledger.with_kv(name)
+        n_bytes = other.kv.page_bytes // positions
+        types[name] = {"bytes_per_token": n_bytes, "largest_context": other.largest_context()}
+    return {
+        "fits": ledger.fits,
+        "budget_bytes": ledger.budget,
+        "budget_stated": ledger.is_stated,
+        "needed_bytes": ledger.needed,
+        "parts": {name.replace(" ", "_"): size for name, size in ledger.parts.items()},
+        "context": ledger.context,
+        "context_trained": ledger.most_context,
+        "sessions": ledger.sessions,
+        "kv": ledger.kv.type,
+        "kv_types": types,
+        "layouts": dict(Counter(map(weights.layout, weights.names))),
+        "compact": weights.is_compact,
+        "options": [
+            {"flags": option.flags, "needed_bytes": option.needed}
+            for option in ([] if ledger.fits else ledger.options() or [ledger.least()])
+        ],
+    }
+
+
+def _rotary(description: Description) -> dict[str, Any] | None:
+    """Which of LongRoPE's two sets of factors the context picks; None: the model has one."""
+    config = description.config
+    ropes = (op.attrs["rope"] for op in description.graph.ops if op.kind == "rope")
+    names = {rope.factors for rope in ropes}
+    chosen = next((n for n in ("short", "long") if f"rope_factors_{n}" in names), None)
+    if chosen is None:
+        return None
+    original = config.keys.whole(
+        "rope.scaling.original_context_length", config.n_context_train, least=2
+    )
+    return {"factors": chosen, "long_from_context": original + 1}
+
+
+def _speed(description: Description, threads: int) -> dict[str, Any] | str:
+    """Predicted tokens per second by depth; a string: why there is none."""
+    from edge.bench import predict
+
+    try:
+        measured = predict.Measured.now(threads)
+    except MemoryBudgetError as e:
+        return str(e)
+    stored = True
+    try:
+        measured.store()
+    except (EdgeError, OSError):
+        stored = False
+    demand = predict.demand_of(description)
+    depths = [depth for depth in _DEPTHS if depth < description.config.n_context_train]
+    return {
+        "threads": threads,
+        "read_bytes_per_second": measured.read,
+        "stored": stored,
+        "weight_bytes_per_token": demand.weights,
+        "tokens_per_second": {
+            str(depth): predict.tokens_per_second(demand, depth, measured) for depth in depths
+        },
+    }
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    """The facts for people."""
+    show, budget = memory.show, facts["budget_bytes"]
+    there = f"{show(facts['file_bytes'])}"
+    if not facts["complete"]:
+        there += f" of {show(facts['whole_bytes'])}: the header is there, which is enough to plan"
+    sessions = f"{facts['sessions']} sessions of " if facts["sessions"] > 1 else ""
+    lines = [f"{plain(facts['model'])} ({there})", ""]
+    lines += [f"{name.replace('_', ' '):<18}{show(n):>12}" for name, n in facts["parts"].items()]
+    lines[2] += f"   {', '.join(f'{n} {layout}' for layout, n in facts['layouts'].items())}"
+    lines[3] += f"   {sessions}{facts['context']} tokens in {facts['kv']}"
+    lines.append(f"{'in all':<18}{show(facts['needed_bytes']):>12}")
+    if budget is not None:
+        kind = "budget" if facts["budget_stated"] else "available"
+        lines.append(f"{kind:<18}{show(budget):>12}   {'fits' if facts['fits'] else 'too little'}")
+    options = [f"{o['flags']} ({show(o['needed_bytes'])})" for o in facts["options"]]
+    if options:
+        lines.append(f"What would fit, or come nearest: {' or '.join(options)}")
+    lines += ["", "keys and values    bytes/token   largest context"]
+    for name, row in facts["kv_types"].items():
+        context = row["largest_context"] or "none"
+        lines.append(f"{name:<18}{row['bytes_per_token']:>12}{context:>18}")
+    return [*lines, *_rotary_lines(facts), "", *_speed_lines(facts["speed"])]
+
+
+def _rotary_lines(facts: dict[str, Any]) -> list[str]:
+    if facts["rotary"] is None:
+        return []
+    chosen, first = facts["rotary"]["factors"], facts["rotary"]["long_from_context"]
+    largest = min(first, facts["context_trained"])
+    return [
+        "",
+        f"rotary factors: {chosen}, for the whole session and texts of any length; short up to a "
+        f"context of {first - 1}, long from {first} on.",
+        "The long set is made for long texts and may be worse at short ones. What it costs on "
+        "yours:",
+        f"edge-run perplexity MODEL --file TEXT, once with --context {first - 1} and once with "
+        f"--context {largest}",
+    ]
+
+
+def _speed_lines(speed: dict[str, Any] | str) -> list[str]:
+    if isinstance(speed, str):
+        return [f"speed: not predicted: {speed}"]
+    threads = "1 thread" if speed["threads"] == 1 else f"{speed['threads']} threads"
+    read = speed["read_bytes_per_second"] / 1e9
+    lines = [f"this machine reads {read:.1f} GB/s with {threads}; predicted for decoding:"]
+    for depth, value in speed["tokens_per_second"].items():
+        lines.append(f"{f'at {depth} tokens':<18}{value:>12.1f} tokens/s")
+    return lines
