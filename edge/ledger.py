@@ -181,15 +181,17 @@ class Ledger:
         """What would fit where this does not: changes of one thing, and of all that can change
         when that leaves a longer context than a shorter context alone.
         """
-        found = {option.flags: option for option in self._single_changes()}
-        kept = any("--context" not in flags for flags in found)
-        least = self._least().with_kv(self.types()[-1])
-        for ledger in () if kept else (replace(self, kv=least.kv), least):
-            context = min(ledger.largest_context(), self.context)
-            if context > self.largest_context():
-                option = self._option(replace(ledger, context=context))
-                found.setdefault(option.flags, option)
-        return list(found.values())
+        found = list(self._single_changes())
+        if not any("--context" not in option.flags for option in found):
+            both = [self._least().with_kv(name) for name in self.types()]
+            whole = [ledger for ledger in both if ledger.fits]
+            longest = max(both, key=Ledger.largest_context)
+            context = longest.largest_context()
+            if whole:
+                found.append(self._option(whole[0]))
+            elif context > self.largest_context():
+                found.append(self._option(replace(longest, context=context)))
+        return found
 
     def least(self) -> Option:
         """The least with which the model runs at all."""

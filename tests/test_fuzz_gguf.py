@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.errors import EdgeError
+from edge.engine import describe
+from edge.errors import EdgeError, ModelFileError
 from edge.gguf import GGUF
+from edge.packed import open_model
 
 #: Numbers that break sums and products, as the eight bytes of a count or an offset.
 NUMBERS = [0, 1, 8, 32, 255, 2**16, 2**26, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
@@ -75,10 +77,11 @@ def test_damaged_file_is_read_or_refused(
         with path.open("r+b") as file:  # some file systems are slow to make a file anew
             file.write(content)
             file.truncate()
-        try:
-            read_all(path, len(content))
-        except EdgeError as e:
-            assert "\n" not in str(e).removeprefix(str(path))
+        for read in (read_all, read_header):
+            try:
+                read(path, len(content))
+            except EdgeError as e:
+                assert "\n" not in str(e).removeprefix(str(path))
 
 
 def read_all(path: Path, size: int) -> None:
@@ -89,3 +92,39 @@ def read_all(path: Path, size: int) -> None:
             assert isinstance(g.metadata[key], (str, bool, int, float, list))
         for tensor in g.tensors.values():
             assert len(bytes(tensor.data)) == tensor.n_bytes
+
+
+def read_header(path: Path, size: int) -> None:
+    """What works with the header alone; a file that is refused for anything but its length is
+    refused here, too.
+    """
+    with open_model(path, header_only=True) as g:
+        assert g.n_bytes == size <= g.whole_bytes
+        for key in g.metadata:
+            assert isinstance(g.metadata[key], (str, bool, int, float, list))
+        assert isinstance(g, GGUF)
+        for tensor in g.tensors.values():
+            assert tensor.offset + tensor.n_bytes <= g.whole_bytes
+            with pytest.raises(ModelFileError, match="header alone"):
+                _ = tensor.data
+        assert describe(g).ledger.needed > 0
+
+
+def test_every_length_of_a_file(originals: list[bytes], path: Path) -> None:
+    content = originals[0]
+    path.write_bytes(content)
+    with GGUF.open(path) as whole:
+        (header,) = map(len, whole.headers())
+        places = [(t.name, t.type, t.shape, t.offset) for t in whole.tensors.values()]
+    for n in range(len(content), 0, -1):
+        with path.open("r+b") as file:
+            file.truncate(n)
+        try:
+            with GGUF.open(path, header_only=True) as g:
+                assert [(t.name, t.type, t.shape, t.offset) for t in g.tensors.values()] == places
+                with pytest.raises(ModelFileError, match="header alone"):
+                    g.data()
+        except ModelFileError:
+            assert n < header
+        else:
+            assert n > header - 64  # less its padding

@@ -1,0 +1,230 @@
+"""The memory contract, on whole processes: what was stated is never exceeded, and nothing dies.
+
+Each run is an `edge-run complete` of its own, whose prompt fills the context; it writes the most
+memory that it ever had resident (VmHWM) to a file when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fake_model import ROOT, assert_one_line
+
+from edge.memory import parse_size
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+
+MIB = 1 << 20
+
+#: The peak on its way out, then the program.
+_MAIN = """
+import atexit, os, sys
+def write():
+    with open("/proc/self/status") as status, open(os.environ["PEAK"], "w") as out:
+        out.write(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+atexit.register(write)
+from edge.cli import main
+main()
+"""
+
+
+@dataclass
+class Run:
+    """How a process ended. peak: bytes, 0 when it could not say."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+    peak: int
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer; else there is one line that says why."""
+        if self.code == 0:
+            return True
+        assert_one_line(self.code, self.stderr)
+        return False
+
+
+def complete(
+    folder: Path, model: Path, *args: str, n_prompt: int, before: str = "", cache: str = "0"
+) -> Run:
+    """Run `edge-run complete` with a prompt of n_prompt tokens. before: shell commands; cache:
+    EDGE_CACHE_SIZE, of a cache in the folder.
+    """
+    (folder / "peak").write_text("0")
+    (folder / "prompt").write_text("a" * n_prompt)  # a token each
+    command = [sys.executable, "-c", _MAIN, "complete", str(model), "-f", str(folder / "prompt")]
+    command += ["-n", "4", "--top-k", "0", "--top-p", "0.999", *args]
+    result = subprocess.run(
+        ["/bin/sh", "-c", f'{before}\nexec "$@"', "sh", *command],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+        env=os.environ
+        | {"PEAK": str(folder / "peak"), "EDGE_CACHE": str(folder), "EDGE_CACHE_SIZE": cache},
+    )
+    peak = int((folder / "peak").read_text() or "0") * 1024
+    return Run(result.returncode, result.stdout, result.stderr, peak)
+
+
+def needed(folder: Path, model: Path, *args: str) -> int:
+    """Bytes that the ledger asks for, as the refusal of a small budget tells them."""
+    run = complete(folder, model, "--memory", "1MiB", *args, n_prompt=8)
+    assert not run.answered
+    match = re.search(rb"needs ([0-9.]+ [MG]iB)", run.stderr)
+    assert match, run.stderr
+    return parse_size(match[1].decode()) + MIB // 2  # rounding, and what differs from run to run
+
+
+def small(tiny_gguf: Callable[..., Path]) -> tuple[Path, int]:
+    return tiny_gguf("llama"), 256
+
+
+def with_much_cache(tiny_gguf: Callable[..., Path]) -> tuple[Path, int]:
+    """50 MiB of keys and values."""
+    return tiny_gguf("llama", context=1600, n_heads=16, n_kv_heads=16, head_dim=256), 1600
+
+
+def with_heavy_weights(tiny_gguf: Callable[..., Path]) -> tuple[Path, int]:
+    """50 MiB of weights, most of it one matrix, and a large vocabulary."""
+    model = tiny_gguf("phi3", type="Q8_0", n_layers=1, dim=1024, ffn=4096, vocab=32000)
+    return model, 256
+
+
+MODELS = [small, with_much_cache, with_heavy_weights]
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_peak_is_within_the_budget(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, make: Callable[..., tuple[Path, int]]
+) -> None:
+    model, context = make(tiny_gguf)
+    least, peaks = needed(tmp_path, model), []
+    for budget, cache in ((least, "0"), (least, "1GB"), (least, "1GB"), (2 * least, "0")):
+        args = ("--memory", str(budget))
+        run = complete(tmp_path, model, *args, n_prompt=context - 4, cache=cache)
+        assert run.answered, run.stderr
+        assert 0 < run.peak <= budget
+        peaks.append(run.peak)
+    assert least <= 1.5 * max(peaks)  # nor is much asked for that is never used
+
+
+def test_a_smaller_context_and_type_fit_a_smaller_budget(
+    tiny_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, context = with_much_cache(tiny_gguf)
+    budget = needed(tmp_path, model) - 8 * MIB
+    refused = complete(tmp_path, model, "--memory", str(budget), n_prompt=8)
+    assert not refused.answered
+    options = re.findall(rb"(--[a-z]+ [^(]+) \(([0-9.]+ MiB)\)", refused.stderr)
+    assert options
+    for flags, size in options:
+        assert parse_size(size.decode()) <= budget + MIB // 10
+        args = flags.decode().split()
+        n = int(args[1]) if args[0] == "--context" else context
+        run = complete(tmp_path, model, "--memory", str(budget), *args, n_prompt=n - 4)
+        assert run.answered, run.stderr
+        assert 0 < run.peak <= budget
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "2GG", "", "0B", "nan"])
+def test_bad_budget(tiny_gguf: Callable[..., Path], tmp_path: Path, value: str) -> None:
+    run = complete(tmp_path, tiny_gguf("llama"), "--memory", value, n_prompt=8)
+    assert_one_line(run.code, run.stderr, "memory")
+
+
+def test_budget_beyond_the_machine(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    run = complete(tmp_path, tiny_gguf("llama"), "--memory", "900TB", n_prompt=8)
+    assert_one_line(run.code, run.stderr, "more than the machine has")
+
+
+@pytest.mark.parametrize("share", [1, 2, 4, 8])
+def test_address_space_at_the_budget(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, share: float
+) -> None:
+    model, context = with_much_cache(tiny_gguf)
+    budget = int(share * needed(tmp_path, model))
+    limit = f"ulimit -v {budget // 1024}"
+    for args in ((), ("--memory", str(budget))):
+        run = complete(tmp_path, model, *args, n_prompt=context - 4, before=limit, cache="1GB")
+        assert run.answered or run.stdout == b""
+        assert run.peak <= budget
+
+
+# ---- control groups --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def control_group(n_bytes: int) -> Iterator[Path]:
+    """A group with a limit on its memory. Skips the test where the system gives none."""
+    root, name = Path("/sys/fs/cgroup"), "memory.max"
+    if (root / "memory").is_dir():
+        root, name = root / "memory", "memory.limit_in_bytes"
+    group = root / f"edge-test-{uuid.uuid4().hex}"
+    try:
+        group.mkdir()
+    except OSError as e:
+        pytest.skip(f"no control group can be made: {e}")
+    try:
+        try:
+            (group / name).write_text(str(n_bytes))
+        except OSError as e:
+            pytest.skip(f"no limit can be set: {e}")
+        yield group
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.parametrize("share", [0.8, 1, 1.2, 2])
+def test_control_group_at_the_budget(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, share: float
+) -> None:
+    model, context = with_much_cache(tiny_gguf)
+    budget = int(share * needed(tmp_path, model))
+    answers = []
+    with control_group(budget) as group:
+        enter = f"echo $$ > {group}/cgroup.procs"
+        for args in ((), ("--memory", str(budget)), ("--memory", str(budget * 9 // 10))):
+            run = complete(tmp_path, model, *args, n_prompt=context - 4, before=enter, cache="1GB")
+            answers.append(run.answered)
+            assert run.peak <= budget
+    assert answers[0] == (share >= 1.2) or share == 1
+
+
+# ---- a real model ----------------------------------------------------------------------------
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("context", [64, 512, 4096])
+def test_default_model_is_within_the_budget(smollm2: Path, tmp_path: Path, context: int) -> None:
+    flags = ("--context", str(context))
+    least = needed(tmp_path, smollm2, *flags)
+    for budget, cache in ((least, "0"), (least, "1GB"), (least, "1GB"), (4 * least, "1GB")):
+        args = ("--memory", str(budget), *flags)
+        run = complete(tmp_path, smollm2, *args, n_prompt=context - 4, cache=cache)
+        assert run.answered, run.stderr
+        assert 0 < run.peak <= budget
+    assert least <= 1.2 * run.peak
+
+
+@pytest.mark.model
+def test_default_model_under_limits(smollm2: Path, tmp_path: Path) -> None:
+    budget = needed(tmp_path, smollm2) * 5 // 4
+    for share in (1, 2, 4):
+        limit = f"ulimit -v {share * budget // 1024}"
+        run = complete(tmp_path, smollm2, n_prompt=1000, before=limit, cache="1GB")
+        assert run.answered or run.stdout == b""
+    with control_group(budget) as group:
+        enter = f"echo $$ > {group}/cgroup.procs"
+        run = complete(tmp_path, smollm2, n_prompt=1000, before=enter, cache="1GB")
+    assert run.answered and run.peak <= budget

@@ -1,0 +1,284 @@
+"""`edge-run plan` and `--report`: what is predicted, and what it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_model import run
+from ggufbytes import BOOL, key
+
+from edge import memory, packed
+from edge.bench import predict
+from edge.bench.machine import Roofs
+from edge.engine import Engine, describe, pack
+from edge.errors import MemoryBudgetError, ModelFileError
+from edge.gguf import GGUF
+from edge.kv import kv_types
+from edge.packed import open_model
+
+Tiny = Callable[..., Path]
+
+KEYS = {
+    *("model", "file_bytes", "whole_bytes", "complete", "fits", "budget_bytes", "budget_stated"),
+    *("needed_bytes", "parts", "context", "context_trained", "sessions", "kv", "kv_types"),
+    *("layouts", "compact", "options", "rotary", "speed"),
+}
+PARTS = ["weights", "keys_and_values", "buffers", "logits", "tokenizer", "program", "packing"]
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that reads 10 GB/s, and a cache folder of its own."""
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
+
+    class Machine:
+        def __init__(self, threads: int, small: bool) -> None:
+            assert small
+
+        def __enter__(self) -> Any:
+            return SimpleNamespace(measure=lambda: Roofs(1e10, 1e12))
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(predict, "Machine", Machine)
+
+
+def plan(*args: str | Path) -> dict[str, Any]:
+    result = run("plan", *map(str, args), "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    facts: dict[str, Any] = json.loads(result.stdout)
+    assert set(facts) == KEYS
+    return facts
+
+
+def test_facts(tiny_gguf: Tiny) -> None:
+    path = tiny_gguf("llama", context=8192, head_dim=32)
+    facts = plan(path, "--threads", "2")
+    assert facts["fits"] and facts["complete"] and facts["options"] == []
+    assert facts["whole_bytes"] == facts["file_bytes"] == path.stat().st_size
+    assert list(facts["parts"]) == [*PARTS, "margin"]
+    assert facts["needed_bytes"] == sum(facts["parts"].values())
+    assert (facts["context"], facts["context_trained"], facts["sessions"]) == (4096, 8192, 1)
+    assert list(facts["kv_types"]) == kv_types()
+    assert facts["kv_types"]["f16"] == {"bytes_per_token": 512, "largest_context": 8192}
+    assert facts["rotary"] is None
+    speed = facts["speed"]
+    assert (speed["threads"], speed["read_bytes_per_second"], speed["stored"]) == (2, 1e10, True)
+    assert list(speed["tokens_per_second"]) == ["0", "4096"]
+    assert speed["tokens_per_second"]["0"] > speed["tokens_per_second"]["4096"] > 0
+
+
+def test_text(tiny_gguf: Tiny) -> None:
+    result = run("plan", str(tiny_gguf("llama")))
+    assert result.exit_code == 0
+    for word in ("weights", "256 tokens in f16", "in all", "available", "fits", "10.0 GB/s"):
+        assert word in result.stdout
+
+
+def test_it_agrees_with_loading(tiny_gguf: Tiny) -> None:
+    path = tiny_gguf("llama")
+    facts = plan(path, "--context", "100")
+    engine = Engine.load(path, context=100)
+    assert facts["parts"]["weights"] == engine.packed_bytes
+    assert facts["parts"]["keys_and_values"] == engine.cache_bytes(100)
+    assert facts["parts"]["buffers"] == engine.arena_bytes
+    engine.close()
+
+
+def test_what_does_not_fit(tiny_gguf: Tiny) -> None:
+    path = tiny_gguf("llama", context=4096, n_heads=16, n_kv_heads=16, head_dim=128)
+    half = plan(path, "--context", "2048")["needed_bytes"]
+    facts = plan(path, "--memory", str(half))
+    assert not facts["fits"] and facts["budget_stated"] and facts["budget_bytes"] == half
+    flags = facts["options"][0]["flags"].split()
+    assert flags[0] == "--context" and abs(int(flags[1]) - 2048) <= 128
+    assert facts["options"][0]["needed_bytes"] <= half
+    text = run("plan", str(path), "--memory", str(half)).stdout
+    assert "too little" in text and "What would fit" in text
+    assert plan(path, "--memory", "1MB")["options"][0]["needed_bytes"] > 10**6
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "2GG", "", "900TB"])
+def test_bad_budget(tiny_gguf: Tiny, value: str) -> None:
+    result = run("plan", str(tiny_gguf("llama")), f"--memory={value}")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("context", [64, 65])
+def test_rotary_factors(tiny_gguf: Tiny, context: int) -> None:
+    path = tiny_gguf("phi3", original_context=64)
+    chosen = "short" if context == 64 else "long"
+    facts = plan(path, "--context", str(context))
+    assert facts["rotary"] == {"factors": chosen, "long_from_context": 65}
+    text = run("plan", str(path), "--context", str(context)).stdout
+    assert f"rotary factors: {chosen}" in text and "edge-run perplexity" in text
+
+
+# ---- the header alone ----------------------------------------------------------------------------
+
+
+def cut(path: Path, folder: Path, n_bytes: int) -> Path:
+    copy = folder / f"{path.stem}-part.gguf"
+    copy.write_bytes(path.read_bytes()[:n_bytes])
+    return copy
+
+
+def header_bytes(path: Path) -> int:
+    with GGUF.open(path) as gguf:
+        return len(gguf.headers()[0])
+
+
+def test_header_is_enough(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    path = tiny_gguf("llama")
+    part = cut(path, tmp_path, header_bytes(path))
+    facts, whole = plan(part), plan(path)
+    assert not facts["complete"] and facts["file_bytes"] == header_bytes(path)
+    for name in ("whole_bytes", "kv_types", "layouts"):
+        assert facts[name] == whole[name]
+    assert facts["parts"]["weights"] == whole["parts"]["weights"]
+    assert "the header is there" in run("plan", str(part)).stdout
+
+
+def test_less_than_the_header_is_refused(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    path = tiny_gguf("llama")
+    result = run("plan", str(cut(path, tmp_path, header_bytes(path) - 100)))
+    assert result.exit_code == 1 and "truncated" in result.stderr
+
+
+def test_data_cannot_be_reached(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    path = tiny_gguf("llama")
+    for file in (path, cut(path, tmp_path, header_bytes(path) + 100)):
+        with open_model(file, header_only=True) as gguf:
+            assert isinstance(gguf, GGUF)
+            weights = describe(gguf).weights
+            with pytest.raises(ModelFileError, match="header alone"):
+                gguf.data()
+            with pytest.raises(ModelFileError, match="header alone"):
+                weights.pack(None)
+            with pytest.raises(ModelFileError, match="header alone"):
+                next(weights.pieces(None))
+            next(iter(gguf.tensors.values())).forget()
+            weights.close()
+    with pytest.raises(ModelFileError, match="truncated"):
+        Engine.load(tmp_path / f"{path.stem}-part.gguf")
+
+
+def test_header_of_a_packed_file(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    target = tmp_path / "packed.gguf"
+    pack(tiny_gguf("llama"), target)
+    part = cut(target, tmp_path, header_bytes(target))
+    assert plan(part)["parts"]["weights"] == plan(target)["parts"]["weights"]
+    with open_model(part, header_only=True) as file:
+        assert isinstance(file, packed.PackedFile)
+        with pytest.raises(ModelFileError, match="header alone"):
+            file.verify(None)
+        with pytest.raises(ModelFileError, match="not there"):
+            describe(file).weights.use(file)
+
+
+def test_a_tensor_of_absurd_size(tmp_path: Path) -> None:
+    import ggufbytes
+
+    content = ggufbytes.gguf(
+        [key("yes", BOOL, True)], [ggufbytes.tensor("t", (1 << 40, 1 << 40), 0, 0)]
+    )
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(ModelFileError, match="do not fit"):
+        GGUF.open(tmp_path / "x.gguf", header_only=True)
+
+
+# ---- speed, predicted and real -------------------------------------------------------------------
+
+
+def test_no_memory_to_measure(tiny_gguf: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(threads: int, small: bool) -> None:
+        raise MemoryBudgetError("too little to measure", needed=2, budget=1)
+
+    monkeypatch.setattr(predict, "Machine", refuse)
+    assert plan(tiny_gguf("llama"))["speed"] == "too little to measure"
+    assert "not predicted" in run("plan", str(tiny_gguf("llama"))).stdout
+
+
+def test_a_cache_that_cannot_be_written(
+    tiny_gguf: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "file"))
+    assert plan(tiny_gguf("llama"))["speed"]["stored"] is False
+
+
+def test_measurements_are_kept_by_threads(tmp_path: Path) -> None:
+    predict.Measured(1, 5e9).store()
+    predict.Measured(2, 9e9).store()
+    assert predict.Measured.load(1) == predict.Measured(1, 5e9)
+    assert predict.Measured.load(2) == predict.Measured(2, 9e9)
+    assert predict.Measured.load(3) is None
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["machine.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", "7", '{"version": 2}', '{"version": 1, "cpu": "another", "read": {}}'),
+        *(
+            '{"version": 1, "cpu": CPU, "read": 1}',
+            '{"version": 1, "cpu": CPU, "read": {"2": "x"}}',
+        ),
+        *('{"version": 1, "cpu": CPU, "read": {"2": -1}}', "[" * 100_000),
+    ],
+)
+def test_a_file_that_is_no_measurement(tmp_path: Path, content: str) -> None:
+    (tmp_path / "cache").mkdir()
+    content = content.replace("CPU", json.dumps(predict.cpu_name()))
+    (tmp_path / "cache" / "machine.json").write_text(content)
+    assert predict.Measured.load(2) is None
+    predict.Measured(2, 9e9).store()
+    assert predict.Measured.load(2) is not None
+
+
+def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
+    with GGUF.open(tiny_gguf("llama")) as gguf:
+        demand = predict.demand_of(describe(gguf))
+    engine = Engine.load(tiny_gguf("llama"))
+    assert predict.demand_of(engine) == demand
+    engine.close()
+    slow, fast = (predict.Measured(1, read) for read in (1e6, 2e6))
+    ratio = predict.tokens_per_second(demand, 99, fast) / predict.tokens_per_second(
+        demand, 99, slow
+    )
+    assert ratio == pytest.approx(2, rel=0.01)
+    with_window = predict.Demand(demand.weights, demand.n_ops, demand.kv, window=64)
+    assert with_window.cache_bytes(5000) == demand.cache_bytes(63)
+
+
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_report(tiny_gguf: Tiny, command: str) -> None:
+    args = (command, str(tiny_gguf("llama")), "-n", "6", "--report", "--quiet")
+    first = run(*args, stdin="Hello the world")
+    assert first.exit_code == 0, first.stderr
+    assert "`edge-run plan` measures this machine" in first.stderr
+    plan(tiny_gguf("llama"))
+    lines = run(*args, stdin="Hello the world").stderr.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *("memory", "weights", "keys", "buffers", "everything", "peak", "speed:")
+    ]
+    assert "predicted" in lines[-1] and lines[-1].endswith(("too high", "too low"))
+
+
+def test_report_where_the_system_is_silent(
+    tiny_gguf: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "peak", lambda: None)
+    monkeypatch.setattr("edge.weights.resident_of", lambda address, n_bytes: None)
+    report = run("complete", str(tiny_gguf("llama")), "-p", "Hello", "-n", "1", "--report").stderr
+    lines = {line.split()[0]: line for line in report.splitlines()}
+    assert all(
+        lines[name].split("iB", 1)[1].strip().startswith("?") for name in ("weights", "peak")
+    )
+    assert "nothing was decoded" in lines["speed:"]
