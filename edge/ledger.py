@@ -33,9 +33,11 @@ from edge.weights import Layout, Weights
 
 __all__ = ["Ledger", "Option"]
 
-#: Memory of a tokenizer per entry of its vocabulary, merges included, while it is built (773 for
-#: 200,064 entries, 836 for 49,152) and afterwards (610 at most).
-_BUILD_BYTES, _TOKENIZER_BYTES = 850, 640
+#: Memory of a tokenizer per entry of its vocabulary, merges included, while it is built and
+#: afterwards; by tokenizer.ggml.model. Measured: 836 and 610 with 49,152 entries of byte-level BPE,
+#: 773 and 390 with 200,064; 1,320 and 960 with 32,000 of SentencePiece, which has several merges
+#: for each.
+_TOKENIZER_BYTES = {"gpt2": (850, 640), "llama": (1450, 1000)}
 
 #: Memory per token of a prompt while it is encoded: 220 to 620, by the text.
 _PROMPT_BYTES = 640
@@ -66,8 +68,9 @@ class Ledger:
     """The plan of a model's memory; sizes in bytes.
 
     weights: packed, in the layout that was chosen; least_weights: in the compact one throughout,
-    where that can be chosen. context: tokens of each of the sessions. n_vocab: tokens. packing:
-    what packing needs besides the weights. budget: for the whole process, None: the system does
+    where that can be chosen. context: tokens of each of the sessions. n_vocab: tokens; tokenizer:
+    bytes for each of them, while it is built and afterwards. packing: what packing needs besides
+    the weights. budget: for the whole process, None: the system does
     not say; is_stated: the caller did.
     """
 
@@ -81,6 +84,7 @@ class Ledger:
     sessions: int
     buffers: int
     n_vocab: int
+    tokenizer: tuple[int, int]
     packing: int
     program: int
     budget: int | None
@@ -97,6 +101,8 @@ class Ledger:
         """
         budget = _budget(loading.memory)
         program = _program()
+        tokenizer = config.keys.metadata.get("tokenizer.ggml.model")
+        per_entry = _TOKENIZER_BYTES["llama" if tokenizer == "llama" else "gpt2"]
         for kv in _shapes(config, loading):
             ledger = cls(
                 path=config.path,
@@ -109,6 +115,7 @@ class Ledger:
                 sessions=loading.sessions,
                 buffers=buffers,
                 n_vocab=n_vocab,
+                tokenizer=per_entry,
                 packing=weights.packing_bytes,
                 program=program,
                 budget=budget,
@@ -129,11 +136,11 @@ class Ledger:
             "buffers": self.buffers,
             "logits": 4 * _ROWS * self.n_vocab,
         }
-        prompt = _TOKENIZER_BYTES * self.n_vocab + _PROMPT_BYTES * self.context
+        build, rest = (n * self.n_vocab for n in self.tokenizer)
         return {
             "weights": self.weights,
             **later,
-            "tokenizer": max(_BUILD_BYTES * self.n_vocab, prompt),
+            "tokenizer": max(build, rest + _PROMPT_BYTES * self.context),
             "program": self.program,
             "packing": max(0, self.packing - sum(later.values())),
             "margin": _MARGIN_BYTES,

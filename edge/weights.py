@@ -35,7 +35,7 @@ Layout = Literal["auto", "fast", "compact"]
 LAYOUTS = ("auto", *FORMS)
 
 #: Bytes that are packed at a time: what packing needs besides the packed bytes.
-_SLICE = 32 << 20
+_SLICE = 8 << 20
 #: With layout "auto" the room is rounded down to this part of what could be saved, so that a
 #: little more or less free memory does not mean another packed file at each start.
 _STEPS = 8

@@ -148,6 +148,19 @@ def test_measuring_refuses_bad_arguments() -> None:
             assert lib.edge_measure_read(m._pool, m._base, n_bytes, ns) == lib.EDGE_OK
 
 
+@pytest.mark.parametrize(("left", "want"), [(1 << 40, 256), (800 << 20, 200), (160 << 20, 64)])
+def test_a_small_buffer_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, left: int, want: int
+) -> None:
+    monkeypatch.setattr("edge.bench.machine._largest_cache", lambda: 32 << 20)
+    monkeypatch.setattr("edge.bench.machine.available", lambda: left)
+    with Machine(1, small=True) as machine:
+        assert len(machine._block) == want << 20
+    monkeypatch.setattr("edge.bench.machine.available", lambda: 100 << 20)
+    with pytest.raises(MemoryBudgetError):
+        Machine(1, small=True)
+
+
 def test_no_memory_for_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.bench.machine.available", lambda: 1 << 20)
     with pytest.raises(MemoryBudgetError, match="measure the bandwidth"):

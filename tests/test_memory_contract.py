@@ -62,7 +62,7 @@ def complete(
     EDGE_CACHE_SIZE, of a cache in the folder.
     """
     (folder / "peak").write_text("0")
-    (folder / "prompt").write_text("a" * n_prompt)  # a token each
+    (folder / "prompt").write_text(" a" * n_prompt)  # a token each
     command = [sys.executable, "-c", _MAIN, "complete", str(model), "-f", str(folder / "prompt")]
     command += ["-n", "4", "--top-k", "0", "--top-p", "0.999", *args]
     result = subprocess.run(
