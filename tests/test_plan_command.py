@@ -245,6 +245,7 @@ def test_a_file_that_is_no_measurement(tmp_path: Path, content: str) -> None:
 def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
     with GGUF.open(tiny_gguf("llama")) as gguf:
         demand = predict.demand_of(describe(gguf))
+    assert set(kv_types()) <= set(predict.CACHE_SHARES)
     engine = Engine.load(tiny_gguf("llama"))
     assert predict.demand_of(engine) == demand
     engine.close()

@@ -3,11 +3,12 @@
 A token reads all weights and the keys and values of the tokens before it, and each operation has
 to be handed to the threads:
 
-    seconds = weights / (WEIGHTS_SHARE * bandwidth) + cache / (CACHE_SHARE * bandwidth)
+    seconds = weights / (WEIGHTS_SHARE * bandwidth) + cache / (CACHE_SHARES[type] * bandwidth)
               + operations * OP_SECONDS
 
-The bandwidth is measured on the machine that it is for; the three constants were fitted to
-SmolLM2 and to a model of Phi-4-mini's shape. The last measurement is kept in the cache folder, so
+The bandwidth is measured on the machine that it is for; the constants were fitted to SmolLM2 and to
+a model of Phi-4-mini's shape, with two threads. Attention does more per byte than a matmul: the
+shares of its types are lower, that of q4 most. The last measurement is kept in the cache folder, so
 that after a run `--report` can say how wrong its prediction was.
 """
 
@@ -17,6 +18,7 @@ import contextlib
 import json
 import os
 import secrets
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +32,8 @@ from edge.store import cache_dir
 
 __all__ = ["Demand", "Measured", "Planned", "demand_of", "tokens_per_second"]
 
-WEIGHTS_SHARE, CACHE_SHARE, OP_SECONDS = 0.97, 0.65, 3e-6
+WEIGHTS_SHARE, OP_SECONDS = 0.97, 3.5e-6
+CACHE_SHARES = {"f16": 0.6, "q8": 0.6, "q4": 0.32}
 
 _VERSION = 1
 
@@ -81,9 +84,9 @@ class Measured:
 
     @classmethod
     def now(cls, threads: int) -> Measured:
-        """Measure it. Raises MemoryBudgetError, UnsupportedError."""
+        """Measure it, a few times. Raises MemoryBudgetError, UnsupportedError."""
         with Machine(threads, small=True) as machine:
-            return cls(threads, machine.measure().read)
+            return cls(threads, statistics.median(machine.measure().read for _ in range(5)))
 
     @classmethod
     def load(cls, threads: int) -> Measured | None:
@@ -111,7 +114,7 @@ class Measured:
 def tokens_per_second(demand: Demand, depth: int, measured: Measured) -> float:
     """The speed of decoding behind `depth` tokens."""
     seconds = demand.weights / (WEIGHTS_SHARE * measured.read)
-    seconds += demand.cache_bytes(depth) / (CACHE_SHARE * measured.read)
+    seconds += demand.cache_bytes(depth) / (CACHE_SHARES[demand.kv.type] * measured.read)
     return 1 / (seconds + demand.n_ops * OP_SECONDS)
 
 
