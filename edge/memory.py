@@ -158,13 +158,17 @@ def _read_number(path: str) -> int | None:
 
 
 def _reclaimable(folder: str) -> int:
-    """Bytes of cached files, which count as used but are given up when needed."""
+    """Bytes of cached files, which count as used but are given up when needed: also those that
+    were used more than once, such as packed weights of the last run. Version 1 counts the groups
+    below under names of their own.
+    """
     try:
         with open(f"{folder}/memory.stat", encoding="ascii") as lines:
-            stat = dict(line.split() for line in lines)
-        return int(stat.get("inactive_file", 0))
+            stat = {name: int(value) for name, value in (line.split() for line in lines)}
     except (OSError, ValueError):
         return 0
+    kinds = ("inactive_file", "active_file")
+    return sum(stat.get(f"total_{kind}", stat.get(kind, 0)) for kind in kinds)
 
 
 def _address_space() -> int | None:

@@ -198,3 +198,13 @@ def test_resident_of(monkeypatch: pytest.MonkeyPatch) -> None:
     if before is not None:
         assert before < after == 1 << 20
     assert memory.resident_of(1 << 62, 4096) is None
+
+
+def test_cached_files_can_be_had(tmp_path: Path) -> None:
+    """In version 1 of control groups, where `inactive_file` leaves out the groups below, too."""
+    stat = "cache 9000\ninactive_file 30\nactive_file 4\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert memory._reclaimable(str(tmp_path)) == 34
+    (tmp_path / "memory.stat").write_text(f"{stat}total_inactive_file 500\ntotal_active_file 60\n")
+    assert memory._reclaimable(str(tmp_path)) == 560
+    assert memory._reclaimable(str(tmp_path / "none")) == 0

@@ -226,5 +226,6 @@ def test_default_model_under_limits(smollm2: Path, tmp_path: Path) -> None:
         assert run.answered or run.stdout == b""
     with control_group(budget) as group:
         enter = f"echo $$ > {group}/cgroup.procs"
-        run = complete(tmp_path, smollm2, n_prompt=1000, before=enter, cache="1GB")
-    assert run.answered and run.peak <= budget
+        for _ in range(2):  # what the first run leaves in the system's cache is no hindrance
+            run = complete(tmp_path, smollm2, n_prompt=1000, before=enter, cache="1GB")
+            assert run.answered and run.peak <= budget
