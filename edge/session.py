@@ -73,6 +73,11 @@ class Session:
         """
         return int(self._engine.config.n_context)
 
+    @property
+    def when_full(self) -> WhenFull:
+        """What it does when the context is full: "stop" or "slide"."""
+        return self._cache.when_full
+
     def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Stream:
         """Continue the session with a prompt; pieces of the answer as they come.
 

@@ -208,11 +208,12 @@ def _is_whole(path: Path, source: Source) -> bool:
 
 
 def _largest_file(folder: Path) -> int:
-    """Bytes of the largest file under folder; files may vanish meanwhile."""
+    """Bytes of the largest file under folder; files and folders may vanish meanwhile."""
     largest = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            largest = max(largest, path.stat().st_size)
+    for parent, _, names in os.walk(folder):  # which passes over what it cannot list
+        for name in names:
+            with contextlib.suppress(OSError):
+                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
     return largest
 
 

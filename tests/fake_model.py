@@ -85,13 +85,14 @@ class FakeModel:
         self.sources: list[FakeSource] = []
         self.system: str | None = None
 
-    def session(self) -> FakeSource:
+    def session(self, when_full: str = "stop") -> FakeSource:
+        self.when_full = when_full
         self.sources.append(FakeSource())
         return self.sources[-1]
 
-    def chat(self, system: str | None = None) -> FakeSource:
+    def chat(self, system: str | None = None, when_full: str = "stop") -> FakeSource:
         self.system = system
-        return self.session()
+        return self.session(when_full)
 
     def __enter__(self) -> FakeModel:
         return self

@@ -523,11 +523,13 @@ def test_depth_table_of_types_and_peers(make_shape: Any) -> None:
 
 def test_sessions_second_turn_and_long_run(tiny_gguf: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "sessions.json"
-    args = ["--only", "turn,stop", "--tokens", "96", "--rounds", "2", "--threads", "1"]
+    args = ["--tokens", "96", "--rounds", "2", "--threads", "1"]
     args += ["--long", "192", "--every", "64"]
     done = script("sessions", tiny_gguf("llama", context=512), *args, "--json", out)
     results = json.loads(out.read_text())["results"]
-    (turn,), (stop,) = results["turn"], results["stop"]
+    (turn,), (stop,), (slide,) = results["turn"], results["stop"], results["slide"]
+    assert len(results["resume"]) == 2 and len(results["prefix"]) == 1
+    assert slide["generated"] == 192
     assert 0 < turn["share_min"] <= turn["share"] <= turn["share_max"]
     assert len(turn["seconds"]) == len(turn["against_seconds"]) == 2
     assert (stop["finish_reason"], stop["generated"]) == ("length", 192)

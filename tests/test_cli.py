@@ -149,6 +149,17 @@ def test_flags_reach_the_model(loaded: list[FakeModel]) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_flags_of_memory_reach_the_model(loaded: list[FakeModel], command: str) -> None:
+    flags = "--memory 1GB --kv q8 --when-full slide --prefix-cache pages"
+    assert run(command, "-p", "Why?", *flags.split()).exit_code == 0
+    assert run(command, "-p", "Why?").exit_code == 0
+    told, plain = loaded
+    options = {"memory": "1GB", "kv": "q8", "prefix_cache": "pages"}
+    assert told.options.items() >= options.items() and told.when_full == "slide"
+    assert plain.options["memory"] is None and plain.when_full == "stop"
+
+
 def test_every_sampling_option_is_a_flag(loaded: list[FakeModel]) -> None:
     assert run("complete", "-p", "x").exit_code == 0
     assert loaded[0].sources[0].asked[0][1]["sampling"] == edge.SamplingOptions()
@@ -248,6 +259,6 @@ def test_a_refused_question_keeps_the_conversation(
     model = FakeModel()
     talk = model.chat()
     monkeypatch.setattr(FakeSource, "error", ContextError("too long", needed=9, limit=8))
-    settings = Settings({}, None, False, False, edge.SamplingOptions())
+    settings = Settings({}, None, None, False, False, edge.SamplingOptions())
     chat._answer(model, talk, "hello", settings)  # type: ignore[arg-type]
     assert capsys.readouterr().err == "edge-run: too long\n"

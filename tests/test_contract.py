@@ -13,6 +13,7 @@ from native_plan import COMPACT_TYPES, ISAS, TYPES
 from test_refmath import SIZES
 
 from edge.engine import Engine
+from edge.kv import kv_types
 
 N_TOKENS = 150
 MIXED = {
@@ -28,15 +29,15 @@ RUNS = [(1, 256), (2, 64), (3, 7), (4, 64), (2, 1)]
 class Loader:
     """Engines of one model on the instruction set and threads of choice."""
 
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, context: int) -> None:
-        self.path, self.monkeypatch, self.context = path, monkeypatch, context
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+        self.path, self.monkeypatch, self.options = path, monkeypatch, options
         self.engines: dict[tuple[str, int], Engine] = {}
 
     def __call__(self, isa: str = ISAS[-1], threads: int = 1) -> Engine:
         """The engine, loaded once."""
         if (isa, threads) not in self.engines:
             self.monkeypatch.setenv("EDGE_ISA", isa)
-            engine = Engine.load(self.path, context=self.context, threads=threads)
+            engine = Engine.load(self.path, threads=threads, **self.options)
             assert (engine.isa, engine.threads) == (isa, threads)
             self.engines[isa, threads] = engine
         return self.engines[isa, threads]
@@ -52,9 +53,9 @@ def loader(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> A
     """loader(arch, **options) -> Loader."""
     made: list[Loader] = []
 
-    def load(arch: str, context: int = N_TOKENS, **options: Any) -> Loader:
+    def load(arch: str, context: int = N_TOKENS, kv: str = "f16", **options: Any) -> Loader:
         path = tiny_gguf(arch, context=max(256, context), **options)
-        made.append(Loader(path, monkeypatch, context))
+        made.append(Loader(path, monkeypatch, context=context, kv=kv))
         return made[-1]
 
     yield load
@@ -96,6 +97,19 @@ def test_same_bits_everywhere(loader: Any, arch: str, type_name: str) -> None:
             n = N_TOKENS if chunk > 1 else 70
             got = run(engine, tokens_of(engine, N_TOKENS)[:n], chunk)
             assert_same_bits(got, want[:n], (isa, threads, chunk))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("kv", kv_types())
+@pytest.mark.parametrize("arch", ["llama", "phi3"])
+def test_same_bits_of_keys_and_values(loader: Any, arch: str, kv: str) -> None:
+    load = loader(arch, kv=kv, type="Q4_0", head_dim=32)
+    tokens = tokens_of(load("scalar"), N_TOKENS)
+    want = run(load("scalar"), tokens, 256)
+    for isa in ISAS:
+        for threads, chunk in RUNS[1:]:
+            n = N_TOKENS if chunk > 1 else 70
+            assert_same_bits(run(load(isa, threads), tokens[:n], chunk), want[:n], (isa, threads))
 
 
 @pytest.mark.native

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from edge.engine import Engine, pack
 from edge.errors import ContextError, InputError
-from edge.kv import PAGE, KVCache, KVShape, kv_types
+from edge.kv import PAGE, KVCache, kv_types
 from edge.native import ffi, lib
 
 pytestmark = pytest.mark.native
 
 TOKENS = np.random.default_rng(0).integers(0, 288, 1000).tolist()
-#: Types that can keep the heads of the tiny model.
-KINDS = [kind for kind in kv_types() if KVShape(kind, 2, 2, 16).page_bytes > 0]
 CONTEXT, POSITIONS = 4 * PAGE, 900
+#: A model with more positions than that context, and heads that every type can keep.
+LONG = {"arch": "phi3", "type": "Q8_0", "context": POSITIONS, "head_dim": 32}
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +127,10 @@ def test_shapes_that_cannot_be_have_no_size(shape: tuple[int, int, int, int]) ->
 # ---- the same bits, whatever was done to the pages ----
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=kv_types())
 def long(tiny_gguf: Callable[..., Path], request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine whose model has more positions than its context."""
-    path = tiny_gguf("phi3", type="Q8_0", context=POSITIONS)
+    path = tiny_gguf(**LONG)
     engine = Engine.load(path, context=CONTEXT, threads=2, sessions=2, kv=request.param)
     yield engine
     engine.close()
@@ -178,7 +178,12 @@ def test_what_a_window_does_not_see_does_not_matter(long: Engine) -> None:
         with long.cache("slide") as cache:
             logits.append(read(long, cache, tokens))
     assert not np.array_equal(logits[0][4 * PAGE], logits[1][4 * PAGE])
-    same(logits[0][8 * PAGE :], logits[1][8 * PAGE :])
+    got, want = (rows[8 * PAGE :] for rows in logits)
+    if long.kv.type == "q4":  # rounds a page relative to the one before, and so on back
+        assert np.abs(got - want).max() < 0.2 * np.abs(want).max()
+        assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.99
+    else:
+        same(got, want)
 
 
 def test_a_window_takes_the_memory_of_the_context(long: Engine) -> None:
@@ -233,9 +238,8 @@ def test_forks_that_part(long: Engine, plain: np.ndarray, n: int) -> None:
             same(read(long, two, TOKENS[done : n + 70]), plain[done : n + 70])
 
 
-def test_evicted_and_computed_again(tiny_gguf: Callable[..., Path], plain: np.ndarray) -> None:
-    path = tiny_gguf("phi3", type="Q8_0", context=POSITIONS)
-    engine = Engine.load(path, context=CONTEXT, threads=2)
+def test_evicted_and_computed_again(long: Engine, plain: np.ndarray) -> None:
+    engine = Engine.load(long.gguf.path, context=CONTEXT, threads=2, kv=long.kv.type)
     for tokens in (TOKENS[:200], [7] * CONTEXT, TOKENS[:200]):
         with engine.cache() as cache:
             done = cache.adopt(tokens[:-1])
@@ -248,7 +252,7 @@ def test_evicted_and_computed_again(tiny_gguf: Callable[..., Path], plain: np.nd
 def test_spilled_kept_and_brought_back(
     tiny_gguf: Callable[..., Path], plain: np.ndarray, long: Engine, tmp_path: Path
 ) -> None:
-    path = tiny_gguf("phi3", type="Q8_0", context=POSITIONS)
+    path = tiny_gguf(**LONG)
     for turn in range(3):  # a process each
         engine = Engine.load(
             path, context=CONTEXT, threads=turn + 1, kv=long.kv.type, prefix_cache=tmp_path

@@ -320,6 +320,18 @@ def test_command_with_a_base(load: Callable[..., edge.Model], tiny_gguf: Tiny, t
     assert f"{100 * expected.top1:.2f} ± {100 * expected.top1_error:.2f} %" in lines[5]
 
 
+def test_command_with_another_context_for_the_session(tiny_gguf: Tiny, text: str) -> None:
+    """Of a model with LongRoPE it chooses the factors, of others it changes nothing."""
+    model = tiny_gguf("phi3", n_rot=8, original_context=64)
+    for path, differ in ((model, True), (tiny_gguf(), False)):
+        args = ("perplexity", str(path), "-f", text, "-c", "48", "--chunks", "2", "--json")
+        short = json.loads(run(*args).stdout)
+        same, long = (json.loads(run(*args, "--session-context", n).stdout) for n in ("64", "128"))
+        assert short["perplexity"] == same["perplexity"]
+        assert (short["perplexity"] != long["perplexity"]) == differ
+        assert short["context"] == long["context"] == 48
+
+
 def test_command_with_bad_input(tiny_gguf: Tiny, text: str, tmp_path: Path) -> None:
     (not_text := tmp_path / "bytes").write_bytes(TEXT.encode() + b"\xff")
     model = str(tiny_gguf())

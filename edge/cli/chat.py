@@ -58,7 +58,7 @@ def chat(
     elif not sys.stdin.isatty():
         prompt = not_empty(read_stdin().strip())
     with open_model(model, **settings.loading) as loaded:
-        talk = _begin(loaded, system, file, quiet=settings.quiet)
+        talk = _begin(loaded, system, file, settings)
         if prompt is None:
             _converse(loaded, talk, settings)
             return
@@ -71,10 +71,11 @@ def _options(settings: Settings) -> dict[str, Any]:
     return {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
 
 
-def _begin(model: Model, system: str | None, file: str | None, *, quiet: bool) -> Chat:
+def _begin(model: Model, system: str | None, file: str | None, settings: Settings) -> Chat:
     """A new conversation, or the one in the file."""
+    when_full = settings.when_full
     if file is None or not os.path.lexists(file):
-        talk = model.chat(system=system)
+        talk = model.chat(system=system, when_full=when_full or "stop")
         if file is not None:
             talk.autosave(file, _SAVE_EVERY)
         return talk
@@ -89,7 +90,12 @@ def _begin(model: Model, system: str | None, file: str | None, *, quiet: bool) -
         raise InputError(
             f"{file} has another system message, {told}: leave --system out, or name another file"
         )
-    if not quiet:
+    if when_full is not None and when_full != found.session.when_full:
+        raise InputError(
+            f"{file} was begun with --when-full {found.session.when_full}: leave that out, or name "
+            "another file"
+        )
+    if not settings.quiet:
         note(f"resumed: {len(found.session.tokens):,} tokens")
     return found
 

@@ -65,7 +65,8 @@ def complete(
     options |= {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
     options |= {"logprobs": flags["logprobs"] or 0, "quiet": settings.quiet}
     with open_model(model, **settings.loading) as loaded:
-        ask = partial(stream, loaded.session(), text, show=not as_json, **options)
+        session = loaded.session(settings.when_full or "stop")
+        ask = partial(stream, session, text, show=not as_json, **options)
         newline = sys.stdout.isatty() and not as_json
         completion = once(loaded, ask, settings, newline=newline)
         if as_json:

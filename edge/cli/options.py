@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edge.errors import InputError
 from edge.sampler import Option, SamplingOptions, sampling_fields
+
+if TYPE_CHECKING:
+    from edge.kv import WhenFull
 
 #: A field's largest value that is no limit, only what its integers can hold.
 _NO_LIMIT = 2**31 - 1
@@ -83,7 +86,7 @@ def context_option(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """MODEL, what loading it takes, --max-tokens, --quiet and --report."""
+    """MODEL, what loading it and beginning a session take, --max-tokens, --quiet and --report."""
     for decorate in (
         click.option(
             "--report",
@@ -104,9 +107,22 @@ def model_options(command: Command) -> Command:
             help="Stop after N tokens.",
             show_default="when the model ends, or the context is full",
         ),
+        click.option(
+            "--prefix-cache",
+            metavar="FOLDER",
+            help="Keep computed system messages there, for the next start.",
+        ),
         layout_option,
         threads_option,
         memory_options,
+        click.option(
+            "--when-full",
+            type=click.Choice(["stop", "slide"]),
+            metavar="HOW",
+            help="When the context is full: stop; slide, which forgets all but the first 64 tokens "
+            "and the last ones.",
+            show_default="stop",
+        ),
         context_option,
         click.argument("model", required=False),
     ):
@@ -126,6 +142,7 @@ class Settings:
     """The values of `model_options` (but for MODEL) and `sampling_options`."""
 
     loading: dict[str, Any]  # what `edge.load` wants of them
+    when_full: WhenFull | None
     max_tokens: int | None
     quiet: bool
     report: bool
@@ -135,8 +152,9 @@ class Settings:
     def take(cls, flags: dict[str, Any]) -> Settings:
         """Take them out of a command's flags; its own stay. Raises InputError."""
         sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
-        loading = {name: flags.pop(name) for name in LOADING}
-        others = {name: flags.pop(name) for name in ("max_tokens", "quiet", "report")}
+        loading = {name: flags.pop(name) for name in (*LOADING, "prefix_cache")}
+        names = ("when_full", "max_tokens", "quiet", "report")
+        others = {name: flags.pop(name) for name in names}
         return cls(loading, **others, sampling=SamplingOptions(**sampling))
 
 

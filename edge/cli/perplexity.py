@@ -40,6 +40,13 @@ if TYPE_CHECKING:
     help="Tokens of a window.",
 )
 @click.option(
+    "--session-context",
+    type=click.IntRange(min=8),
+    metavar="N",
+    show_default="a window",
+    help="Tokens that a session may hold: which LongRoPE factors are used goes by it.",
+)
+@click.option(
     "--chunks",
     type=click.IntRange(min=1),
     metavar="N",
@@ -69,10 +76,11 @@ def perplexity(
     text = read_file(file).removesuffix("\n")  # as llama.cpp does
     with ExitStack() as stack:
         loading = {key: options[key] for key in LOADING}
+        loading["context"] = options["session_context"] or options["context"]
         paths = (model, *([base] if base else []))
         loaded = [stack.enter_context(open_model(path, **loading)) for path in paths]
         measured = _measure(loaded, text, options)
-        result = _as_dict(loaded, file, measured)
+        result = _as_dict(loaded, file, options["context"], measured)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
     else:
@@ -96,7 +104,9 @@ def _measure(models: list[Model], text: str, options: dict[str, Any]) -> Perplex
         raise click.exceptions.Exit(130) from None
 
 
-def _as_dict(models: list[Model], file: str, measured: Perplexity | Divergence) -> dict[str, Any]:
+def _as_dict(
+    models: list[Model], file: str, context: int, measured: Perplexity | Divergence
+) -> dict[str, Any]:
     """The result as JSON values: the model's figures, then `base` and `divergence` with --kl."""
     from edge.perplexity import Divergence
 
@@ -105,7 +115,7 @@ def _as_dict(models: list[Model], file: str, measured: Perplexity | Divergence) 
         return {"model": path, **asdict(p), "tokens_per_second": p.tokens_per_second}
 
     engine = models[0].engine
-    result: dict[str, Any] = {"file": file, "context": engine.config.n_context}
+    result: dict[str, Any] = {"file": file, "context": context}
     if isinstance(measured, Divergence):
         facts = asdict(measured)
         del facts["model"], facts["base"]

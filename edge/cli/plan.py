@@ -169,15 +169,16 @@ def _rotary_lines(facts: dict[str, Any]) -> list[str]:
     if facts["rotary"] is None:
         return []
     chosen, first = facts["rotary"]["factors"], facts["rotary"]["long_from_context"]
-    largest = min(first, facts["context_trained"])
+    whole = f"rotary factors: {chosen}, for the whole session and texts of any length"
+    if first > facts["context_trained"]:
+        return ["", whole]
+    command = "edge-run perplexity MODEL --file TEXT --context 512"
     return [
         "",
-        f"rotary factors: {chosen}, for the whole session and texts of any length; short up to a "
-        f"context of {first - 1}, long from {first} on.",
+        f"{whole}; short up to a context of {first - 1}, long from {first} on.",
         "The long set is made for long texts and may be worse at short ones. What it costs on "
         "yours:",
-        f"edge-run perplexity MODEL --file TEXT, once with --context {first - 1} and once with "
-        f"--context {largest}",
+        f"{command}, once as it stands and once with --session-context {first}",
     ]
 
 

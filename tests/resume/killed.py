@@ -1,4 +1,4 @@
-"""Run as a script by test_resume: a model at work that may be killed at any moment.
+"""Run as a script by test_kill: a model at work that may be killed at any moment.
 
 A model cannot be used across a fork, but Python can: this process imports everything, and each
 line `file every n_tokens` on standard input makes a child that loads the model, goes on with the

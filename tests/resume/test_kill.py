@@ -22,7 +22,7 @@ def kill_and_resume(path: Path, n_kills: int, tmp_path: Path, n_tokens: int) -> 
     """Kill a process that goes on with a session again and again; how many tokens were lost."""
     rng, every, lost, before = random.Random(5), 8, 0, 0
     command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(path)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with edge.load(path, threads=1, context=2048) as model:
         session = unshared(model).session(**options(model))
         session.generate(PROMPT, max_tokens=n_tokens)

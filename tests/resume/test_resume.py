@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,6 @@ from edge import journal
 from edge.session_file import SessionFile
 
 pytestmark = pytest.mark.native
-
-Make = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def path(tiny_gguf: Make) -> Path:
-    return tiny_gguf(context=2048)
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Iterator[edge.Model]:
-    with edge.load(path, threads=1, context=2048) as loaded:
-        yield unshared(loaded)
-
-
-@pytest.fixture(scope="module")
-def whole(model: edge.Model) -> list[int]:
-    """What a session without a break comes to."""
-    session = model.session(**options(model))
-    session.generate(PROMPT, max_tokens=400)
-    return session.tokens
 
 
 # ---- save ----

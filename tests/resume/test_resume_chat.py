@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_model import assert_one_line, run
-from sessions import PROMPT, options, unshared
+from sessions import options
 
 import edge
 from edge.session_file import SessionFile
 
 pytestmark = pytest.mark.native
-
-Make = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def path(tiny_gguf: Make) -> Path:
-    return tiny_gguf(context=2048)
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Iterator[edge.Model]:
-    with edge.load(path, threads=1, context=2048) as loaded:
-        yield unshared(loaded)
-
-
-@pytest.fixture(scope="module")
-def whole(model: edge.Model) -> list[int]:
-    """What a session without a break comes to."""
-    session = model.session(**options(model))
-    session.generate(PROMPT, max_tokens=400)
-    return session.tokens
 
 
 def test_a_chat_comes_back(model: edge.Model, tmp_path: Path) -> None:
@@ -134,6 +112,9 @@ def test_the_program_keeps_a_conversation(path: Path, tmp_path: Path) -> None:
     other = ask("Again", "-s", "Be long.")
     assert_one_line(other.exit_code, other.stderr, "another system message, 'Be brief.'")
     assert "resumed" not in ask("x", "-q").stderr
+    assert ask("x", "--when-full", "stop").exit_code == 0
+    other = ask("x", "--when-full", "slide")
+    assert_one_line(other.exit_code, other.stderr, "begun with --when-full stop")
 
 
 def test_the_program_tells_what_is_wrong_with_a_file(

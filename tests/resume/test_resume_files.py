@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sessions import PROMPT, options, resumed, same_pages, seal, unshared
+from sessions import PROMPT, options, resumed, same_pages, seal
 
 import edge
 from edge.session_file import Kind, Part, SessionFile
@@ -16,25 +16,6 @@ from edge.session_file import Kind, Part, SessionFile
 pytestmark = pytest.mark.native
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def path(tiny_gguf: Make) -> Path:
-    return tiny_gguf(context=2048)
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Iterator[edge.Model]:
-    with edge.load(path, threads=1, context=2048) as loaded:
-        yield unshared(loaded)
-
-
-@pytest.fixture(scope="module")
-def whole(model: edge.Model) -> list[int]:
-    """What a session without a break comes to."""
-    session = model.session(**options(model))
-    session.generate(PROMPT, max_tokens=400)
-    return session.tokens
 
 
 @pytest.fixture(scope="module")
