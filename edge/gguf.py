@@ -81,12 +81,6 @@ class Tensor:
             )
         return memoryview(self._map)[self.offset : self.offset + self.n_bytes]
 
-    def forget(self) -> None:
-        """Let go of the pages that reading `data` brought in; they can be read again."""
-        first = self.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if hasattr(mmap, "MADV_DONTNEED") and self.n_bytes and not self.header_only:
-            self._map.madvise(mmap.MADV_DONTNEED, first, self.offset + self.n_bytes - first)
-
 
 class Metadata(Mapping[str, Any]):
     """The file's keys: str, bool, int, float, or a list; lists are decoded when first asked for.
@@ -182,6 +176,14 @@ class GGUF:
         except BaseException:
             _close(shards)
             raise
+
+    def forget(self) -> None:
+        """Let go of the pages that reading brought in, all of them: the system maps pages around
+        those that are read. They can be read again.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for shard in self._shards:
+                shard.reader.map.madvise(mmap.MADV_DONTNEED)
 
     def headers(self) -> list[memoryview]:
         """The bytes of each shard up to its tensors' data, padding included."""

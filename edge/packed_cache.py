@@ -103,7 +103,7 @@ def key_of(gguf: GGUF, weights: Weights) -> str:
         data = tensor.data
         for start in (0, (len(data) - _SAMPLE) // 2, len(data) - _SAMPLE):
             samples.append(bytes(data[max(0, start) : max(0, start) + _SAMPLE]))
-        tensor.forget()
+        gguf.forget()
     sha.update(b"".join(samples))  # at once: each update lets another thread have the GIL
     items = sorted(weights.items(), key=lambda item: item.name)  # contexts differ in order
     sha.update("\n".join(f"{item.name} {item.form} {item.n_bytes}" for item in items).encode())

@@ -289,7 +289,8 @@ class Weights:
             _pack_vector(tensor, part, pool)
         else:
             _pack_rows(tensor, part, first, pool)
-        tensor.forget()  # of the file's own pages, one slice's are all that is in memory
+        assert isinstance(self._source, GGUF)
+        self._source.forget()  # of the file's own pages, one slice's are all that is in memory
 
 
 def _vectors(source: GGUF | PackedFile) -> list[str]:

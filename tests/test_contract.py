@@ -216,7 +216,7 @@ def test_same_bits_on_the_default_model(
     smollm2: Path, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the best instruction set on one thread, in one call."""
-    load = Loader(smollm2, monkeypatch, 512)
+    load = Loader(smollm2, monkeypatch, context=512)
     tokens = tokens_of(load(), 300)[: 24 if isa == "scalar" else 300]
     want = run(load(), tokens, 256)
     for threads, chunk in [(2, 7), (4, 64)] if isa != "scalar" else [(2, 11)]:

@@ -83,7 +83,8 @@ def needed(folder: Path, model: Path, *args: str) -> int:
     assert not run.answered
     match = re.search(rb"needs ([0-9.]+ [MG]iB)", run.stderr)
     assert match, run.stderr
-    return parse_size(match[1].decode()) + MIB // 2  # rounding, and what differs from run to run
+    # rounding, and how many pages of its libraries a process finds in memory
+    return parse_size(match[1].decode()) + 4 * MIB
 
 
 def small(tiny_gguf: Callable[..., Path]) -> tuple[Path, int]:
