@@ -54,6 +54,9 @@ _PROGRAM_BYTES = 64 << 20
 
 _MARGIN_BYTES = 6 << 20
 
+#: What one process of a program may have resident more than another, before it does anything.
+_ROOM_BYTES = 2 << 20
+
 
 @dataclass(frozen=True)
 class Option:
@@ -186,8 +189,14 @@ class Ledger:
 
     def options(self) -> list[Option]:
         """What would fit where this does not: changes of one thing, and of all that can change
-        when that leaves a longer context than a shorter context alone.
+        when that leaves a longer context than a shorter context alone. With a little room: the
+        next process may find more pages of its libraries in memory.
         """
+        if self.budget is None:
+            return []
+        return replace(self, budget=self.budget - _ROOM_BYTES)._options()
+
+    def _options(self) -> list[Option]:
         found = list(self._single_changes())
         if not any("--context" not in option.flags for option in found):
             both = [self._least().with_kv(name) for name in self.types()]
