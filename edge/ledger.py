@@ -54,8 +54,9 @@ _PROGRAM_BYTES = 64 << 20
 
 _MARGIN_BYTES = 6 << 20
 
-#: What one process of a program may have resident more than another, before it does anything.
-_ROOM_BYTES = 2 << 20
+#: One part in so many of the budget: what one process of a program may have resident more than
+#: another, before it does anything.
+_ROOM = 128
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Ledger:
         """
         if self.budget is None:
             return []
-        return replace(self, budget=self.budget - _ROOM_BYTES)._options()
+        return replace(self, budget=self.budget - self.budget // _ROOM)._options()
 
     def _options(self) -> list[Option]:
         found = list(self._single_changes())

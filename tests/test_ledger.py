@@ -14,7 +14,7 @@ from edge.engine import Engine, describe
 from edge.errors import InputError, MemoryBudgetError
 from edge.gguf import GGUF
 from edge.kv import kv_types
-from edge.ledger import _ROOM_BYTES, Ledger
+from edge.ledger import _ROOM, Ledger
 from edge.loading import Loading
 
 MIB = 1 << 20
@@ -97,7 +97,7 @@ def test_largest_context(drawn: Callable[..., Ledger]) -> None:
 
 
 def test_refusal_says_what_would_fit(drawn: Callable[..., Ledger]) -> None:
-    ledger = drawn(memory=drawn(context=2048).needed + _ROOM_BYTES)
+    ledger = drawn(memory=drawn(context=2048).needed * _ROOM // (_ROOM - 1) + 1)
     with pytest.raises(MemoryBudgetError, match=r"Try --context 2048 \(\d") as caught:
         ledger.require()
     error = caught.value
