@@ -524,7 +524,7 @@ def test_depth_table_of_types_and_peers(make_shape: Any) -> None:
 def test_sessions_second_turn_and_long_run(tiny_gguf: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "sessions.json"
     args = ["--tokens", "96", "--rounds", "2", "--threads", "1"]
-    args += ["--long", "192", "--every", "64"]
+    args += ["--long", "192", "--every", "64", "--window", "256"]
     done = script("sessions", tiny_gguf("llama", context=512), *args, "--json", out)
     results = json.loads(out.read_text())["results"]
     (turn,), (stop,), (slide,) = results["turn"], results["stop"], results["slide"]
