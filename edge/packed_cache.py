@@ -13,7 +13,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 import struct
 import time
@@ -27,7 +26,7 @@ from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF
 from edge.native import lib
 from edge.packed import PackedFile
-from edge.store import cache_dir, only_one, sync_folder
+from edge.store import cache_dir, only_one, replacing
 from edge.weights import SAMPLED_BYTES, Weights
 
 __all__ = ["CachedFile", "clear", "files", "find_or_make", "folder", "key_of", "limit", "write_to"]
@@ -103,7 +102,7 @@ def key_of(gguf: GGUF, weights: Weights) -> str:
         data = tensor.data
         for start in (0, (len(data) - _SAMPLE) // 2, len(data) - _SAMPLE):
             samples.append(bytes(data[max(0, start) : max(0, start) + _SAMPLE]))
-        gguf.forget()
+    gguf.forget()
     sha.update(b"".join(samples))  # at once: each update lets another thread have the GIL
     items = sorted(weights.items(), key=lambda item: item.name)  # contexts differ in order
     sha.update("\n".join(f"{item.name} {item.form} {item.n_bytes}" for item in items).encode())
@@ -142,22 +141,12 @@ def write_to(
     header = packed.Header(weights.items(), key, whole, gguf.metadata, gguf.headers()[0])
     if shutil.disk_usage(path.parent).free < header.n_data:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
-    try:
-        with open(scratch, "x+b", buffering=0) as file:
-            pieces = weights.pieces(pool, progress)
-            with contextlib.closing(pieces):
-                packed.write(file, header, pieces, lambda data: packed.checksums(pool, data))
-            if whole:
-                os.fsync(file.fileno())
-        # In the cache nothing is synced: a file torn by a power cut fails its checksums, and is
-        # made again. That is cheaper than to wait for the disk after each packing.
-        os.replace(scratch, path)
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-    if whole:
-        sync_folder(path.parent)
+    # In the cache nothing is synced: a file torn by a power cut fails its checksums, and is made
+    # again. That is cheaper than to wait for the disk after each packing.
+    with replacing(path, _SCRATCH, durable=whole) as file:
+        pieces = weights.pieces(pool, progress)
+        with contextlib.closing(pieces):
+            packed.write(file, header, pieces, lambda data: packed.checksums(pool, data))
 
 
 def _use(path: Path, key: str, pool: Any, progress: Progress | None) -> PackedFile | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import struct
 import threading
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from edge import native
 from edge.errors import InputError
 from edge.memory import show
 from edge.native import ffi, lib
-from edge.store import only_one, sync_folder
+from edge.store import only_one, replacing
 
 __all__ = ["PageStore"]
 
@@ -114,21 +113,10 @@ class PageStore:
         return _HEADER.pack(_MAGIC, _VERSION, key, len(page), *total)
 
     def _write(self, path: Path, key: bytes, page: memoryview, durable: bool) -> None:
-        scratch = self.folder / f"{_SCRATCH}{secrets.token_hex(8)}"
-        try:
-            with open(scratch, "wb", buffering=0) as file:
-                for part in (self._header(key, page), page):
-                    if file.write(part) != len(part):
-                        raise OSError("the disk took only a part of it")
-                if durable:
-                    os.fsync(file.fileno())
-            os.replace(scratch, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                scratch.unlink()
-            raise
-        if durable:
-            sync_folder(self.folder)
+        with replacing(path, _SCRATCH, durable=durable) as file:
+            for part in (self._header(key, page), page):
+                if file.write(part) != len(part):
+                    raise OSError("the disk took only a part of it")
 
     def _make_room(self, n_bytes: int, is_only: bool) -> None:
         """Remove the least recently used files until n_bytes more fit, and scratch files that a

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from edge.errors import ModelFileError, UnsupportedError
@@ -200,6 +202,25 @@ def only_one(path: Path) -> Iterator[bool]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             locked = True
         yield locked
+
+
+@contextlib.contextmanager
+def replacing(path: Path, prefix: str, *, durable: bool = False) -> Iterator[FileIO]:
+    """A scratch file beside `path`, named with a prefix, that takes its place when the block ends
+    well, and is gone when it does not. durable: it survives a power cut. Raises OSError.
+    """
+    scratch = path.with_name(f"{prefix}{secrets.token_hex(8)}")
+    try:
+        with open(scratch, "x+b", buffering=0) as file:
+            yield file
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+    if durable:
+        sync_folder(path.parent)
 
 
 def _is_whole(path: Path, source: Source) -> bool:

@@ -15,10 +15,7 @@ that after a run `--report` can say how wrong its prediction was.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +26,7 @@ from edge.errors import EdgeError
 from edge.kv import KVShape
 from edge.models.common import Config
 from edge.plan import Lowered
-from edge.store import cache_dir
+from edge.store import cache_dir, replacing
 
 __all__ = ["Demand", "Measured", "Planned", "demand_of", "tokens_per_second"]
 
@@ -103,13 +100,8 @@ class Measured:
         content["read"] = {**_stored(), str(self.threads): self.read}
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".machine-{secrets.token_hex(8)}")
-        try:
-            scratch.write_text(json.dumps(content), encoding="ascii")
-            os.replace(scratch, path)
-        finally:
-            with contextlib.suppress(OSError):
-                scratch.unlink()
+        with replacing(path, ".machine-") as file:
+            file.write(json.dumps(content).encode())
 
 
 def tokens_per_second(demand: Demand, depth: int, measured: Measured) -> float:

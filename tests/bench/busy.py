@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from table import measure, pair, peers_of
+from table import add_peer_python, measure, peers_of
 
 from edge.bench import Case, Settings
 
@@ -45,7 +45,7 @@ def main() -> None:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", metavar="MODEL.gguf")
-    parser.add_argument("--peer-python", type=pair, action="append", default=[])
+    add_peer_python(parser)
     parser.add_argument("--tasks", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)

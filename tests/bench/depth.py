@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from table import numbers, pair, peers_of
+from table import add_peer_python, numbers, peers_of
 
-from edge.bench import KV_TYPES, PEERS, Case, Settings, measure
+from edge.bench import KV_TYPES, Case, Settings, measure
 from edge.bench.machine import cpu_name
 
 #: (kv, depth, runtime) -> tokens per second of each round, or why there are none.
@@ -79,14 +79,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", metavar="MODEL.gguf")
-    parser.add_argument(
-        "--peer-python",
-        type=pair,
-        action="append",
-        default=[],
-        metavar="NAME=PYTHON",
-        help=f"measure this peer ({', '.join(PEERS)}) with the Python that has it",
-    )
+    add_peer_python(parser)
     parser.add_argument("--kv", default="f16,q8,q4", metavar="TYPE,...", help=", ".join(KV_TYPES))
     parser.add_argument("--depth", type=numbers, default=(4096, 16384), metavar="N,N")
     parser.add_argument("--decode", type=int, default=16)

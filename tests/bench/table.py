@@ -105,10 +105,8 @@ def peers_of(pythons: list[tuple[str, str]], twin: str) -> tuple[Peer, ...]:
     )
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", type=pair, nargs="+", metavar="MODEL.gguf[=TWIN.gguf]")
+def add_peer_python(parser: argparse.ArgumentParser) -> None:
+    """--peer-python, of all who measure peers."""
     parser.add_argument(
         "--peer-python",
         type=pair,
@@ -117,6 +115,13 @@ def arguments() -> argparse.Namespace:
         metavar="NAME=PYTHON",
         help=f"measure this peer ({', '.join(PEERS)}) with the Python that has it",
     )
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("models", type=pair, nargs="+", metavar="MODEL.gguf[=TWIN.gguf]")
+    add_peer_python(parser)
     parser.add_argument("--threads", type=numbers, default=(1, 2), metavar="N,N")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=numbers, default=(512,), metavar="N,N")
