@@ -25,4 +25,4 @@ wheel: ## a wheel for this machine, in dist/
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
 
 clean: ## remove what was built, keep .venv
-	rm -rf build dist edge/_cffi.py edge/libedge.*
+	rm -rf build dist edge/_cffi.py edge/_declarations.py edge/libedge.*

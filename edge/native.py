@@ -1,7 +1,4 @@
-"""The native library: finding it, its errors as ours, its instruction sets, its numbers.
-
-The library is plain C read through cffi in ABI mode, so one file serves every Python.
-"""
+"""The native library: its errors as ours, its instruction sets, its numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import edge
+from edge import library
 from edge.errors import (
     CancelledError,
     EdgeError,
@@ -21,13 +18,6 @@ from edge.errors import (
     NativeError,
     UnsupportedError,
 )
-
-try:
-    from edge._cffi import ffi
-except ModuleNotFoundError as error:
-    raise NativeError(
-        "the native library is not built: install the package, or run scripts/build"
-    ) from error
 
 __all__ = [
     "check",
@@ -44,26 +34,7 @@ __all__ = [
 ]
 
 
-def _load() -> Any:
-    folder = os.path.dirname(__file__)
-    names = ("libedge.so", "libedge.dylib", "edge.dll")
-    paths = [path for name in names if os.path.exists(path := os.path.join(folder, name))]
-    if not paths:
-        raise NativeError(f"none of {', '.join(names)} is in {folder}: install the package again")
-    try:
-        library = ffi.dlopen(paths[0])
-    except OSError as error:
-        raise NativeError(f"{paths[0]} does not load: {error}") from error
-    version = ffi.string(library.edge_version()).decode()
-    if version != edge.__version__:
-        raise NativeError(
-            f"{paths[0]} is of version {version}, the package of {edge.__version__}: "
-            "install the package again"
-        )
-    return library
-
-
-lib: Any = _load()
+ffi, lib = library.load()
 
 
 def text(c_string: Any) -> str:

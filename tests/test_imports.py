@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edge"
 #: From the bottom up: a module imports from its own layer and those below.
 LAYERS = [
     {"__init__", "errors", "gguf_reader", "tensor_types"},
+    {"ctypes_ffi", "library"},
     {"graph", "gguf", "memory", "native", "jinja", "tokenizer"},
     {"models", "plan", "packed", "chat", "store"},
     {"weights"},
@@ -30,13 +31,16 @@ LAYERS = [
 HEAVY = {
     "jinja2": {"jinja"},
     "tokenizers": {"tokenizer/backend"},
-    "numpy": {"native", "weights", "engine", "sampler", "perplexity"},
+    "numpy": {"native", "ctypes_ffi", "weights", "engine", "sampler", "perplexity"},
     "cffi": set(),
 }
 
 
+GENERATED = {"_cffi.py", "_declarations.py"}
+
+
 def modules() -> list[Path]:
-    return sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_cffi.py")
+    return sorted(p for p in PACKAGE.rglob("*.py") if p.name not in GENERATED)
 
 
 def name_of(path: Path) -> str:

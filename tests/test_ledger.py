@@ -189,7 +189,7 @@ def test_resident_of(monkeypatch: pytest.MonkeyPatch) -> None:
     from edge.native import ffi
 
     with memory.anonymous(1 << 20) as block:
-        view = ffi.from_buffer(block)
+        view = ffi.from_buffer("uint8_t[]", block)
         address = int(ffi.cast("uintptr_t", view))
         before = memory.resident_of(address, 1 << 20)
         block[:] = b"\1" * (1 << 20)

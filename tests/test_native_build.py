@@ -54,10 +54,10 @@ def test_header_has_declarations_only() -> None:
     assert not re.search(r"^\s*#", HEADER.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_generated_module_is_that_of_the_header(tmp_path: Path) -> None:
-    generated = tmp_path / "_cffi.py"
-    output_of(sys.executable, ROOT / "native" / "generate_cffi.py", HEADER, generated)
-    assert generated.read_bytes() == (ROOT / "edge" / "_cffi.py").read_bytes()
+def test_generated_modules_are_those_of_the_header(tmp_path: Path) -> None:
+    output_of(sys.executable, ROOT / "native" / "generate_bindings.py", HEADER, tmp_path)
+    for name in ("_cffi.py", "_declarations.py"):
+        assert (tmp_path / name).read_bytes() == (ROOT / "edge" / name).read_bytes()
 
 
 @elf

@@ -1,0 +1,132 @@
+"""Finding the native library, and the binding to call it by.
+
+The library is plain C in one file that serves every Python. It is looked for at EDGE_LIBRARY, then
+in the package; then where apps must keep it: in iOS a `.fwork` file in the package says where, in
+Android the system finds it by its bare name among the app's libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import edge
+from edge.errors import InputError, NativeError
+
+__all__ = ["BINDINGS", "NAMES", "load"]
+
+#: What the library is called, by system.
+NAMES = ("libedge.so", "libedge.dylib", "edge.dll")
+#: The values of EDGE_BINDING. Without it: cffi, which calls faster, where it is installed.
+BINDINGS = ("cffi", "ctypes")
+
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+_AGAIN = "install the package again"
+#: ELF's e_machine -> what we call it.
+_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+
+
+def load() -> tuple[Any, Any]:
+    """(ffi, lib): cffi's, or those of `edge.ctypes_ffi`, which are used alike.
+
+    Raises NativeError when there is no library, it does not load, it is another's, or it is of
+    another version; InputError for an EDGE_BINDING that is not known or not installed.
+    """
+    ffi = _binding(os.environ.get("EDGE_BINDING", ""))
+    path, advice = _find()
+    lib = _open(path, ffi.dlopen, advice)
+    try:
+        version = ffi.string(lib.edge_version()).decode()
+    except AttributeError as error:
+        raise NativeError(f"{path} is not edge's library: {error}: {advice}") from error
+    if version != edge.__version__:
+        raise NativeError(
+            f"{path} is of version {version}, the package of {edge.__version__}: {advice}"
+        )
+    return ffi, lib
+
+
+def _binding(setting: str) -> Any:
+    """The ffi to use. Where nobody asks for one, a cffi that is absent or broken is no harm."""
+    if setting not in ("", *BINDINGS):
+        raise InputError(f"EDGE_BINDING={setting}: one of {', '.join(BINDINGS)}")
+    try:
+        if setting != "ctypes":
+            try:
+                from edge._cffi import ffi
+
+                return ffi
+            except ImportError as error:
+                if error.name == "edge._cffi":
+                    raise
+                if setting == "cffi":
+                    raise InputError(f"EDGE_BINDING=cffi: {error}") from error
+        from edge import ctypes_ffi
+    except ModuleNotFoundError as error:
+        raise NativeError(
+            "the native library is not built: install the package, or run scripts/build"
+        ) from error
+    return ctypes_ffi.ffi
+
+
+def _find() -> tuple[str, str]:
+    """(what to open, a path or a bare name; what to do if it is not right)."""
+    setting = os.environ.get("EDGE_LIBRARY", "")
+    if setting:
+        path = os.path.abspath(setting)  # a name without a slash would be looked for elsewhere
+        if not os.path.isfile(path):
+            raise NativeError(f"EDGE_LIBRARY={setting}: there is no such file")
+        return _followed(path), "set EDGE_LIBRARY to the right file, or leave it out"
+    paths = [os.path.join(_FOLDER, name) for name in (*NAMES, "libedge.fwork")]
+    found = next((path for path in paths if os.path.exists(path)), None)
+    if found:
+        return _followed(found), _AGAIN
+    return NAMES[{"darwin": 1, "ios": 1, "win32": 2}.get(sys.platform, 0)], _AGAIN
+
+
+def _followed(path: str) -> str:
+    """The library that a .fwork file names, relative to the app's bundle; else the path."""
+    if not path.endswith(".fwork"):
+        return path
+    try:
+        with open(path, encoding="utf-8") as file:
+            target = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NativeError(f"{path} does not say where the library is: {error}: {_AGAIN}") from error
+    return os.path.join(os.path.dirname(sys.executable), target)
+
+
+def _open(path: str, dlopen: Callable[[str], Any], advice: str) -> Any:
+    try:
+        return dlopen(path)
+    except AttributeError as error:  # ctypes looks up all functions at once
+        raise NativeError(f"{path} is not edge's library: {error}: {advice}") from error
+    except OSError as error:
+        why = str(error).partition(".  Additionally, ")[0]  # cffi looks for a bare name twice
+        if path in NAMES:
+            raise NativeError(
+                f"there is no native library: none of {', '.join(NAMES)} in {_FOLDER}, and by its "
+                f"name alone: {why}: {advice}, or set EDGE_LIBRARY to its path"
+            ) from error
+        raise NativeError(f"{path} does not load: {why}{_mismatch(path)}: {advice}") from error
+
+
+def _mismatch(path: str) -> str:
+    """For whom a library was built, when that is somebody else: the system does not always say."""
+    theirs, ours = _machine(path), _machine("/proc/self/exe")
+    return f" (it is for {theirs}, this Python for {ours})" if theirs and theirs != ours else ""
+
+
+def _machine(path: str) -> str:
+    """The machine that an ELF file is for, "" for another file."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(20)
+    except OSError:
+        return ""
+    if len(header) < 20 or header[:4] != b"\x7fELF":
+        return ""
+    number = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
+    return _MACHINES.get(number, f"machine {number}")
