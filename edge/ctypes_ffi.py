@@ -24,14 +24,15 @@ _SCALARS = {**_INTEGERS, "uint8_t": ctypes.c_uint8, "float": ctypes.c_float, "ch
 
 
 class FFI:
-    """What `cffi.FFI` is, for the declarations of native/edge.h. Raises TypeError, OverflowError
-    for a value that the type does not hold.
+    """What `cffi.FFI` is, for the declarations of native/edge.h. TypeError and OverflowError for a
+    value that a type does not hold, ctypes.ArgumentError around them in a call.
     """
 
     NULL = None
+    error = AttributeError  # a function that a library lacks
 
     def dlopen(self, path: str) -> Any:
-        """The library: functions and enum values by name. Raises OSError, AttributeError."""
+        """The library: functions and enum values by name. Raises OSError, FFI.error."""
         return _Library(ctypes.CDLL(path))
 
     def new(self, kind: str, init: Any = None) -> Any:
@@ -115,11 +116,17 @@ class _Library:
         self._handle = handle
         for values in ENUMS.values():
             self.__dict__.update(values)
-        for name, (result, arguments) in FUNCTIONS.items():
-            function = getattr(handle, name)
-            function.restype = _type(result)
-            function.argtypes = [_argument(kind) for kind in arguments]
-            setattr(self, name, function)
+
+    def __getattr__(self, name: str) -> Any:
+        """A function, when it is first asked for: a library of another version may lack some."""
+        if name not in FUNCTIONS:
+            raise AttributeError(f"native/edge.h does not declare {name}")
+        function = getattr(self._handle, name)
+        result, arguments = FUNCTIONS[name]
+        function.restype = _type(result)
+        function.argtypes = [_argument(kind) for kind in arguments]
+        self.__dict__[name] = function
+        return function
 
 
 class _Struct(ctypes.Structure):

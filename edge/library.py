@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import edge
@@ -36,11 +35,8 @@ def load() -> tuple[Any, Any]:
     """
     ffi = _binding(os.environ.get("EDGE_BINDING", ""))
     path, advice = _find()
-    lib = _open(path, ffi.dlopen, advice)
-    try:
-        version = ffi.string(lib.edge_version()).decode()
-    except AttributeError as error:
-        raise NativeError(f"{path} is not edge's library: {error}: {advice}") from error
+    lib = _open(ffi, path, advice)
+    version = ffi.string(lib.edge_version()).decode()
     if version != edge.__version__:
         raise NativeError(
             f"{path} is of version {version}, the package of {edge.__version__}: {advice}"
@@ -98,25 +94,35 @@ def _followed(path: str) -> str:
     return os.path.join(os.path.dirname(sys.executable), target)
 
 
-def _open(path: str, dlopen: Callable[[str], Any], advice: str) -> Any:
+def _open(ffi: Any, path: str, advice: str) -> Any:
     try:
-        return dlopen(path)
-    except AttributeError as error:  # ctypes looks up all functions at once
-        raise NativeError(f"{path} is not edge's library: {error}: {advice}") from error
+        lib = ffi.dlopen(path)
+        _ = lib.edge_version  # functions are looked up when they are first asked for
+        return lib
+    except ffi.error as error:
+        why = _reason(error, path)
+        raise NativeError(f"{path} is not edge's library: {why}: {advice}") from error
     except OSError as error:
-        why = str(error).partition(".  Additionally, ")[0]  # cffi looks for a bare name twice
+        why = _mismatch(path) or _reason(error, path)
         if path in NAMES:
             raise NativeError(
-                f"there is no native library: none of {', '.join(NAMES)} in {_FOLDER}, and by its "
-                f"name alone: {why}: {advice}, or set EDGE_LIBRARY to its path"
+                f"there is no native library: none of {', '.join(NAMES)} in {_FOLDER}, and {path} "
+                f"by its name alone: {why}: {advice}, or set EDGE_LIBRARY to its path"
             ) from error
-        raise NativeError(f"{path} does not load: {why}{_mismatch(path)}: {advice}") from error
+        raise NativeError(f"{path} does not load: {why}: {advice}") from error
+
+
+def _reason(error: Exception, path: str) -> str:
+    """What the system said, without the path and without cffi's second try of a bare name."""
+    return str(error).partition(".  Additionally, ")[0].rpartition(f"{path}: ")[2]
 
 
 def _mismatch(path: str) -> str:
-    """For whom a library was built, when that is somebody else: the system does not always say."""
+    """For whom a library was built, where the system may say "no such file"; "" when for us."""
     theirs, ours = _machine(path), _machine("/proc/self/exe")
-    return f" (it is for {theirs}, this Python for {ours})" if theirs and theirs != ours else ""
+    return (
+        f"it is for {theirs}, this Python for {ours}" if theirs and ours and theirs != ours else ""
+    )
 
 
 def _machine(path: str) -> str:

@@ -135,6 +135,12 @@ def test_figures_after_the_answer(loaded: list[FakeModel]) -> None:
     assert run("chat", "-q", "-p", "Why?").stderr == ""
 
 
+def test_figures_on_an_old_cpu(loaded: list[FakeModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.native.isas", lambda: ["scalar"])
+    (line,) = run("chat", "-p", "Why?").stderr.splitlines()
+    assert "(there are no faster ones for this CPU), 2 threads" in line
+
+
 def test_flags_reach_the_model(loaded: list[FakeModel]) -> None:
     flags = "--context 32 --threads 3 --max-tokens 7 --temperature 0 --seed 5 --top-k 1"
     bias = "--logit-bias 4=-1.5 --logit-bias 5=-inf"

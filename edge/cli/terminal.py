@@ -173,7 +173,14 @@ def figures(usage: Any, engine: Any) -> str:
     if peak := memory.peak():
         parts.append(f"peak memory {mebibytes(peak)}")
     threads = "1 thread" if engine.threads == 1 else f"{engine.threads} threads"
-    return "; ".join([*parts, f"kernels {engine.isa}, {threads}"])
+    return "; ".join([*parts, f"kernels {engine.isa}{_why_slow()}, {threads}"])
+
+
+def _why_slow() -> str:
+    """For a CPU that is older than all fast kernels."""
+    from edge import native
+
+    return " (there are no faster ones for this CPU)" if len(native.isas()) == 1 else ""
 
 
 def _speed(tokens_per_second: float) -> str:

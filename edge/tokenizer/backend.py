@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from edge.errors import ModelFileError
+from edge.errors import ModelFileError, UnsupportedError
 from edge.tokenizer.presplit import pre_split
 from edge.tokenizer.vocabulary import TokenType, Vocabulary
 
@@ -35,9 +35,17 @@ class Backend(NamedTuple):
 
 
 def build(vocabulary: Vocabulary) -> Backend:
-    """Build both tokenizers. ModelFileError when the vocabulary contradicts itself."""
-    from tokenizers import AddedToken, Tokenizer, models
-
+    """Build both tokenizers. ModelFileError when the vocabulary contradicts itself,
+    UnsupportedError where the package `tokenizers` is not installed.
+    """
+    try:
+        from tokenizers import AddedToken, Tokenizer, models
+    except ImportError as error:
+        raise UnsupportedError(
+            f"a prompt that is text needs the package tokenizers: {error}",
+            what="text",
+            supported=["token ids"],
+        ) from error
     backwards = range(len(vocabulary.tokens) - 1, -1, -1)
     ids = dict(zip(reversed(vocabulary.tokens), backwards, strict=True))  # lowest id wins
     try:

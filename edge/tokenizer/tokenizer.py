@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import Any
 
-from edge.errors import InputError
+from edge.errors import InputError, UnsupportedError
 from edge.tokenizer.backend import GUARD, SPM_SPACE, build
 from edge.tokenizer.decoder import StreamDecoder
 from edge.tokenizer.vocabulary import TokenType, Vocabulary
@@ -42,7 +42,11 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._is_spm = vocabulary.model == "llama"
         self._tokens, self._types = vocabulary.tokens, vocabulary.types
-        self._backend = build(vocabulary)
+        self._missing: UnsupportedError | None = None
+        try:
+            self._backend = build(vocabulary)
+        except UnsupportedError as error:  # ids can still become text
+            self._missing = error
         self.n_vocab = len(vocabulary.tokens)
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
         self.eos_ids = vocabulary.end_ids
@@ -72,8 +76,11 @@ class Tokenizer:
         bos: begin with the bos token, once; None: if the file says so.
 
         Bytes for which a byte-level vocabulary has no token are left out, as in the original
-        tokenizers. Raises InputError for text that is not valid Unicode (lone surrogates).
+        tokenizers. Raises InputError for text that is not valid Unicode (lone surrogates),
+        UnsupportedError where the package `tokenizers` is not installed.
         """
+        if self._missing is not None:
+            raise self._missing
         backend = self._backend.marked if special else self._backend.plain
         try:
             text.encode()  # some versions of `tokenizers` would let it pass
