@@ -1,4 +1,4 @@
-"""docs/cli.md against the program: every command's help, word for word.
+"""The pages against the program and the tree: in docs/cli.md every command's help, word for word.
 
 `python tests/test_docs.py`, with edge installed, writes the help of today into the page.
 """
@@ -68,6 +68,20 @@ def test_the_page_names_no_option_that_is_gone() -> None:
     known = "\n".join(help_of(name) for name in ("", *COMMANDS))
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose):
         assert flag in known, f"docs/cli.md speaks of {flag}"
+
+
+ROOT = PAGE.parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_pages_name_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^):#]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for script in re.findall(r"`((?:examples|scripts)/[\w./]+)`", text):
+        assert (ROOT / script).exists(), script
+    assert set(re.findall(r"`edge-run ([a-z]+)\b", text)) <= set(COMMANDS)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,13 @@ from edge import library
 from edge.errors import InputError, NativeError
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILT = next(p for name in library.NAMES if (p := ROOT / "edge" / name).exists())
+#: The one of the source tree; of the package where tests run on an installed one.
+BUILT = next(
+    path
+    for folder in (ROOT / "edge", Path(library.__file__).parent)
+    for name in library.NAMES
+    if (path := folder / name).exists()
+)
 
 pytestmark = pytest.mark.native
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs ELF")

@@ -118,7 +118,9 @@ def test_activation_ties_go_to_even() -> None:
     assert scales.tolist() == [[1.0]]
 
 
-@pytest.mark.parametrize("amax", [0.0, 1e-45, 2.0**-126, np.nextafter(np.float32(2.0**-100), 0)])
+@pytest.mark.parametrize(
+    "amax", [0.0, 1e-45, 2.0**-126, np.nextafter(np.float32(2.0**-100), np.float32(0))]
+)
 def test_tiny_groups_are_zero(amax: float) -> None:
     x = np.zeros((1, 64), np.float32)
     x[0, :32], x[0, 40] = amax, -1
