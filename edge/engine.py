@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import __version__, memory, models, native, packed_cache, plan
+from edge import __version__, cores, memory, models, native, packed_cache, plan
+from edge.cores import Choice
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.fingerprint import fingerprint
 from edge.gguf import GGUF
@@ -107,14 +108,14 @@ def pack(
     Raises what `Engine.load` raises, InputError for a file that is packed already or the source
     itself as the target, ModelFileError when the target cannot be written.
     """
-    n_threads, target = native.threads(threads), Path(os.fsdecode(target))
+    choice, target = cores.choose(threads), Path(os.fsdecode(target))
     with open_model(path) as model:
         if isinstance(model, PackedFile):
             raise InputError(f"{model.path} is packed already: pack its source")
         if any(target.exists() and target.samefile(shard) for shard in model.paths):
             raise InputError(f"{target} is the model itself: name another file")
         weights = describe(model, layout=layout).weights
-        pool = native.new_pool(n_threads)
+        pool = native.new_pool(choice.threads, choice.cpus)
         try:
             key = packed_cache.key_of(model, weights)
             packed_cache.write_to(target, (model, weights, key, True), pool, progress)
@@ -152,8 +153,9 @@ class Cancel:
 class Engine:
     """A loaded model. Get one with `Engine.load`; `run` may be called from any thread.
 
-    gguf, graph, config: what was loaded; threads, isa: what it runs on; layouts: tensor name ->
-    layout in memory; packed_bytes, arena_bytes: memory of the weights and of the buffers.
+    gguf, graph, config: what was loaded; threads, isa: what it runs on; cores: the threads, where
+    they run and why; layouts: tensor name -> layout in memory; packed_bytes, arena_bytes: memory
+    of the weights and of the buffers.
     """
 
     chunk = CHUNK
@@ -164,7 +166,7 @@ class Engine:
         self.kv, self.ledger = description.ledger.kv, description.ledger
         self.n_vocab = graph.dims[graph.output]
         self.isa = ""
-        self.threads = 0
+        self.cores = Choice(0, (), "not loaded")
         self.lowered = description.lowered
         self.packed_bytes, self.arena_bytes = weights.n_bytes, self.lowered.arena_bytes
         self.layouts = {f"{name}.weight": weights.layout(name) for name in weights.names}
@@ -196,7 +198,7 @@ class Engine:
         Raises ModelFileError, UnsupportedError, MemoryBudgetError, ContextError, InputError.
         """
         loading = Loading.of(options)
-        n_threads, isa = native.threads(loading.threads), native.isa_index()
+        choice, isa = cores.choose(loading.threads), native.isa_index()
         store = None if loading.prefix_cache is None else PageStore(loading.prefix_cache)
         model = open_model(path)
         engine = None
@@ -205,12 +207,23 @@ class Engine:
             engine.ledger.require()
             if opened:
                 opened(model)
-            engine._start(n_threads, isa, progress)
+            engine._start(choice, isa, progress)
             engine._pages = engine._new_pool(store)
         except BaseException:
             (engine or model).close()
             raise
         return engine
+
+    @property
+    def threads(self) -> int:
+        """How many it runs on."""
+        return self.cores.threads
+
+    @property
+    def refused(self) -> str | None:
+        """Why the system did not keep threads on the cores that were chosen; None: it did."""
+        with self._lock:
+            return None if self._pool is None else native.refused(self._pool)
 
     def weight_bytes(self, name: str) -> int:
         """Bytes of a packed weight. name: without `.weight`."""
@@ -323,10 +336,10 @@ class Engine:
             self._weights.close()
             self.gguf.close()
 
-    def _start(self, n_threads: int, isa: int, progress: Callable[[int, int], None] | None) -> None:
+    def _start(self, choice: Choice, isa: int, progress: Callable[[int, int], None] | None) -> None:
         """Take the memory: threads, packed weights, plan."""
-        self._pool = native.new_pool(n_threads)
-        self.threads, self.isa = n_threads, native.text(lib.edge_isa_name(isa))
+        self._pool = native.new_pool(choice.threads, choice.cpus)
+        self.cores, self.isa = choice, native.text(lib.edge_isa_name(isa))
         native_bf16 = native.native_bf16(isa)
         self.isa += "+bf16" if native_bf16 else ""
         self._load_weights(progress)

@@ -5,10 +5,20 @@ from __future__ import annotations
 import mmap
 import re
 import sys
+from collections.abc import Iterator
 
 from edge.errors import InputError
 
-__all__ = ["anonymous", "available", "parse_size", "peak", "resident", "resident_of", "show"]
+__all__ = [
+    "anonymous",
+    "available",
+    "control_groups",
+    "parse_size",
+    "peak",
+    "resident",
+    "resident_of",
+    "show",
+]
 
 #: Address space, not memory, that the tokenizer's threads and their heaps reserve: under a limit
 #: on it they would abort the process instead of raising an error.
@@ -124,27 +134,34 @@ def _free() -> int | None:
     return None
 
 
-def _control_group(root: str = "/sys/fs/cgroup") -> int | None:
-    """What the control group (version 2, or 1) and its parents still allow."""
-    left: list[int] = []
+def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[tuple[str, bool]]:
+    """Folders of this process's control group and its parents; True: of version 2, not 1."""
     try:
         with open("/proc/self/cgroup", encoding="utf-8") as lines:
             groups = [line.rstrip("\n").split(":", 2) for line in lines]
     except OSError:
-        return None
+        return
     for number, controllers, group in groups:
         if number == "0":
-            folder, names = root + group, ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            folder = f"{root}/memory{group}"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            folder = root + group
+        elif controller in controllers.split(","):
+            folder = f"{root}/{controller}{group}"
         else:
             continue
         while folder.startswith(root):
-            limit, used = (_read_number(f"{folder}/{name}") for name in names)
-            if limit is not None and used is not None:
-                left.append(max(0, limit - used + _reclaimable(folder)))
+            yield folder, number == "0"
             folder = folder.rpartition("/")[0]
+
+
+def _control_group(root: str = "/sys/fs/cgroup") -> int | None:
+    """What the control group (version 2, or 1) and its parents still allow."""
+    left: list[int] = []
+    for folder, is_v2 in control_groups("memory", root):
+        version_1 = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        names = ("memory.max", "memory.current") if is_v2 else version_1
+        limit, used = (_read_number(f"{folder}/{name}") for name in names)
+        if limit is not None and used is not None:
+            left.append(max(0, limit - used + _reclaimable(folder)))
     return min(left, default=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -28,9 +29,9 @@ __all__ = [
     "log_softmax",
     "native_bf16",
     "new_pool",
+    "refused",
     "softmax",
     "text",
-    "threads",
 ]
 
 
@@ -109,29 +110,21 @@ def native_bf16(isa: int) -> bool:
     return setting == "1"
 
 
-def threads(wanted: int | None = None) -> int:
-    """How many threads to run on: as asked, else EDGE_THREADS, else the cores we may use.
+def new_pool(n_threads: int, cpus: Sequence[int] = ()) -> Any:
+    """An edge_pool, freed with `ffi.release`. cpus: its threads run on these alone; (): anywhere.
 
-    Raises InputError for a number that is not from 1 to 256.
+    Raises UnsupportedError, MemoryBudgetError.
     """
-    setting = os.environ.get("EDGE_THREADS")
-    if wanted is None and setting:
-        if not setting.isdecimal():
-            raise InputError(f"EDGE_THREADS={setting} is not a number from 1 to 256")
-        wanted = int(setting)
-    if wanted is None:
-        affinity = getattr(os, "sched_getaffinity", None)
-        wanted = min(len(affinity(0)) if affinity else os.cpu_count() or 1, 256)
-    if not 1 <= wanted <= 256:
-        raise InputError(f"{wanted} threads: ask for 1 to 256")
-    return wanted
-
-
-def new_pool(n_threads: int) -> Any:
-    """An edge_pool, freed with `ffi.release`. Raises UnsupportedError, MemoryBudgetError."""
     error, pool = ffi.new("edge_error *"), ffi.new("edge_pool **")
-    check(lib.edge_pool_new(n_threads, pool, error), error)
+    numbers = ffi.new("int32_t[]", list(cpus))
+    check(lib.edge_pool_new(n_threads, numbers, len(cpus), pool, error), error)
     return ffi.gc(pool[0], lib.edge_pool_free)
+
+
+def refused(pool: Any) -> str | None:
+    """Why the system did not let a pool's threads run on its CPUs alone; None: it did."""
+    number = lib.edge_pool_refused(pool)
+    return os.strerror(number) if number else None
 
 
 def softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:

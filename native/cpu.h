@@ -18,10 +18,13 @@ bool cpu_has_bf16(int32_t i);
 uint32_t cpu_float_mode(void);
 void cpu_float_restore(uint32_t mode);
 
+/* Some tens of cycles. yield is for cores that run several threads: elsewhere it does nothing. */
 static inline void cpu_pause(void) {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
-#elif defined(__aarch64__) || defined(__arm__)
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb");
+#elif defined(__arm__)
     __asm__ __volatile__("yield");
 #endif
 }

@@ -42,8 +42,13 @@ int32_t edge_isa_has_bf16(int32_t i);
 
 typedef struct edge_pool edge_pool;
 
-/* n_threads: workers that take part in a run, the caller's own thread included; 1..256. */
-int32_t edge_pool_new(int32_t n_threads, edge_pool **pool, edge_error *error);
+/* n_threads: workers that take part in a run, the caller's own thread included; 1..256.
+ * cpus: n_cpus numbers from 0 to 1023, as the system counts: the threads run there alone, the
+ * caller's as long as a run lasts; n_cpus 0: anywhere. A system that refuses stops nothing. */
+int32_t edge_pool_new(int32_t n_threads, const int32_t *cpus, int32_t n_cpus, edge_pool **pool,
+                      edge_error *error);
+/* 0: the pool's threads run where they were to; else the errno of the system's last refusal. */
+int32_t edge_pool_refused(const edge_pool *pool);
 void edge_pool_free(edge_pool *pool);
 
 /* ---- weights ----------------------------------------------------------------------------- */

@@ -9,9 +9,11 @@
  */
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "affinity.h"
 #include "cpu.h"
 #include "error.h"
 #include "pool.h"
@@ -22,6 +24,9 @@ struct edge_pool {
     int32_t n_threads;
     int32_t n_started;
     pthread_t *threads;
+    bool is_kept; /* on `cpus` */
+    cpu_mask cpus;
+    int32_t refused; /* the last errno of keeping them there, 0: none */
     const pool_job *job;
     uint32_t base; /* epoch of the job's first stage */
     _Atomic uint64_t ticket;
@@ -104,7 +109,27 @@ static void *work(void *argument) {
     return NULL;
 }
 
+/* Moves the calling thread onto the pool's CPUs; false: there is nothing to undo. */
+static bool enter_cpus(edge_pool *pool, cpu_mask *was) {
+    if (!pool->is_kept) {
+        return false;
+    }
+    int32_t status = affinity_get(was);
+    status = status != 0 ? status : affinity_set(&pool->cpus);
+    pool->refused = status != 0 ? status : pool->refused;
+    return status == 0;
+}
+
+static void leave_cpus(edge_pool *pool, const cpu_mask *was) {
+    const int32_t status = affinity_set(was);
+    pool->refused = status != 0 ? status : pool->refused;
+}
+
+/* The caller's thread works like the others and must not do so on a slow core; it is the caller's,
+ * so what it may run on is put back after each run. */
 void pool_run(edge_pool *pool, const pool_job *job) {
+    cpu_mask was;
+    const bool entered = enter_cpus(pool, &was);
     uint32_t mode = cpu_float_mode();
     pool->job = job;
     pool->base = (uint32_t)(atomic_load(&pool->ticket) >> 32) + 1;
@@ -119,13 +144,51 @@ void pool_run(edge_pool *pool, const pool_job *job) {
         }
     }
     cpu_float_restore(mode);
+    if (entered) {
+        leave_cpus(pool, &was);
+    }
 }
 
 int32_t pool_threads(const edge_pool *pool) { return pool->n_threads; }
 
-int32_t edge_pool_new(int32_t n_threads, edge_pool **out, edge_error *error) {
-    if (out == NULL || n_threads < 1 || n_threads > MAX_THREADS) {
+/* A new thread may run where the one that starts it may: so all of them are started from the
+ * pool's CPUs, and whether that is allowed is known at once. */
+static int32_t start_threads(edge_pool *pool) {
+    cpu_mask was;
+    const bool entered = enter_cpus(pool, &was);
+    for (int32_t i = 1; i < pool->n_threads; i++) {
+        if (pthread_create(&pool->threads[i], NULL, work, pool) != 0) {
+            break;
+        }
+        pool->n_started++;
+    }
+    if (entered) {
+        leave_cpus(pool, &was);
+    }
+    return pool->n_started + 1;
+}
+
+static int32_t check_pool(int32_t n_threads, const int32_t *cpus, int32_t n_cpus,
+                          edge_error *error) {
+    if (n_threads < 1 || n_threads > MAX_THREADS) {
         return fail(error, EDGE_BAD_ARGUMENT, "%d threads: from 1 to %d", n_threads, MAX_THREADS);
+    }
+    if (n_cpus < 0 || (n_cpus > 0 && cpus == NULL)) {
+        return fail(error, EDGE_BAD_ARGUMENT, "a list of %d CPUs", n_cpus);
+    }
+    for (int32_t i = 0; i < n_cpus; i++) {
+        if (cpus[i] < 0 || cpus[i] >= MAX_CPUS) {
+            return fail(error, EDGE_BAD_ARGUMENT, "CPU %d: from 0 to %d", cpus[i], MAX_CPUS - 1);
+        }
+    }
+    return EDGE_OK;
+}
+
+int32_t edge_pool_new(int32_t n_threads, const int32_t *cpus, int32_t n_cpus, edge_pool **out,
+                      edge_error *error) {
+    const int32_t status = check_pool(n_threads, cpus, n_cpus, error);
+    if (status != EDGE_OK || out == NULL) {
+        return status != EDGE_OK ? status : fail(error, EDGE_BAD_ARGUMENT, "a null pointer");
     }
     edge_pool *pool = calloc(1, sizeof *pool);
     pthread_t *threads = calloc((size_t)n_threads, sizeof *threads);
@@ -136,20 +199,23 @@ int32_t edge_pool_new(int32_t n_threads, edge_pool **out, edge_error *error) {
     }
     pool->n_threads = n_threads;
     pool->threads = threads;
+    pool->is_kept = n_cpus > 0;
+    for (int32_t i = 0; i < n_cpus; i++) {
+        mask_add(&pool->cpus, cpus[i]);
+    }
     pool->owner = getpid();
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->changed, NULL);
-    for (int32_t i = 1; i < n_threads; i++) {
-        if (pthread_create(&threads[i], NULL, work, pool) != 0) {
-            edge_pool_free(pool);
-            return fail(error, EDGE_NO_THREADS, "the system refused thread %d of %d", i + 1,
-                        n_threads);
-        }
-        pool->n_started++;
+    const int32_t n = start_threads(pool);
+    if (n < n_threads) {
+        edge_pool_free(pool);
+        return fail(error, EDGE_NO_THREADS, "the system refused thread %d of %d", n + 1, n_threads);
     }
     *out = pool;
     return EDGE_OK;
 }
+
+int32_t edge_pool_refused(const edge_pool *pool) { return pool == NULL ? 0 : pool->refused; }
 
 void edge_pool_free(edge_pool *pool) {
     if (pool == NULL) {

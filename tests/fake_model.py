@@ -80,7 +80,9 @@ class FakeModel:
 
     def __init__(self, path: str | None = None, **options: Any) -> None:
         self.path, self.options = path, options
-        self.engine = SimpleNamespace(isa="avx2", threads=2, config=SimpleNamespace(n_context=64))
+        self.engine = SimpleNamespace(
+            isa="avx2", threads=2, refused=None, config=SimpleNamespace(n_context=64)
+        )
         self.tokenizer = SimpleNamespace(token_text=lambda token: f"<{token}>")
         self.sources: list[FakeSource] = []
         self.system: str | None = None

@@ -65,7 +65,7 @@ def floats(x: np.ndarray) -> Any:
 def pool(threads: int = 1) -> Any:
     """An edge_pool that all tests share."""
     out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
-    native.check(lib.edge_pool_new(threads, out, error), error)
+    native.check(lib.edge_pool_new(threads, ffi.NULL, 0, out, error), error)
     return ffi.gc(out[0], lib.edge_pool_free)
 
 

@@ -22,7 +22,7 @@ def pools() -> list[Any]:
     made = []
     for n in (1, 2, 5):
         pool = ffi.new("edge_pool **")
-        assert lib.edge_pool_new(n, pool, ffi.NULL) == lib.EDGE_OK
+        assert lib.edge_pool_new(n, ffi.NULL, 0, pool, ffi.NULL) == lib.EDGE_OK
         made.append(ffi.gc(pool[0], lib.edge_pool_free))
     return made
 

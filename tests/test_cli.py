@@ -10,12 +10,13 @@ from typing import Any
 
 import click
 import pytest
-from fake_model import ROOT, FakeModel, FakeSource, assert_one_line, run
+from fake_model import ROOT, USAGE, FakeModel, FakeSource, assert_one_line, run
 
 import edge
 from edge import store
 from edge.cli import COMMANDS, cli
 from edge.cli.options import Settings
+from edge.cli.terminal import figures
 from edge.errors import ContextError, InputError, ModelFileError
 
 
@@ -133,6 +134,9 @@ def test_figures_after_the_answer(loaded: list[FakeModel]) -> None:
     for part in ("prompt 5 tokens, 10.0/s", "answer 3 tokens, 8.0/s", "avx2, 2 threads", "MiB"):
         assert part in line
     assert run("chat", "-q", "-p", "Why?").stderr == ""
+    loaded[-1].engine.refused = "Operation not permitted"
+    line = figures(USAGE, loaded[-1].engine)
+    assert line.endswith("2 threads (not kept on the fast cores: Operation not permitted)")
 
 
 def test_figures_on_an_old_cpu(loaded: list[FakeModel], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,11 +266,11 @@ def test_bad_thread_setting(
         Engine.load(tiny_gguf())
 
 
-def test_thread_setting_and_argument(
+def test_thread_setting_wins_over_the_argument(
     tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGE_THREADS", "3")
-    for argument, want in [(None, 3), (1, 1)]:
+    for argument, want in [(None, 3), (1, 3)]:
         engine = Engine.load(tiny_gguf(), threads=argument)
         assert engine.threads == want
         engine.close()

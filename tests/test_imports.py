@@ -14,7 +14,7 @@ LAYERS = [
     {"__init__", "errors", "gguf_reader", "tensor_types"},
     {"ctypes_ffi", "library"},
     {"graph", "gguf", "memory", "native", "jinja", "tokenizer"},
-    {"models", "plan", "packed", "chat", "store"},
+    {"models", "plan", "packed", "chat", "store", "cores"},
     {"weights"},
     {"packed_cache", "page_store", "fingerprint"},
     {"kv", "kv_pool", "sampler", "results", "session_file", "stops"},

@@ -26,7 +26,7 @@ Tiny = Callable[..., Path]
 KEYS = {
     *("model", "file_bytes", "whole_bytes", "complete", "fits", "budget_bytes", "budget_stated"),
     *("needed_bytes", "parts", "context", "context_trained", "sessions", "kv", "kv_types"),
-    *("layouts", "compact", "options", "rotary", "speed"),
+    *("layouts", "compact", "options", "rotary", "threads", "speed"),
 }
 PARTS = ["weights", "keys_and_values", "buffers", "logits", "tokenizer", "program", "packing"]
 
@@ -68,6 +68,7 @@ def test_facts(tiny_gguf: Tiny) -> None:
     assert list(facts["kv_types"]) == kv_types()
     assert facts["kv_types"]["f16"] == {"bytes_per_token": 512, "largest_context": 8192}
     assert facts["rotary"] is None
+    assert facts["threads"] == {"threads": 2, "cpus": [], "why": "as asked", "ignored": None}
     speed = facts["speed"]
     assert (speed["threads"], speed["read_bytes_per_second"], speed["stored"]) == (2, 1e10, True)
     assert list(speed["tokens_per_second"]) == ["0", "4096"]
@@ -77,7 +78,15 @@ def test_facts(tiny_gguf: Tiny) -> None:
 def test_text(tiny_gguf: Tiny) -> None:
     result = run("plan", str(tiny_gguf("llama")))
     assert result.exit_code == 0
-    for word in ("weights", "256 tokens in f16", "in all", "available", "fits", "10.0 GB/s"):
+    for word in (
+        "weights",
+        "256 tokens in f16",
+        "in all",
+        "available",
+        "fits",
+        "10.0 GB/s",
+        "threads: ",
+    ):
         assert word in result.stdout
 
 
@@ -267,9 +276,9 @@ def test_report(tiny_gguf: Tiny, command: str) -> None:
     plan(tiny_gguf("llama"))
     lines = run(*args, stdin="Hello the world").stderr.splitlines()
     assert [line.split()[0] for line in lines] == [
-        *("memory", "weights", "keys", "buffers", "everything", "peak", "speed:")
+        *("memory", "weights", "keys", "buffers", "everything", "peak", "speed:", "threads:")
     ]
-    assert "predicted" in lines[-1] and lines[-1].endswith(("too high", "too low"))
+    assert "predicted" in lines[-2] and lines[-2].endswith(("too high", "too low"))
 
 
 def test_report_where_the_system_is_silent(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from native_plan import ISAS, Plan, Spec, rows_weight
 from test_kernels import moderate, normal
 
 from edge import native
+from edge.cores import Choice
 from edge.engine import Cancel, Engine
 from edge.errors import CancelledError, NativeError
 from edge.native import ffi, lib
@@ -49,10 +53,10 @@ def test_many_small_runs_give_the_same_bits(threads: int, runs: int) -> None:
 @pytest.mark.parametrize("threads", [-1, 0, 257, 2**31 - 1])
 def test_thread_counts_out_of_range_are_refused(threads: int) -> None:
     out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
-    assert lib.edge_pool_new(threads, out, error) == lib.EDGE_BAD_ARGUMENT
+    assert lib.edge_pool_new(threads, ffi.NULL, 0, out, error) == lib.EDGE_BAD_ARGUMENT
     assert native.text(error.text) == f"{threads} threads: from 1 to 256"
     assert out[0] == ffi.NULL
-    assert lib.edge_pool_new(1, ffi.NULL, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
+    assert lib.edge_pool_new(1, ffi.NULL, 0, ffi.NULL, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
     lib.edge_pool_free(ffi.NULL)
 
 
@@ -64,7 +68,7 @@ def test_pools_come_and_go() -> None:
     step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": -1})
     step.tokens = tokens = ffi.new("int32_t[]", [3])
     for i in range(50):
-        native.check(lib.edge_pool_new(i % 7 + 1, out, error), error)
+        native.check(lib.edge_pool_new(i % 7 + 1, ffi.NULL, 0, out, error), error)
         for _ in range(i % 3):
             native.check(lib.edge_run(plan.handle, out[0], plan.cache.handle, step, error), error)
         lib.edge_pool_free(out[0])
@@ -81,7 +85,7 @@ def n_threads() -> int:
 def test_the_most_threads_that_may_be_asked_for() -> None:
     plan = small_plan()
     out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
-    status = lib.edge_pool_new(256, out, error)
+    status = lib.edge_pool_new(256, ffi.NULL, 0, out, error)
     if status == lib.EDGE_NO_THREADS:  # a limit of the system: nothing may be left behind
         assert out[0] == ffi.NULL and "refused thread" in native.text(error.text)
         return
@@ -199,3 +203,105 @@ def test_plan_errors_do_not_stop_the_pool() -> None:
     with pytest.raises(NativeError):
         plan.run(range(9), threads=3)
     np.testing.assert_array_equal(plan.run([1, 2], n_logits=2, threads=3), want)
+
+
+# ---- which CPUs ----------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+
+
+def where(thread: int) -> set[int]:
+    """CPUs that a thread of this process may run on; its number is the system's."""
+    return os.sched_getaffinity(thread)
+
+
+@pytest.fixture
+def pool_on() -> Iterator[Callable[..., Any]]:
+    """pool_on(threads, cpus) -> an edge_pool and the numbers of its new threads."""
+    made = []
+
+    def make(threads: int, cpus: list[int]) -> tuple[Any, set[int]]:
+        before = {int(task.name) for task in Path("/proc/self/task").iterdir()}
+        made.append(native.new_pool(threads, cpus))
+        after = {int(task.name) for task in Path("/proc/self/task").iterdir()}
+        return made[-1], after - before
+
+    yield make
+    for pool in made:
+        ffi.release(pool)
+
+
+@linux
+def test_threads_stay_on_their_cpus(pool_on: Callable[..., Any]) -> None:
+    """The pool's own for good, the caller's during a run alone."""
+    mine = where(0)
+    cpu = max(mine)
+    pool, threads = pool_on(3, [cpu])
+    assert len(threads) == 2 and all(where(thread) == {cpu} for thread in threads)
+    assert where(0) == mine and native.refused(pool) is None
+    data = np.ones(1 << 20, np.uint8)
+    ns = ffi.new("int64_t *")
+    assert lib.edge_measure_read(pool, ffi.from_buffer("uint8_t[]", data), data.size, ns) == 0
+    assert where(0) == mine and native.refused(pool) is None
+
+
+@linux
+def test_caller_moves_for_a_run() -> None:
+    """A callback is not at hand: a run long enough to be looked at from another thread."""
+    cpu, mine, me = min(where(0)), where(0), threading.get_native_id()
+    pool, seen, done = native.new_pool(1, [cpu]), set[frozenset[int]](), threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(frozenset(where(me)))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    macs, ns = ffi.new("int64_t *"), ffi.new("int64_t *")
+    while frozenset({cpu}) not in seen:
+        native.check(lib.edge_measure_dot(pool, native.isa_index(), macs, ns))
+    done.set()
+    watcher.join()
+    assert where(0) == mine
+    ffi.release(pool)
+
+
+@linux
+def test_a_refusal_is_told_and_stops_nothing(pool_on: Callable[..., Any]) -> None:
+    mine = where(0)
+    absent = next(cpu for cpu in range(1023, 0, -1) if cpu not in mine)
+    pool, threads = pool_on(2, [absent])
+    assert native.refused(pool) == os.strerror(errno.EINVAL)
+    assert where(0) == mine and all(where(thread) == mine for thread in threads)
+    plan = small_plan()
+    step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": -1})
+    step.tokens = tokens = ffi.new("int32_t[]", [3])
+    assert lib.edge_run(plan.handle, pool, plan.cache.handle, step, ffi.NULL) == lib.EDGE_OK
+    del tokens
+
+
+@pytest.mark.parametrize("cpu", [-1, 1024, 2**31 - 1])
+def test_cpus_that_cannot_be(cpu: int) -> None:
+    with pytest.raises(NativeError, match=f"CPU {cpu}: from 0 to 1023"):
+        native.new_pool(1, [cpu])
+    out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
+    assert lib.edge_pool_new(1, ffi.NULL, 1, out, error) == lib.EDGE_BAD_ARGUMENT
+    assert lib.edge_pool_new(1, ffi.NULL, -1, out, error) == lib.EDGE_BAD_ARGUMENT
+
+
+@linux
+def test_an_engine_says_where_it_runs(
+    tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = min(where(0))
+    monkeypatch.setattr("edge.cores.choose", lambda wanted: Choice(2, (cpu,), "a test"))
+    engine = Engine.load(tiny_gguf(type="Q4_0"))
+    want = engine.run(engine.cache(), [1, 2, 3])
+    assert (engine.threads, engine.cores.cpus, engine.refused) == (2, (cpu,), None)
+    engine.close()
+    monkeypatch.setattr("edge.cores.choose", lambda wanted: Choice(2, (1023,), "a test"))
+    engine = Engine.load(tiny_gguf(type="Q4_0"))
+    np.testing.assert_array_equal(engine.run(engine.cache(), [1, 2, 3]), want)
+    assert engine.refused and engine.refused in engine.cores.lines(engine.refused)[0]
+    engine.close()
+    assert engine.refused is None

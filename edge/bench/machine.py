@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
+from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge import native
+from edge.cores import Cores
 from edge.errors import MemoryBudgetError
 from edge.memory import anonymous, available, show
 from edge.native import ffi, lib
 
-__all__ = ["Machine", "Roofs", "cpu_name"]
+__all__ = ["Machine", "Roofs", "buffer_bytes", "largest_cache", "written"]
 
 _LEAST, _MOST = 64 << 20, 1 << 30  # bytes of the buffer that is read
 _CACHES = 8  # times the largest cache: what is left of it there from pass to pass counts little
@@ -34,24 +34,15 @@ class Machine:
     """
 
     def __init__(self, threads: int, *, small: bool = False) -> None:
-        size = _buffer_bytes(_largest_cache())
+        size = buffer_bytes(largest_cache())
         left = available()
         if small and left is not None:
-            least = _buffer_bytes(_largest_cache(), times=2)
+            least = buffer_bytes(largest_cache(), times=2)
             size = max(least, min(size, left // 4 >> 20 << 20))
-        if left is not None and size > left // 2:
-            raise MemoryBudgetError(
-                f"{show(size)} are read to measure the bandwidth, {show(left)} are available",
-                needed=size,
-                budget=left,
-                parts={"buffer": size},
-            )
+        self._block = written(size)
         self._isa = native.isa_index()
-        self._pool: Any = native.new_pool(threads)
-        self._block = anonymous(size)
+        self._pool: Any = native.new_pool(threads, Cores.now().cpus(threads))
         self._base: Any = ffi.from_buffer("uint8_t[]", self._block)
-        for first in range(0, size, 1 << 20):  # written, or all pages were one page of zeros
-            self._block[first : first + (1 << 20)] = b"\1" * (1 << 20)
 
     def measure(self) -> Roofs:
         """Both roofs, right now; the bandwidth as the median of a few passes."""
@@ -79,13 +70,32 @@ class Machine:
         self.close()
 
 
-def _buffer_bytes(cache: int | None, times: int = _CACHES) -> int:
+def written(size: int) -> mmap:
+    """Memory to read, of whole MiB; written, or all its pages were one page of zeros.
+
+    Raises MemoryBudgetError when it is more than half of what is available.
+    """
+    left = available()
+    if left is not None and size > left // 2:
+        raise MemoryBudgetError(
+            f"{show(size)} are read to measure the bandwidth, {show(left)} are available",
+            needed=size,
+            budget=left,
+            parts={"buffer": size},
+        )
+    block = anonymous(size)
+    for first in range(0, size, 1 << 20):
+        block[first : first + (1 << 20)] = b"\1" * (1 << 20)
+    return block
+
+
+def buffer_bytes(cache: int | None, times: int = _CACHES) -> int:
     """Bytes to read, a multiple of 1 MiB. cache: bytes of the largest cache, None: unknown."""
     wanted = _LEAST if cache is None else min(max(times * cache, _LEAST), _MOST)
     return wanted >> 20 << 20
 
 
-def _largest_cache(root: str = "/sys/devices/system/cpu/cpu0/cache") -> int | None:
+def largest_cache(root: str = "/sys/devices/system/cpu/cpu0/cache") -> int | None:
     """Bytes, where the system tells."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes = []
@@ -97,16 +107,3 @@ def _largest_cache(root: str = "/sys/devices/system/cpu/cpu0/cache") -> int | No
         if text[:-1].isdecimal() and text[-1] in units:
             sizes.append(int(text[:-1]) * units[text[-1]])
     return max(sizes, default=None)
-
-
-def cpu_name() -> str:
-    """The CPU's name and how many there are, as the system tells them."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("model name", "Model")):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} CPUs"

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edge.bench.machine import Machine, cpu_name
+from edge.bench.machine import Machine
+from edge.cores import cpu_name
 from edge.errors import EdgeError
 from edge.kv import KVShape
 from edge.models.common import Config

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from edge.bench.machine import cpu_name
 from edge.bench.rounds import Measured, Outcome, Settings
+from edge.cores import cpu_name
 from edge.memory import show
 
 __all__ = ["Report", "Row"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import edge
-from edge import native
+from edge import cores
 from edge.bench.machine import Machine, Roofs
 from edge.bench.ours import Ours, Work, work
 from edge.bench.runner import KV_TYPES, PEERS, Case, seconds, speed, warm_up
@@ -174,7 +174,7 @@ def _beside_peers(
             elif peer.name in dead:
                 outcome = Outcome(error=dead[peer.name])
             else:
-                outcome = _peer_once(path, peer, native.threads(threads), settings)
+                outcome = _peer_once(path, peer, cores.choose(threads).threads, settings)
             name = "edge" if peer is None else peer.name
             if outcome.error is not None:
                 dead[name] = outcome.error

@@ -156,6 +156,8 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
     prompts = [n for n in flags["prompts"] if n]
     if not prompts and not flags["n_decode"]:
         raise click.UsageError("--prompt 0 and --decode 0 leave nothing to measure.")
+    if flags["threads"] and os.environ.get("EDGE_THREADS"):
+        raise click.UsageError("EDGE_THREADS is set and comes before --threads: unset it.")
     peers = _peers(flags["against"], flags["pythons"], flags["models"])
     from edge.bench import Case, Report, Settings, measure, plot
     from edge.store import default_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,21 +45,22 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     the largest context for each type of keys and values, what would fit when it does not, and
     tokens per second, from the bandwidth of this machine, which is measured for it.
     """
-    from edge import native
+    from edge import cores
     from edge.engine import describe
     from edge.packed import open_model
     from edge.store import default_model
 
     path = model if model is not None else str(default_model())
-    threads = native.threads(options["threads"])
+    choice = cores.choose(options["threads"])
     with open_model(path, header_only=True) as file:
         description = describe(file, **options)
         facts = {"model": path, **_file(file), **_memory(description)}
-        facts |= {"rotary": _rotary(description), "speed": _speed(description, threads)}
+        facts |= {"rotary": _rotary(description), "threads": asdict(choice)}
+        facts["speed"] = _speed(description, choice.threads)
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
-        click.echo("\n".join(_lines(facts)))
+        click.echo("\n".join([*_lines(facts), *choice.lines()]))
 
 
 def _file(file: GGUF | PackedFile) -> dict[str, Any]:

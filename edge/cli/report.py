@@ -1,4 +1,4 @@
-"""`--report`: what was planned of memory and speed, and what it was."""
+"""`--report`: what was planned of memory and speed, what it was, and on which cores."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def lines(engine: Engine, usage: Usage) -> list[str]:
-    """The table of memory, part by part, and the line of speed; after an answer."""
-    return [*memory_lines(engine), speed_line(engine, usage)]
+    """The table of memory, part by part, speed and threads; after an answer."""
+    threads = engine.cores.lines(engine.refused)
+    return [*memory_lines(engine), speed_line(engine, usage), *threads]
 
 
 def memory_lines(engine: Engine) -> list[str]:

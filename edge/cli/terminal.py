@@ -173,7 +173,8 @@ def figures(usage: Any, engine: Any) -> str:
     if peak := memory.peak():
         parts.append(f"peak memory {mebibytes(peak)}")
     threads = "1 thread" if engine.threads == 1 else f"{engine.threads} threads"
-    return "; ".join([*parts, f"kernels {engine.isa}{_why_slow()}, {threads}"])
+    refused = f" (not kept on the fast cores: {engine.refused})" if engine.refused else ""
+    return "; ".join([*parts, f"kernels {engine.isa}{_why_slow()}, {threads}{refused}"])
 
 
 def _why_slow() -> str:

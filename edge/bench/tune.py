@@ -1,0 +1,161 @@
+"""How many threads are best on this machine, measured in about two seconds.
+
+A chain of matmuls is run as a model would be: one token through more weights than the caches hold,
+which is decoding, and some tokens through a few of them, which is a prompt. The numbers of threads
+take turns, so that a machine that slows down does so for all of them. The best number has the
+highest geometric mean of both speeds; of those within 3 % of it, the least, which leaves cores to
+others and runs cooler.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from edge import native
+from edge.bench.machine import buffer_bytes, largest_cache, written
+from edge.cores import Cores
+from edge.memory import anonymous
+from edge.native import ffi, lib
+from edge.plan import F32, Q8
+
+__all__ = ["Row", "best", "candidates", "measure"]
+
+SECONDS = 1.2  # of taking turns
+LEAST_ROUNDS, MOST_ROUNDS = 3, 15  # that count
+CLOSE = 0.97
+DIM = 2048
+TOKENS = 32  # of the prompt
+PROMPT_SECONDS = 0.01  # that a prompt should take with all threads
+_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+_Q4_0 = 2  # the file format's number
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians. decode: bytes of weights a second; prompt: multiply-adds a second."""
+
+    threads: int
+    decode: float
+    prompt: float
+
+
+def candidates(cores: Cores) -> list[int]:
+    """The numbers of threads to try: up to 4 each, then with growing steps; whole clusters."""
+    numbers, n = {*_STEPS, cores.n_cpus}, 0
+    for cluster in cores.clusters:
+        n += cluster.n_cores
+        numbers.add(n)
+    return sorted(i for i in numbers if i <= cores.n_cpus)
+
+
+def best(rows: list[Row]) -> int:
+    """The number of threads to keep."""
+    decode, prompt = max(row.decode for row in rows), max(row.prompt for row in rows)
+    scores = {r.threads: math.sqrt(r.decode / decode * r.prompt / prompt) for r in rows}
+    return min(n for n, score in scores.items() if score >= CLOSE * max(scores.values()))
+
+
+def measure(cores: Cores) -> list[Row]:
+    """A row for each candidate. Raises MemoryBudgetError, UnsupportedError."""
+    numbers = candidates(cores)
+    with _Chain() as chain:
+        pools = {n: native.new_pool(n, cores.cpus(n)) for n in numbers}
+        try:
+            return _take_turns(chain, pools)
+        finally:
+            for pool in pools.values():
+                ffi.release(pool)
+
+
+def _take_turns(chain: _Chain, pools: dict[int, Any]) -> list[Row]:
+    numbers = list(pools)
+    chain.seconds(pools[numbers[-1]], TOKENS, 1)  # wakes the threads
+    once = chain.seconds(pools[numbers[-1]], TOKENS, 1)
+    n_layers = max(1, min(chain.n_layers, int(PROMPT_SECONDS / once)))
+    decode: dict[int, list[float]] = {n: [] for n in numbers}
+    prompt: dict[int, list[float]] = {n: [] for n in numbers}
+    end = time.perf_counter() + SECONDS
+    for i in range(MOST_ROUNDS):
+        if i >= LEAST_ROUNDS and time.perf_counter() >= end:
+            break
+        for n in numbers if i % 2 else reversed(numbers):
+            decode[n].append(chain.seconds(pools[n], 1, chain.n_layers))
+            prompt[n].append(chain.seconds(pools[n], TOKENS, n_layers))
+    macs = TOKENS * n_layers * DIM * DIM
+    median = statistics.median
+    return [Row(n, chain.n_bytes / median(decode[n]), macs / median(prompt[n])) for n in numbers]
+
+
+class _Chain:
+    """Layers x + W x with Q4_0 weights of DIM rows and columns, of more bytes than the caches hold.
+
+    Raises MemoryBudgetError when that much is not available, UnsupportedError.
+    """
+
+    def __init__(self) -> None:
+        weight, error = ffi.new("edge_weight *"), ffi.new("edge_error *")
+        native.check(lib.edge_weight_describe(_Q4_0, 0, DIM, DIM, weight, error), error)
+        self._block = written(buffer_bytes(largest_cache(), times=2))
+        self.n_layers = len(self._block) // weight.n_bytes
+        self.n_bytes = self.n_layers * weight.n_bytes
+        sizes = [lib.edge_buffer_bytes(kind, DIM, TOKENS) for kind in (F32, Q8)]
+        self._arena = anonymous(sum(sizes))
+        self._held = [ffi.from_buffer("uint8_t[]", b) for b in (self._block, self._arena)]
+        spec = ffi.new("edge_plan_spec *")
+        spec.isa, spec.max_tokens = native.isa_index(), TOKENS
+        spec.kv = {"type": lib.EDGE_KV_F16, "n_layers": 1, "n_kv_heads": 1, "head_dim": 16}
+        spec.arena, spec.arena_bytes = self._held[1], len(self._arena)
+        buffers = [{"kind": F32, "dim": DIM}, {"kind": Q8, "dim": DIM, "offset": sizes[0]}]
+        ops, weights = self._layers(weight)
+        arrays = [
+            ffi.new(f"{kind}[]", rows)
+            for kind, rows in (("edge_buffer", buffers), ("edge_op", ops), ("edge_weight", weights))
+        ]
+        spec.buffers, spec.ops, spec.weights = arrays
+        spec.n_buffers, spec.n_ops, spec.n_weights = map(len, arrays)
+        made = ffi.new("edge_plan **")
+        native.check(lib.edge_plan_new(spec, made, error), error)
+        self._plan = ffi.gc(made[0], lib.edge_plan_free)
+        # No op looks at keys and values: any memory is a page.
+        self._pages = ffi.new("void *[]", [self._held[1]])
+        self._kv = ffi.new("edge_kv *", {"n_pages": 1, "pages": self._pages, "shape": spec.kv})
+        self._tokens = ffi.new("int32_t[]", TOKENS)
+
+    def _layers(self, weight: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Entries of the ops and the weights: buffer 0 is x, 1 its quantised form."""
+        ops, weights = list[dict[str, Any]](), list[dict[str, Any]]()
+        for i in range(self.n_layers):
+            none = {"in2": -1, "w": [-1, -1, -1]}
+            ops.append({**none, "kind": lib.EDGE_OP_QUANTIZE, "in": 0, "out": 1})
+            product = {"in": 1, "in2": 0, "out": 0, "w": [i, -1, -1]}
+            ops.append({"kind": lib.EDGE_OP_MATMUL, **product})
+            entry = {name: getattr(weight, name) for name in ("layout", "table", "n", "k")}
+            data = ffi.cast("uint8_t *", self._held[0]) + i * weight.n_bytes
+            weights.append({**entry, "data": data, "n_bytes": weight.n_bytes})
+        return ops, weights
+
+    def seconds(self, pool: Any, n_tokens: int, n_layers: int) -> float:
+        """What so many tokens take, through the first layers."""
+        step, error = ffi.new("edge_step *"), ffi.new("edge_error *")
+        step.tokens, step.n_tokens, step.n_ops = self._tokens, n_tokens, 2 * n_layers
+        start = time.perf_counter()
+        native.check(lib.edge_run(self._plan, pool, self._kv, step, error), error)
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ffi.release(self._plan)
+        for held in self._held:
+            ffi.release(held)
+        self._block.close()
+        self._arena.close()
+
+    def __enter__(self) -> _Chain:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
