@@ -107,7 +107,7 @@ class _Chain:
         self._held = [ffi.from_buffer("uint8_t[]", b) for b in (self._block, self._arena)]
         spec = ffi.new("edge_plan_spec *")
         spec.isa, spec.max_tokens = native.isa_index(), TOKENS
-        spec.kv = {"type": lib.EDGE_KV_F16, "n_layers": 1, "n_kv_heads": 1, "head_dim": 16}
+        spec.kv = ffi.new("edge_kv_shape *", [lib.EDGE_KV_F16, 1, 1, 16])[0]
         spec.arena, spec.arena_bytes = self._held[1], len(self._arena)
         buffers = [{"kind": F32, "dim": DIM}, {"kind": Q8, "dim": DIM, "offset": sizes[0]}]
         ops, weights = self._layers(weight)
@@ -122,7 +122,8 @@ class _Chain:
         self._plan = ffi.gc(made[0], lib.edge_plan_free)
         # No op looks at keys and values: any memory is a page.
         self._pages = ffi.new("void *[]", [self._held[1]])
-        self._kv = ffi.new("edge_kv *", {"n_pages": 1, "pages": self._pages, "shape": spec.kv})
+        self._kv = ffi.new("edge_kv *", {"n_pages": 1, "pages": self._pages})
+        self._kv.shape = spec.kv
         self._tokens = ffi.new("int32_t[]", TOKENS)
 
     def _layers(self, weight: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
