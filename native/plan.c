@@ -283,6 +283,7 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
         const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
         for (int64_t i = first_panel, panels; i < last_panel; i += panels) {
             float g[2 * MAX_TILE * PANEL_ROWS], u[2 * MAX_TILE * PANEL_ROWS];
+            float both[2 * MAX_TILE * PANEL_ROWS];
             const int64_t left = last_panel - i, row = i * PANEL_ROWS;
             const int a = panels_at_once(r->plan, gate, i, left, columns);
             const int b = panels_at_once(r->plan, up, up_panel + i, left, columns);
@@ -291,9 +292,9 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
             run_tile(r->plan, gate, i, (int)panels, x, columns, (tile_target){g, rows, NULL});
             run_tile(r->plan, up, up_panel + i, (int)panels, x, columns,
                      (tile_target){u, rows, NULL});
-            kernels->gated(g, u, op->activation, columns * rows, g);
+            kernels->gated(g, u, op->activation, columns * rows, both);
             for (int32_t j = 0; j < columns; j++) {
-                memcpy(row_of(r, op->out, t * kernels->tile + j) + row, g + rows * j,
+                memcpy(row_of(r, op->out, t * kernels->tile + j) + row, both + rows * j,
                        (size_t)n * 4);
             }
         }

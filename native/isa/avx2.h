@@ -270,9 +270,9 @@ static inline vc vc_table(const uint8_t table[16], vc a, int max) {
     (void)max;
     return vc_look(_mm_loadu_si128((const __m128i *)table), a);
 }
-static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
+static inline void vc_dot(vi *dot, int row, const vc *w, int panels, int first, int n, q8_group q,
                           int zero_shift, int max, int c) {
-    (void)max, (void)panels;
+    (void)row, (void)max, (void)panels;
     UNROLL for (int j = 0; j < c; j++) { dot[j] = start_at(q, j, first, n, zero_shift); }
     UNROLL for (int s = first; s < first + n; s++) {
         UNROLL for (int j = 0; j < c; j++) {
@@ -308,9 +308,9 @@ static inline void dot_signed(vi *dot, const vc *w, int first, int n, q8_group q
 
 /* Pairs of products of as many steps as fit 16 bits are widened at once: all 8 for codes up to 15
  * (8 x 2 x 15 x 127 = 30480), 4 up to 31, 2 up to 63, 1 up to 127. */
-static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
+static inline void vc_dot(vi *dot, int row, const vc *w, int panels, int first, int n, q8_group q,
                           int zero_shift, int max, int c) {
-    (void)panels;
+    (void)row, (void)panels;
     if (max == 255) {
         dot_signed(dot, w, first, n, q, c);
         return;

@@ -161,9 +161,9 @@ static inline vi start_at(q8_group q, int j, int first, int n, int zero_shift) {
 }
 /* dpbusd takes unsigned weights as they are. Two panels by four columns are what keeps its two
  * ports busy: eight chains hide the latency, and one broadcast from memory feeds two of them. */
-static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
+static inline void vc_dot(vi *dot, int row, const vc *w, int panels, int first, int n, q8_group q,
                           int zero_shift, int max, int c) {
-    (void)max;
+    (void)row, (void)max;
     UNROLL for (int j = 0; j < c; j++) {
         const vi start = start_at(q, j, first, n, zero_shift);
         UNROLL for (int p = 0; p < panels; p++) { dot[p * c + j] = start; }

@@ -285,9 +285,9 @@ static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t 
 /* c columns of a group against PANELS or fewer panels: dot[p * c + j] = the sum over steps
  * first .. first + n - 1 of w[p * STEPS + step] * x[j], exact; for all 8 steps of (w - zero) *
  * x[j], zero = 1 << zero_shift, or 0 for zero_shift -1. Of a half zero_shift is -1. */
-static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
+static inline void vc_dot(vi *dot, int row, const vc *w, int panels, int first, int n, q8_group q,
                           int zero_shift, int max, int c) {
-    (void)max;
+    (void)row, (void)max;
     for (int i = 0; i < panels * c; i++) {
         const int p = i / c, j = i % c;
         LANES(r) {

@@ -21,6 +21,9 @@
 #ifndef SPECIALIZED /* a function that is inlined into one for each number of columns */
 #define SPECIALIZED INLINE
 #endif
+#ifndef CODE_ROWS /* rows of a vc: fewer where a panel of them does not fit the registers */
+#define CODE_ROWS PANEL_ROWS
+#endif
 #include "kernels/kernels.h"
 #include "kv.h"
 
@@ -46,6 +49,40 @@ void FN(softmax)(const float *, int64_t, float *);
 void FN(log_softmax)(const float *, int64_t, float *);
 int32_t FN(all_finite)(const float *, int64_t);
 int64_t FN(dots)(int64_t, int32_t *);
+
+/* Vector instructions that flush denormals, to zero, say so by two flags, which stay until they are
+ * cleared. EXACT(call, again): call, and where it flushed anything `again`, the same by the scalar
+ * kernels, which keep denormals. So `call` must leave its inputs as they are. Calls may nest: what
+ * was flushed before stays known. */
+#ifdef FLUSHES_DENORMALS
+enum { FLUSHED = 1 << 7 | 1 << 3 }; /* of FPSCR: an operand (IDC), a result (UFC) */
+
+INLINE uint32_t float_flags(void) {
+    uint32_t flags;
+    __asm__ volatile("vmrs %0, fpscr" : "=r"(flags) : : "memory");
+    return flags;
+}
+
+INLINE void set_float_flags(uint32_t flags) {
+    __asm__ volatile("vmsr fpscr, %0" : : "r"(flags) : "memory");
+}
+
+#define EXACT(call, again)                                                                         \
+    do {                                                                                           \
+        const uint32_t before = float_flags();                                                     \
+        if ((before & FLUSHED) != 0) {                                                             \
+            set_float_flags(before & ~(uint32_t)FLUSHED);                                          \
+        }                                                                                          \
+        call;                                                                                      \
+        const bool flushed = (float_flags() & FLUSHED) != 0;                                       \
+        if (flushed) {                                                                             \
+            again;                                                                                 \
+        }                                                                                          \
+        if (flushed || (before & FLUSHED) != 0) {                                                  \
+            set_float_flags(before);                                                               \
+        }                                                                                          \
+    } while (0)
+#endif
 
 /* c columns of 16 rows to where they belong, beside the residual. */
 INLINE void store_tile(const tile_args *a, int64_t at, const vf *sum, int c) {

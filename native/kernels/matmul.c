@@ -134,21 +134,31 @@ INLINE group_scales scales_at(recipe how, const uint8_t *header, int i, vf d, vf
     return r;
 }
 
-/* One group of some panels times c columns, added to sum (panels, c); dmin: of the blocks, for
- * minima of groups of 16. */
-INLINE void add_group(vf *sum, recipe how, const vc *w, int panels, q8_group q,
+/* Dot products of one group of some panels with c columns: of the whole group, or of its first half
+ * and its second, which have scales of their own. w: panels from `row` on. */
+typedef struct {
+    vi all[PANELS * MAX_TILE], second[PANELS * MAX_TILE];
+} group_dots;
+
+INLINE void dot_group(group_dots *dots, int row, recipe how, const vc *w, int panels, q8_group q,
+                      int c) {
+    const int n = how.layout.group == GROUP ? STEPS : STEPS / 2;
+    vc_dot(dots->all, row, w, panels, 0, n, q, how.zero_shift, how.max, c);
+    if (n < STEPS) {
+        vc_dot(dots->second, row, w, panels, n, n, q, how.zero_shift, how.max, c);
+    }
+}
+
+/* One group added to sum (panels, c); dmin: of the blocks, for minima of groups of 16. */
+INLINE void add_group(vf *sum, recipe how, const group_dots *dots, int panels, q8_group q,
                       const group_scales *r, const vf *dmin, int c) {
     const layout_info l = how.layout;
     vi dot[PANELS * MAX_TILE];
-    if (l.group == GROUP) {
-        vc_dot(dot, w, panels, 0, STEPS, q, how.zero_shift, how.max, c);
-    } else { /* halves with scales of their own, still exact */
-        vi half[PANELS * MAX_TILE];
-        vc_dot(half, w, panels, 0, STEPS / 2, q, how.zero_shift, how.max, c);
-        UNROLL for (int i = 0; i < panels * c; i++) { half[i] = vi_mul(half[i], r[i / c].half[0]); }
-        vc_dot(dot, w, panels, STEPS / 2, STEPS / 2, q, how.zero_shift, how.max, c);
-        UNROLL for (int i = 0; i < panels * c; i++) {
-            dot[i] = vi_add(half[i], vi_mul(dot[i], r[i / c].half[1]));
+    UNROLL for (int i = 0; i < panels * c; i++) {
+        dot[i] = dots->all[i];
+        if (l.group < GROUP) { /* still exact */
+            dot[i] =
+                vi_add(vi_mul(dot[i], r[i / c].half[0]), vi_mul(dots->second[i], r[i / c].half[1]));
         }
     }
     UNROLL for (int i = 0; i < panels * c; i++) {
@@ -164,6 +174,19 @@ INLINE void add_group(vf *sum, recipe how, const vc *w, int panels, q8_group q,
             const vf minima = vf_from_int(vi_pair_dot(r[i / c].mins, q.minus_halves + 2 * (i % c)));
             sum[i] = vf_fma(minima, vf_mul(dmin[i / c], vf_set1(q.scale[i % c])), sum[i]);
         }
+    }
+}
+
+/* Group i of a block of each panel: CODE_ROWS rows from `row` on. */
+INLINE void unpack_rows(vc *w, int row, recipe how, const tile_args *a, const uint8_t *block,
+                        int panels, int i) {
+    const layout_info l = how.layout;
+    UNROLL for (int p = 0; p < panels; p++) {
+        const uint8_t *header = block + p * a->panel_bytes;
+        const uint8_t *high =
+            header + 64 * (GROUP / l.group) + i * (8 / l.weights) * (l.index_bits - 8) * 8;
+        unpack(w + p * STEPS, how, a->grid, header + l.header_bytes + i * l.codes_bytes + 4 * row,
+               high + row / 2);
     }
 }
 
@@ -194,16 +217,22 @@ INLINE void tile_codes(recipe how, const tile_args *a, int panels, int c, int pa
             group_scales r[PANELS];
             UNROLL for (int p = 0; p < panels; p++) {
                 const uint8_t *header = block + p * a->panel_bytes;
-                const uint8_t *codes = header + l.header_bytes + i * l.codes_bytes;
-                const uint8_t *high =
-                    header + 64 * (GROUP / l.group) + i * (8 / l.weights) * (l.index_bits - 8) * 8;
-                prefetch_ahead(codes, l.codes_bytes, c);
-                unpack(w + p * STEPS, how, a->grid, codes, high);
+                prefetch_ahead(header + l.header_bytes + i * l.codes_bytes, l.codes_bytes, c);
                 r[p] = scales_at(how, header, i, d[p], minus_dmin[p]);
             }
+            if (CODE_ROWS == PANEL_ROWS) {
+                unpack_rows(w, 0, how, a, block, panels, i);
+            }
             UNROLL for (int j = 0; j < c; j += part) {
-                add_group(sum + panels * j, how, w, panels, q8_at(a->x, b * groups + i, c, j), r,
-                          dmin, part);
+                const q8_group q = q8_at(a->x, b * groups + i, c, j);
+                group_dots dots;
+                for (int row = 0; row < PANEL_ROWS; row += CODE_ROWS) {
+                    if (CODE_ROWS < PANEL_ROWS) {
+                        unpack_rows(w, row, how, a, block, panels, i);
+                    }
+                    dot_group(&dots, row, how, w, panels, q, part);
+                }
+                add_group(sum + panels * j, how, &dots, panels, q, r, dmin, part);
             }
         }
         block += block_bytes(&l);
@@ -320,20 +349,47 @@ FLOATS(tile_f16, uint16_t, vf_from_half)
 FLOATS(tile_bf16, uint16_t, vf_from_bfloat)
 
 /* One function per layout and number of columns. */
-#define FOR_COLUMNS(name, c)                                                                       \
+#ifndef FLUSHES_DENORMALS
+#define FOR_COLUMNS(layout, name, c)                                                               \
     static void name##_##c(const tile_args *a) { name(a, 1, c, c); }
+#else
+_Static_assert(TILE == 4 && PANELS == 1, "the scalar kernels' tiles, for they take the same");
+
+/* The residual may be where the result goes: added at last, and not by vectors. */
+static void exact_tile(tile_function tile, int32_t layout, int c, const tile_args *a) {
+    float aside[TILE * PANEL_ROWS];
+    tile_args args = *a;
+    if (a->residual != NULL) {
+        args.out = aside;
+        args.stride = PANEL_ROWS;
+        args.residual = NULL;
+    }
+    EXACT(tile(&args), kernels_scalar.tiles[layout][c - 1](&args));
+    for (int j = 0; a->residual != NULL && j < c; j++) {
+        const int64_t at = j * a->stride;
+        FN(add)(aside + j * PANEL_ROWS, a->residual + at, PANEL_ROWS, a->out + at);
+    }
+}
+
+#define FOR_COLUMNS(layout, name, c)                                                               \
+    static void name##_##c##_flushed(const tile_args *a) { name(a, 1, c, c); }                     \
+    static void name##_##c(const tile_args *a) {                                                   \
+        exact_tile(name##_##c##_flushed, EDGE_LAYOUT_##layout, c, a);                              \
+    }
+#endif
 #if TILE > 4
-#define FOR_ALL_COLUMNS(name)                                                                      \
-    FOR_COLUMNS(name, 1)                                                                           \
-    FOR_COLUMNS(name, 2)                                                                           \
-    FOR_COLUMNS(name, 3)                                                                           \
-    FOR_COLUMNS(name, 4)                                                                           \
-    FOR_COLUMNS(name, 5)                                                                           \
-    FOR_COLUMNS(name, 6) FOR_COLUMNS(name, 7) FOR_COLUMNS(name, 8)
+#define FOR_ALL_COLUMNS(layout, name)                                                              \
+    FOR_COLUMNS(layout, name, 1)                                                                   \
+    FOR_COLUMNS(layout, name, 2)                                                                   \
+    FOR_COLUMNS(layout, name, 3)                                                                   \
+    FOR_COLUMNS(layout, name, 4)                                                                   \
+    FOR_COLUMNS(layout, name, 5)                                                                   \
+    FOR_COLUMNS(layout, name, 6) FOR_COLUMNS(layout, name, 7) FOR_COLUMNS(layout, name, 8)
 #define LIST(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
 #else
-#define FOR_ALL_COLUMNS(name)                                                                      \
-    FOR_COLUMNS(name, 1) FOR_COLUMNS(name, 2) FOR_COLUMNS(name, 3) FOR_COLUMNS(name, 4)
+#define FOR_ALL_COLUMNS(layout, name)                                                              \
+    FOR_COLUMNS(layout, name, 1)                                                                   \
+    FOR_COLUMNS(layout, name, 2) FOR_COLUMNS(layout, name, 3) FOR_COLUMNS(layout, name, 4)
 #define LIST(name) {name##_1, name##_2, name##_3, name##_4}
 #endif
 
@@ -360,7 +416,7 @@ FLOATS(tile_bf16, uint16_t, vf_from_bfloat)
     DO(G9X8B16, g9x8b16)                                                                           \
     DO(G10X8B16, g10x8b16)
 #define FOR_ALL_LAYOUTS(DO) FOR_FLOATS(DO) FOR_PAIRED(DO) FOR_OTHERS(DO)
-#define FUNCTIONS(layout, name) FOR_ALL_COLUMNS(tile_##name)
+#define FUNCTIONS(layout, name) FOR_ALL_COLUMNS(layout, tile_##name)
 #define ROW(layout, name) [EDGE_LAYOUT_##layout] = LIST(tile_##name),
 
 FOR_ALL_LAYOUTS(FUNCTIONS)

@@ -4,10 +4,11 @@
 #include "kernels/isa.h"
 
 int64_t FN(dots)(int64_t n_rounds, int32_t *out) {
-    vc w[PANELS * STEPS];
+    enum { PARTS = PANEL_ROWS / CODE_ROWS };
+    vc w[PARTS][PANELS * STEPS];
     const uint8_t codes[4 * PANEL_ROWS] = {1, 2, 3};
-    for (int s = 0; s < PANELS * STEPS; s++) {
-        w[s] = vc_load(codes);
+    for (int i = 0; i < PARTS * PANELS * STEPS; i++) {
+        w[i % PARTS][i / PARTS] = vc_load(codes + 4 * CODE_ROWS * (i % PARTS));
     }
     /* Known, and the same in every step, so that one register a column holds all of x. */
     int8_t x[GROUP * PANEL_COLUMNS];
@@ -26,7 +27,9 @@ int64_t FN(dots)(int64_t n_rounds, int32_t *out) {
                          : "r"(w)
                          : "memory"); /* w may have changed: no round is like another */
         vi dot[PANELS * PANEL_COLUMNS];
-        vc_dot(dot, w, PANELS, 0, STEPS, q, -1, 15, PANEL_COLUMNS);
+        for (int p = 0; p < PARTS; p++) {
+            vc_dot(dot, p * CODE_ROWS, w[p], PANELS, 0, STEPS, q, -1, 15, PANEL_COLUMNS);
+        }
         UNROLL for (int j = 0; j < PANELS * PANEL_COLUMNS; j++) { sum[j] = vi_add(sum[j], dot[j]); }
     }
     for (int j = 1; j < PANELS * PANEL_COLUMNS; j++) {

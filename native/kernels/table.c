@@ -4,6 +4,28 @@
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
 
+#ifdef FLUSHES_DENORMALS
+/* Those that calculate with vectors of floats; the tiles of matmuls do so themselves. */
+#define GUARDED(name, parameters, ...)                                                             \
+    static void guarded_##name parameters {                                                        \
+        EXACT(FN(name)(__VA_ARGS__), kernels_scalar.name(__VA_ARGS__));                            \
+    }
+GUARDED(norm, (const float *x, const float *weight, float eps, int64_t k, float *out), x, weight,
+        eps, k, out)
+GUARDED(quantize, (const float *x, int64_t k, q8_place place), x, k, place)
+GUARDED(norm_quantize, (const float *x, const float *weight, float eps, int64_t k, q8_place place),
+        x, weight, eps, k, place)
+GUARDED(gated, (const float *gate, const float *up, int32_t activation, int64_t n, float *out),
+        gate, up, activation, n, out)
+GUARDED(store, (const store_args *args), args)
+GUARDED(attention, (const attention_args *args, int64_t row0, int64_t row1), args, row0, row1)
+GUARDED(softmax, (const float *x, int64_t n, float *out), x, n, out)
+GUARDED(log_softmax, (const float *x, int64_t n, float *out), x, n, out)
+#define TABLE(name) guarded_##name
+#else
+#define TABLE(name) FN(name)
+#endif
+
 const edge_kernels FN(kernels) = {
     .name = TEXT(EDGE_ISA),
     .tile = TILE,
@@ -12,16 +34,16 @@ const edge_kernels FN(kernels) = {
 #ifdef HAS_BF16_DOT
     .native_bf16 = FN(native_bf16),
 #endif
-    .norm = FN(norm),
-    .quantize = FN(quantize),
-    .norm_quantize = FN(norm_quantize),
-    .gated = FN(gated),
+    .norm = TABLE(norm),
+    .quantize = TABLE(quantize),
+    .norm_quantize = TABLE(norm_quantize),
+    .gated = TABLE(gated),
     .add = FN(add),
     .rotate = FN(rotate),
-    .store = FN(store),
-    .attention = FN(attention),
-    .softmax = FN(softmax),
-    .log_softmax = FN(log_softmax),
+    .store = TABLE(store),
+    .attention = TABLE(attention),
+    .softmax = TABLE(softmax),
+    .log_softmax = TABLE(log_softmax),
     .all_finite = FN(all_finite),
     .dots = FN(dots),
 };
