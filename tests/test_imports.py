@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,14 @@ def test_heavy_packages_are_imported_late(path: Path) -> None:
     for name in imports(path, at_load=True):
         allowed = HEAVY.get(name.split(".")[0])
         assert allowed is None or allowed & {module, name_of(path)}, f"{module} imports {name}"
+
+
+def test_oldest_versions_are_those_that_edge_asks_for() -> None:
+    root = PACKAGE.parent
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    asked = text[text.index("\ndependencies = [") : text.index("\n[project.optional")]
+    least = dict(re.findall(r'^ *"(\w+)>=([\d.]+)', asked, re.MULTILINE))
+    lines = (root / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()[1:]
+    oldest = dict(line.split("==") for line in lines)
+    assert oldest.keys() == least.keys()
+    assert all(oldest[name].startswith(version) for name, version in least.items())
