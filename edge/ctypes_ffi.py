@@ -143,6 +143,9 @@ class _Struct(ctypes.Structure):
         if isinstance(value, list):  # into an array
             getattr(self, name)[:] = value
             return
+        if isinstance(value, dict):  # into a struct
+            _filled(getattr(self, name), value)
+            return
         super().__setattr__(name, value)
         if type(value) is int:  # ctypes cuts one off without a word
             kept = getattr(self, name)

@@ -58,6 +58,9 @@ def test_struct_in_a_struct_is_copied(ffi: Any) -> None:
     assert (cache.shape.n_layers, cache.shape.head_dim) == (2, 64)
     cache.shape.n_layers = 5
     assert cache.shape.n_layers == 5
+    cache.shape = {"n_kv_heads": 4}
+    assert cache.shape.n_kv_heads == 4
+    assert ffi.new("edge_kv *", {"shape": {"type": 1}}).shape.type == 1
 
 
 def test_array_of_structs(ffi: Any) -> None:
@@ -179,7 +182,7 @@ def test_numbers_by_address(ffi: Any, lib: Any) -> None:
 def test_pool_ends_once(ffi: Any, lib: Any) -> None:
     made, ended = ffi.new("edge_pool **"), []
     assert made[0] == ffi.NULL
-    assert lib.edge_pool_new(1, made, ffi.NULL) == lib.EDGE_OK
+    assert lib.edge_pool_new(1, ffi.NULL, 0, made, ffi.NULL) == lib.EDGE_OK
 
     def end(pool: Any) -> None:
         ended.append(pool)
