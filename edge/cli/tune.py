@@ -34,7 +34,7 @@ def tune(as_json: bool) -> None:
     click.echo(f"{cores.cpu_name()}\n\nthreads  decoding, GB/s  prompts, GMAC/s")
     for row in rows:
         mark = "  best" if row.threads == n else ""
-        click.echo(f"{row.threads:>7}{row.decode / 1e9:>16.1f}{row.prompt / 1e9:>17.1f}{mark}")
+        click.echo(f"{row.threads:>7}{row.decode / 1e9:>16.2f}{row.prompt / 1e9:>17.2f}{mark}")
     click.echo(f"\nkept in {path}")
     if setting := os.environ.get("EDGE_THREADS"):
         click.echo(f"EDGE_THREADS={setting} is set and comes before it")
