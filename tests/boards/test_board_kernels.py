@@ -1,0 +1,37 @@
+"""The kernels on emulated CPUs: the right ones are found, and all give scalar's bits."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from machines import CPU, CPUS, emulate, output_of
+
+pytestmark = pytest.mark.board
+
+every_cpu = pytest.mark.parametrize("cpu", CPUS, ids=str)
+LACKING = [(cpu, isa) for cpu in CPUS for isa in cpu.lacks]
+
+
+@every_cpu
+def test_dispatch(selftest: Callable[[str], Path], cpu: CPU) -> None:
+    usable = output_of(emulate(cpu, selftest(cpu.arch), "--usable"))
+    assert tuple(usable.split()) == cpu.isas
+
+
+@every_cpu
+def test_kernels_equal_scalar(selftest: Callable[[str], Path], cpu: CPU) -> None:
+    lines = output_of(emulate(cpu, selftest(cpu.arch))).splitlines()
+    assert [line.split(":")[0] for line in lines] == list(cpu.isas)
+    assert all(line.endswith(" cases equal scalar") for line in lines)
+
+
+@pytest.mark.parametrize("cpu, isa", LACKING, ids=str)
+def test_emulated_cpu_has_no_more_than_the_real_one(
+    selftest: Callable[[str], Path], cpu: CPU, isa: str
+) -> None:
+    """Else the tests above would prove nothing."""
+    run = emulate(cpu, selftest(cpu.arch), "--force", isa)
+    assert run.returncode == -signal.SIGILL, run.stdout
