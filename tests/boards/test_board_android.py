@@ -74,8 +74,8 @@ def test_wheel_in_a_python_without_cffi(
     digests: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    """Installed as for a newer Android, called by ctypes."""
-    pip_install(tmp_path, "3.13", ["android_35_arm64_v8a"], wheel, "--no-deps")
+    """Installed as for Android, called by ctypes."""
+    pip_install(tmp_path, "3.13", ["android_21_arm64_v8a"], wheel, "--no-deps")
     env = {
         "PYTHONPATH": f"{tmp_path}:{site(BOOKWORM)}",
         "LD_LIBRARY_PATH": str(shims),
