@@ -18,19 +18,8 @@ from machines import BOOKWORM, CPU, DIGESTS, PHONE, PI3, ROOT, Land, emulate, ou
 pytestmark = pytest.mark.board
 
 SOURCE = ROOT / "tests" / "native" / "load.c"
+ANDROID = "android_*_arm64_v8a"
 C = ("-std=gnu11", "-O1", "-I", ROOT / "native", SOURCE, "-o")
-
-
-@pytest.fixture(scope="module")
-def wheel() -> Path:
-    return wheel_for("android_*_arm64_v8a")
-
-
-@pytest.fixture(scope="module")
-def library(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library in the wheel."""
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract("edge/libedge.so", tmp_path_factory.mktemp("android")))
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +34,24 @@ def checksum(tmp_path_factory: pytest.TempPathFactory) -> str:
     return sum_
 
 
-@pytest.mark.parametrize("cpu", [PI3, PHONE], ids=str)
-def test_under_the_loader_of_musl(library: Path, checksum: str, tmp_path: Path, cpu: CPU) -> None:
-    """With four threads."""
+@pytest.fixture(scope="module")
+def musl_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """load.c for musl, which it finds at run time."""
+    program = tmp_path_factory.mktemp("musl") / "load"
     zig = (sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-dynamic")
-    build(*zig, *C, tmp_path / "load")
-    run = emulate(cpu, tmp_path / "load", library, root=BOOKWORM.root)
+    build(*zig, *C, program)
+    return program
+
+
+@pytest.mark.parametrize("cpu", [PI3, PHONE], ids=str)
+@pytest.mark.parametrize("platform", [ANDROID, "musllinux_*_aarch64"])
+def test_under_the_loader_of_musl(
+    musl_program: Path, checksum: str, tmp_path: Path, platform: str, cpu: CPU
+) -> None:
+    """With four threads."""
+    with zipfile.ZipFile(wheel_for(platform)) as archive:
+        library = archive.extract("edge/libedge.so", tmp_path)
+    run = emulate(cpu, musl_program, library, root=BOOKWORM.root)
     lines = dict(line.split() for line in output_of(run).splitlines())
     assert lines == dict.fromkeys(cpu.isas, checksum)
 
@@ -69,13 +70,12 @@ def shims(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_in_a_python_without_cffi(
     site: Callable[[Land], Path],
-    wheel: Path,
     shims: Path,
     digests: dict[str, str],
     tmp_path: Path,
 ) -> None:
     """Installed as for Android, called by ctypes."""
-    pip_install(tmp_path, "3.13", ["android_21_arm64_v8a"], wheel, "--no-deps")
+    pip_install(tmp_path, "3.13", ["android_21_arm64_v8a"], wheel_for(ANDROID), "--no-deps")
     env = {
         "PYTHONPATH": f"{tmp_path}:{site(BOOKWORM)}",
         "LD_LIBRARY_PATH": str(shims),
