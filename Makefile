@@ -1,5 +1,5 @@
 # One line a target; `make help` prints them.
-.PHONY: help run test lint build bench wheel clean
+.PHONY: help run test lint build bench wheels docs clean
 PYTHON ?= .venv/bin/python
 
 help: ## this list
@@ -21,8 +21,11 @@ build: ## the native library, into the source tree
 bench: ## prompt and decode speed of the default model
 	.venv/bin/edge-run bench
 
-wheel: ## a wheel for this machine, in dist/
-	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+wheels: ## wheels for every platform, in dist/
+	@sh scripts/wheels
+
+docs: ## the options in docs/cli.md, from the program
+	PYTHONPATH=. $(PYTHON) tests/test_docs.py
 
 clean: ## remove what was built, keep .venv
 	rm -rf build dist edge/_cffi.py edge/_declarations.py edge/libedge.*

@@ -54,7 +54,8 @@ list(PREPEND CMAKE_C_COMPILER ${zig_libc})
 set(CMAKE_SYSTEM_NAME Linux) # under its own name CMake would look for an NDK
 set(CMAKE_SYSTEM_PROCESSOR ${android_cpu})
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+set(CMAKE_C_FLAGS_INIT -D__errno_location=__errno) # the one name that is another in Android
 if(android_cpu STREQUAL "aarch64")
-  set(CMAKE_C_FLAGS_INIT -mno-outline-atomics) # which ask for more than functions.txt
+  string(APPEND CMAKE_C_FLAGS_INIT " -mno-outline-atomics") # which ask for more than functions.txt
 endif()
 set(CMAKE_SHARED_LINKER_FLAGS_INIT -L${stubs})
