@@ -24,6 +24,7 @@ typedef struct {
 #define PANEL_COLUMNS 4
 #define QUERIES 4
 #define ATTENTION_WIDTH 1
+#define SIGNED_WEIGHTS 0
 #ifdef EDGE_AVXVNNI
 #define NEEDS_MAX 0
 #else

@@ -19,6 +19,7 @@ typedef __m512i vc;
 #define QUERIES 8
 #define ATTENTION_WIDTH 2
 #define NEEDS_MAX 0
+#define SIGNED_WEIGHTS 0
 
 static inline __mmask16 lanes_below(int n) {
     return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);

@@ -1,4 +1,6 @@
-/* The vocabulary for 64-bit ARM: four registers of 4 lanes. See scalar.h for the meaning. */
+/* The vocabulary for 64-bit ARM: four registers of 4 lanes. See scalar.h for the meaning.
+ * With EDGE_DOTPROD dot products of four bytes are one instruction, see dotprod.h; with EDGE_I8MM
+ * those of two rows and two columns, see i8mm.h. */
 #ifndef EDGE_ISA_NEON_H
 #define EDGE_ISA_NEON_H
 
@@ -14,8 +16,14 @@ typedef struct {
 typedef struct {
     int32x4_t v[4];
 } vi;
+/* A vector of codes is not 64 bytes but where they come from and what is still to be done with
+ * them: vc_dot does it a quarter at a time, so that 32 registers are enough for a whole group. */
 typedef struct {
-    uint8x16_t v[4];
+    const uint8_t *from[2]; /* second NULL: nothing to add */
+    int shift, mask, up, up_mask;
+    const uint8_t *table;
+    bool given;
+    uint8x16_t v[4]; /* when given */
 } vc;
 
 #define TILE 4
@@ -24,20 +32,25 @@ typedef struct {
 #define PANEL_COLUMNS 4
 #define QUERIES 4
 #define ATTENTION_WIDTH 1
+#define SIGNED_WEIGHTS 1
+#ifdef EDGE_DOTPROD
+#define NEEDS_MAX 0
+#else
 #define NEEDS_MAX 1
+#endif
 
 #define QUARTERS(i) UNROLL for (int i = 0; i < 4; i++)
 
-static inline vf vf_load(const float *p) {
+INLINE vf vf_load(const float *p) {
     return (vf){{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
 }
-static inline void vf_store(float *p, vf a) { QUARTERS(i) vst1q_f32(p + 4 * i, a.v[i]); }
-static inline vf vf_set1(float x) {
+INLINE void vf_store(float *p, vf a) { QUARTERS(i) vst1q_f32(p + 4 * i, a.v[i]); }
+INLINE vf vf_set1(float x) {
     const float32x4_t v = vdupq_n_f32(x);
     return (vf){{v, v, v, v}};
 }
-static inline vf vf_zero(void) { return vf_set1(0.0f); }
-static inline vf vf_load_n(const float *p, int n) {
+INLINE vf vf_zero(void) { return vf_set1(0.0f); }
+INLINE vf vf_load_n(const float *p, int n) {
     if (n >= 16) {
         return vf_load(p);
     }
@@ -45,7 +58,7 @@ static inline vf vf_load_n(const float *p, int n) {
     memcpy(some, p, (size_t)n * 4);
     return vf_load(some);
 }
-static inline void vf_store_n(float *p, vf a, int n) {
+INLINE void vf_store_n(float *p, vf a, int n) {
     if (n >= 16) {
         vf_store(p, a);
         return;
@@ -54,45 +67,45 @@ static inline void vf_store_n(float *p, vf a, int n) {
     vf_store(all, a);
     memcpy(p, all, (size_t)n * 4);
 }
-static inline vf vf_add(vf a, vf b) {
+INLINE vf vf_add(vf a, vf b) {
     QUARTERS(i) a.v[i] = vaddq_f32(a.v[i], b.v[i]);
     return a;
 }
-static inline vf vf_sub(vf a, vf b) {
+INLINE vf vf_sub(vf a, vf b) {
     QUARTERS(i) a.v[i] = vsubq_f32(a.v[i], b.v[i]);
     return a;
 }
-static inline vf vf_mul(vf a, vf b) {
+INLINE vf vf_mul(vf a, vf b) {
     QUARTERS(i) a.v[i] = vmulq_f32(a.v[i], b.v[i]);
     return a;
 }
-static inline vf vf_div(vf a, vf b) {
+INLINE vf vf_div(vf a, vf b) {
     QUARTERS(i) a.v[i] = vdivq_f32(a.v[i], b.v[i]);
     return a;
 }
-static inline vf vf_fma(vf a, vf b, vf c) {
+INLINE vf vf_fma(vf a, vf b, vf c) {
     QUARTERS(i) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
     return c;
 }
 /* Not fmax, which has rules of its own for NaN. */
-static inline vf vf_max(vf a, vf b) {
+INLINE vf vf_max(vf a, vf b) {
     QUARTERS(i) a.v[i] = vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]);
     return a;
 }
-static inline vf vf_min(vf a, vf b) {
+INLINE vf vf_min(vf a, vf b) {
     QUARTERS(i) a.v[i] = vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]);
     return a;
 }
-static inline float vf_sum(vf a) {
+INLINE float vf_sum(vf a) {
     const float32x4_t low = vaddq_f32(a.v[0], a.v[2]), high = vaddq_f32(a.v[1], a.v[3]);
     const float32x4_t four = vaddq_f32(low, high);
     const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
-static inline float vf_hmax(vf a) {
+INLINE float vf_hmax(vf a) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
 }
-static inline vf vf_keep(vf a, int first, int last, float fill) {
+INLINE vf vf_keep(vf a, int first, int last, float fill) {
     if (first <= 0 && last >= 16) {
         return a;
     }
@@ -104,92 +117,92 @@ static inline vf vf_keep(vf a, int first, int last, float fill) {
     }
     return a;
 }
-static inline vf vf_from_half(const uint16_t *p) {
+INLINE vf vf_from_half(const uint16_t *p) {
     const float16x8_t a = vreinterpretq_f16_u16(vld1q_u16(p));
     const float16x8_t b = vreinterpretq_f16_u16(vld1q_u16(p + 8));
     return (vf){{vcvt_f32_f16(vget_low_f16(a)), vcvt_high_f32_f16(a), vcvt_f32_f16(vget_low_f16(b)),
                  vcvt_high_f32_f16(b)}};
 }
-static inline vf vf_from_bfloat(const uint16_t *p) {
+INLINE vf vf_from_bfloat(const uint16_t *p) {
     vf r;
     QUARTERS(i) r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
     return r;
 }
-static inline void vf_to_half(uint16_t *p, vf a) {
+INLINE void vf_to_half(uint16_t *p, vf a) {
     QUARTERS(i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
 }
 
-static inline vi vi_set1(int32_t x) {
+INLINE vi vi_set1(int32_t x) {
     const int32x4_t v = vdupq_n_s32(x);
     return (vi){{v, v, v, v}};
 }
-static inline vi vi_add(vi a, vi b) {
+INLINE vi vi_add(vi a, vi b) {
     QUARTERS(i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
     return a;
 }
-static inline vi vi_max(vi a, vi b) {
+INLINE vi vi_max(vi a, vi b) {
     QUARTERS(i) a.v[i] = vmaxq_s32(a.v[i], b.v[i]);
     return a;
 }
-static inline int32_t vi_hmax(vi a) {
+INLINE int32_t vi_hmax(vi a) {
     return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
 }
-static inline int32_t vi_hsum(vi a) {
+INLINE int32_t vi_hsum(vi a) {
     return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3])));
 }
-static inline vi vi_abs_bits(vf a) {
+INLINE vi vi_abs_bits(vf a) {
     vi r;
     QUARTERS(i) r.v[i] = vreinterpretq_s32_f32(vabsq_f32(a.v[i]));
     return r;
 }
-static inline vi vi_round(vf a) {
+INLINE vi vi_round(vf a) {
     vi r;
     QUARTERS(i) r.v[i] = vcvtnq_s32_f32(a.v[i]);
     return r;
 }
-static inline vf vf_from_int(vi a) {
+INLINE vf vf_from_int(vi a) {
     vf r;
     QUARTERS(i) r.v[i] = vcvtq_f32_s32(a.v[i]);
     return r;
 }
-static inline vf vf_pow2(vi n) {
+INLINE vf vf_pow2(vi n) {
     const int32x4_t bias = vdupq_n_s32(127);
     vf r;
     QUARTERS(i) r.v[i] = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.v[i], bias), 23));
     return r;
 }
-static inline void vi_to_steps(int8_t *p, vi a) {
+INLINE void vi_to_steps(int8_t *p, vi a) {
     const uint8x16_t order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     const int16x8_t low = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
     const int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
     vst1q_s8(p, vqtbl1q_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high)), order));
 }
-static inline vi vi_from_i8(const uint8_t *p) {
+INLINE vi vi_from_i8(const uint8_t *p) {
     const int8x16_t bytes = vreinterpretq_s8_u8(vld1q_u8(p));
     const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
     return (vi){{vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)),
                  vmovl_high_s16(high)}};
 }
-static inline vi vi_from_u8(const uint8_t *p) {
+INLINE vi vi_from_u8(const uint8_t *p) {
     const uint8x16_t bytes = vld1q_u8(p);
     const int16x8_t low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(bytes)));
     const int16x8_t high = vreinterpretq_s16_u16(vmovl_high_u8(bytes));
     return (vi){{vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)),
                  vmovl_high_s16(high)}};
 }
-static inline vi vi_bits(vi a, int shift, int mask) {
+INLINE vi vi_bits(vi a, int shift, int mask) {
     QUARTERS(i) a.v[i] = (a.v[i] >> shift) & vdupq_n_s32(mask);
     return a;
 }
-static inline vi vi_mul(vi a, vi b) {
+INLINE vi vi_mul(vi a, vi b) {
     QUARTERS(i) a.v[i] = vmulq_s32(a.v[i], b.v[i]);
     return a;
 }
-static inline vi vi_pair(vi low, vi high) {
+INLINE vi vi_pair(vi low, vi high) {
     QUARTERS(i) low.v[i] = vsliq_n_s32(low.v[i], high.v[i], 16);
     return low;
 }
-static inline vi vi_pair_dot(vi a, const int16_t pair[2]) {
+INLINE vi vi_pair_dot(vi a, const int16_t pair[2]) {
     int32_t both;
     memcpy(&both, pair, 4);
     const int16x8_t p = vreinterpretq_s16_s32(vdupq_n_s32(both));
@@ -200,36 +213,44 @@ static inline vi vi_pair_dot(vi a, const int16_t pair[2]) {
     return a;
 }
 
-static inline vc vc_load(const uint8_t *p) {
-    return (vc){{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
+INLINE uint8x16_t bits(uint8x16_t a, int shift, int mask) {
+    a = a >> shift;
+    return mask < 255 >> shift ? vandq_u8(a, vdupq_n_u8((uint8_t)mask)) : a;
 }
-static inline vc vc_bits(vc a, int shift, int mask) {
-    QUARTERS(i) {
-        a.v[i] = a.v[i] >> shift;
-        if (mask < 255 >> shift) {
-            a.v[i] = vandq_u8(a.v[i], vdupq_n_u8((uint8_t)mask));
-        }
+INLINE vc vc_load(const uint8_t *p) { return (vc){.from = {p}, .mask = 255}; }
+INLINE vc vc_bits(vc a, int shift, int mask) {
+    if (a.given) {
+        QUARTERS(i) a.v[i] = bits(a.v[i], shift, mask);
+        return a;
     }
+    a.shift = shift;
+    a.mask = mask;
     return a;
 }
-static inline vc vc_or_bits(vc w, vc a, int up, int mask) {
-    QUARTERS(i) {
-        const uint8x16_t moved = up < 0 ? a.v[i] >> -up : a.v[i] << up;
-        w.v[i] = vorrq_u8(w.v[i], vandq_u8(moved, vdupq_n_u8((uint8_t)mask)));
-    }
+INLINE vc vc_or_bits(vc w, vc a, int up, int mask) {
+    w.from[1] = a.from[0];
+    w.up = up;
+    w.up_mask = mask;
     return w;
 }
 /* Bytes of the full range stay signed. */
-static inline vc vc_signed(vc a) { return a; }
-static inline vc vc_table(const uint8_t table[16], vc a, int max) {
-    uint8x16_t t = vld1q_u8(table);
-    if (max == 255) {
-        t = veorq_u8(t, vdupq_n_u8(128));
-    }
-    QUARTERS(i) a.v[i] = vqtbl1q_u8(t, a.v[i]);
+INLINE vc vc_signed(vc a) { return a; }
+INLINE vc vc_table(const uint8_t table[16], vc a, int max) {
+    (void)max;
+    a.table = table;
     return a;
 }
-static inline void vc_zip(vc low, vc high, vc *a, vc *b) {
+INLINE uint8x16_t quarter(vc a, int i) {
+    uint8x16_t w = a.given ? a.v[i] : bits(vld1q_u8(a.from[0] + 16 * i), a.shift, a.mask);
+    if (a.up_mask != 0) {
+        const uint8x16_t b = vld1q_u8(a.from[1] + 16 * i);
+        const uint8x16_t moved = a.up < 0 ? b >> -a.up : b << a.up;
+        w = vorrq_u8(w, vandq_u8(moved, vdupq_n_u8((uint8_t)a.up_mask)));
+    }
+    return a.table != NULL ? vqtbl1q_u8(vld1q_u8(a.table), w) : w;
+}
+INLINE void vc_zip(vc low, vc high, vc *a, vc *b) {
+    *a = *b = low;
     QUARTERS(i) {
         a->v[i] = vzip1q_u8(low.v[i], high.v[i]);
         b->v[i] = vzip2q_u8(low.v[i], high.v[i]);
@@ -237,9 +258,10 @@ static inline void vc_zip(vc low, vc high, vc *a, vc *b) {
 }
 /* One index after the other; whole entries, so that there is one load for two bytes, and their
  * bytes are parted at the end. */
-static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t *index,
-                           const uint8_t *high, vc *low, vc *high_out) {
+INLINE void vc_grid(const grid_info *grid, int index_bits, const uint8_t *index,
+                    const uint8_t *high, vc *low, vc *high_out) {
     const uint16_t *entries = grid->entries;
+    *low = *high_out = (vc){.given = true};
     for (int i = 0; i < 4; i++) {
         uint16_t e[16];
         for (int j = 0; j < 16; j++) {
@@ -256,47 +278,149 @@ static inline void vc_grid(const grid_info *grid, int index_bits, const uint8_t 
     }
 }
 
-static inline int32x4_t start_at(q8_group q, int j, int first, int n, int zero_shift) {
-    if (zero_shift < 0) {
-        return vdupq_n_s32(0);
+/* Minus the sums of x of up to four columns, times the zero of the weights. */
+INLINE int32x4_t starts(q8_group q, int first, int n, int zero_shift, int c) {
+    int32x4_t r = vdupq_n_s32(0);
+    UNROLL for (int j = 0; j < c && zero_shift >= 0; j++) {
+        r[j] = n == STEPS ? q.minus_sum[j] : q.minus_halves[2 * j + (first != 0)];
     }
-    const int32_t minus_sum = n == STEPS ? q.minus_sum[j] : q.minus_halves[2 * j + (first != 0)];
-    return vdupq_n_s32(minus_sum * (1 << zero_shift));
+    return zero_shift > 0 ? r << zero_shift : r;
 }
 
-/* The x of a step, beside 4 rows. */
-static inline int8x16_t four_bytes(const int8_t *p) {
-    int32_t x;
-    memcpy(&x, p, 4);
-    return vreinterpretq_s8_s32(vdupq_n_s32(x));
+/* Compilers would keep all x in registers, for which there are too many: they are loaded again. */
+INLINE void forget_x(int c) {
+    if (c > 2) {
+        __asm__ volatile("" : : : "memory");
+    }
 }
 
-/* Products of as many steps as fit 16 bits are widened at once: all 8 for codes up to 31
- * (8 x 31 x 127 = 31496), 4 up to 63, 2 up to 127 and for signed bytes. */
-static inline void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q,
-                          int zero_shift, int max, int c) {
-    (void)panels;
-    const int most = max <= 31 ? 8 : max <= 63 ? 4 : 2, fit = most < n ? most : n;
+#ifdef EDGE_DOTPROD
+/* sum + the dot products of four rows with the four bytes of x in lane j. */
+INLINE int32x4_t dot_lane(int32x4_t sum, int8x16_t w, int8x16_t x, int j) {
+    switch (j) {
+    case 0: return vdotq_laneq_s32(sum, w, x, 0);
+    case 1: return vdotq_laneq_s32(sum, w, x, 1);
+    case 2: return vdotq_laneq_s32(sum, w, x, 2);
+    default: return vdotq_laneq_s32(sum, w, x, 3);
+    }
+}
+
+#ifdef EDGE_I8MM
+INLINE int8x16_t zip_low(int8x16_t a, int8x16_t b) {
+    return vreinterpretq_s8_s32(vzip1q_s32(vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b)));
+}
+INLINE int8x16_t zip_high(int8x16_t a, int8x16_t b) {
+    return vreinterpretq_s8_s32(vzip2q_s32(vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b)));
+}
+
+/* Two steps of two rows times two steps of two columns at once. */
+INLINE void dot_four(vi *dot, const vc *w, int first, int n, const int8_t *x, int32x4_t start) {
+    int8x16_t pairs[STEPS]; /* of steps: columns 0 and 1, 2 and 3 */
+    UNROLL for (int s = 0; s < n; s += 2) {
+        const int8x16_t a = vld1q_s8(x + 16 * s), b = vld1q_s8(x + 16 * s + 16);
+        pairs[s] = zip_low(a, b);
+        pairs[s + 1] = zip_high(a, b);
+    }
+    const int32x4_t starts[2] = {
+        vreinterpretq_s32_s64(vdupq_n_s64(vreinterpretq_s64_s32(start)[0])),
+        vreinterpretq_s32_s64(vdupq_n_s64(vreinterpretq_s64_s32(start)[1]))};
     QUARTERS(i) {
-        UNROLL for (int j = 0; j < c; j++) {
-            int32x4_t sum = start_at(q, j, first, n, max == 255 ? -1 : zero_shift);
-            UNROLL for (int s = first; s < first + n; s += fit) {
-                int16x8_t low = vdupq_n_s16(0), high = low;
-                UNROLL for (int k = s; k < s + fit; k++) {
-                    const int8x16_t a = vreinterpretq_s8_u8(w[k].v[i]);
-                    const int8x16_t x = four_bytes(q.codes + 4 * (k * q.stride + j));
-                    low = vmlal_s8(low, vget_low_s8(a), vget_low_s8(x));
-                    high = vmlal_high_s8(high, a, x);
-                }
-                if (2 * max * 127 * fit < 32768) {
-                    sum = vpadalq_s16(sum, vpaddq_s16(low, high));
-                } else {
-                    sum = vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
-                }
+        int32x4_t low[2] = {starts[0], starts[1]}, high[2] = {starts[0], starts[1]};
+        UNROLL for (int s = 0; s < n; s += 2) {
+            const int8x16_t a = vreinterpretq_s8_u8(quarter(w[first + s], i));
+            const int8x16_t b = vreinterpretq_s8_u8(quarter(w[first + s + 1], i));
+            const int8x16_t rows = zip_low(a, b), next = zip_high(a, b);
+            UNROLL for (int j = 0; j < 2; j++) {
+                low[j] = vmmlaq_s32(low[j], rows, pairs[s + j]);
+                high[j] = vmmlaq_s32(high[j], next, pairs[s + j]);
             }
-            dot[j].v[i] = sum;
+        }
+        UNROLL for (int j = 0; j < 2; j++) {
+            dot[2 * j].v[i] = vuzp1q_s32(low[j], high[j]);
+            dot[2 * j + 1].v[i] = vuzp2q_s32(low[j], high[j]);
         }
     }
 }
+#endif
+
+INLINE void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q, int zero_shift,
+                   int max, int c) {
+    (void)panels, (void)max;
+    const int32x4_t start = starts(q, first, n, zero_shift, c);
+    const int8_t *x = q.codes + 4 * first * q.stride;
+#ifdef EDGE_I8MM
+    if (c == 4) {
+        dot_four(dot, w, first, n, x, start);
+        return;
+    }
+#endif
+    QUARTERS(i) {
+        int32x4_t sum[TILE];
+        int8x16_t four = vdupq_n_s8(0); /* x of four steps and columns one after the other */
+        UNROLL for (int j = 0; j < c; j++) { sum[j] = vdupq_n_s32(start[j]); }
+        UNROLL for (int s = 0; s < n; s++) {
+            const int8x16_t a = vreinterpretq_s8_u8(quarter(w[first + s], i));
+            UNROLL for (int j = 0; j < c; j++) {
+                const int at = s * c + j;
+                four = at % 4 == 0 ? vld1q_s8(x + 4 * at) : four;
+                sum[j] = dot_lane(sum[j], a, four, at % 4);
+            }
+        }
+        UNROLL for (int j = 0; j < c; j++) { dot[j].v[i] = sum[j]; }
+        forget_x(c);
+    }
+}
+#else
+/* x of four steps and columns one after the other, each beside four rows. */
+INLINE void four_bytes(int8x16_t x[4], const int8_t *p) {
+    const int32x4x4_t all = vld4q_dup_s32((const int32_t *)p);
+    UNROLL for (int i = 0; i < 4; i++) { x[i] = vreinterpretq_s8_s32(all.val[i]); }
+}
+
+/* Products of as many steps as fit 16 bits are widened at once: all 8 for weights up to 32
+ * (8 x 31 x 127 = 31496), 4 up to 64, 2 up to 128. */
+INLINE void dot_quarter(int32x4_t *sum, const vc *w, int i, int first, int n, const int8_t *p,
+                        int8x16_t *x, int max, int c) {
+    const int most = max < 32 ? 8 : max <= 64 ? 4 : 2, fit = most < n ? most : n;
+    UNROLL for (int s = 0; s < n; s += fit) {
+        int16x8_t low[TILE], high[TILE];
+        UNROLL for (int k = s; k < s + fit; k++) {
+            const int8x16_t a = vreinterpretq_s8_u8(quarter(w[first + k], i));
+            const int8x8_t al = vget_low_s8(a);
+            UNROLL for (int j = 0; j < c; j++) {
+                const int at = k * c + j;
+                if (at % 4 == 0 && (c > 2 || i == 0)) {
+                    four_bytes(x + at, p + 4 * at);
+                }
+                const int8x8_t xl = vget_low_s8(x[at]);
+                low[j] = k == s ? vmull_s8(al, xl) : vmlal_s8(low[j], al, xl);
+                high[j] = k == s ? vmull_high_s8(a, x[at]) : vmlal_high_s8(high[j], a, x[at]);
+            }
+        }
+        UNROLL for (int j = 0; j < c; j++) {
+            if (2 * max * 127 * fit < 32768) {
+                sum[j] = vpadalq_s16(sum[j], vpaddq_s16(low[j], high[j]));
+            } else {
+                const int32x4_t a = vpaddlq_s16(low[j]), b = vpaddlq_s16(high[j]);
+                sum[j] = vaddq_s32(sum[j], vpaddq_s32(a, b));
+            }
+        }
+    }
+}
+
+INLINE void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q, int zero_shift,
+                   int max, int c) {
+    (void)panels;
+    const int32x4_t start = starts(q, first, n, zero_shift, c);
+    int8x16_t x[STEPS * TILE];
+    QUARTERS(i) {
+        int32x4_t sum[TILE];
+        UNROLL for (int j = 0; j < c; j++) { sum[j] = vdupq_n_s32(start[j]); }
+        dot_quarter(sum, w, i, first, n, q.codes + 4 * first * q.stride, x, max, c);
+        UNROLL for (int j = 0; j < c; j++) { dot[j].v[i] = sum[j]; }
+        forget_x(c);
+    }
+}
+#endif
 
 #endif

@@ -248,11 +248,14 @@ INLINE void tile_codes(recipe how, const tile_args *a, int panels, int c, int pa
 INLINE void tile_with_table(layout_info l, int zero_shift, int max, const tile_args *a, int panels,
                             int c, int part) {
     const code_table *table = &code_tables[a->table];
+    const int zero = SIGNED_WEIGHTS ? 0 : 1 << zero_shift;
     uint8_t moved[16];
     for (int i = 0; i < 16; i++) {
-        moved[i] = (uint8_t)(table->shifted[i] + (1 << zero_shift) - table->zero);
+        moved[i] = (uint8_t)(table->shifted[i] + zero - table->zero);
     }
-    tile_codes((recipe){l, moved, zero_shift, max}, a, panels, c, part);
+    const recipe how = {l, moved, SIGNED_WEIGHTS ? -1 : zero_shift,
+                        SIGNED_WEIGHTS ? 1 << zero_shift : max};
+    tile_codes(how, a, panels, c, part);
 }
 
 /* Instruction sets that count bits of products get one function for each size of weights that the
@@ -274,7 +277,9 @@ INLINE void tile_looked_up(layout_info l, const tile_args *a, int panels, int c,
     SPECIALIZED void name(const tile_args *a, int panels, int c, int part) {                       \
         const layout_info l = layout_table[EDGE_LAYOUT_##layout];                                  \
         const code_table t = code_tables[EDGE_TABLE_##table];                                      \
-        const recipe how = {l, NULL, l.bits == 8 ? 7 : t.zero_shift, (1 << l.bits) - 1};           \
+        const bool is_signed = SIGNED_WEIGHTS && l.bits == 8;                                      \
+        const int zero_shift = is_signed ? -1 : l.bits == 8 ? 7 : t.zero_shift;                    \
+        const recipe how = {l, NULL, zero_shift, is_signed ? 128 : (1 << l.bits) - 1};             \
         tile_codes(how, a, panels, c, part);                                                       \
     }
 #define LOOKED_UP(name, layout)                                                                    \
