@@ -343,9 +343,9 @@ INLINE void dot_four(vi *dot, const vc *w, int first, int n, const int8_t *x, in
 }
 #endif
 
-INLINE void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q, int zero_shift,
-                   int max, int c) {
-    (void)panels, (void)max;
+INLINE void vc_dot(vi *dot, int row, const vc *w, int panels, int first, int n, q8_group q,
+                   int zero_shift, int max, int c) {
+    (void)row, (void)panels, (void)max;
     const int32x4_t start = starts(q, first, n, zero_shift, c);
     const int8_t *x = q.codes + 4 * first * q.stride;
 #ifdef EDGE_I8MM
@@ -408,9 +408,9 @@ INLINE void dot_quarter(int32x4_t *sum, const vc *w, int i, int first, int n, co
     }
 }
 
-INLINE void vc_dot(vi *dot, const vc *w, int panels, int first, int n, q8_group q, int zero_shift,
-                   int max, int c) {
-    (void)panels;
+INLINE void vc_dot(vi *dot, int row, const vc *w, int panels, int first, int n, q8_group q,
+                   int zero_shift, int max, int c) {
+    (void)row, (void)panels;
     const int32x4_t start = starts(q, first, n, zero_shift, c);
     int8x16_t x[STEPS * TILE];
     QUARTERS(i) {

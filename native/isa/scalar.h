@@ -32,8 +32,8 @@ typedef struct {
 #define PANEL_COLUMNS 4   /* columns of it at a time then */
 #define QUERIES 4         /* per attention tile */
 #define FLOAT_COLUMNS 4   /* of a tile of float weights at a time */
-#define NEEDS_MAX 0
-#define SIGNED_WEIGHTS 0       /* vc_dot needs max as a constant */
+#define NEEDS_MAX 0       /* vc_dot needs max as a constant */
+#define SIGNED_WEIGHTS 0  /* vc_dot takes signed bytes */
 #define ATTENTION_WIDTH 1 /* key panels, or 16s of a value, at a time: 1 or 2 */
 
 #define LANES(i) for (int i = 0; i < 16; i++)
