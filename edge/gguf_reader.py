@@ -6,9 +6,10 @@ import mmap
 import os
 import stat
 import struct
+import sys
 from typing import Any, NamedTuple
 
-from edge.errors import ModelFileError
+from edge.errors import ModelFileError, UnsupportedError
 
 __all__ = ["MAX_KEYS", "Array", "Reader", "shown"]
 
@@ -190,10 +191,16 @@ def _map_file(path: str) -> mmap.mmap:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise ModelFileError("the file is empty", path=path)
+            if size > sys.maxsize:
+                raise UnsupportedError(
+                    f"{path}: {size / 2**30:.2f} GiB are more than a 32-bit process can map: take "
+                    "a smaller file, the same file split, or a 64-bit system",
+                    what="a file of 2 GiB or more",
+                )
             return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelFileError("there is no such file", path=path) from None
     except OSError as e:
         raise ModelFileError(f"cannot be opened: {e.strerror or e}", path=path) from None
-    except (ValueError, OverflowError) as e:  # a NUL in the path; more than the address space
+    except ValueError as e:  # a NUL in the path
         raise ModelFileError(f"cannot be opened: {e}", path=path) from None

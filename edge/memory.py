@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import struct
 import sys
 from collections.abc import Iterator
 
@@ -23,6 +24,8 @@ __all__ = [
 #: Address space, not memory, that the tokenizer's threads and their heaps reserve: under a limit
 #: on it they would abort the process instead of raising an error.
 _THREAD_ADDRESSES = 160 << 20
+
+_POINTER_BYTES = struct.calcsize("P")
 
 
 def available() -> int | None:
@@ -103,6 +106,8 @@ def anonymous(n_bytes: int) -> mmap.mmap:
 
     Private, because shared memory gets no huge pages. Raises OSError, MemoryError.
     """
+    if n_bytes > sys.maxsize:  # of 32 bits, where mmap has errors of other kinds for it
+        raise MemoryError(f"{show(n_bytes)} in one piece")
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, n_bytes)
     block = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -189,14 +194,34 @@ def _reclaimable(folder: str) -> int:
 
 
 def _address_space() -> int | None:
+    """What is left of the addresses: little under a limit, and where pointers have 32 bits."""
+    left: list[int] = []
+    if _POINTER_BYTES == 4:
+        left.append(_addresses_of_32_bits())
     try:
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit == resource.RLIM_INFINITY:
-            return None
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            used = int(statm.read().split()[0]) * resource.getpagesize()
+        if limit != resource.RLIM_INFINITY:
+            with open("/proc/self/statm", encoding="ascii") as statm:
+                left.append(limit - int(statm.read().split()[0]) * resource.getpagesize())
     except (ImportError, OSError):
-        return None
-    return max(0, limit - used - _THREAD_ADDRESSES)
+        pass
+    return max(0, min(left) - _THREAD_ADDRESSES) if left else None
+
+
+def _addresses_of_32_bits(maps: str = "/proc/self/maps") -> int:
+    """Addresses below the stack, behind which the kernel's begin, that are free: of 2, 3 or 4 GiB,
+    but no more than one piece may have. Where the system does not tell, what any kernel gives.
+    """
+    used = 0
+    try:
+        with open(maps, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                first, end = (int(x, 16) for x in line.split(maxsplit=1)[0].split("-"))
+                used += end - first
+                if line.rstrip().endswith("[stack]"):
+                    return min(end - used, sys.maxsize)
+    except (OSError, ValueError):
+        pass
+    return 1 << 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,16 @@ def test_other_files(write: Callable[[bytes], Path], name: str) -> None:
     with pytest.raises(ModelFileError, match=says) as e:
         GGUF.open(path)
     assert str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_file_beyond_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large.gguf"
+    with path.open("wb") as file:
+        file.truncate(1 << 31)  # a hole
+    monkeypatch.setattr(sys, "maxsize", (1 << 31) - 1)
+    with pytest.raises(UnsupportedError, match=r"large\.gguf: 2\.00 GiB .* split") as e:
+        GGUF.open(path)
+    assert "\n" not in str(e.value)
 
 
 def test_missing_file_folder_and_device(tmp_path: Path) -> None:

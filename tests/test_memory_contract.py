@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from fake_model import ROOT, assert_one_line
 
+from edge import memory
 from edge.memory import parse_size
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -160,6 +161,33 @@ def test_address_space_at_the_budget(
         run = complete(tmp_path, model, *args, n_prompt=context - 4, before=limit, cache="1GB")
         assert run.answered or run.stdout == b""
         assert run.peak <= budget
+
+
+MAPS = """\
+00010000-00011000 r-xp 00000000 08:02 1 /usr/bin/python3.11
+b0000000-b0100000 rw-p 00000000 00:00 0
+befdf000-bf000000 rw-p 00000000 00:00 0 [stack]
+ffff0000-ffff1000 r-xp 00000000 00:00 0 [vectors]
+"""
+
+
+def test_addresses_of_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text(MAPS)
+    used = 0x1000 + 0x100000 + 0x21000
+    assert memory._addresses_of_32_bits(str(maps)) == 0xBF000000 - used
+    monkeypatch.setattr(sys, "maxsize", (1 << 31) - 1)  # no more than one piece may have
+    assert memory._addresses_of_32_bits(str(maps)) == (1 << 31) - 1
+    assert memory._addresses_of_32_bits(str(tmp_path / "none")) == 1 << 30
+    with pytest.raises(MemoryError, match=r"2\.00 GiB in one piece"):
+        memory.anonymous(1 << 31)
+
+
+def test_32_bits_are_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_POINTER_BYTES", 4)
+    monkeypatch.setattr(memory, "_addresses_of_32_bits", lambda: 500 << 20)
+    there = memory.available()
+    assert there is not None and there <= 340 << 20
 
 
 # ---- control groups --------------------------------------------------------------------------

@@ -94,12 +94,17 @@ static inline vf vf_fma(vf a, vf b, vf c) {
     return (vf){{vfmaq_f32(c.v[0], a.v[0], b.v[0]), vfmaq_f32(c.v[1], a.v[1], b.v[1]),
                  vfmaq_f32(c.v[2], a.v[2], b.v[2]), vfmaq_f32(c.v[3], a.v[3], b.v[3])}};
 }
-/* Not vmax, which has rules of its own for NaN. */
+/* Where a is NaN it is b. Compilers do not compare floats by NEON but one by one. Of two zeros the
+ * sign may be the other one, which no kernel tells apart. */
+static inline float32x4_t unless_nan(float32x4_t a, float32x4_t b, float32x4_t chosen) {
+    const uint32x4_t twice = vshlq_n_u32(vreinterpretq_u32_f32(a), 1);
+    return vbslq_f32(vcgtq_u32(twice, vdupq_n_u32(0xff000000)), b, chosen);
+}
 static inline float32x4_t larger(float32x4_t a, float32x4_t b) {
-    return vbslq_f32(vcgtq_f32(a, b), a, b);
+    return unless_nan(a, b, vmaxq_f32(a, b));
 }
 static inline float32x4_t smaller(float32x4_t a, float32x4_t b) {
-    return vbslq_f32(vcltq_f32(a, b), a, b);
+    return unless_nan(a, b, vminq_f32(a, b));
 }
 static inline vf vf_max(vf a, vf b) { return (vf)MAP2(larger, a, b); }
 static inline vf vf_min(vf a, vf b) { return (vf)MAP2(smaller, a, b); }
@@ -118,12 +123,13 @@ static inline vf vf_keep(vf a, int first, int last, float fill) {
     if (first <= 0 && last >= 16) {
         return a;
     }
-    float kept[16];
-    vf_store(kept, a);
-    for (int i = 0; i < 16; i++) {
-        kept[i] = i >= first && i < last ? kept[i] : fill;
+    const int32x4_t lane = {0, 1, 2, 3};
+    UNROLL for (int i = 0; i < 4; i++) {
+        const uint32x4_t before = vcltq_s32(lane, vdupq_n_s32(first - 4 * i));
+        const uint32x4_t keep = vbicq_u32(vcltq_s32(lane, vdupq_n_s32(last - 4 * i)), before);
+        a.v[i] = vbslq_f32(keep, a.v[i], vdupq_n_f32(fill));
     }
-    return vf_load(kept);
+    return a;
 }
 static inline vf vf_from_half(const uint16_t *p) {
     return (vf){{vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))),
