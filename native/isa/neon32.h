@@ -28,6 +28,7 @@ typedef uint8x16_t vc; /* 4 rows x 4 k */
 #define QUERIES 4
 #define ATTENTION_WIDTH 1
 #define NEEDS_MAX 1
+#define SIGNED_WEIGHTS 1
 #define CODE_ROWS 4
 #define FLUSHES_DENORMALS
 
@@ -257,12 +258,10 @@ static inline vc vc_or_bits(vc w, vc a, int up, int mask) {
     const vc moved = up < 0 ? a >> -up : a << up;
     return vorrq_u8(w, vandq_u8(moved, vdupq_n_u8((uint8_t)mask)));
 }
-/* Weights are signed bytes. Those that are not known to be small stay what they are, and so do
- * tables up to 127, around zero: -64 .. 63. The others stand for w - zero. */
 static inline vc vc_signed(vc a) { return a; }
 static inline vc vc_table(const uint8_t table[16], vc a, int max) {
-    const uint8_t zero = max == 255 ? 128 : max == 127 ? 64 : 0;
-    return look_up(vsubq_u8(vld1q_u8(table), vdupq_n_u8(zero)), a);
+    (void)max;
+    return look_up(vld1q_u8(table), a);
 }
 static inline void vc_zip(vc low, vc high, vc *a, vc *b) {
     const uint8x16x2_t both = vzipq_u8(low, high);
@@ -356,18 +355,16 @@ INLINE void dot_columns(int32x4_t *sum, const vc *w, int first, int n, const int
 }
 
 /* Products of as many steps as fit 16 bits are added before they are widened: all 8 for codes up
- * to 31 (8 x 31 x 127 = 31496), 4 up to 63 or from -64, 2 of any bytes. */
+ * to 31 (8 x 31 x 127 = 31496), 4 up to 64, 2 of any bytes. */
 INLINE void vc_dot(vi *dot, int row, const vc *w, int panels, int first, int n, q8_group q,
                    int zero_shift, int max, int c) {
     (void)panels;
-    const int most = max <= 31 ? 8 : max <= 127 ? 4 : 2, fit = most < n ? most : n;
+    const int most = max <= 31 ? 8 : max <= 64 ? 4 : 2, fit = most < n ? most : n;
     const int columns = fit < n ? 2 : TILE; /* sums take registers too */
     UNROLL for (int j = 0; j < c; j += columns) {
         const int m = c - j < columns ? c - j : columns;
         int32x4_t sum[TILE];
-        UNROLL for (int i = 0; i < m; i++) {
-            sum[i] = start_at(q, j + i, first, n, max >= 127 ? -1 : zero_shift);
-        }
+        UNROLL for (int i = 0; i < m; i++) { sum[i] = start_at(q, j + i, first, n, zero_shift); }
         const bool small = fit == n && 2 * n * max * 127 < 32768;
         dot_columns(sum, w, first, n, q.codes + 4 * j, q.stride, fit, small, m);
         UNROLL for (int i = 0; i < m; i++) { dot[j + i].v[row / CODE_ROWS] = sum[i]; }
