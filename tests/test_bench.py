@@ -443,17 +443,13 @@ def test_shape_blocks_have_the_wanted_size(make_shape: Any) -> None:
         assert values.shape == (32, 512) and rms == pytest.approx(0.02, rel=0.2), type_name
 
 
-def test_shape_of_both_architectures(
-    make_shape: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shape_of_both_architectures(make_shape: Any, tmp_path: Path) -> None:
     """The same matrices, and a file that runs."""
-    small = {"DIM": 256, "FFN": 512, "HEADS": 4, "KV_HEADS": 2, "HEAD_DIM": 64, "VOCAB": 1024}
-    for name, value in {**small, "N_ROT": 48}.items():
-        monkeypatch.setattr(make_shape, name, value)
+    small = make_shape.Shape(256, 512, heads=4, kv_heads=2, head_dim=64, n_rot=48, vocab=1024)
     data = {}
     for arch in ("phi3", "llama"):
         path = tmp_path / f"{arch}.gguf"
-        make_shape.write(path, "Q8_0", layers=2, arch=arch)
+        make_shape.write(path, "Q8_0", layers=2, arch=arch, shape=small)
         with Ours(path, 1, 64) as ours:
             runner.seconds(ours, Case("decode", 4, 8))
             tensors = ours.engine.gguf.tensors
@@ -476,6 +472,35 @@ def test_shape_vocabulary_is_consistent(make_shape: Any) -> None:
         left, right = merge.split(" ")
         assert left in known and right in known and left + right == token
         known.add(token)
+
+
+@pytest.fixture
+def instructions(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "bench"))
+    import instructions
+
+    return instructions
+
+
+def test_counts_between_marks(instructions: Any, tmp_path: Path) -> None:
+    """What ran before the first mark is not counted; addresses are the library's."""
+    path = tmp_path / "counts"
+    path.write_text("mark 0\n1010 5 9\nmark 1\n1010 5 2\n1020 3 1\nmark 2\n1020 3 4\n")
+    prompt, decode = instructions.read_phases(path, 0x1000)
+    assert prompt == {0x10: 10, 0x20: 3} and decode == {0x20: 12}
+
+
+def test_instructions_may_fall_but_not_rise(
+    instructions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instructions, "KNOWN", tmp_path / "known.json")
+    case = ("Q4_0", "neon")
+    instructions.update({case: {"prompt": 1000, "decode": 1000}})
+    assert instructions.rises({case: {"prompt": 1030, "decode": 10}}) == []
+    (line,) = instructions.rises({case: {"prompt": 1031, "decode": 1000}})
+    assert line == "Q4_0 prompt, neon: 1,031 instructions a token, were 1,000"
+    (line,) = instructions.rises({("Q4_0", "new"): {"decode": 1}})
+    assert line == "Q4_0 decode, new: 1 instructions a token, were 0"
 
 
 def test_mixes_name_types_that_exist(make_shape: Any) -> None:

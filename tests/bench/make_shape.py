@@ -22,8 +22,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from shape_vocabulary import add_vocabulary
 
-DIM, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 3072, 8192, 24, 8, 128, 200_064
-N_ROT, CONTEXT, ORIGINAL_CONTEXT = 96, 131_072, 4096
+CONTEXT, ORIGINAL_CONTEXT = 131_072, 4096
 RMS = 0.02
 FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -71,6 +70,22 @@ MIXES: dict[str, tuple[Callable[[str, int, int], str], str]] = {
     "Q4_K_S": (lambda part, i, n: "Q5_K" if part == "down" and i < n // 8 else "Q4_K", "Q6_K"),
     "IQ3_XXS": (lambda part, i, n: "IQ3_S" if part == "out" else "IQ3_XXS", "Q5_K"),
 }
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model. n_rot: of a head, as much as phi3 rotates."""
+
+    dim: int = 3072
+    ffn: int = 8192
+    heads: int = 24
+    kv_heads: int = 8
+    head_dim: int = 128
+    n_rot: int = 96
+    vocab: int = 200_064
+
+
+PHI = Shape()
 
 
 @dataclass(frozen=True)
@@ -137,71 +152,83 @@ def unit_scale(type_name: str) -> float:
     return float(probe * RMS / np.sqrt(np.mean(values.astype(np.float64) ** 2)))
 
 
-def matrices(kind: str, head: str | None, layers: int, arch: str) -> Iterator[Matrix]:
+def matrices(
+    kind: str, head: str | None, layers: int, arch: str, shape: Shape = PHI
+) -> Iterator[Matrix]:
     """All matrices, in the order of the file."""
     simple = kind if kind in ("F32", "F16", "BF16", "Q8_0") else "Q6_K"
     of, head_of = MIXES.get(kind, (lambda part, i, n: kind, simple))
-    yield Matrix("token_embd", head or head_of, DIM, (("embd", VOCAB),))
-    q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+    dim, ffn = shape.dim, shape.ffn
+    yield Matrix("token_embd", head or head_of, dim, (("embd", shape.vocab),))
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     for i in range(layers):
-        qkv, gate_up = [("q", q), ("k", kv), ("v", kv)], [("gate", FFN), ("up", FFN)]
-        groups = [("attn_output", q, [("out", DIM)]), ("ffn_down", FFN, [("down", DIM)])]
+        qkv, gate_up = [("q", q), ("k", kv), ("v", kv)], [("gate", ffn), ("up", ffn)]
+        groups = [("attn_output", q, [("out", dim)]), ("ffn_down", ffn, [("down", dim)])]
         if arch == "phi3":
-            groups = [("attn_qkv", DIM, qkv), ("ffn_up", DIM, gate_up), *groups]
+            groups = [("attn_qkv", dim, qkv), ("ffn_up", dim, gate_up), *groups]
         else:
-            groups += [(f"attn_{part}", DIM, [(part, n)]) for part, n in qkv]
-            groups += [(f"ffn_{part}", DIM, [(part, n)]) for part, n in gate_up]
+            groups += [(f"attn_{part}", dim, [(part, n)]) for part, n in qkv]
+            groups += [(f"ffn_{part}", dim, [(part, n)]) for part, n in gate_up]
         for name, k, parts in groups:
             seeds = tuple((f"{i}.{part}", n) for part, n in parts)
             yield Matrix(f"blk.{i}.{name}", of(parts[0][0], i, layers), k, seeds)
 
 
-def vectors(layers: int, arch: str) -> dict[str, np.ndarray]:
+def vectors(layers: int, arch: str, shape: Shape) -> dict[str, np.ndarray]:
     """Norm weights, and the rotary factors of phi3."""
-    ones = np.ones(DIM, np.float32)
+    ones = np.ones(shape.dim, np.float32)
     out = {"output_norm.weight": ones}
     for i in range(layers):
         out |= {f"blk.{i}.attn_norm.weight": ones, f"blk.{i}.ffn_norm.weight": ones}
     if arch == "phi3":
-        out["rope_factors_long.weight"] = np.geomspace(1, 32, N_ROT // 2).astype(np.float32)
-        out["rope_factors_short.weight"] = np.ones(N_ROT // 2, np.float32)
+        out["rope_factors_long.weight"] = np.geomspace(1, 32, shape.n_rot // 2).astype(np.float32)
+        out["rope_factors_short.weight"] = np.ones(shape.n_rot // 2, np.float32)
     return out
 
 
-def add_metadata(writer: gguf.GGUFWriter, name: str, layers: int, arch: str) -> None:
+def add_metadata(writer: gguf.GGUFWriter, name: str, layers: int, arch: str, shape: Shape) -> None:
     """The architecture's keys."""
     writer.add_name(name)
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(DIM)
+    writer.add_embedding_length(shape.dim)
     writer.add_block_count(layers)
-    writer.add_feed_forward_length(FFN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
+    writer.add_feed_forward_length(shape.ffn)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(VOCAB)
-    writer.add_rope_dimension_count(N_ROT if arch == "phi3" else HEAD_DIM)
+    writer.add_vocab_size(shape.vocab)
+    writer.add_rope_dimension_count(shape.n_rot if arch == "phi3" else shape.head_dim)
     if arch == "phi3":
         writer.add_rope_scaling_orig_ctx_len(ORIGINAL_CONTEXT)
         writer.add_rope_scaling_attn_factors(1.1902)
         writer.add_sliding_window(2 * CONTEXT)
 
 
-def write(path: Path, kind: str, *, layers: int = 32, arch: str = "phi3", head: str = "") -> None:
+def write(
+    path: Path,
+    kind: str,
+    *,
+    layers: int = 32,
+    arch: str = "phi3",
+    head: str = "",
+    shape: Shape = PHI,
+) -> None:
     """Write the file, a tensor at a time; the embedding is the largest."""
     partial = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, arch)
-    add_metadata(writer, f"Phi-4-mini shape, {kind}, random weights", layers, arch)
-    add_vocabulary(writer, VOCAB)
-    plain, all_matrices = vectors(layers, arch), list(matrices(kind, head or None, layers, arch))
+    add_metadata(writer, f"Phi-4-mini shape, {kind}, random weights", layers, arch, shape)
+    add_vocabulary(writer, shape.vocab)
+    plain = vectors(layers, arch, shape)
+    all_matrices = list(matrices(kind, head or None, layers, arch, shape))
     for name, vector in plain.items():
         writer.add_tensor_info(name, vector.shape, vector.dtype, vector.nbytes)
     for m in all_matrices:
         block, block_bytes = gguf.GGML_QUANT_SIZES[Type[m.type]]
         row = m.k // block * block_bytes
-        shape = (m.n, row)  # of bytes: the writer makes elements of them
+        of_bytes = (m.n, row)  # the writer makes elements of them
         writer.add_tensor_info(
-            f"{m.name}.weight", shape, np.dtype(np.uint8), m.n * row, raw_dtype=Type[m.type]
+            f"{m.name}.weight", of_bytes, np.dtype(np.uint8), m.n * row, raw_dtype=Type[m.type]
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
