@@ -71,14 +71,19 @@ static uint32_t random_bits(void) { /* splitmix64 */
 
 static int below(int n) { return (int)(random_bits() % (uint32_t)n); }
 
-/* What numbers are like. EDGES: codes and integers at their limits. */
-typedef enum { USUAL, TINY, DENORMAL, LARGE, EDGES, N_KINDS } data_kind;
-static const char *const kind_names[N_KINDS] = {"usual", "tiny", "denormal", "large", "edges"};
+/* What numbers are like. HALVES: codes that lie in the middle between two. EDGES: codes and
+ * integers at their limits. */
+typedef enum { USUAL, TINY, DENORMAL, LARGE, HALVES, EDGES, N_KINDS } data_kind;
+static const char *const kind_names[N_KINDS] = {"usual", "tiny",   "denormal",
+                                                "large", "halves", "edges"};
 
 static float random_float(data_kind kind) {
-    static const float sizes[N_KINDS] = {1.0f, 0x1p-101f, 1e-39f, 1e30f, 1.0f};
+    static const float sizes[N_KINDS] = {1.0f, 0x1p-101f, 1e-39f, 1e30f, 1.0f, 1.0f};
     if (kind == EDGES) {
         return random_bits() % 2 ? 1.0f : -1.0f;
+    }
+    if (kind == HALVES) {
+        return below(8) == 0 ? 127.0f : (float)(below(252) - 126) + 0.5f;
     }
     const float x = (float)((int32_t)random_bits() >> 8) * 0x1p-22f; /* -2 .. 2 */
     return x * x * x * sizes[kind];
@@ -105,7 +110,7 @@ static uint16_t random_half(data_kind kind) {
 
 /* A bfloat16 below 2^125. */
 static uint16_t random_bfloat(data_kind kind) {
-    static const int exponents[N_KINDS] = {120, 20, 0, 240, 127};
+    static const int exponents[N_KINDS] = {120, 20, 0, 240, 120, 127};
     const uint32_t bits = random_bits();
     return (uint16_t)((bits & 0x807f) | (uint32_t)(exponents[kind] + (kind == USUAL) * below(12))
                                             << 7);
@@ -448,6 +453,7 @@ static void test_caches(void) {
     };
     for (int i = 0; i < SIZE(cases); i++) {
         test_cache(&cases[i], USUAL);
+        test_cache(&cases[i], HALVES);
         if (cases[i].n < 100) {
             test_cache(&cases[i], TINY);
             test_cache(&cases[i], LARGE);
