@@ -256,25 +256,32 @@ INLINE void vc_zip(vc low, vc high, vc *a, vc *b) {
         b->v[i] = vzip2q_u8(low.v[i], high.v[i]);
     }
 }
-/* One index after the other; whole entries, so that there is one load for two bytes, and their
- * bytes are parted at the end. */
+/* Byte i is all ones when bit i is set. */
+INLINE uint8x16_t bytes_of(const uint8_t bits[2]) {
+    const uint8x8_t bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    return vtstq_u8(vcombine_u8(vdup_n_u8(bits[0]), vdup_n_u8(bits[1])), vcombine_u8(bit, bit));
+}
+/* One index after the other, a table of 1 KiB is more than byte look-ups reach; whole entries, so
+ * that there is one load for two bytes, and their bytes are parted at the end. */
 INLINE void vc_grid(const grid_info *grid, int index_bits, const uint8_t *index,
                     const uint8_t *high, vc *low, vc *high_out) {
     const uint16_t *entries = grid->entries;
     *low = *high_out = (vc){.given = true};
-    for (int i = 0; i < 4; i++) {
-        uint16_t e[16];
-        for (int j = 0; j < 16; j++) {
-            const int k = 16 * i + j;
-            int at = index[k];
-            for (int b = 0; b < index_bits - 8; b++) {
-                at |= (high[8 * b + k / 8] >> k % 8 & 1) << (8 + b);
-            }
-            e[j] = entries[at];
+    QUARTERS(i) {
+        uint16_t at[16];
+        uint8x16x2_t both = {{vld1q_u8(index + 16 * i), vdupq_n_u8(0)}};
+        UNROLL for (int b = 0; b < index_bits - 8; b++) {
+            const uint8x16_t bit = vandq_u8(bytes_of(high + 8 * b + 2 * i), vdupq_n_u8(1 << b));
+            both.val[1] = vorrq_u8(both.val[1], bit);
         }
-        const uint8x16x2_t parted = vld2q_u8((const uint8_t *)e);
-        low->v[i] = parted.val[0];
-        high_out->v[i] = parted.val[1];
+        vst2q_u8((uint8_t *)at, both);
+        uint16x8_t a = vdupq_n_u16(0), b = a;
+        UNROLL for (int j = 0; j < 8; j++) {
+            a[j] = entries[at[j]];
+            b[j] = entries[at[8 + j]];
+        }
+        low->v[i] = vuzp1q_u8(vreinterpretq_u8_u16(a), vreinterpretq_u8_u16(b));
+        high_out->v[i] = vuzp2q_u8(vreinterpretq_u8_u16(a), vreinterpretq_u8_u16(b));
     }
 }
 

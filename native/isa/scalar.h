@@ -33,7 +33,7 @@ typedef struct {
 #define QUERIES 4         /* per attention tile */
 #define FLOAT_COLUMNS 4   /* of a tile of float weights at a time */
 #define NEEDS_MAX 0       /* vc_dot needs max as a constant */
-#define SIGNED_WEIGHTS 0  /* vc_dot takes signed bytes */
+#define SIGNED_WEIGHTS 0  /* tables and codes of 8 bits come to vc_dot signed: below */
 #define ATTENTION_WIDTH 1 /* key panels, or 16s of a value, at a time: 1 or 2 */
 
 #define LANES(i) for (int i = 0; i < 16; i++)
@@ -249,7 +249,8 @@ static inline vc vc_or_bits(vc w, vc a, int up, int mask) {
     return w;
 }
 /* Weights come to vc_dot as unsigned bytes, which stand for w - zero; max: their largest, 255 where
- * that is not known. Signed bytes thus: zero = 128, max = 255. */
+ * that is not known. Signed bytes thus: zero = 128, max = 255. With SIGNED_WEIGHTS tables and codes
+ * of 8 bits are signed as they are, zero_shift is -1 and max their largest magnitude. */
 static inline vc vc_signed(vc a) {
     BYTES(i) a.v[i] ^= 0x80;
     return a;
