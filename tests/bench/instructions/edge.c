@@ -80,7 +80,7 @@ static void run(struct session *s, int n_prompt, int n_decode) {
 static void set_up(struct session *s, const edge_plan_spec *spec, int n_tokens) {
     static void *pages[MOST_TOKENS];
     edge_error error;
-    check(edge_pool_new(1, &s->pool, &error), &error);
+    check(edge_pool_new(1, NULL, 0, &s->pool, &error), &error);
     check(edge_plan_new(spec, &s->plan, &error), &error);
     s->kv.shape = spec->kv;
     s->kv.n_pages = (n_tokens - 1) / edge_page_positions() + 1;
