@@ -1,6 +1,7 @@
 """The Android library without Android: under musl's loader, whose libc.so has the types of
 Android's, and in a Python of the GNU C library, by libraries of Android's names that only lead to
-it. What neither has, as Android's own loader, is not tested."""
+it; both are given the one function that has another name in Android. What neither has, as Android's
+own loader, is not tested."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from machines import BOOKWORM, CPU, DIGESTS, PHONE, PI3, ROOT, Land, emulate, ou
 pytestmark = pytest.mark.board
 
 SOURCE = ROOT / "tests" / "native" / "load.c"
+ERRNO = ROOT / "tests" / "native" / "errno.c"
 ANDROID = "android_*_arm64_v8a"
 C = ("-std=gnu11", "-O1", "-I", ROOT / "native", SOURCE, "-o")
 
@@ -39,7 +41,7 @@ def musl_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """load.c for musl, which it finds at run time."""
     program = tmp_path_factory.mktemp("musl") / "load"
     zig = (sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-dynamic")
-    build(*zig, *C, program)
+    build(*zig, "-rdynamic", ERRNO, *C, program)
     return program
 
 
@@ -58,12 +60,12 @@ def test_under_the_loader_of_musl(
 
 @pytest.fixture(scope="module")
 def shims(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of libc.so, libm.so and libdl.so that need the GNU ones and hold nothing."""
+    """A folder of libc.so, libm.so and libdl.so that need the GNU ones and hold next to nothing."""
     folder = tmp_path_factory.mktemp("shims")
     for name in ("libc.so", "libm.so", "libdl.so"):
         build(
             *("aarch64-linux-gnu-gcc", "-shared", "-nostdlib", f"-Wl,-soname,{name}"),
-            *("-Wl,--no-as-needed", "-lc", "-lm", "-o", folder / name),
+            *("-fPIC", ERRNO, "-Wl,--no-as-needed", "-lc", "-lm", "-o", folder / name),
         )
     return folder
 

@@ -105,7 +105,7 @@ int main(int n_args, char **args) {
         return 1;
     }
     edge_pool *pool;
-    check(CALL(edge_pool_new, THREADS, &pool, &error));
+    check(CALL(edge_pool_new, THREADS, NULL, 0, &pool, &error));
     const edge_weight weights[] = {packed(pool, F32), packed(pool, Q4_0)};
     const edge_kv_shape shape = {EDGE_KV_F16, 1, 1, 16};
     void *pages[] = {memory(CALL(edge_page_bytes, &shape))};
