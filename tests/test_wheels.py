@@ -223,8 +223,9 @@ def test_symbols_have_no_versions(wheel: Wheel) -> None:
     assert list(wheel.binary.symbols_version_requirement) == []
 
 
-@for_systems("manylinux", "musllinux")
+@for_systems("manylinux")
 def test_auditwheel_agrees(wheel: Wheel) -> None:
+    """Of musl's it knows only what it finds on this machine under the name libc.so."""
     shown = subprocess.run(
         [sys.executable, "-m", "auditwheel", "show", wheel.path], capture_output=True, text=True
     )
