@@ -21,11 +21,13 @@ endfunction()
 
 function(make_stubs)
   file(MAKE_DIRECTORY ${stubs})
-  execute_process(COMMAND python-zig env OUTPUT_VARIABLE zig_env COMMAND_ERROR_IS_FATAL ANY)
+  execute_process(COMMAND python-zig env WORKING_DIRECTORY ${stubs} OUTPUT_VARIABLE zig_env
+                  COMMAND_ERROR_IS_FATAL ANY)
   if(NOT zig_env MATCHES "lib_dir = \"([^\"]+)\"")
     message(FATAL_ERROR "`zig env` does not say where its headers are: ${zig_env}")
   endif()
   set(include ${CMAKE_MATCH_1}/libc/include)
+  cmake_path(ABSOLUTE_PATH include BASE_DIRECTORY ${stubs} NORMALIZE) # zig may shorten it
   file(WRITE ${stubs}/libc.txt # the CPU's own headers first: the generic ones take it to have 32 bits
     "include_dir=${include}/${android_cpu}-linux-musl\nsys_include_dir=${include}/generic-musl\n"
     "crt_dir=${stubs}\ngcc_dir=${stubs}\nmsvc_lib_dir=\nkernel32_lib_dir=\ndarwin_sdk_dir=\n")
@@ -45,7 +47,8 @@ function(make_stubs)
   endforeach()
 endfunction()
 
-if(${CMAKE_CURRENT_LIST_DIR}/functions.txt IS_NEWER_THAN ${stubs}/libdl.so) # or there is none
+if(${CMAKE_CURRENT_LIST_DIR}/functions.txt IS_NEWER_THAN ${stubs}/libdl.so # or there is none
+   OR ${CMAKE_CURRENT_LIST_FILE} IS_NEWER_THAN ${stubs}/libdl.so)
   make_stubs()
 endif()
 
