@@ -126,12 +126,11 @@ def test_name_and_tags(wheel: Wheel) -> None:
 
 @every_wheel
 def test_contents(wheel: Wheel) -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "edge"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    sources = {*(ROOT / "edge").rglob("*.py"), *(ROOT / "edge").rglob("py.typed")}
+    listed = {file.relative_to(ROOT).as_posix() for file in sources}
     info = f"edge_run-{edge.__version__}.dist-info/"
     names = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
-    expected = {*listed.stdout.split(), *GENERATED, wheel.library, *(info + n for n in names)}
+    expected = {*listed, *GENERATED, wheel.library, *(info + n for n in names)}
     assert set(wheel.files) == expected
 
 
