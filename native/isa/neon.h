@@ -9,13 +9,8 @@
 #include <string.h>
 
 #include "formats/formats.h"
+#include "isa/neon_words.h"
 
-typedef struct {
-    float32x4_t v[4];
-} vf;
-typedef struct {
-    int32x4_t v[4];
-} vi;
 /* A vector of codes is not 64 bytes but where they come from and what is still to be done with
  * them: vc_dot does it a quarter at a time, so that 32 registers are enough for a whole group. */
 typedef struct {
@@ -39,53 +34,9 @@ typedef struct {
 #define NEEDS_MAX 1
 #endif
 
-#define QUARTERS(i) UNROLL for (int i = 0; i < 4; i++)
-
-INLINE vf vf_load(const float *p) {
-    return (vf){{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
-}
-INLINE void vf_store(float *p, vf a) { QUARTERS(i) vst1q_f32(p + 4 * i, a.v[i]); }
-INLINE vf vf_set1(float x) {
-    const float32x4_t v = vdupq_n_f32(x);
-    return (vf){{v, v, v, v}};
-}
-INLINE vf vf_zero(void) { return vf_set1(0.0f); }
-INLINE vf vf_load_n(const float *p, int n) {
-    if (n >= 16) {
-        return vf_load(p);
-    }
-    float some[16] = {0};
-    memcpy(some, p, (size_t)n * 4);
-    return vf_load(some);
-}
-INLINE void vf_store_n(float *p, vf a, int n) {
-    if (n >= 16) {
-        vf_store(p, a);
-        return;
-    }
-    float all[16];
-    vf_store(all, a);
-    memcpy(p, all, (size_t)n * 4);
-}
-INLINE vf vf_add(vf a, vf b) {
-    QUARTERS(i) a.v[i] = vaddq_f32(a.v[i], b.v[i]);
-    return a;
-}
-INLINE vf vf_sub(vf a, vf b) {
-    QUARTERS(i) a.v[i] = vsubq_f32(a.v[i], b.v[i]);
-    return a;
-}
-INLINE vf vf_mul(vf a, vf b) {
-    QUARTERS(i) a.v[i] = vmulq_f32(a.v[i], b.v[i]);
-    return a;
-}
 INLINE vf vf_div(vf a, vf b) {
     QUARTERS(i) a.v[i] = vdivq_f32(a.v[i], b.v[i]);
     return a;
-}
-INLINE vf vf_fma(vf a, vf b, vf c) {
-    QUARTERS(i) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
-    return c;
 }
 /* Not fmax, which has rules of its own for NaN. */
 INLINE vf vf_max(vf a, vf b) {
@@ -105,70 +56,25 @@ INLINE float vf_sum(vf a) {
 INLINE float vf_hmax(vf a) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
 }
-INLINE vf vf_keep(vf a, int first, int last, float fill) {
-    if (first <= 0 && last >= 16) {
-        return a;
-    }
-    const int32x4_t lane = {0, 1, 2, 3};
-    QUARTERS(i) {
-        const uint32x4_t before = vcltq_s32(lane, vdupq_n_s32(first - 4 * i));
-        const uint32x4_t keep = vbicq_u32(vcltq_s32(lane, vdupq_n_s32(last - 4 * i)), before);
-        a.v[i] = vbslq_f32(keep, a.v[i], vdupq_n_f32(fill));
-    }
-    return a;
-}
 INLINE vf vf_from_half(const uint16_t *p) {
     const float16x8_t a = vreinterpretq_f16_u16(vld1q_u16(p));
     const float16x8_t b = vreinterpretq_f16_u16(vld1q_u16(p + 8));
     return (vf){{vcvt_f32_f16(vget_low_f16(a)), vcvt_high_f32_f16(a), vcvt_f32_f16(vget_low_f16(b)),
                  vcvt_high_f32_f16(b)}};
 }
-INLINE vf vf_from_bfloat(const uint16_t *p) {
-    vf r;
-    QUARTERS(i) r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
-    return r;
-}
 INLINE void vf_to_half(uint16_t *p, vf a) {
     QUARTERS(i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
 }
 
-INLINE vi vi_set1(int32_t x) {
-    const int32x4_t v = vdupq_n_s32(x);
-    return (vi){{v, v, v, v}};
-}
-INLINE vi vi_add(vi a, vi b) {
-    QUARTERS(i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
-    return a;
-}
-INLINE vi vi_max(vi a, vi b) {
-    QUARTERS(i) a.v[i] = vmaxq_s32(a.v[i], b.v[i]);
-    return a;
-}
 INLINE int32_t vi_hmax(vi a) {
     return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
 }
 INLINE int32_t vi_hsum(vi a) {
     return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3])));
 }
-INLINE vi vi_abs_bits(vf a) {
-    vi r;
-    QUARTERS(i) r.v[i] = vreinterpretq_s32_f32(vabsq_f32(a.v[i]));
-    return r;
-}
 INLINE vi vi_round(vf a) {
     vi r;
     QUARTERS(i) r.v[i] = vcvtnq_s32_f32(a.v[i]);
-    return r;
-}
-INLINE vf vf_from_int(vi a) {
-    vf r;
-    QUARTERS(i) r.v[i] = vcvtq_f32_s32(a.v[i]);
-    return r;
-}
-INLINE vf vf_pow2(vi n) {
-    const int32x4_t bias = vdupq_n_s32(127);
-    vf r;
-    QUARTERS(i) r.v[i] = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.v[i], bias), 23));
     return r;
 }
 INLINE void vi_to_steps(int8_t *p, vi a) {
@@ -189,18 +95,6 @@ INLINE vi vi_from_u8(const uint8_t *p) {
     const int16x8_t high = vreinterpretq_s16_u16(vmovl_high_u8(bytes));
     return (vi){{vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)),
                  vmovl_high_s16(high)}};
-}
-INLINE vi vi_bits(vi a, int shift, int mask) {
-    QUARTERS(i) a.v[i] = (a.v[i] >> shift) & vdupq_n_s32(mask);
-    return a;
-}
-INLINE vi vi_mul(vi a, vi b) {
-    QUARTERS(i) a.v[i] = vmulq_s32(a.v[i], b.v[i]);
-    return a;
-}
-INLINE vi vi_pair(vi low, vi high) {
-    QUARTERS(i) low.v[i] = vsliq_n_s32(low.v[i], high.v[i], 16);
-    return low;
 }
 INLINE vi vi_pair_dot(vi a, const int16_t pair[2]) {
     int32_t both;

@@ -12,13 +12,8 @@
 #include <string.h>
 
 #include "formats/formats.h"
+#include "isa/neon_words.h"
 
-typedef struct {
-    float32x4_t v[4];
-} vf;
-typedef struct {
-    int32x4_t v[4];
-} vi;
 typedef uint8x16_t vc; /* 4 rows x 4 k */
 
 #define TILE 4
@@ -32,55 +27,6 @@ typedef uint8x16_t vc; /* 4 rows x 4 k */
 #define CODE_ROWS 4
 #define FLUSHES_DENORMALS
 
-/* f of each register. */
-#define MAP(f, a)                                                                                  \
-    {                                                                                              \
-        {                                                                                          \
-            f((a).v[0]), f((a).v[1]), f((a).v[2]), f((a).v[3])                                     \
-        }                                                                                          \
-    }
-#define MAP2(f, a, b)                                                                              \
-    {                                                                                              \
-        {                                                                                          \
-            f((a).v[0], (b).v[0]), f((a).v[1], (b).v[1]), f((a).v[2], (b).v[2]),                   \
-                f((a).v[3], (b).v[3])                                                              \
-        }                                                                                          \
-    }
-
-static inline vf vf_load(const float *p) {
-    return (vf){{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
-}
-static inline void vf_store(float *p, vf a) {
-    vst1q_f32(p, a.v[0]);
-    vst1q_f32(p + 4, a.v[1]);
-    vst1q_f32(p + 8, a.v[2]);
-    vst1q_f32(p + 12, a.v[3]);
-}
-static inline vf vf_set1(float x) {
-    const float32x4_t v = vdupq_n_f32(x);
-    return (vf){{v, v, v, v}};
-}
-static inline vf vf_zero(void) { return vf_set1(0.0f); }
-static inline vf vf_load_n(const float *p, int n) {
-    if (n >= 16) {
-        return vf_load(p);
-    }
-    float some[16] = {0};
-    memcpy(some, p, (size_t)n * 4);
-    return vf_load(some);
-}
-static inline void vf_store_n(float *p, vf a, int n) {
-    if (n >= 16) {
-        vf_store(p, a);
-        return;
-    }
-    float all[16];
-    vf_store(all, a);
-    memcpy(p, all, (size_t)n * 4);
-}
-static inline vf vf_add(vf a, vf b) { return (vf)MAP2(vaddq_f32, a, b); }
-static inline vf vf_sub(vf a, vf b) { return (vf)MAP2(vsubq_f32, a, b); }
-static inline vf vf_mul(vf a, vf b) { return (vf)MAP2(vmulq_f32, a, b); }
 /* There is no such instruction but VFP's. */
 static inline vf vf_div(vf a, vf b) {
     float x[16], y[16];
@@ -90,10 +36,6 @@ static inline vf vf_div(vf a, vf b) {
         x[i] /= y[i];
     }
     return vf_load(x);
-}
-static inline vf vf_fma(vf a, vf b, vf c) {
-    return (vf){{vfmaq_f32(c.v[0], a.v[0], b.v[0]), vfmaq_f32(c.v[1], a.v[1], b.v[1]),
-                 vfmaq_f32(c.v[2], a.v[2], b.v[2]), vfmaq_f32(c.v[3], a.v[3], b.v[3])}};
 }
 /* Where a is NaN it is b. Compilers do not compare floats by NEON but one by one. Of two zeros the
  * sign may be the other one, which no kernel tells apart. */
@@ -107,8 +49,14 @@ static inline float32x4_t larger(float32x4_t a, float32x4_t b) {
 static inline float32x4_t smaller(float32x4_t a, float32x4_t b) {
     return unless_nan(a, b, vminq_f32(a, b));
 }
-static inline vf vf_max(vf a, vf b) { return (vf)MAP2(larger, a, b); }
-static inline vf vf_min(vf a, vf b) { return (vf)MAP2(smaller, a, b); }
+static inline vf vf_max(vf a, vf b) {
+    QUARTERS(i) a.v[i] = larger(a.v[i], b.v[i]);
+    return a;
+}
+static inline vf vf_min(vf a, vf b) {
+    QUARTERS(i) a.v[i] = smaller(a.v[i], b.v[i]);
+    return a;
+}
 static inline float vf_sum(vf a) {
     const float32x4_t low = vaddq_f32(a.v[0], a.v[2]), high = vaddq_f32(a.v[1], a.v[3]);
     const float32x4_t four = vaddq_f32(low, high);
@@ -120,30 +68,11 @@ static inline float vf_hmax(vf a) {
     const float32x2_t two = vmax_f32(vget_low_f32(four), vget_high_f32(four));
     return vget_lane_f32(vpmax_f32(two, two), 0);
 }
-static inline vf vf_keep(vf a, int first, int last, float fill) {
-    if (first <= 0 && last >= 16) {
-        return a;
-    }
-    const int32x4_t lane = {0, 1, 2, 3};
-    UNROLL for (int i = 0; i < 4; i++) {
-        const uint32x4_t before = vcltq_s32(lane, vdupq_n_s32(first - 4 * i));
-        const uint32x4_t keep = vbicq_u32(vcltq_s32(lane, vdupq_n_s32(last - 4 * i)), before);
-        a.v[i] = vbslq_f32(keep, a.v[i], vdupq_n_f32(fill));
-    }
-    return a;
-}
 static inline vf vf_from_half(const uint16_t *p) {
     return (vf){{vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))),
                  vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4))),
                  vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 8))),
                  vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 12)))}};
-}
-static inline float32x4_t from_bfloat(uint16x4_t a) {
-    return vreinterpretq_f32_u32(vshll_n_u16(a, 16));
-}
-static inline vf vf_from_bfloat(const uint16_t *p) {
-    return (vf){{from_bfloat(vld1_u16(p)), from_bfloat(vld1_u16(p + 4)),
-                 from_bfloat(vld1_u16(p + 8)), from_bfloat(vld1_u16(p + 12))}};
 }
 /* As scalar.h: the instruction for it would say that it flushed where a float16 is denormal, which
  * small scales are. */
@@ -169,12 +98,6 @@ static inline void vf_to_half(uint16_t *p, vf a) {
     vst1_u16(p + 12, to_half(a.v[3]));
 }
 
-static inline vi vi_set1(int32_t x) {
-    const int32x4_t v = vdupq_n_s32(x);
-    return (vi){{v, v, v, v}};
-}
-static inline vi vi_add(vi a, vi b) { return (vi)MAP2(vaddq_s32, a, b); }
-static inline vi vi_max(vi a, vi b) { return (vi)MAP2(vmaxq_s32, a, b); }
 static inline int32_t vi_hmax(vi a) {
     const int32x4_t four = vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3]));
     const int32x2_t two = vmax_s32(vget_low_s32(four), vget_high_s32(four));
@@ -185,20 +108,15 @@ static inline int32_t vi_hsum(vi a) {
     const int32x2_t two = vadd_s32(vget_low_s32(four), vget_high_s32(four));
     return vget_lane_s32(vpadd_s32(two, two), 0);
 }
-static inline int32x4_t abs_bits(float32x4_t a) {
-    return vandq_s32(vreinterpretq_s32_f32(a), vdupq_n_s32(0x7fffffff));
-}
-static inline vi vi_abs_bits(vf a) { return (vi)MAP(abs_bits, a); }
 static inline int32x4_t round_even(float32x4_t a) {
     const float32x4_t shifted = vaddq_f32(a, vdupq_n_f32(0x1.8p23f));
     return vsubq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(0x4b400000));
 }
-static inline vi vi_round(vf a) { return (vi)MAP(round_even, a); }
-static inline vf vf_from_int(vi a) { return (vf)MAP(vcvtq_f32_s32, a); }
-static inline float32x4_t pow2(int32x4_t n) {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
+static inline vi vi_round(vf a) {
+    vi r;
+    QUARTERS(i) r.v[i] = round_even(a.v[i]);
+    return r;
 }
-static inline vf vf_pow2(vi n) { return (vf)MAP(pow2, n); }
 /* Bytes through a table of 16. */
 static inline uint8x16_t look_up(uint8x16_t table, uint8x16_t at) {
     const uint8x8x2_t t = {{vget_low_u8(table), vget_high_u8(table)}};
@@ -224,14 +142,6 @@ static inline vi vi_from_u8(const uint8_t *p) {
     return widen(vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(b))),
                  vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(b))));
 }
-static inline vi vi_bits(vi a, int shift, int mask) {
-    const int32x4_t m = vdupq_n_s32(mask);
-    return (vi){
-        {a.v[0] >> shift & m, a.v[1] >> shift & m, a.v[2] >> shift & m, a.v[3] >> shift & m}};
-}
-static inline vi vi_mul(vi a, vi b) { return (vi)MAP2(vmulq_s32, a, b); }
-static inline int32x4_t pair(int32x4_t low, int32x4_t high) { return vsliq_n_s32(low, high, 16); }
-static inline vi vi_pair(vi low, vi high) { return (vi)MAP2(pair, low, high); }
 /* Of 2 rows low and 2 high, numbers that belong to one row added. */
 static inline int32x4_t rows_of(int32x4_t low, int32x4_t high) {
     return vcombine_s32(vpadd_s32(vget_low_s32(low), vget_high_s32(low)),
