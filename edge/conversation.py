@@ -57,7 +57,7 @@ class Chat:
         self._asked: tuple[Stream, Message] | None = None  # the last question
         self.session = model.session(when_full, **options)
         self.session._about = self._state
-        self._keeps = bool(self._first) and model.engine.pool.store is not None
+        self._keeps = bool(self._first) and model.engine.keeps_prompts
 
     @property
     def messages(self) -> list[Message]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +34,9 @@ from edge.weights import Layout, Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from edge.chat import ChatTemplate
+    from edge.tokenizer import Tokenizer
 
 __all__ = ["Cancel", "Description", "Engine", "describe", "pack"]
 
@@ -188,13 +193,13 @@ class Engine:
         path: str | os.PathLike[str],
         *,
         progress: Callable[[int, int], None] | None = None,
-        opened: Callable[[GGUF | PackedFile], None] | None = None,
+        opened: Callable[[Engine], None] | None = None,
         **options: Unpack[LoadOptions],
     ) -> Engine:
         """Open, check, pack and plan a GGUF file, or map a packed one.
 
         progress(bytes done, bytes in all) while weights are packed or verified; opened: called
-        with the file before that, which takes time. options: see `edge.loading.Loading`.
+        with the engine before that, which takes time. options: see `edge.loading.Loading`.
         Raises ModelFileError, UnsupportedError, MemoryBudgetError, ContextError, InputError.
         """
         loading = Loading.of(options)
@@ -206,13 +211,18 @@ class Engine:
             engine = cls(model, describe(model, **options))
             engine.ledger.require()
             if opened:
-                opened(model)
+                opened(engine)
             engine._start(choice, isa, progress)
             engine._pages = engine._new_pool(store)
         except BaseException:
             (engine or model).close()
             raise
         return engine
+
+    @property
+    def path(self) -> str:
+        """The file, or the first of a split model's."""
+        return os.fspath(self.gguf.path)
 
     @property
     def threads(self) -> int:
@@ -255,6 +265,11 @@ class Engine:
         return self._pages
 
     @property
+    def keeps_prompts(self) -> bool:
+        """Whether caches can `keep` what they hold for later runs."""
+        return self.pool.store is not None
+
+    @property
     def fingerprint(self) -> bytes:
         """What tells this model from others, see `edge.fingerprint`; 32 bytes."""
         with self._lock:
@@ -263,6 +278,61 @@ class Engine:
                     raise InputError("the model was closed")
                 self._fingerprint = fingerprint(self.gguf.metadata, self.graph, self._weights)
             return self._fingerprint
+
+    def new_tokenizer(self) -> Tokenizer:
+        """Its tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
+        from edge.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_metadata(self.gguf.metadata, self.path)
+        self.gguf.metadata.forget()
+        return tokenizer
+
+    def new_template(self) -> ChatTemplate:
+        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
+        from edge.chat import ChatTemplate
+
+        return ChatTemplate.from_metadata(self.gguf.metadata, self.path)
+
+    def facts(self) -> dict[str, Any]:
+        """What a session depends on, plain values for JSON."""
+        name = str(self.gguf.metadata.get("general.name") or "")
+        file = os.path.basename(self.path)
+        ropes = (op.attrs["rope"] for op in self.graph.ops if op.kind == "rope")
+        return {
+            "edge": __version__,
+            "model": f"{name} ({file})" if name else file,
+            "fingerprint": self.fingerprint.hex(),
+            "kv": asdict(self.kv),
+            # the tensor of rotary factors in use: with LongRoPE the context limit chooses it
+            "factors": next((str(rope.factors) for rope in ropes if rope.factors), None),
+            "native_bf16": self.isa.endswith("+bf16"),
+            "context": int(self.config.n_context),
+        }
+
+    def info(self) -> dict[str, Any]:
+        """Facts, plain values for JSON. Sizes in bytes, contexts in tokens.
+
+        types, layouts: how many tensors are of each type in the file, of each layout in memory.
+        """
+        gguf, config = self.gguf, self.config
+        return {
+            "path": self.path,
+            "name": gguf.metadata.get("general.name"),
+            "architecture": config.architecture,
+            "parameters": sum(math.prod(t.shape) for t in gguf.tensors.values()),
+            "types": dict(Counter(t.type for t in gguf.tensors.values())),
+            "layouts": dict(Counter(self.layouts.values())),
+            "layers": config.n_layers,
+            "vocabulary": self.n_vocab,
+            "context": config.n_context,
+            "context_trained": config.n_context_train,
+            "threads": self.threads,
+            "isa": self.isa,
+            "file_bytes": gguf.n_bytes,
+            "packed_bytes": self.packed_bytes,
+            "arena_bytes": self.arena_bytes,
+            "cache_bytes": self.cache_bytes(config.n_context),
+        }
 
     def cache(self, when_full: WhenFull = "stop") -> KVCache:
         """A new, empty cache: one per session. when_full: see `KVCache`. Raises InputError."""

@@ -8,18 +8,16 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from edge import __version__
 from edge.errors import InputError, SessionFileError
 from edge.kv import PAGE
 from edge.session_file import Kind, Part, SessionFile
 
 if TYPE_CHECKING:
-    from edge.engine import Engine
-    from edge.kv import KVCache
+    from edge.backend import Cache
     from edge.request import Request
     from edge.session import Session
 
-__all__ = ["Journal", "check_every", "facts", "save"]
+__all__ = ["Journal", "check_every", "save"]
 
 _LEAST_OBSOLETE = 1 << 20  # bytes for which a file is not written anew
 
@@ -32,7 +30,7 @@ def save(
     Raises SessionFileError, and InputError for messages that JSON cannot hold.
     """
     cache = session._cache
-    meta = facts(session._engine) | {"when_full": cache.when_full}
+    meta = session._engine.facts() | {"when_full": cache.when_full}
     parts = [
         Part.json(Kind.META, meta | {"defaults": _request(session._defaults)}),
         _state(session),
@@ -47,27 +45,6 @@ def check_every(every: int) -> None:
     """Raise InputError unless it is a number of tokens."""
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise InputError(f"autosave every {every!r} tokens: it must be a whole number from 1")
-
-
-def facts(engine: Engine) -> dict[str, Any]:
-    """What a session depends on, plain values for JSON."""
-    name = str(engine.gguf.metadata.get("general.name") or "")
-    file = os.path.basename(engine.gguf.path)
-    return {
-        "edge": __version__,
-        "model": f"{name} ({file})" if name else file,
-        "fingerprint": engine.fingerprint.hex(),
-        "kv": asdict(engine.kv),
-        "factors": _factors(engine),
-        "native_bf16": engine.isa.endswith("+bf16"),
-        "context": int(engine.config.n_context),
-    }
-
-
-def _factors(engine: Engine) -> str | None:
-    """The tensor of rotary factors in use: with LongRoPE the context limit chooses it."""
-    ropes = (op.attrs["rope"] for op in engine.graph.ops if op.kind == "rope")
-    return next((str(rope.factors) for rope in ropes if rope.factors), None)
 
 
 class Journal:
@@ -142,7 +119,7 @@ class Journal:
                 self._least = 2 * obsolete
 
 
-def _pages(cache: KVCache, first: int, last: int) -> list[Part]:
+def _pages(cache: Cache, first: int, last: int) -> list[Part]:
     """Pages of the cache from first to last - 1, but for those behind the window."""
     return [
         Part(Kind.PAGE, i, min(PAGE, cache.length - i * PAGE), cache.page(i))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -22,9 +20,8 @@ from edge.session import Session
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edge.backend import Backend
     from edge.chat import ChatTemplate
-    from edge.gguf import GGUF
-    from edge.packed import PackedFile
     from edge.tokenizer import Tokenizer
 
 __all__ = ["Model", "load"]
@@ -51,7 +48,7 @@ def load(
         engine = Engine.load(
             fspath(path),
             progress=progress,
-            opened=lambda file: making.append(_Soon(file)),
+            opened=lambda engine: making.append(_Soon(engine)),
             **options,
         )
     except BaseException:
@@ -68,7 +65,7 @@ class Model:
     All but `close` and `closed` raise InputError afterwards.
     """
 
-    def __init__(self, engine: Engine, tokenizer: _Soon | None = None) -> None:
+    def __init__(self, engine: Backend, tokenizer: _Soon | None = None) -> None:
         self._engine, self._soon = engine, tokenizer
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
@@ -77,7 +74,7 @@ class Model:
         self.closed = False
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Backend:
         """The engine that runs it."""
         if self.closed:
             raise InputError("the model is closed")
@@ -86,14 +83,14 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer. Raises ModelFileError, UnsupportedError."""
-        gguf = self.engine.gguf
+        engine = self.engine
         with self._lock:
             if self._tokenizer is None:
-                tokenizer = (self._soon or _Soon(gguf)).result()
-                if tokenizer.n_vocab != self._engine.n_vocab:
+                tokenizer = engine.new_tokenizer() if self._soon is None else self._soon.result()
+                if tokenizer.n_vocab != engine.n_vocab:
                     raise ModelFileError(
-                        f"{tokenizer.n_vocab} tokens, the model has {self._engine.n_vocab}",
-                        path=gguf.path,
+                        f"{tokenizer.n_vocab} tokens, the model has {engine.n_vocab}",
+                        path=engine.path,
                         field="key tokenizer.ggml.tokens",
                     )
                 self._tokenizer, self._soon = tokenizer, None
@@ -102,12 +99,10 @@ class Model:
     @property
     def template(self) -> ChatTemplate:
         """Its chat template, compiled at the first use. Raises TemplateError."""
-        gguf = self.engine.gguf
+        engine = self.engine
         with self._lock:
             if self._template is None:
-                from edge.chat import ChatTemplate
-
-                self._template = ChatTemplate.from_metadata(gguf.metadata, gguf.path)
+                self._template = engine.new_template()
             return self._template
 
     def session(self, when_full: WhenFull = "stop", **options: Unpack[Options]) -> Session:
@@ -133,30 +128,8 @@ class Model:
         return Chat(self, system, tools, when_full, **options)
 
     def info(self) -> dict[str, Any]:
-        """Facts, plain values for JSON. Sizes in bytes, contexts in tokens.
-
-        types, layouts: how many tensors are of each type in the file, of each layout in memory.
-        """
-        engine = self.engine
-        gguf, config = engine.gguf, engine.config
-        return {
-            "path": fspath(gguf.path),
-            "name": gguf.metadata.get("general.name"),
-            "architecture": config.architecture,
-            "parameters": sum(math.prod(t.shape) for t in gguf.tensors.values()),
-            "types": dict(Counter(t.type for t in gguf.tensors.values())),
-            "layouts": dict(Counter(engine.layouts.values())),
-            "layers": config.n_layers,
-            "vocabulary": engine.n_vocab,
-            "context": config.n_context,
-            "context_trained": config.n_context_train,
-            "threads": engine.threads,
-            "isa": engine.isa,
-            "file_bytes": gguf.n_bytes,
-            "packed_bytes": engine.packed_bytes,
-            "arena_bytes": engine.arena_bytes,
-            "cache_bytes": engine.cache_bytes(config.n_context),
-        }
+        """Facts, plain values for JSON. Sizes in bytes, contexts in tokens."""
+        return self.engine.info()
 
     def close(self) -> None:
         """Cancel and close the sessions, then the engine."""
@@ -179,9 +152,9 @@ class Model:
 class _Soon(threading.Thread):
     """A tokenizer that is built while the weights are loaded, which needs little of the GIL."""
 
-    def __init__(self, file: GGUF | PackedFile) -> None:
+    def __init__(self, engine: Backend) -> None:
         super().__init__(name="edge tokenizer")
-        self._file = file
+        self._make = engine.new_tokenizer
         self._made: Tokenizer | None = None
         self._error: BaseException | None = None
         with contextlib.suppress(RuntimeError):  # no more threads: `result` does it
@@ -207,11 +180,3 @@ class _Soon(threading.Thread):
         """Wait, if it was ever started."""
         if self.ident is not None:
             super().join(timeout)
-
-    def _make(self) -> Tokenizer:
-        from edge.tokenizer import Tokenizer
-
-        metadata = self._file.metadata
-        tokenizer = Tokenizer.from_metadata(metadata, self._file.path)
-        metadata.forget()
-        return tokenizer

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from edge import native
 from edge.engine import Cancel, Engine
-from edge.errors import ContextError, InputError, ModelFileError, brief
+from edge.errors import ContextError, InputError, ModelFileError, UnsupportedError, brief
 
 if TYPE_CHECKING:
     from edge.model import Model
@@ -269,9 +269,10 @@ def _runners(
         runners = []
         for model in models:
             _check_holds(model, windows.context)
-            cache = model.engine.cache()
+            engine = _engine(model)
+            cache = engine.cache()
             stack.callback(cache.close)
-            runners.append(_Runner(model.engine, cache, count, cancel))
+            runners.append(_Runner(engine, cache, count, cancel))
         count(0)
         yield runners
 
@@ -326,18 +327,27 @@ def _perplexity(runner: _Runner, windows: Windows, nll: Sequence[float]) -> Perp
 def _damaged(runner: _Runner) -> ModelFileError:
     return ModelFileError(
         "what the text says comes out as impossible: the weights are damaged",
-        path=runner.engine.gguf.path,
+        path=runner.engine.path,
     )
 
 
 # ---- checks ----
 
 
+def _engine(model: Model) -> Engine:
+    """The native engine: what measures must have weights that are known."""
+    if not isinstance(model.engine, Engine):
+        raise UnsupportedError(
+            f"{model.engine.path}: perplexity is measured of GGUF models", what="perplexity"
+        )
+    return model.engine
+
+
 def _check_holds(model: Model, context: int) -> None:
     limit = model.engine.config.n_context
     if context > limit:
         raise ContextError(
-            f"{model.engine.gguf.path}: windows of {context} tokens, it was loaded for {limit}",
+            f"{model.engine.path}: windows of {context} tokens, it was loaded for {limit}",
             needed=context,
             limit=limit,
         )
@@ -345,10 +355,12 @@ def _check_holds(model: Model, context: int) -> None:
 
 def _check_same_vocabulary(model: Model, base: Model) -> None:
     """Every token must be spelled the same in both."""
-    ours, theirs = (m.engine.gguf.metadata.get("tokenizer.ggml.tokens", []) for m in (model, base))
+    ours, theirs = (
+        _engine(m).gguf.metadata.get("tokenizer.ggml.tokens", []) for m in (model, base)
+    )
     if ours == theirs and model.engine.n_vocab == base.engine.n_vocab:
         return
-    where = f"{model.engine.gguf.path} and {base.engine.gguf.path} differ in their vocabularies"
+    where = f"{model.engine.path} and {base.engine.path} differ in their vocabularies"
     if model.engine.n_vocab != base.engine.n_vocab:
         raise InputError(f"{where}: {model.engine.n_vocab} and {base.engine.n_vocab} tokens")
     i = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), 0)

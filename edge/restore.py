@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edge import __version__
 from edge.conversation import Chat
 from edge.errors import ContextError, InputError, SessionFileError
-from edge.journal import Journal, check_every, facts
+from edge.journal import Journal, check_every
 from edge.kv import PAGE
 from edge.request import Options, Request
 from edge.sampler import SamplingOptions
@@ -17,7 +17,7 @@ from edge.session import Session
 from edge.session_file import Contents, SessionFile
 
 if TYPE_CHECKING:
-    from edge.engine import Engine
+    from edge.backend import Backend
     from edge.model import Model
 
 __all__ = ["resume"]
@@ -68,9 +68,9 @@ def resume(
     return talk
 
 
-def _check(engine: Engine, contents: Contents, path: str) -> None:
+def _check(engine: Backend, contents: Contents, path: str) -> None:
     """Raise SessionFileError, ContextError when this model cannot go on with it."""
-    had, have = contents.meta, facts(engine)
+    had, have = contents.meta, engine.facts()
 
     def refuse(message: str) -> SessionFileError:
         return SessionFileError(message, path=path)

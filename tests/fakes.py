@@ -155,7 +155,7 @@ class FakeEngine:
             path="toy.gguf", metadata={"general.name": "toy"}, tensors={"x": tensor}, n_bytes=30
         )
         self.layouts = {"x": "f32"}
-        self.pool = SimpleNamespace(store=None)
+        self.keeps_prompts = False
         self.shared: list[int] = []
         self.runs: list[list[int]] = []
         self.on_run: Callable[[], None] = lambda: None

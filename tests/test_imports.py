@@ -21,7 +21,8 @@ LAYERS = [
     {"kv", "kv_pool", "sampler", "results", "session_file", "stops"},
     {"loading"},
     {"ledger"},
-    {"engine", "request"},
+    {"engine", "request", "backend"},
+    {"onnx"},
     {"journal", "stream", "session", "perplexity"},
     {"conversation"},
     {"model", "restore"},
@@ -32,7 +33,7 @@ LAYERS = [
 HEAVY = {
     "jinja2": {"jinja"},
     "tokenizers": {"tokenizer/backend"},
-    "numpy": {"native", "ctypes_ffi", "weights", "engine", "sampler", "perplexity"},
+    "numpy": {"native", "ctypes_ffi", "weights", "engine", "sampler", "perplexity", "onnx"},
     "cffi": set(),
 }
 

@@ -424,9 +424,3 @@ def test_closing_a_model_cancels_what_runs():
         stream.finish()
     timer.join()
     assert engine.closed
-
-
-def test_info_has_the_facts():
-    info = fake_model()[0].info()
-    assert info["parameters"] == 15 and info["types"] == {"F32": 1}
-    assert info["layouts"] == {"f32": 1} and info["context"] == info["cache_bytes"] == 64

@@ -111,7 +111,7 @@ def _as_dict(
     from edge.perplexity import Divergence
 
     def row(model: Model, p: Perplexity) -> dict[str, Any]:
-        path = model.engine.gguf.path
+        path = model.engine.path
         return {"model": path, **asdict(p), "tokens_per_second": p.tokens_per_second}
 
     engine = models[0].engine

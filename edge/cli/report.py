@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 from edge import memory
 
 if TYPE_CHECKING:
+    from edge.backend import Backend
     from edge.engine import Engine
     from edge.results import Usage
 
 
-def lines(engine: Engine, usage: Usage) -> list[str]:
+def lines(engine: Backend, usage: Usage) -> list[str]:
     """The table of memory, part by part, speed and threads; after an answer."""
+    from edge.engine import Engine
+
+    if not isinstance(engine, Engine):
+        return []
     threads = engine.cores.lines(engine.refused)
     return [*memory_lines(engine), speed_line(engine, usage), *threads]
 

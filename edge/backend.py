@@ -1,0 +1,133 @@
+"""What sessions and models need of an engine: of the native one, and of onnxruntime's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge.chat import ChatTemplate
+    from edge.engine import Cancel
+    from edge.kv import WhenFull
+    from edge.tokenizer import Tokenizer
+
+__all__ = ["Backend", "Cache", "Limits"]
+
+
+class Limits(Protocol):
+    """Numbers of a model."""
+
+    @property
+    def n_context(self) -> int:
+        """Positions that a session may use."""
+
+
+class Cache(Protocol):
+    """Keys and values of one session's tokens, see `edge.kv.KVCache`."""
+
+    tokens: list[int]
+    limit: int
+    when_full: WhenFull
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+
+    @property
+    def n_pages(self) -> int:
+        """Pages that its tokens take."""
+
+    def has_page(self, i: int) -> bool:
+        """Whether page i is in memory."""
+
+    def page(self, i: int) -> memoryview:
+        """The bytes of page i, to be read before the cache is used again. Raises InputError."""
+
+    def unseen(self, length: int) -> range:
+        """Pages that no token behind the first `length` sees."""
+
+    def room(self, n_tokens: int) -> int:
+        """How many of n_tokens the next run may take."""
+
+    def adopt(self, tokens: Sequence[int]) -> int:
+        """Take over what others have computed of these tokens; the new length."""
+
+    def trim(self, length: int) -> None:
+        """Keep the first `length` tokens, or fewer. Raises InputError."""
+
+    def fork(self) -> Cache:
+        """Another cache with the same content. Raises MemoryBudgetError."""
+
+    def keep(self, n_tokens: int) -> int:
+        """Write what it has of the first n_tokens for later runs; of how many. InputError."""
+
+    def restore(self, tokens: Sequence[int], pages: Sequence[bytes | memoryview | None]) -> None:
+        """Fill an empty cache with another's tokens and pages. Raises InputError,
+        MemoryBudgetError, ContextError.
+        """
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+class Backend(Protocol):
+    """A loaded model that runs tokens; any number of threads may call it.
+
+    chunk: most tokens of one run; n_vocab: logits of a row; isa, threads: what it runs on, for
+    people; refused: why the system did not keep the threads where they should be, None: it did.
+    """
+
+    chunk: int
+    n_vocab: int
+    isa: str
+
+    @property
+    def path(self) -> str:
+        """Where the model lies."""
+
+    @property
+    def config(self) -> Limits:
+        """Numbers of the model."""
+
+    @property
+    def threads(self) -> int:
+        """How many it runs on."""
+
+    @property
+    def refused(self) -> str | None:
+        """See above."""
+
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether caches can `keep` what they hold for later runs."""
+
+    def cache(self, when_full: WhenFull = "stop") -> Cache:
+        """A new, empty cache. Raises InputError, UnsupportedError."""
+
+    def run(
+        self,
+        cache: Any,
+        tokens: Sequence[int],
+        *,
+        logits: Literal["none", "last", "all"] = "last",
+        cancel: Cancel | None = None,
+    ) -> NDArray[np.float32] | None:
+        """Run tokens behind those in the cache, see `edge.engine.Engine.run`."""
+
+    def new_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
+
+    def new_template(self) -> ChatTemplate:
+        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a session depends on, plain values for JSON: see `edge.restore`."""
+
+    def info(self) -> dict[str, Any]:
+        """Facts for people and programs, plain values for JSON."""
+
+    def close(self) -> None:
+        """Give everything back. A run under way ends first; runs after it raise InputError."""
