@@ -19,7 +19,9 @@ from edge._declarations import ENUMS, FUNCTIONS, STRUCTS
 
 __all__ = ["FFI", "ffi"]
 
-_INTEGERS = {name: getattr(ctypes, f"c_{name[:-2]}") for name in ("int32_t", "int64_t", "uint64_t")}
+_INTEGERS = {
+    name: getattr(ctypes, f"c_{name[:-2]}") for name in ("int8_t", "int32_t", "int64_t", "uint64_t")
+}
 _SCALARS = {**_INTEGERS, "uint8_t": ctypes.c_uint8, "float": ctypes.c_float, "char": ctypes.c_char}
 
 

@@ -120,6 +120,9 @@ const char *edge_layout_name(int32_t layout);
 /* 1 when matmuls with this layout take Q8 or Q8X2 activations, 0 when they take F32. */
 int32_t edge_layout_takes_q8(int32_t layout);
 
+/* How many weights of a row share a scale (and minimum), 16 or 32; 0 for layouts of floats. */
+int32_t edge_layout_group(int32_t layout);
+
 /* Rises whenever packed bytes change their meaning: files of packed weights carry it. */
 int32_t edge_layout_version(void);
 
@@ -137,6 +140,17 @@ int32_t edge_weight_pack(edge_pool *pool, int32_t type, edge_weight *weight, con
 /* Rows row..row + n_rows - 1 as float32, dst of shape (n_rows, k): the values that the format's
  * reference dequantisation gives, bit for bit. */
 int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_rows, float *dst);
+
+/* The same rows as integers: weight = scale * code + min, each operation rounded to float32, has
+ * the bits that edge_weight_unpack gives. codes of shape (n_rows, k), scales and mins of shape
+ * (n_rows, k / edge_layout_group); mins are -0 where the type has none. EDGE_BAD_ARGUMENT for
+ * layouts of floats. */
+int32_t edge_weight_codes(const edge_weight *weight, int64_t row, int64_t n_rows, int8_t *codes,
+                          float *scales, float *mins);
+
+/* All values that codes of this weight, packed or only described, can have, in values[256], some
+ * maybe twice, and whether it has minima (1 or 0). Returns how many; 0 for layouts of floats. */
+int32_t edge_weight_values(const edge_weight *weight, int8_t *values, int32_t *has_min);
 
 /* A checksum of n_bytes, sum[2], the same for any number of threads and on every machine. It finds
  * damage, not malice. */

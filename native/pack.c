@@ -16,6 +16,10 @@ int32_t edge_layout_takes_q8(int32_t layout) {
     return layout >= 0 && layout < EDGE_N_LAYOUTS && takes_q8(layout);
 }
 
+int32_t edge_layout_group(int32_t layout) {
+    return layout >= 0 && layout < EDGE_N_LAYOUTS ? layout_table[layout].group : 0;
+}
+
 static int32_t layout_of(const format_info *format, int32_t form) {
     return form == EDGE_FORM_COMPACT && format->decode_grid != NULL ? format->compact
                                                                     : format->layout;
@@ -202,9 +206,13 @@ static float element(const edge_weight *w, const uint8_t *panel, int r, int64_t 
     }
 }
 
+static bool has_rows(const edge_weight *w, int64_t row, int64_t n_rows) {
+    return w != NULL && w->data != NULL && w->layout >= 0 && w->layout < EDGE_N_LAYOUTS &&
+           row >= 0 && n_rows >= 0 && row <= w->n - n_rows;
+}
+
 int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_rows, float *dst) {
-    if (weight == NULL || dst == NULL || weight->data == NULL || weight->layout < 0 ||
-        weight->layout >= EDGE_N_LAYOUTS || row < 0 || n_rows < 0 || row > weight->n - n_rows) {
+    if (dst == NULL || !has_rows(weight, row, n_rows)) {
         return EDGE_BAD_ARGUMENT;
     }
     const int64_t bytes = panel_bytes(weight->layout, weight->k);
@@ -222,4 +230,37 @@ int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_row
         }
     }
     return EDGE_OK;
+}
+
+int32_t edge_weight_codes(const edge_weight *weight, int64_t row, int64_t n_rows, int8_t *codes,
+                          float *scales, float *mins) {
+    if (codes == NULL || scales == NULL || mins == NULL || !has_rows(weight, row, n_rows) ||
+        !takes_q8(weight->layout)) {
+        return EDGE_BAD_ARGUMENT;
+    }
+    const int64_t bytes = panel_bytes(weight->layout, weight->k);
+    const int per_group = GROUP / layout_table[weight->layout].group;
+    for (int64_t i = row; i < row + n_rows; i++) {
+        const uint8_t *panel = (const uint8_t *)weight->data + i / PANEL_ROWS * bytes;
+        for (int64_t g = 0; g < weight->k / GROUP; g++, codes += GROUP) {
+            group_codes group;
+            panel_codes(weight, panel, (int)(i % PANEL_ROWS), g, &group);
+            memcpy(codes, group.code, GROUP);
+            for (int h = 0; h < per_group; h++) {
+                *scales++ = group.scale[h];
+                *mins++ = group.min[h];
+            }
+        }
+    }
+    return EDGE_OK;
+}
+
+int32_t edge_weight_values(const edge_weight *weight, int8_t *values, int32_t *has_min) {
+    if (weight == NULL || values == NULL || has_min == NULL || weight->layout < 0 ||
+        weight->layout >= EDGE_N_LAYOUTS || weight->table < 0 || weight->table >= EDGE_N_TABLES ||
+        !takes_q8(weight->layout)) {
+        return 0;
+    }
+    *has_min = layout_table[weight->layout].has_min;
+    return panel_values(weight->layout, weight->table, values);
 }

@@ -222,25 +222,40 @@ static integers integers_of(const layout_info *l, const uint8_t *header, int g, 
     return (integers){{(int8_t)*one, (int8_t)*one}, {0, 0}};
 }
 
-void panel_get(const edge_weight *w, const uint8_t *panel, int r, int64_t g, float *out) {
+static inline int8_t code_value(const layout_info *l, const code_table *table, uint8_t code) {
+    return (int8_t)(l->bits <= 4 ? table->shifted[code] - table->zero : code - table->zero);
+}
+
+int panel_values(int32_t layout, int32_t table, int8_t *values) {
+    const layout_info *l = &layout_table[layout];
+    for (int code = 0; code < 1 << l->bits; code++) {
+        values[code] = code_value(l, &code_tables[table], (uint8_t)code);
+    }
+    return 1 << l->bits;
+}
+
+void panel_codes(const edge_weight *w, const uint8_t *panel, int r, int64_t g, group_codes *out) {
     const layout_info *l = &layout_table[w->layout];
     const code_table *table = &code_tables[w->table];
     const int groups = l->block / GROUP, i = (int)(g % groups);
     const uint8_t *block = block_at(l, panel, w->k, g / groups);
     const uint8_t *codes = block + l->header_bytes + i * l->codes_bytes;
-    float scale[2], min[2] = {0.0f, 0.0f};
+    out->min[0] = out->min[1] = -0.0f;
     if (l->kind == SCALE_H || l->kind == SCALE_E) {
         const uint8_t *p = block + i * 2 * PANEL_ROWS + 2 * r;
-        scale[0] = scale[1] = l->kind == SCALE_E ? bfloat_to_float(read_u16(p)) : half_at(p);
+        const float scale = l->kind == SCALE_E ? bfloat_to_float(read_u16(p)) : half_at(p);
+        out->scale[0] = out->scale[1] = scale;
         if (l->has_min) {
-            min[0] = min[1] = half_at(p + 4 * PANEL_ROWS);
+            out->min[0] = out->min[1] = half_at(p + 4 * PANEL_ROWS);
         }
     } else {
         const uint8_t *front = panel + g / groups * l->front_bytes + 2 * r;
         const integers n = integers_of(l, block, i, r);
         for (int h = 0; h < 2; h++) { /* exact: at most 24 bits */
-            scale[h] = half_at(front) * table->unit * (float)n.scale[h];
-            min[h] = l->has_min ? -(half_at(front + 2 * PANEL_ROWS) * (float)n.min[h]) : 0.0f;
+            out->scale[h] = half_at(front) * table->unit * (float)n.scale[h];
+            if (l->has_min) {
+                out->min[h] = -(half_at(front + 2 * PANEL_ROWS) * (float)n.min[h]);
+            }
         }
     }
     uint8_t code[GROUP];
@@ -250,10 +265,15 @@ void panel_get(const edge_weight *w, const uint8_t *panel, int r, int64_t g, flo
         get_codes(codes, r, l->bits, code);
     }
     for (int k = 0; k < GROUP; k++) {
-        const int value = l->bits == 8   ? (int8_t)code[k]
-                          : l->bits <= 4 ? table->shifted[code[k]] - table->zero
-                                         : code[k] - table->zero;
-        const float product = scale[k / 16] * (float)value;
-        out[k] = l->has_min ? product + min[k / 16] : product;
+        out->code[k] = code_value(l, table, code[k]);
+    }
+}
+
+void panel_get(const edge_weight *w, const uint8_t *panel, int r, int64_t g, float *out) {
+    group_codes in;
+    panel_codes(w, panel, r, g, &in);
+    for (int k = 0; k < GROUP; k++) {
+        const float product = in.scale[k / 16] * (float)in.code[k];
+        out[k] = product + in.min[k / 16];
     }
 }

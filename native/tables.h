@@ -40,11 +40,11 @@ static const code_table code_tables[EDGE_N_TABLES] = {
                            ZERO(7), 255, 1.0f},
     [EDGE_TABLE_IQ3_S] = {MAGNITUDES(16, 1, 3, 5, 7, 9, 11, 13, 15), ZERO(4), 31, 1.0f},
     [EDGE_TABLE_IQ3_XXS] = {MAGNITUDES(64, 4, 12, 20, 28, 36, 44, 52, 62), ZERO(6), 126, 0.25f},
-    /* 3-bit codes: 8, 25, 43 and, from 4 on, their negatives */
-    [EDGE_TABLE_IQ2] = {{64 + 8, 64 + 25, 64 + 43, 64, 64 - 8, 64 - 25, 64 - 43, 64},
+    /* 3-bit codes: 8, 25, 43 and, from 4 on, their negatives; no grid has codes 3 and 7 */
+    [EDGE_TABLE_IQ2] = {{64 + 8, 64 + 25, 64 + 43, 64 + 43, 64 - 8, 64 - 25, 64 - 43, 64 - 43},
                         ZERO(6), 107, 0.125f},
-    /* 3-bit codes: -1, 0, 1, shifted by 1/8 up or, from 4 on, down */
-    [EDGE_TABLE_IQ1] = {{16 - 7, 16 + 1, 16 + 9, 16, 16 - 9, 16 - 1, 16 + 7, 16},
+    /* 3-bit codes: -1, 0, 1, shifted by 1/8 up or, from 4 on, down; no grid has codes 3 and 7 */
+    [EDGE_TABLE_IQ1] = {{16 - 7, 16 + 1, 16 + 9, 16 + 9, 16 - 9, 16 - 1, 16 + 7, 16 + 7},
                         ZERO(4), 25, 0.125f},
     /* 0, 1, 2, 3, 4, 6, 8, 12 and, from 8 on, their negatives */
     [EDGE_TABLE_MXFP4] = {MAGNITUDES(16, 0, 1, 2, 3, 4, 6, 8, 12), ZERO(4), 28, 1.0f},

@@ -19,6 +19,7 @@ from native_plan import (
     described,
     floats,
     form_number,
+    guarded,
     packed,
     pool,
     unpacked,
@@ -194,6 +195,93 @@ def test_unpack_refuses_null() -> None:
     assert lib.edge_weight_unpack(weight.entry, 0, 1, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
     weight.entry.data = ffi.NULL
     assert lib.edge_weight_unpack(weight.entry, 0, 1, floats(out)) == lib.EDGE_BAD_ARGUMENT
+
+
+def codes_of(weight: Weight, row: int, n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows as integers, by the library: codes (n_rows, k), scales, mins (n_rows, k / group)."""
+    k, group = weight.shape[1], lib.edge_layout_group(weight.entry.layout)
+    codes = guarded(n_rows * k, align=1).view(np.int8)
+    pair = [guarded(n_rows * k // group * 4, align=4).view(np.float32) for _ in range(2)]
+    status = lib.edge_weight_codes(
+        weight.entry, row, n_rows, ffi.cast("int8_t *", codes.ctypes.data), *map(floats, pair)
+    )
+    native.check(status)
+    return codes.reshape(n_rows, k), *(x.reshape(n_rows, k // group) for x in pair)
+
+
+def values_of(weight: Weight) -> tuple[list[int], bool]:
+    """What a weight's codes can stand for, and whether it has minima."""
+    values, has_min = ffi.new("int8_t[256]"), ffi.new("int32_t *")
+    n = lib.edge_weight_values(weight.entry, values, has_min)
+    return [values[i] for i in range(n)], bool(has_min[0])
+
+
+@pytest.mark.parametrize("type_name, form", [c for c in CASES if c[0] not in FLOAT_TYPES])
+def test_codes_are_what_unpack_multiplies(type_name: str, form: str) -> None:
+    for n, k in shapes(type_name):
+        raw = random_blocks(type_name, n * k // SIZES[type_name].block, seed=n + k)
+        weight = packed(type_name, raw, (n, k), form=form)
+        values, has_min = values_of(weight)
+        for row, n_rows in ((0, n), (n // 2, n - n // 2), (n - 1, 1)):
+            codes, scales, mins = codes_of(weight, row, n_rows)
+            group = lib.edge_layout_group(weight.entry.layout)
+            product = np.repeat(scales, group, 1) * codes.astype(np.float32)
+            got = product + np.repeat(mins, group, 1)
+            want = unpacked(weight, row, n_rows)
+            np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+            assert set(codes.ravel().tolist()) <= set(values)
+            assert has_min or (mins.view(np.uint32) == 1 << 31).all()
+
+
+@pytest.mark.parametrize("type_name, form", [c for c in CASES if c[0] not in FLOAT_TYPES])
+def test_every_value_occurs(type_name: str, form: str) -> None:
+    k = 8 * max(SIZES[type_name].block, 32)
+    weight = packed(type_name, random_blocks(type_name, 33 * 8), (33, k), form=form)
+    want = set(values_of(weight)[0])
+    if type_name == "TQ1_0":  # whose layout TQ2_0 has, too
+        want -= {2}
+    assert set(codes_of(weight, 0, 33)[0].ravel().tolist()) == want
+
+
+@pytest.mark.parametrize("type_name", FLOAT_TYPES)
+def test_floats_have_no_codes(type_name: str) -> None:
+    weight = described(type_name, 16, 32)
+    assert lib.edge_layout_group(weight.entry.layout) == 0
+    assert values_of(weight) == ([], False)
+    out = floats(np.empty((16, 32), np.float32))
+    codes = ffi.cast("int8_t *", out)
+    assert lib.edge_weight_codes(weight.entry, 0, 1, codes, out, out) == lib.EDGE_BAD_ARGUMENT
+
+
+@pytest.mark.parametrize("layout", [-2, -1, lib.EDGE_N_LAYOUTS, 2**31 - 1])
+def test_layouts_that_are_none_have_no_groups(layout: int) -> None:
+    assert lib.edge_layout_group(layout) == 0
+    weight = described("Q8_0", 16, 32)
+    weight.entry.layout = layout
+    assert values_of(weight) == ([], False)
+
+
+@pytest.mark.parametrize("wrong", ["weight", "codes", "scales", "mins", "data", "row", "n_rows"])
+def test_codes_refuse(wrong: str) -> None:
+    weight, out = packed("Q8_0", random_blocks("Q8_0", 17), (17, 32)), np.empty(999, np.float32)
+    given = {"weight": weight.entry, "row": 0, "n_rows": 17}
+    given |= {"codes": ffi.cast("int8_t *", out.ctypes.data), "scales": floats(out)}
+    given["mins"] = floats(out)
+    if wrong == "data":
+        weight.entry.data = ffi.NULL
+    else:
+        given[wrong] = {"row": 1, "n_rows": -1}.get(wrong, ffi.NULL)
+    assert lib.edge_weight_codes(*given.values()) == lib.EDGE_BAD_ARGUMENT
+
+
+def test_values_refuse_null() -> None:
+    entry = described("Q8_0", 1, 32).entry
+    values, has_min = ffi.new("int8_t[256]"), ffi.new("int32_t *")
+    assert lib.edge_weight_values(ffi.NULL, values, has_min) == 0
+    assert lib.edge_weight_values(entry, ffi.NULL, has_min) == 0
+    assert lib.edge_weight_values(entry, values, ffi.NULL) == 0
+    entry.table = lib.EDGE_N_TABLES
+    assert lib.edge_weight_values(entry, values, has_min) == 0
 
 
 def test_layout_names_are_those_of_the_header() -> None:
