@@ -29,7 +29,7 @@ from edge.packed import (
     supported_types,
 )
 
-__all__ = ["LAYOUTS", "Layout", "Weights", "supported_types"]
+__all__ = ["LAYOUTS", "Layout", "Weights", "pack_rows", "supported_types"]
 
 Layout = Literal["auto", "fast", "compact"]
 LAYOUTS = ("auto", *FORMS)
@@ -288,7 +288,7 @@ class Weights:
         if part.layout == lib.EDGE_LAYOUT_VECTOR:
             _pack_vector(tensor, part, pool)
         else:
-            _pack_rows(tensor, part, first, pool)
+            pack_rows(tensor, part, first, pool)
         assert isinstance(self._source, GGUF)
         self._source.forget()  # of the file's own pages, one slice's are all that is in memory
 
@@ -302,8 +302,11 @@ def _vectors(source: GGUF | PackedFile) -> list[str]:
     ]
 
 
-def _pack_rows(tensor: Tensor, part: Any, first: int, pool: Any) -> None:
-    """Pack rows first.. of a tensor to part.data."""
+def pack_rows(tensor: Tensor, part: Any, first: int, pool: Any) -> None:
+    """Pack rows first.. of a tensor to part.data; part: an edge_weight of as many rows.
+
+    Raises ModelFileError for NaN or infinity in them.
+    """
     n_rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
     row_bytes = tensor.n_bytes // n_rows
     start = first * row_bytes
@@ -330,5 +333,5 @@ def _pack_vector(tensor: Tensor, part: Any, pool: Any) -> None:
     panel = np.empty(row.n_bytes + ALIGN, np.uint8)
     panel = panel[-panel.ctypes.data % ALIGN :]
     row.data = ffi.from_buffer("uint8_t[]", panel)
-    _pack_rows(tensor, row, 0, pool)
+    pack_rows(tensor, row, 0, pool)
     native.check(lib.edge_weight_unpack(row, 0, 1, ffi.cast("float *", part.data)))
