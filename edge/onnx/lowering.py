@@ -1,0 +1,125 @@
+"""A graph's ops as ONNX nodes: what both dialects share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import ModelFileError, UnsupportedError
+from edge.gguf import GGUF
+from edge.graph import Graph, Op, Rope
+from edge.onnx.writer import GraphWriter
+
+__all__ = ["Linears", "Lowering", "read_vector", "rotations"]
+
+Floats = NDArray[np.float32]
+
+#: Positions of which `rotations` makes rows at a time.
+_PIECE = 4096
+
+
+class Linears(Protocol):
+    """A form of weight matrices."""
+
+    def apply(self, g: GraphWriter, x: str, weights: tuple[str, ...], op: Op) -> str:
+        """[x W0^T | x W1^T | ...]: x (1, n, k) -> (1, n, rows of all)."""
+
+
+class Lowering:
+    """Walks a graph's ops; a dialect has a method `lower_<kind>` for each kind of op.
+
+    Such a method takes the op and the names of its inputs, and returns the name of its output.
+    Values are (1, tokens, dim) float32. values: a value of the graph -> its name in g.
+    """
+
+    def __init__(self, graph: Graph, model: GGUF, g: GraphWriter, linears: Linears) -> None:
+        self.graph, self.model, self.g, self.linears = graph, model, g, linears
+        self.values: dict[str, str] = {}
+
+    def run(self) -> str:
+        """Lower all ops; returns the name of the graph's output.
+
+        Raises UnsupportedError for an op that this dialect does not have.
+        """
+        for op in self.graph.ops:
+            lower = getattr(self, f"lower_{op.kind}", None)
+            if lower is None:
+                raise UnsupportedError(
+                    f"{self.graph.path}: the op {op.kind} has no ONNX form yet", what=op.kind
+                )
+            self.values[op.output] = lower(op, *(self.values[x] for x in op.inputs))
+        return self.values[self.graph.output]
+
+    def lower_matmul(self, op: Op, x: str) -> str:
+        """[W0 x | W1 x | ...]."""
+        return self.linears.apply(self.g, x, op.weights, op)
+
+    def lower_gated(self, op: Op, x: str) -> str:
+        """activation(gate) * up, x = [gate | up]."""
+        if op.attrs["activation"] != "silu":
+            raise UnsupportedError(
+                f"{self.graph.path}: the activation {op.attrs['activation']} has no ONNX form yet",
+                what=op.attrs["activation"],
+                supported=["silu"],
+            )
+        gate, up = self.g.nodes("Split", x, n_outputs=2, axis=-1, num_outputs=2)
+        silu = self.g.node("Mul", gate, self.g.node("Sigmoid", gate))
+        return self.g.node("Mul", silu, up)
+
+    def lower_add(self, op: Op, x: str, y: str) -> str:
+        """x + y."""
+        return self.g.node("Add", x, y)
+
+    def vector(self, name: str) -> str:
+        """A vector of the model as a constant. name: without `.weight`."""
+        return self.g.constant(read_vector(self.model, name))
+
+
+def read_vector(model: GGUF, name: str) -> Floats:
+    """A vector of the model. name: without `.weight`.
+
+    Raises ModelFileError for NaN and infinity, UnsupportedError for a type of blocks.
+    """
+    tensor = model.tensors[f"{name}.weight"]
+    kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+    if tensor.type not in kinds:
+        raise UnsupportedError(
+            f"{tensor.path}: the vector {tensor.name} is of type {tensor.type}",
+            what=tensor.type,
+            supported=kinds,
+        )
+    values: NDArray[Any] = np.frombuffer(tensor.data, kinds[tensor.type])
+    if tensor.type == "BF16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    if not np.isfinite(values).all():
+        raise ModelFileError(
+            "a value is NaN or infinite: the file is damaged",
+            path=tensor.path,
+            field=f"tensor {tensor.name}",
+        )
+    return values.astype(np.float32)
+
+
+def rotations(model: GGUF, rope: Rope, n: int) -> Iterator[tuple[Floats, Floats]]:
+    """cos and sin of the positions 0..n-1 in pieces: (rows, n_rot / 2) each, magnitude included.
+
+    Computed in float64, then rounded. Raises ModelFileError for absurd divisors of frequencies.
+    """
+    pair = np.arange(rope.n_rot // 2, dtype=np.float64)
+    frequency = rope.scale * rope.base ** (-2 * pair / rope.n_rot)
+    if rope.factors is not None:
+        factors = read_vector(model, rope.factors)
+        if not (factors.min() >= 1e-3 and factors.max() < 1e9):
+            raise ModelFileError(
+                f"rotary factors from {factors.min()} to {factors.max()}",
+                path=model.path,
+                field=f"tensor {rope.factors}.weight",
+            )
+        frequency /= factors
+    for first in range(0, n, _PIECE):
+        angle = np.arange(first, min(first + _PIECE, n))[:, None] * frequency
+        cos, sin = np.cos(angle) * rope.magnitude, np.sin(angle) * rope.magnitude
+        yield cos.astype(np.float32), sin.astype(np.float32)
