@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,8 +39,8 @@ class Lowering:
         self.graph, self.model, self.g, self.linears = graph, model, g, linears
         self.values: dict[str, str] = {}
 
-    def run(self) -> str:
-        """Lower all ops; returns the name of the graph's output.
+    def run(self, done: Callable[[Op], None]) -> str:
+        """Lower all ops; returns the name of the graph's output. done: called after each op.
 
         Raises UnsupportedError for an op that this dialect does not have.
         """
@@ -50,8 +50,13 @@ class Lowering:
                 raise UnsupportedError(
                     f"{self.graph.path}: the op {op.kind} has no ONNX form yet", what=op.kind
                 )
-            self.values[op.output] = lower(op, *(self.values[x] for x in op.inputs))
+            self.values[op.output] = lower(op, *(self.operand(op, x) for x in op.inputs))
+            done(op)
         return self.values[self.graph.output]
+
+    def operand(self, op: Op, value: str) -> str:
+        """What op takes as its input `value`: a name in g."""
+        return self.values[value]
 
     def lower_matmul(self, op: Op, x: str) -> str:
         """[W0 x | W1 x | ...]."""

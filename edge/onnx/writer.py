@@ -100,7 +100,7 @@ class GraphWriter:
         return name
 
     def output(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
-        """Declare an output: a value that a node makes, see `node(outputs=...)`."""
+        """Declare an output: a value that a node makes, see `named`."""
         self._outputs.append(self._helper.make_tensor_value_info(name, dtype, list(shape)))
         return name
 
@@ -136,6 +136,15 @@ class GraphWriter:
         """Append a node with several outputs. An input "" is left out."""
         name = f"{op}.{len(self._nodes)}"
         outputs = [f"{name}.{i}" if i else name for i in range(n_outputs)]
+        return self.named(op, *inputs, outputs=outputs, domain=domain, **attributes)
+
+    def named(
+        self, op: str, *inputs: str, outputs: list[str], domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """Append a node whose outputs have names already, such as those of the graph; "" is left
+        out. Returns the names.
+        """
+        name = f"{op}.{len(self._nodes)}"
         node = self._helper.make_node(op, inputs, outputs, name, domain=domain, **attributes)
         self._nodes.append(node)
         return outputs

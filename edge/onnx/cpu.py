@@ -1,0 +1,185 @@
+"""Dialect cpu: one graph of any length on onnxruntime's own operators, as onnxruntime-genai runs it.
+
+    input_ids int64 (1, n), attention_mask int64 (1, total),
+    past_key_values.{i}.key, .value float32 (1, n_kv_heads, past, head_dim)
+    -> logits float32 (1, 1, n_vocab) of the last token,
+       present.{i}.key, .value like past_key_values
+
+GroupQueryAttention writes the new keys and values at their position: past and present may be one
+buffer. How much of it is filled follows from the length of attention_mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge.errors import UnsupportedError
+from edge.gguf import GGUF
+from edge.graph import Graph, Op, Rope
+from edge.models.common import Config
+from edge.onnx.linear import BlockLinears
+from edge.onnx.lowering import Lowering, rotations
+from edge.onnx.writer import CONTRIB, DataFile, GraphWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["DATA", "GRAPH", "write"]
+
+GRAPH, DATA = "model.onnx", "model.onnx.data"
+
+_OPSET = 21
+_PARTS = ("key", "value")
+
+# Limits of onnxruntime's CPU kernel, which it checks when it runs.
+_HEAD_STEP, _ROTARY_STEP = 16, 16
+
+
+def write(
+    model: GGUF, graph: Graph, config: Config, folder: Path, done: Callable[[Op], None]
+) -> None:
+    """Write model.onnx and its data into a folder. done: called after each op.
+
+    Raises UnsupportedError for what this dialect does not have; OSError.
+    """
+    g = GraphWriter(config.architecture, _OPSET)
+    with DataFile(folder / DATA) as data:
+        logits = _Lowering(graph, config, model, g, data).run(done)
+    g.output(g.rename(logits, "logits"), g.types.FLOAT, [1, 1, graph.dims[graph.output]])
+    g.save(folder / GRAPH)
+
+
+class _Lowering(Lowering):
+    """wide: the values of the graph that all tokens have; the others are made of the last token
+    alone, as no key or value depends on them.
+    """
+
+    def __init__(
+        self, graph: Graph, config: Config, model: GGUF, g: GraphWriter, data: DataFile
+    ) -> None:
+        self.blocks = BlockLinears(model, data)
+        super().__init__(graph, model, g, self.blocks)
+        self.config, self.data = config, data
+        last = max(i for i, op in enumerate(graph.ops) if op.kind == "attention")
+        self.wide = {op.output for op in graph.ops[: last + 1]}
+        self.sums: dict[str, tuple[str, str]] = {}
+        self.ropes: dict[str, Rope] = {}
+        self.tables: dict[Rope, list[str]] = {}
+        self.ids = g.input("input_ids", g.types.INT64, [1, "sequence_length"])
+        mask = g.input("attention_mask", g.types.INT64, [1, "total_sequence_length"])
+        self.positions = ""
+        self.total = g.node("Shape", mask, start=1, end=2)
+        self.total_int32 = g.node("Cast", self.total, to=g.types.INT32)
+        self.last_int32 = g.node("Sub", self.total_int32, g.constant(np.array([1], np.int32)))
+
+    def operand(self, op: Op, value: str) -> str:
+        """Where the last token's row is enough, that."""
+        x = super().operand(op, value)
+        if value in self.wide and op.output not in self.wide:
+            return self.g.node("Gather", x, self.g.constant(np.array([-1])), axis=1)
+        return x
+
+    def lower_embed(self, op: Op) -> str:
+        """Rows of the table, which stays in its blocks."""
+        return self.blocks.embedding(self.g, self.ids, op.weights[0])
+
+    def lower_add(self, op: Op, x: str, y: str) -> str:
+        """x + y; a norm of it adds by itself, and then nothing needs this node."""
+        total = super().lower_add(op, x, y)
+        self.sums[total] = (x, y)
+        return total
+
+    def lower_rms_norm(self, op: Op, x: str) -> str:
+        """One node, with the sum that it normalises where it is one."""
+        weight, eps = self.vector(op.weights[0]), op.attrs["eps"]
+        if x not in self.sums:
+            return self.g.node("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=eps)
+        self.g.named(
+            "SkipSimplifiedLayerNormalization",
+            *(*self.sums[x], weight),
+            outputs=[f"{x}.norm", "", "", f"{x}.sum"],
+            domain=CONTRIB,
+            epsilon=eps,
+        )
+        self.values[op.inputs[0]] = f"{x}.sum"
+        return f"{x}.norm"
+
+    def lower_rope(self, op: Op, x: str) -> str:
+        """Left to the attention where its kernel can."""
+        rope: Rope = op.attrs["rope"]
+        if rope.n_rot % _ROTARY_STEP == 0:
+            self.ropes[x] = rope
+            return x
+        turned = op.attrs["n_heads"] * op.attrs["head_dim"]
+        sizes = self.g.constant(np.array([turned, self.graph.dims[op.output] - turned]))
+        head, rest = self.g.nodes("Split", x, sizes, n_outputs=2, axis=-1)
+        head = self.g.node(
+            "RotaryEmbedding",
+            *(head, self._positions(), *self._tables(rope)),
+            domain=CONTRIB,
+            num_heads=op.attrs["n_heads"],
+            rotary_embedding_dim=rope.n_rot,
+            interleaved=int(rope.interleaved),
+        )
+        return self.g.node("Concat", head, rest, axis=-1)
+
+    def lower_attention(self, op: Op, x: str) -> str:
+        """GroupQueryAttention of q, k and v side by side."""
+        g, layer = self.g, op.attrs["layer"]
+        if op.attrs["head_dim"] % _HEAD_STEP:
+            raise UnsupportedError(
+                f"{self.graph.path}: heads of {op.attrs['head_dim']}: dialect cpu has multiples "
+                f"of {_HEAD_STEP}",
+                what=f"head_dim {op.attrs['head_dim']}",
+            )
+        shape = [1, op.attrs["n_kv_heads"], "past_sequence_length", op.attrs["head_dim"]]
+        past = [g.input(f"past_key_values.{layer}.{part}", g.types.FLOAT, shape) for part in _PARTS]
+        rope = self.ropes.get(x)
+        present = [f"present.{layer}.{part}" for part in _PARTS]
+        attended = f"attention.{layer}"
+        g.named(
+            "GroupQueryAttention",
+            *(x, "", "", *past, self.last_int32, self.total_int32),
+            *(self._tables(rope) if rope else ()),
+            outputs=[attended, *present],
+            domain=CONTRIB,
+            num_heads=op.attrs["n_heads"],
+            kv_num_heads=op.attrs["n_kv_heads"],
+            local_window_size=op.attrs["window"] or -1,
+            do_rotary=int(rope is not None),
+            rotary_interleaved=int(rope is not None and rope.interleaved),
+        )
+        shape[2] = "total_sequence_length"
+        for name in present:
+            g.output(name, g.types.FLOAT, shape)
+        return attended
+
+    def _positions(self) -> str:
+        """The positions of this call's tokens, (1, n)."""
+        if not self.positions:
+            g = self.g
+            n = g.node("Shape", self.ids, start=1, end=2)
+            scalars = [g.node("Squeeze", v) for v in (g.node("Sub", self.total, n), self.total)]
+            span = g.node("Range", *scalars, g.constant(np.array(1)))
+            self.positions = g.node("Unsqueeze", span, g.constant(np.array([0])))
+        return self.positions
+
+    def _tables(self, rope: Rope) -> list[str]:
+        """cos and sin of all positions, (context, n_rot / 2) each."""
+        if rope not in self.tables:
+            n, g = self.config.n_context, self.g
+            self.tables[rope] = [
+                g.weight(
+                    f"rotary.{len(self.tables)}.{name}",
+                    self.data.add(
+                        g.types.FLOAT,
+                        (n, rope.n_rot // 2),
+                        (pieces[i] for pieces in rotations(self.model, rope, n)),
+                    ),
+                )
+                for i, name in enumerate(("cos", "sin"))
+            ]
+        return self.tables[rope]
