@@ -1,0 +1,162 @@
+"""Matrix products as the Hexagon NPU of Qualcomm's chips takes them: float16, or int8 weights.
+
+Both are Gemm with the weights as they lie in the file, (n, k): nothing has to be transposed, here
+or when a graph is compiled, and rows go to the disk slice by slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import UnsupportedError
+from edge.gguf import GGUF, Tensor
+from edge.graph import Op
+from edge.onnx.blocks import floats, slices
+from edge.onnx.writer import DataFile, GraphWriter, Stored, onnx
+
+__all__ = ["Float16Linears", "Int8Linears", "Range", "Ranges"]
+
+_MOST_FLOAT16 = float(np.finfo(np.float16).max)
+_MOST_INT8 = 127
+
+
+class Range(NamedTuple):
+    """The least and the most of a value."""
+
+    low: float
+    high: float
+
+
+class Ranges(NamedTuple):
+    """Of a product's input and of its output."""
+
+    x: Range
+    y: Range
+
+
+class Float16Linears:
+    """Products of float16 in a graph whose other values are float32.
+
+    On the NPU all of it is float16, and the casts are nothing; weights written as float32 would be
+    twice as large on the disk. A weight is written at its first use.
+    """
+
+    def __init__(self, model: GGUF, data: DataFile) -> None:
+        self._model, self._data = model, data
+        self._stored: dict[tuple[str, ...], Stored] = {}
+
+    def apply(self, g: GraphWriter, x: str, weights: tuple[str, ...], op: Op) -> str:
+        """x (1, n, k) @ W.T for each W, outputs side by side: (1, n, sum of rows).
+
+        weights: names as in a Graph. Raises UnsupportedError for a weight beyond float16,
+        ModelFileError for NaN or infinity in one, OSError.
+        """
+        if weights not in self._stored:
+            n, k, pieces = _rows(self._model, weights)
+            rows = (_float16(tensor, w) for tensor, w in pieces)
+            self._stored[weights] = self._data.add(g.types.FLOAT16, (n, k), rows)
+        stored = self._stored[weights]
+        x = g.node("Cast", _matrix(g, x, stored), to=g.types.FLOAT16)
+        y = g.node("Gemm", x, g.weight("+".join(weights), stored), transB=1)
+        return _tokens(g, g.node("Cast", y, to=g.types.FLOAT), stored)
+
+
+class Int8Linears:
+    """Products of uint16 activations and int8 weights, with a scale for each row of weights.
+
+    Only the products are quantised: what lies between them stays float16 on the NPU. ranges: of
+    each matmul of the graph, by its output. A weight is written at its first use.
+    """
+
+    def __init__(self, model: GGUF, data: DataFile, ranges: Mapping[str, Ranges]) -> None:
+        self._model, self._data, self._ranges = model, data, ranges
+        self._stored: dict[tuple[str, ...], tuple[Stored, Stored]] = {}
+
+    def apply(self, g: GraphWriter, x: str, weights: tuple[str, ...], op: Op) -> str:
+        """x (1, n, k) @ W.T for each W, outputs side by side: (1, n, sum of rows).
+
+        weights: names as in a Graph. Raises ModelFileError for NaN or infinity in one, OSError.
+        """
+        if weights not in self._stored:
+            self._stored[weights] = self._write(weights)
+        codes, scales = self._stored[weights]
+        name, ranges = "+".join(weights), self._ranges[op.output]
+        x = _through_uint16(g, _matrix(g, x, codes), ranges.x)
+        w = g.node(
+            "DequantizeLinear",
+            g.weight(name, codes),
+            g.weight(f"{name}.scales", scales),
+            axis=0,
+        )
+        y = _through_uint16(g, g.node("Gemm", x, w, transB=1), ranges.y)
+        return _tokens(g, y, codes)
+
+    def _write(self, weights: tuple[str, ...]) -> tuple[Stored, Stored]:
+        """Codes (n, k) and scales (n,)."""
+        types = onnx().TensorProto
+        n, k, pieces = _rows(self._model, weights)
+        scales: list[NDArray[np.float32]] = []
+
+        def quantised() -> Iterator[NDArray[np.int8]]:
+            for _, w in pieces:
+                scale = np.abs(w).max(1) / np.float32(_MOST_INT8)
+                scale[scale == 0] = 1
+                scales.append(scale)
+                w /= scale[:, None]
+                yield np.rint(w, out=w).astype(np.int8)
+
+        codes = self._data.add(types.INT8, (n, k), quantised())
+        return codes, self._data.add(types.FLOAT, (n,), scales)
+
+
+def _rows(
+    model: GGUF, weights: tuple[str, ...]
+) -> tuple[int, int, Iterator[tuple[Tensor, NDArray[np.float32]]]]:
+    """The shape of some weights, one below the other, and their rows in slices."""
+    tensors = [model.tensors[f"{name}.weight"] for name in weights]
+
+    def pieces() -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
+        for tensor in tensors:
+            for first, n in slices(tensor):
+                yield tensor, floats(tensor, first, n)
+                model.forget()
+
+    return sum(t.shape[0] for t in tensors), tensors[0].shape[1], pieces()
+
+
+def _float16(tensor: Tensor, w: NDArray[np.float32]) -> NDArray[np.float16]:
+    most = float(np.abs(w).max())
+    if most > _MOST_FLOAT16:
+        raise UnsupportedError(
+            f"{tensor.path}: tensor {tensor.name} has a weight of {most:.4g}, float16 ends at "
+            f"{_MOST_FLOAT16:.0f}: export int8 weights",
+            what="float16 weights",
+        )
+    return w.astype(np.float16)
+
+
+def _through_uint16(g: GraphWriter, x: str, seen: Range) -> str:
+    """x rounded to 65536 steps from the least to the most that was seen of it, 0 among them."""
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    step = (high - low) / 65535 or 1.0
+    scale = g.constant(np.array(step, np.float32))
+    zero = g.constant(np.array(round(-low / step), np.uint16))
+    return g.node("DequantizeLinear", g.node("QuantizeLinear", x, scale, zero), scale, zero)
+
+
+def _matrix(g: GraphWriter, x: str, weight: Stored) -> str:
+    """(1, n, k) -> (n, k)."""
+    return g.node("Reshape", x, _shape(g, -1, weight.shape[1]))
+
+
+def _tokens(g: GraphWriter, y: str, weight: Stored) -> str:
+    """(n, rows) -> (1, n, rows)."""
+    return g.node("Reshape", y, _shape(g, 1, -1, weight.shape[0]))
+
+
+def _shape(g: GraphWriter, *shape: Any) -> str:
+    return g.constant(np.array(shape, np.int64))

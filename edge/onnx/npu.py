@@ -1,0 +1,189 @@
+"""Dialect npu: static graphs of plain operators, made to lie on an NPU as one piece.
+
+Three graphs, which share one file of weights:
+
+    embedding.onnx  input_ids, position_ids [1, n]  ->  hidden [1, n, dim], cos, sin [1, n, n_rot/2]
+                    on the CPU: tables never enter the NPU
+    chunk.onnx      n = chunk: what a prompt leaves in the cache, no logits
+    token.onnx      n = 1: the same of one token, and its logits
+
+    chunk, token    hidden, cos, sin, mask [1, 1, n, S + n],
+                    past_key.{i} [1, Hkv, D, S], past_value.{i} [1, Hkv, S, D]
+                    ->  new_key.{i} [1, Hkv, D, n], new_value.{i} [1, Hkv, n, D], logits [1, 1, V]
+
+S is the context. The mask is added to scores: its first S columns are those of the cache, the last
+n those of the call's own tokens. The caller owns the cache and writes the new slices into it; keys
+lie transposed there, so that no graph turns or copies the cache. Within a head the rotated
+dimensions come in an order of the graphs' own, the same for queries and keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import InputError
+from edge.gguf import GGUF
+from edge.graph import Graph, Op
+from edge.onnx.calibrate import calibrate, calibration_tokens
+from edge.onnx.config import write_json
+from edge.onnx.htp import Float16Linears, Int8Linears, Ranges
+from edge.onnx.linear import BlockLinears
+from edge.onnx.lowering import Linears, rotations
+from edge.onnx.step import FUSED_NORM, Shape, StepLowering, shape_of
+from edge.onnx.writer import DataFile, GraphWriter
+from edge.tokenizer.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge.models.common import Config
+
+__all__ = ["CONFIG", "DATA", "GRAPHS", "WEIGHTS", "Options", "write"]
+
+#: The forms of weights that each provider takes, the best first.
+WEIGHTS = {
+    "qnn": ("int8", "float16"),
+    "openvino": ("blocks", "float16"),
+    "coreml": ("float16",),
+    "cpu": ("blocks", "int8", "float16"),
+}
+CONFIG, DATA = "edge.json", "weights.data"
+GRAPHS = ("embedding.onnx", "chunk.onnx", "token.onnx")
+
+_FORMAT = 1  # of edge.json
+_PLAIN = FUSED_NORM - 2  # the opset of graphs without that operator
+_HASHED = 1 << 20  # bytes at a time
+
+
+@dataclass(frozen=True)
+class Options:
+    """provider: a key of WEIGHTS; weights: one of its forms, None: the best; chunk: tokens of
+    chunk.onnx; calibration: a file of text on which int8 finds the ranges of activations, None: a
+    text of edge's own.
+
+    Raises InputError for a provider, or a form, that there is not.
+    """
+
+    provider: str = "qnn"
+    weights: str | None = None
+    chunk: int = 64
+    calibration: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.provider not in WEIGHTS:
+            raise InputError(f"provider {self.provider!r}: one of {', '.join(WEIGHTS)}")
+        if self.weights not in (None, *WEIGHTS[self.provider]):
+            forms = ", ".join(WEIGHTS[self.provider])
+            raise InputError(f"weights {self.weights!r}: {self.provider} takes {forms}")
+        if self.chunk < 2:
+            raise InputError(f"a chunk of {self.chunk} tokens: from 2")
+
+    @property
+    def form(self) -> str:
+        """The form of the weights."""
+        return self.weights or WEIGHTS[self.provider][0]
+
+    @property
+    def opset(self) -> int:
+        """QNN computes the norm in float16, where squares overflow: as one operator it is right.
+        OpenVINO 1.24 refuses a graph with that operator.
+        """
+        return FUSED_NORM if self.provider == "qnn" else _PLAIN
+
+
+def write(
+    model: GGUF,
+    graph: Graph,
+    config: Config,
+    folder: Path,
+    options: Options,
+    done: Callable[[Op], None],
+) -> None:
+    """Write the graphs, their weights and edge.json into a folder.
+
+    done: called after each op of each graph.
+    Raises UnsupportedError for what this dialect does not have, and for weights that the form
+    cannot hold; InputError for a chunk that is longer than the context; OSError.
+    """
+    if options.chunk > config.n_context:
+        raise InputError(
+            f"a chunk of {options.chunk} tokens, the context has {config.n_context}: "
+            "ask for a smaller one"
+        )
+    shape = shape_of(graph, config.n_context)
+    ranges: dict[str, Ranges] = {}
+    if options.form == "int8":
+        tokens = calibration_tokens(model, options.calibration)
+        ranges = calibrate(model, graph, shape, folder, tokens)
+    with DataFile(folder / DATA) as data:
+        blocks = BlockLinears(model, data)
+        forms: dict[str, Callable[[], Linears]] = {
+            "blocks": lambda: blocks,
+            "float16": lambda: Float16Linears(model, data),
+            "int8": lambda: Int8Linears(model, data, ranges),
+        }
+        linears = forms[options.form]()
+        _write_embedding(model, graph, shape, blocks, data).save(folder / "embedding.onnx")
+        for name, n in (("chunk", options.chunk), ("token", 1)):
+            g = GraphWriter(name, options.opset)
+            logits = StepLowering(graph, model, g, linears, shape=shape, n=n).run(done)
+            if n == 1:
+                g.output(
+                    g.rename(logits, "logits"), g.types.FLOAT, (1, 1, graph.dims[graph.output])
+                )
+            g.save(folder / f"{name}.onnx")
+    write_json(folder / CONFIG, _facts(model, config, shape, options) | {"model": _hash(folder)})
+
+
+def _write_embedding(
+    model: GGUF, graph: Graph, shape: Shape, blocks: BlockLinears, data: DataFile
+) -> GraphWriter:
+    """Rows of the embedding, and of the rotations of all positions."""
+    g = GraphWriter("embedding", _PLAIN)
+    first = graph.ops[0]
+    ids = g.input("input_ids", g.types.INT64, (1, "n"))
+    positions = g.input("position_ids", g.types.INT64, (1, "n"))
+    hidden = blocks.embedding(g, ids, first.weights[0])
+    g.output(g.rename(hidden, "hidden"), g.types.FLOAT, (1, "n", graph.dims[first.output]))
+    for i, name in enumerate(("cos", "sin")):
+        pieces = (piece[i] for piece in rotations(model, shape.rope, shape.context))
+        table = data.add(g.types.FLOAT, (shape.context, shape.n_angles), pieces)
+        rows = g.node("Gather", g.weight(f"rotations.{name}", table), positions)
+        g.output(g.rename(rows, name), g.types.FLOAT, (1, "n", shape.n_angles))
+    return g
+
+
+def _facts(model: GGUF, config: Config, shape: Shape, options: Options) -> dict[str, Any]:
+    """What edge.json says."""
+    vocabulary = Vocabulary.from_metadata(model.metadata, model.path)
+    model.metadata.forget()
+    return {
+        "format": _FORMAT,
+        "dialect": "npu",
+        "provider": options.provider,
+        "weights": options.form,
+        "name": str(model.metadata.get("general.name") or ""),
+        "architecture": config.architecture,
+        "context": shape.context,
+        "chunk": options.chunk,
+        "window": shape.window,
+        "n_layers": shape.n_layers,
+        "n_kv_heads": shape.n_kv_heads,
+        "head_dim": shape.head_dim,
+        "n_vocab": len(vocabulary.tokens),
+        "bos_token_id": vocabulary.bos_id,
+        "eos_token_ids": sorted(vocabulary.end_ids),
+    }
+
+
+def _hash(folder: Path) -> str:
+    """Of the graphs and their weights: what tells this export from others, in hex."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in (*GRAPHS, DATA):
+        with (folder / name).open("rb") as file:
+            while piece := file.read(_HASHED):
+                digest.update(piece)
+    return digest.hexdigest()

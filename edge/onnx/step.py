@@ -1,0 +1,185 @@
+"""The graphs of dialect npu that run on an NPU: a step of n tokens behind a cache, see `npu`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge.errors import UnsupportedError
+from edge.gguf import GGUF
+from edge.graph import Graph, Op, Rope
+from edge.onnx.lowering import Linears, Lowering
+from edge.onnx.writer import GraphWriter
+
+__all__ = ["FUSED_NORM", "Shape", "StepLowering", "shape_of"]
+
+#: The opset that has the norm as one operator.
+FUSED_NORM = 23
+
+_ATTRIBUTES = ("n_heads", "n_kv_heads", "head_dim", "window")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all layers of a model share, and its graphs are made for."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    window: int  # positions that a token sees, itself included; 0: all
+    rope: Rope
+    context: int
+
+    @property
+    def n_angles(self) -> int:
+        """Pairs of a head that are rotated."""
+        return self.rope.n_rot // 2
+
+
+def shape_of(graph: Graph, context: int) -> Shape:
+    """The shape of a model's layers.
+
+    Raises UnsupportedError where they differ in heads, window or rotation, or where queries and
+    keys are not rotated together.
+    """
+    made = {op.output: op for op in graph.ops}
+    found, layers = set(), []
+    for op in graph.ops:
+        if op.kind == "attention":
+            turn = made[op.inputs[0]]
+            a = op.attrs
+            layers.append(a["layer"])
+            n_turned = a["n_heads"] + a["n_kv_heads"]
+            alike = turn.kind == "rope" and turn.attrs["n_heads"] == n_turned
+            found.add((*(a[key] for key in _ATTRIBUTES), turn.attrs["rope"] if alike else None))
+    ropes = sum(op.kind == "rope" for op in graph.ops)
+    if len(found) != 1 or ropes != len(layers) or layers != list(range(len(layers))):
+        raise UnsupportedError(
+            f"{graph.path}: its layers differ in heads, window or rotation", what="dialect npu"
+        )
+    n_heads, n_kv_heads, head_dim, window, rope = found.pop()
+    if rope is None:
+        raise UnsupportedError(
+            f"{graph.path}: queries and keys are not rotated alike", what="dialect npu"
+        )
+    return Shape(len(layers), n_heads, n_kv_heads, head_dim, window, rope, context)
+
+
+class StepLowering(Lowering):
+    """The graph of n tokens behind a cache, see the module.
+
+    g: its opset says whether the norm is one operator. Heads are values [1, heads, n, D], those
+    that share a key head are the rows of one matrix, so that no key or value is repeated.
+    """
+
+    def __init__(
+        self, graph: Graph, model: GGUF, g: GraphWriter, linears: Linears, *, shape: Shape, n: int
+    ) -> None:
+        super().__init__(graph, model, g, linears)
+        self.shape, self.n = shape, n
+        self.group = shape.n_heads // shape.n_kv_heads
+        f32, angles = g.types.FLOAT, (1, 1, n, shape.n_angles)
+        dim = graph.dims[graph.ops[0].output]
+        self.hidden = g.input("hidden", f32, (1, n, dim))
+        cos = g.input("cos", f32, (1, n, shape.n_angles))
+        sin = g.input("sin", f32, (1, n, shape.n_angles))
+        self.cos, self.sin = self.reshape(cos, *angles), self.reshape(sin, *angles)
+        mask = g.input("mask", f32, (1, 1, n, shape.context + n))
+        self.mask = g.node("Concat", *[mask] * self.group, axis=2) if self.group > 1 else mask
+
+    def lower_embed(self, op: Op) -> str:
+        """The rows come from outside."""
+        return self.hidden
+
+    def lower_rms_norm(self, op: Op, x: str) -> str:
+        """x / rms(x) * w."""
+        g, weight, eps = self.g, self.vector(op.weights[0]), op.attrs["eps"]
+        if g.opset >= FUSED_NORM:
+            return g.node("RMSNormalization", x, weight, axis=-1, epsilon=eps)
+        last = g.constant(np.array([-1], np.int64))
+        mean = g.node("ReduceMean", g.node("Mul", x, x), last, keepdims=1)
+        rms = g.node("Sqrt", g.node("Add", mean, g.constant(np.array(eps, np.float32))))
+        return g.node("Mul", g.node("Div", x, rms), weight)
+
+    def lower_rope(self, op: Op, x: str) -> str:
+        """The heads [1, heads of q, k and v, n, D], of which `lower_attention` turns q and k."""
+        n_all = self.graph.dims[op.output] // self.shape.head_dim
+        return self.heads_first(x, n_all)
+
+    def lower_attention(self, op: Op, heads: str) -> str:
+        """softmax(q k^T / sqrt(D) + mask) v, over the cache and the call's own tokens."""
+        g, s, i = self.g, self.shape, op.attrs["layer"]
+        n_turned = s.n_heads + s.n_kv_heads
+        turned = self.turn(self.slice(heads, 0, n_turned, 1))
+        q = self.slice(turned, 0, s.n_heads, 1)
+        q = g.node("Mul", q, g.constant(np.array(s.head_dim**-0.5, np.float32)))
+        q = self.reshape(q, 1, s.n_kv_heads, self.group * self.n, s.head_dim)
+        k = self.keys_transposed(self.slice(turned, s.n_heads, n_turned, 1))
+        v = self.slice(heads, n_turned, n_turned + s.n_kv_heads, 1)
+        past_k, past_v = self.cache(i, k, v)
+        scores = g.node("Concat", *(g.node("MatMul", q, keys) for keys in (past_k, k)), axis=-1)
+        p = g.node("Softmax", g.node("Add", scores, self.mask), axis=-1)
+        seen = g.node("MatMul", self.slice(p, 0, s.context, 3), past_v)
+        own = g.node("MatMul", self.slice(p, s.context, s.context + self.n, 3), v)
+        return self.heads_last(g.node("Add", seen, own))
+
+    def cache(self, i: int, k: str, v: str) -> tuple[str, str]:
+        """Declare what layer i reads of the cache, and what it adds; the names of the former."""
+        g, s, f32 = self.g, self.shape, self.g.types.FLOAT
+        heads, d = s.n_kv_heads, s.head_dim
+        g.output(g.rename(k, f"new_key.{i}"), f32, (1, heads, d, self.n))
+        g.output(g.rename(v, f"new_value.{i}"), f32, (1, heads, self.n, d))
+        past_k = g.input(f"past_key.{i}", f32, (1, heads, d, s.context))
+        past_v = g.input(f"past_value.{i}", f32, (1, heads, s.context, d))
+        return past_k, past_v
+
+    def turn(self, x: str) -> str:
+        """Heads [1, heads, n, D] rotated.
+
+        Pairs that lie side by side end as halves: queries and keys alike, their products are the
+        same.
+        """
+        g, n_rot, d, half = self.g, self.shape.rope.n_rot, self.shape.head_dim, self.shape.n_angles
+        if self.shape.rope.interleaved:
+            a, b = (self.slice(x, first, n_rot, 3, step=2) for first in (0, 1))
+        else:
+            a, b = self.slice(x, 0, half, 3), self.slice(x, half, n_rot, 3)
+        parts = [
+            g.node("Sub", g.node("Mul", a, self.cos), g.node("Mul", b, self.sin)),
+            g.node("Add", g.node("Mul", a, self.sin), g.node("Mul", b, self.cos)),
+        ]
+        parts += [self.slice(x, n_rot, d, 3)] if n_rot < d else []
+        return g.node("Concat", *parts, axis=3)
+
+    def heads_first(self, x: str, n_heads: int) -> str:
+        """[1, n, heads D] -> [1, heads, n, D]."""
+        d = self.shape.head_dim
+        if self.n == 1:
+            return self.reshape(x, 1, n_heads, 1, d)
+        x = self.reshape(x, 1, self.n, n_heads, d)
+        return self.g.node("Transpose", x, perm=[0, 2, 1, 3])
+
+    def heads_last(self, x: str) -> str:
+        """[1, Hkv, group n, D] -> [1, n, heads D]."""
+        s = self.shape
+        if self.n > 1:
+            x = self.reshape(x, 1, s.n_heads, self.n, s.head_dim)
+            x = self.g.node("Transpose", x, perm=[0, 2, 1, 3])
+        return self.reshape(x, 1, self.n, s.n_heads * s.head_dim)
+
+    def keys_transposed(self, k: str) -> str:
+        """[1, Hkv, n, D] -> [1, Hkv, D, n]."""
+        if self.n == 1:
+            return self.reshape(k, 1, self.shape.n_kv_heads, self.shape.head_dim, 1)
+        return self.g.node("Transpose", k, perm=[0, 1, 3, 2])
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """x in another shape."""
+        return self.g.node("Reshape", x, self.g.constant(np.array(shape, np.int64)))
+
+    def slice(self, x: str, first: int, end: int, axis: int, *, step: int = 1) -> str:
+        """x[first:end:step] of an axis."""
+        bounds = (self.g.constant(np.array([v], np.int64)) for v in (first, end, axis, step))
+        return self.g.node("Slice", x, *bounds)
