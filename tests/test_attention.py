@@ -18,7 +18,7 @@ from edge.graph import Op, Rope
 from edge.kv import kv_types
 from edge.plan import F32
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.all_isas]
 
 CODES = [kv for kv in kv_types() if kv != "f16"]
 

@@ -27,7 +27,7 @@ from test_kernels import (
 from edge.kv import kv_types
 from edge.plan import F32, Q8, Q8X2
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.all_isas]
 
 
 def times(x: np.ndarray, factor: float | np.ndarray) -> np.ndarray:

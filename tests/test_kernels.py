@@ -30,7 +30,7 @@ from edge.errors import NativeError
 from edge.native import lib
 from edge.plan import F32, LOGITS, Q8, Q8X2
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.all_isas]
 
 EPS = np.finfo(np.float32).eps
 #: What a weight is: its type, packed fast, or with "-compact" behind it.

@@ -23,7 +23,7 @@ def selftest() -> Callable[[str], Path]:
         if arch not in built:
             preset = {"aarch64": "linux-aarch64-gcc", "arm": "linux-armhf-gcc"}[arch]
             build("cmake", "--preset", preset, f"-DPython_EXECUTABLE={sys.executable}")
-            build("cmake", "--build", "--preset", preset, "--target", "selftest")
+            build("cmake", "--build", "--preset", preset, "--target", "all", "selftest")
             built[arch] = ROOT / "build" / preset / "selftest"
         return built[arch]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from machines import CPU, CPUS, emulate, output_of
+from test_native_build import exported_by, functions_in_header
 
 pytestmark = pytest.mark.board
 
@@ -35,3 +36,10 @@ def test_emulated_cpu_has_no_more_than_the_real_one(
     """Else the tests above would prove nothing."""
     run = emulate(cpu, selftest(cpu.arch), "--force", isa)
     assert run.returncode == -signal.SIGILL, run.stdout
+
+
+@pytest.mark.parametrize("arch", ["aarch64", "arm"])
+def test_library_exports_what_the_header_declares(
+    selftest: Callable[[str], Path], arch: str
+) -> None:
+    assert exported_by(selftest(arch).with_name("libedge.so")) == functions_in_header()
