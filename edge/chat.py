@@ -11,9 +11,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import InputError, ModelFileError, TemplateError
+from edge.json_file import JsonFile, read_text
+from edge.tokenizer.huggingface import token_text
 
 if TYPE_CHECKING:
     from edge.jinja.environment import Program
@@ -66,6 +69,28 @@ class ChatTemplate:
         if not isinstance(source, str):
             raise ModelFileError("not a text", path=path, field="tokenizer.chat_template")
         return cls(source, _token(metadata, "bos"), _token(metadata, "eos"))
+
+    @classmethod
+    def from_folder(cls, folder: str | PathLike[str]) -> ChatTemplate:
+        """The template of a folder in the form of Hugging Face: chat_template.jinja, or what
+        tokenizer_config.json has, the one named "default" where there are several.
+
+        Raises TemplateError where there is none, ModelFileError for files that are damaged.
+        """
+        root = Path(folder)
+        config = JsonFile.find(root / "tokenizer_config.json")
+        source: Any = config.values.get("chat_template")
+        if isinstance(source, list):
+            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+            source = named.get("default", next(iter(named.values()), None))
+        alone = root / "chat_template.jinja"
+        if alone.exists():
+            source = read_text(alone)
+        if source is None:
+            raise TemplateError(f"{root} has no chat template: use `complete`, or pass a template")
+        if not isinstance(source, str):
+            raise config.error("chat_template", "not a text")
+        return cls(source, token_text(config, "bos_token"), token_text(config, "eos_token"))
 
     def render(
         self,

@@ -20,7 +20,7 @@ taken, even when that means the compact layout: a layout costs speed where a typ
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from edge import memory
@@ -31,13 +31,21 @@ from edge.models.common import Config
 from edge.native import lib
 from edge.weights import Layout, Weights
 
-__all__ = ["Ledger", "Option"]
+__all__ = [
+    "MARGIN_BYTES",
+    "TOKENIZER_BYTES",
+    "Ledger",
+    "Option",
+    "budget_of",
+    "program_bytes",
+    "text_parts",
+]
 
 #: Memory of a tokenizer per entry of its vocabulary, merges included, while it is built and
 #: afterwards; by tokenizer.ggml.model. Measured: 836 and 610 with 49,152 entries of byte-level BPE,
 #: 773 and 390 with 200,064; 1,320 and 960 with 32,000 of SentencePiece, which has several merges
 #: for each.
-_TOKENIZER_BYTES = {"gpt2": (850, 640), "llama": (1450, 1000)}
+TOKENIZER_BYTES = {"gpt2": (850, 640), "llama": (1450, 1000)}
 
 #: Memory per token of a prompt while it is encoded: 220 to 620, by the text.
 _PROMPT_BYTES = 640
@@ -52,7 +60,7 @@ _TO_COME = {"tokenizers": 8 << 20, "edge.jinja": 3 << 20, "edge.tokenizer": 1 <<
 #: Where the system does not say what the process has: Python, numpy and the native library.
 _PROGRAM_BYTES = 64 << 20
 
-_MARGIN_BYTES = 6 << 20
+MARGIN_BYTES = 6 << 20
 
 #: One part in so many of the budget: what one process of a program may have resident more than
 #: another, before it does anything.
@@ -103,10 +111,10 @@ class Ledger:
         Nothing is refused for being too much, but a stated budget that is more than there is
         (MemoryBudgetError); UnsupportedError for a type that cannot keep the model's heads.
         """
-        budget = _budget(loading.memory)
-        program = _program()
+        budget = budget_of(loading.memory)
+        program = program_bytes()
         tokenizer = config.keys.metadata.get("tokenizer.ggml.model")
-        per_entry = _TOKENIZER_BYTES["llama" if tokenizer == "llama" else "gpt2"]
+        per_entry = TOKENIZER_BYTES["llama" if tokenizer == "llama" else "gpt2"]
         for kv in _shapes(config, loading):
             ledger = cls(
                 path=config.path,
@@ -138,16 +146,16 @@ class Ledger:
         later = {
             "keys and values": self.n_pages * self.kv.page_bytes,
             "buffers": self.buffers,
-            "logits": 4 * _ROWS * self.n_vocab,
         }
-        build, rest = (n * self.n_vocab for n in self.tokenizer)
+        text = text_parts(self.tokenizer, self.n_vocab, self.context)
+        later["logits"] = text["logits"]
         return {
             "weights": self.weights,
             **later,
-            "tokenizer": max(build, rest + _PROMPT_BYTES * self.context),
+            "tokenizer": text["tokenizer"],
             "program": self.program,
             "packing": max(0, self.packing - sum(later.values())),
-            "margin": _MARGIN_BYTES,
+            "margin": MARGIN_BYTES,
         }
 
     @property
@@ -298,14 +306,24 @@ def _shapes(config: Config, loading: Loading) -> list[KVShape]:
     return shapes
 
 
-def _program() -> int:
-    """Bytes of the process as it is now, and of what it will import."""
+def text_parts(per_entry: tuple[int, int], n_vocab: int, context: int) -> dict[str, int]:
+    """Bytes of logits and of the tokenizer. per_entry: see TOKENIZER_BYTES."""
+    build, rest = (n * n_vocab for n in per_entry)
+    return {
+        "logits": 4 * _ROWS * n_vocab,
+        "tokenizer": max(build, rest + _PROMPT_BYTES * context),
+    }
+
+
+def program_bytes(more: Mapping[str, int] | None = None) -> int:
+    """Bytes of the process as it is now, and of what it will import. more: module -> bytes."""
     resident = memory.resident()
-    to_come = sum(size for name, size in _TO_COME.items() if name not in sys.modules)
+    all_of_them = {**_TO_COME, **(more or {})}
+    to_come = sum(size for name, size in all_of_them.items() if name not in sys.modules)
     return (_PROGRAM_BYTES if resident is None else resident) + to_come
 
 
-def _budget(stated: int | None) -> int | None:
+def budget_of(stated: int | None) -> int | None:
     """Bytes that the whole process may have. Raises MemoryBudgetError for more than there is."""
     there = memory.available()
     most = None if there is None else there + (memory.resident() or 0)

@@ -27,6 +27,9 @@ class LoadOptions(TypedDict, total=False):
     kv: KVType
     sessions: int
     prefix_cache: str | os.PathLike[str] | None
+    ep: str | None
+    fallback: bool
+    soc: str | None
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Loading:
     None: what is available now. kv: how keys and values are kept; "auto": the best type with which
     the context fits. sessions: how many of them the memory is planned for. prefix_cache: a folder
     that keeps computed prompts for later runs.
+
+    Of ONNX models alone: ep: the execution provider, "auto" or one that `edge-run devices` lists;
+    None: the one that the model was made for. fallback: the CPU may run what the provider does
+    not. soc: compile for this chip instead of the one that is here.
     """
 
     context: int | None = None
@@ -49,6 +56,9 @@ class Loading:
     kv: KVType = "f16"
     sessions: int = 1
     prefix_cache: str | None = None
+    ep: str | None = None
+    fallback: bool = False
+    soc: str | None = None
 
     @classmethod
     def of(cls, options: LoadOptions | Mapping[str, Any]) -> Loading:

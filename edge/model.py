@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +34,10 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     **options: Unpack[LoadOptions],
 ) -> Model:
-    """Load a GGUF model, or a packed one.
+    """Load a GGUF model, a packed one, or a folder of ONNX graphs.
 
-    path: the file, or the first of a split model's; None: the default model in the cache.
+    path: the file, or the first of a split model's; a folder, or one of its .onnx files; None: the
+    default model in the cache.
     progress(bytes done, bytes in all). options: see `edge.loading.Loading`.
     Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError.
     """
@@ -45,8 +47,9 @@ def load(
         path = default_model()
     making: list[_Soon] = []
     try:
-        engine = Engine.load(
-            fspath(path),
+        path = fspath(path)
+        engine = _engine_of(path, options)(
+            path,
             progress=progress,
             opened=lambda engine: making.append(_Soon(engine)),
             **options,
@@ -56,6 +59,21 @@ def load(
             tokenizer.join()
         raise
     return Model(engine, making[0])
+
+
+def _engine_of(path: str, options: LoadOptions) -> Callable[..., Backend]:
+    """What loads it. Raises InputError for a provider of ONNX models with a GGUF file."""
+    if os.path.isdir(path) or path.endswith(".onnx"):
+        from edge.onnx.engine import OnnxEngine
+
+        return OnnxEngine.load
+    for name in ("ep", "fallback", "soc"):
+        if options.get(name):
+            raise InputError(
+                f"{name} is an option of ONNX models, {path} runs on the CPU: make one of it with "
+                f"`edge-run export {path} -o FOLDER --dialect npu`, and load that"
+            )
+    return Engine.load
 
 
 class Model:

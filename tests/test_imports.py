@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edge"
 LAYERS = [
     {"__init__", "errors", "gguf_reader", "tensor_types"},
     {"ctypes_ffi", "library"},
-    {"graph", "gguf", "memory", "native", "jinja", "tokenizer"},
+    {"graph", "gguf", "json_file", "memory", "native", "jinja", "tokenizer"},
     {"models", "plan", "packed", "chat", "store", "cores"},
     {"weights"},
     {"packed_cache", "page_store", "fingerprint"},

@@ -1,7 +1,7 @@
-"""Text to token ids and back, from what a GGUF file says about its vocabulary.
+"""Text to token ids and back, from what a GGUF file, or a tokenizer.json, says.
 
     metadata -> vocabulary.py (checked) -> backend.py (a Hugging Face `tokenizers` object)
-                                        -> decoder.py (ids to text, never half a character)
+    folder -> huggingface.py (the same) -> decoder.py (ids to text, never half a character)
 
 presplit.py is the table of `tokenizer.ggml.pre`. Importing this package does not import
 `tokenizers`; building a Tokenizer does.

@@ -7,6 +7,9 @@ cut out of the text before anything else: user-defined ones always, control ones
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
@@ -39,16 +42,25 @@ def build(vocabulary: Vocabulary) -> Backend:
     UnsupportedError where the package `tokenizers` is not installed.
     """
     try:
-        from tokenizers import AddedToken, Tokenizer, models
+        import_module("tokenizers")
     except ImportError as error:
         raise UnsupportedError(
             f"a prompt that is text needs the package tokenizers: {error}",
             what="text",
             supported=["token ids"],
         ) from error
+    if vocabulary.file is not None:
+        return _of_file(vocabulary, vocabulary.file)
+    return _of_lists(vocabulary)
+
+
+def _of_lists(vocabulary: Vocabulary) -> Backend:
+    """Of tokens, merges or scores."""
+    from tokenizers import AddedToken, Tokenizer, models
+
     backwards = range(len(vocabulary.tokens) - 1, -1, -1)
     ids = dict(zip(reversed(vocabulary.tokens), backwards, strict=True))  # lowest id wins
-    try:
+    with _failures(vocabulary, "merges" if vocabulary.merges else "tokens"):
         if vocabulary.model == "llama":
             unknown = vocabulary.ids_of(TokenType.UNKNOWN)
             model = models.BPE(
@@ -61,13 +73,6 @@ def build(vocabulary: Vocabulary) -> Backend:
         else:
             ignore_merges = pre_split(vocabulary.pre).ignore_merges
             model = models.BPE(ids, vocabulary.merges, ignore_merges=ignore_merges)
-    except Exception as error:  # tokenizers raises bare Exception
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelFileError(
-            f"the vocabulary does not build: {message}",
-            path=vocabulary.path,
-            field="tokenizer.ggml.merges" if vocabulary.merges else "tokenizer.ggml.tokens",
-        ) from error
 
     def added(*types: TokenType, swallow: bool = False) -> list[AddedToken]:
         texts = dict.fromkeys(vocabulary.tokens[i] for i in vocabulary.ids_of(*types))
@@ -85,6 +90,62 @@ def build(vocabulary: Vocabulary) -> Backend:
     swallow = vocabulary.model == "llama" and all(m in ids for m in _PHI3_MARKS)
     marked.add_special_tokens(added(TokenType.CONTROL, TokenType.UNKNOWN, swallow=swallow))
     return Backend(plain, marked)
+
+
+def _of_file(vocabulary: Vocabulary, file: str) -> Backend:
+    """Of a tokenizer.json: its model, its steps, and its added tokens in the order of their ids,
+    since each takes the next one.
+    """
+    from tokenizers import Tokenizer, normalizers
+
+    with _failures(vocabulary):
+        whole = Tokenizer.from_file(file)
+        plain, marked = Tokenizer(whole.model), Tokenizer(whole.model)
+        for backend in (plain, marked):
+            if whole.normalizer is not None:
+                backend.normalizer = whole.normalizer
+            if whole.pre_tokenizer is not None:
+                backend.pre_tokenizer = whole.pre_tokenizer
+            for _, token in sorted(whole.get_added_tokens_decoder().items()):
+                if token.special:
+                    backend.add_special_tokens([_special(token)])
+                else:
+                    backend.add_tokens([token])
+        guard = normalizers.Replace(GUARD, "")
+        steps = [guard] if whole.normalizer is None else [guard, whole.normalizer]
+        marked.normalizer = normalizers.Sequence(steps)
+        plain.encode_special_tokens = True
+    return Backend(plain, marked)
+
+
+def _special(token: tokenizers.AddedToken) -> tokenizers.AddedToken:
+    """The same, looked for in the text as it is: else the guard would be gone by then."""
+    from tokenizers import AddedToken
+
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=False,
+        special=True,
+    )
+
+
+@contextmanager
+def _failures(vocabulary: Vocabulary, key: str = "") -> Iterator[None]:
+    """Turn what `tokenizers` raises, bare Exception and what comes of a panic, into ours."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelFileError(
+            f"the vocabulary does not build: {message}",
+            path=vocabulary.path,
+            field=f"tokenizer.ggml.{key}" if key else None,
+        ) from error
 
 
 def _set_pipeline(backend: tokenizers.Tokenizer, vocabulary: Vocabulary, *, guarded: bool) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from edge.errors import InputError, UnsupportedError
 from edge.tokenizer.backend import GUARD, SPM_SPACE, build
 from edge.tokenizer.decoder import StreamDecoder
+from edge.tokenizer.huggingface import read_folder
 from edge.tokenizer.vocabulary import TokenType, Vocabulary
 
 __all__ = ["Tokenizer"]
@@ -66,6 +68,22 @@ class Tokenizer:
         or contradicts itself, UnsupportedError for a tokenizer that edge does not know.
         """
         return cls(Vocabulary.from_metadata(metadata, fspath(path)))
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | PathLike[str],
+        n_vocab: int,
+        bos_id: int | None = None,
+        eos_ids: Iterable[int] = (),
+    ) -> Tokenizer:
+        """Build from tokenizer.json and tokenizer_config.json.
+
+        n_vocab: ids that the model has, which may be more than have a text; bos_id, eos_ids: those
+        that its own files name. Raises ModelFileError for files that are missing or contradict
+        themselves, UnsupportedError for a tokenizer that edge does not know.
+        """
+        return cls(read_folder(Path(folder), n_vocab, bos_id, eos_ids))
 
     def encode(self, text: str, *, special: bool = False, bos: bool | None = None) -> list[int]:
         """The ids of a text.

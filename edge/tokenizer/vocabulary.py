@@ -1,4 +1,4 @@
-"""The vocabulary a GGUF file describes, checked before anything is built from it."""
+"""The vocabulary of a model, and what a GGUF file says of it, checked before it is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from edge.errors import ModelFileError, UnsupportedError
 from edge.tokenizer.presplit import pre_split
 
-__all__ = ["MODELS", "TokenType", "Vocabulary"]
+__all__ = ["MODELS", "TokenType", "Vocabulary", "settle_control_tokens"]
 
 MODELS = ("gpt2", "llama")  # byte-level BPE; SentencePiece BPE with byte fallback
 _PREFIX = "tokenizer.ggml."
@@ -50,7 +50,8 @@ class Vocabulary:
     """tokens[i], types[i] (and scores[i]) describe token i; merges are best first.
 
     model: one of MODELS. scores: empty unless "llama"; merges: empty unless "gpt2".
-    end_ids: the tokens that end a turn, eos_id included.
+    end_ids: the tokens that end a turn, eos_id included. file: a tokenizer.json that says how text
+    is cut and merged, in the place of pre, scores and merges; None: these do.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     space_prefix: bool
+    file: str | None = None
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], path: str) -> Vocabulary:
@@ -91,7 +93,7 @@ class Vocabulary:
         }
         ends = frozenset(i for key, i in ids.items() if key != "bos" and i is not None)
         types = fields.types(len(tokens))
-        end_ids = ends | _settle_control_tokens(tokens, types, ends, ids["bos"])
+        end_ids = ends | settle_control_tokens(tokens, types, ends, ids["bos"])
         return cls(
             path=path,
             model=model,
@@ -117,7 +119,7 @@ class Vocabulary:
         return [i for i, t in enumerate(self.types) if t != 1]
 
 
-def _settle_control_tokens(
+def settle_control_tokens(
     tokens: list[str], types: list[int], ends: frozenset[int], bos_id: int | None
 ) -> frozenset[int]:
     """Make bos and the end tokens control tokens in `types`, whatever type the file gave them.

@@ -1,0 +1,94 @@
+"""The memory of an ONNX model, part by part, before onnxruntime takes any of it.
+
+weights           of every graph: onnxruntime lays those that its kernels read out anew
+keys and values   of all sessions that are planned for, full
+buffers           of a run: logits of each token where the graph makes them, activations
+the rest          as `edge.ledger` counts it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge import ledger, memory
+from edge.errors import MemoryBudgetError
+from edge.onnx.folder import Decoder, Folder
+from edge.onnx.runners import most_tokens
+
+if TYPE_CHECKING:
+    from edge.loading import Loading
+
+__all__ = ["Budget"]
+
+#: onnxruntime, imported, with a session of an empty graph.
+_RUNTIME = {"onnxruntime": 32 << 20}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The plan of a model's memory. parts: bytes by name; budget: for the whole process, None: the
+    system does not say; is_stated: the caller did.
+    """
+
+    path: str
+    parts: dict[str, int]
+    context: int
+    sessions: int
+    budget: int | None
+    is_stated: bool
+
+    @classmethod
+    def draw_up(cls, folder: Folder, n_context: int, loading: Loading) -> Budget:
+        """Add up. Raises MemoryBudgetError for a stated budget that is more than there is."""
+        element = np.dtype(folder.dtype).itemsize
+        position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim * element
+        positions = n_context if isinstance(folder, Decoder) else folder.context or n_context
+        copies = 2 if isinstance(folder, Decoder) and not folder.is_shared else 1
+        text = ledger.text_parts(ledger.TOKENIZER_BYTES["gpt2"], folder.n_vocab, n_context)
+        parts = {
+            "weights": folder.weight_bytes,
+            "keys and values": copies * loading.sessions * positions * position,
+            "buffers": _buffers(folder, most_tokens(folder)),
+            **text,
+            "program": ledger.program_bytes(_RUNTIME),
+            "margin": ledger.MARGIN_BYTES,
+        }
+        budget = ledger.budget_of(loading.memory)
+        stated = loading.memory is not None
+        return cls(str(folder.path), parts, n_context, loading.sessions, budget, stated)
+
+    @property
+    def needed(self) -> int:
+        """Bytes in all."""
+        return sum(self.parts.values())
+
+    def require(self) -> None:
+        """Raise MemoryBudgetError unless it fits."""
+        if self.budget is None or self.needed <= self.budget:
+            return
+        show, kv = memory.show, self.parts["keys and values"]
+        listed = ", ".join(f"{name} {show(size)}" for name, size in self.parts.items() if size)
+        there = "the budget is" if self.is_stated else "there is"
+        over = self.needed - self.budget
+        fits = int(self.context * (1 - over / kv)) if kv > over else 0
+        hint = f"Try --context {fits}" if fits else "Keys and values are not what is too much"
+        raise MemoryBudgetError(
+            f"{self.path} needs {show(self.needed)}, {there} {show(self.budget)}: {listed}. {hint}",
+            needed=self.needed,
+            budget=self.budget,
+            parts=self.parts,
+        )
+
+
+def _buffers(folder: Folder, chunk: int) -> int:
+    """Bytes of what a run makes: of the widest results of matmuls, eight at a time."""
+    widest, n_bytes = 0, 4 * folder.n_vocab
+    for graph in folder.graphs.values():
+        widths = [t.dims[-1] for t in graph.initializers.values() if len(t.dims) == 2]
+        widest = max([widest, *(w for w in widths if w != folder.n_vocab)])
+    if isinstance(folder, Decoder) and not folder.last_only:
+        n_bytes *= chunk
+    return n_bytes + 8 * 4 * chunk * widest

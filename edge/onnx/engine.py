@@ -1,0 +1,298 @@
+"""A model of ONNX graphs, run by onnxruntime: the same to sessions as `edge.engine.Engine`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import __version__, cores
+from edge.errors import CancelledError, ContextError, InputError, ModelFileError
+from edge.loading import Loading, LoadOptions
+from edge.onnx import providers
+from edge.onnx.budget import Budget
+from edge.onnx.folder import Decoder, Folder, Static, open_folder
+from edge.onnx.runners import DecoderRunner, StaticRunner, most_tokens
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edge.chat import ChatTemplate
+    from edge.engine import Cancel
+    from edge.kv import WhenFull
+    from edge.onnx.kv import HostCache
+    from edge.onnx.runners import Runner, Want
+    from edge.tokenizer import Tokenizer
+
+__all__ = ["OnnxConfig", "OnnxEngine"]
+
+_CONTEXT = 4096  # tokens, where neither the caller nor a fixed shape says otherwise
+_SAMPLES, _SAMPLE_BYTES = 1024, 4096  # of each file, for the fingerprint
+
+#: Options of loading that are of GGUF models alone, and what to do instead.
+_FOREIGN = {
+    "layout": "the weights are as they were exported: leave it out",
+    "kv": "keys and values are of the type that the graph has: leave it out",
+    "prefix_cache": "save the session instead, and resume it",
+}
+
+
+@dataclass(frozen=True)
+class OnnxConfig:
+    """n_context: positions that a session may use; n_context_train: that the model was made for,
+    0: it does not say.
+    """
+
+    n_context: int
+    n_context_train: int
+
+
+class OnnxEngine:
+    """A loaded model, see `edge.backend.Backend`. Get one with `OnnxEngine.load`.
+
+    folder: what was loaded; target: what it runs on; opened: onnxruntime's sessions by graph;
+    chunk: most tokens of one call of `run`.
+    """
+
+    keeps_prompts = False
+    refused: str | None = None
+
+    def __init__(self, folder: Folder, loading: Loading, target: providers.Target) -> None:
+        self.folder, self.target = folder, target
+        self.config = _config(folder, loading.context)
+        self.chunk, self.n_vocab = most_tokens(folder), folder.n_vocab
+        self.isa = f"onnxruntime {target.provider.name}"
+        self.budget = Budget.draw_up(folder, self.config.n_context, loading)
+        self.opened: dict[str, providers.Opened] = {}
+        self._runner: Runner | None = None
+        self._fingerprint: bytes | None = None
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        opened: Callable[[OnnxEngine], None] | None = None,
+        **options: Unpack[LoadOptions],
+    ) -> OnnxEngine:
+        """Open a folder of ONNX graphs, or one .onnx file.
+
+        progress(bytes done, bytes in all); opened: called with the engine before it takes time.
+        options: see `edge.loading.Loading`. Raises ModelFileError, UnsupportedError,
+        MemoryBudgetError, ContextError, InputError for an option that is of GGUF models alone.
+        """
+        loading = Loading.of(options)
+        for name, hint in _FOREIGN.items():
+            if getattr(loading, name) != getattr(Loading(), name):
+                raise InputError(f"{name} is an option of GGUF models: {hint}")
+        folder = open_folder(path)
+        target = providers.choose(
+            loading.ep,
+            folder.made_for,
+            threads=cores.choose(loading.threads).threads,
+            fallback=loading.fallback,
+            soc=loading.soc,
+        )
+        engine = cls(folder, loading, target)
+        engine.budget.require()
+        if opened:
+            opened(engine)
+        engine._open(progress)
+        return engine
+
+    @property
+    def path(self) -> str:
+        """What the user named: the folder, or the file."""
+        return os.fspath(self.folder.path)
+
+    @property
+    def threads(self) -> int:
+        """How many onnxruntime may use; a provider off the CPU does as it likes."""
+        return self.target.threads
+
+    @property
+    def fingerprint(self) -> bytes:
+        """32 bytes over the model's files: what is in the graphs, and pieces of the weights."""
+        with self._lock:
+            if self._fingerprint is None:
+                self._fingerprint = _fingerprint(self.folder)
+            return self._fingerprint
+
+    def new_tokenizer(self) -> Tokenizer:
+        """Its tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
+        from edge.tokenizer import Tokenizer
+
+        folder = self.folder
+        return Tokenizer.from_folder(folder.root, folder.n_vocab, folder.bos_id, folder.eos_ids)
+
+    def new_template(self) -> ChatTemplate:
+        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
+        from edge.chat import ChatTemplate
+
+        return ChatTemplate.from_folder(self.folder.root)
+
+    def facts(self) -> dict[str, Any]:
+        """What a session depends on, plain values for JSON."""
+        layout = self._running().layout
+        return {
+            "edge": __version__,
+            "model": f"{self.folder.name} (ONNX)",
+            "fingerprint": self.fingerprint.hex(),
+            "kv": {
+                "type": layout.dtype,
+                "n_layers": layout.n_layers,
+                "n_kv_heads": layout.n_kv_heads,
+                "head_dim": layout.head_dim,
+            },
+            "factors": None,
+            "native_bf16": False,
+            "context": self.config.n_context,
+        }
+
+    def info(self) -> dict[str, Any]:
+        """Facts, plain values for JSON. Sizes in bytes, contexts in tokens."""
+        folder, layout = self.folder, self._running().layout
+        return {
+            "path": self.path,
+            "name": folder.name,
+            "architecture": folder.architecture,
+            "graphs": {name: os.fspath(graph.path) for name, graph in folder.graphs.items()},
+            "provider": self.target.provider.name,
+            "layers": folder.n_layers,
+            "vocabulary": self.n_vocab,
+            "context": self.config.n_context,
+            "context_trained": self.config.n_context_train,
+            "threads": self.threads,
+            "isa": self.isa,
+            "file_bytes": sum(file.stat().st_size for file in folder.files),
+            "cache_bytes": layout.position_bytes * self.config.n_context,
+        }
+
+    def cache(self, when_full: WhenFull = "stop") -> HostCache:
+        """A new, empty cache. Raises InputError, UnsupportedError for one that should slide."""
+        return self._running().cache(when_full)
+
+    def run(
+        self,
+        cache: HostCache,
+        tokens: Sequence[int],
+        *,
+        logits: Want = "last",
+        cancel: Cancel | None = None,
+    ) -> NDArray[np.float32] | None:
+        """Run 1 to `chunk` tokens behind those in the cache, and add them to it.
+
+        Returns logits (rows, n_vocab): of the last token, of all, or None. The flag to cancel is
+        looked at between runs of onnxruntime. Raises ContextError when they do not fit, InputError
+        for a token that is not in the vocabulary, CancelledError (the cache is then as it was),
+        ModelFileError when onnxruntime fails, or the logits are not finite.
+        """
+        n = len(tokens)
+        with self._lock:
+            runner = self._running()
+            if not 1 <= n <= self.chunk:
+                raise InputError(f"{n} tokens in one run: from 1 to {self.chunk}")
+            if not 0 <= min(tokens) <= max(tokens) < self.n_vocab:
+                raise InputError(
+                    f"token ids from {min(tokens)} to {max(tokens)}: 0 to {self.n_vocab - 1}"
+                )
+            start = cache.length
+            cache.reserve(start + n)
+            done, rows = 0, list[NDArray[np.float32]]()
+            for size in runner.pieces(start, n, logits):
+                if cancel is not None and cancel.is_set():
+                    raise CancelledError("the call was cancelled")
+                made = self._step(cache, start + done, tokens[done : done + size], logits)
+                done += size
+                if made is not None and (logits == "all" or done == n):
+                    rows.append(made if logits == "all" else made[-1:])
+            cache.append(tokens)
+        return np.concatenate(rows) if rows else None
+
+    def close(self) -> None:
+        """Give everything back. A run under way ends first; runs after it raise InputError."""
+        with self._lock:
+            self._runner = None
+            self.opened = {}
+
+    def _open(self, progress: Callable[[int, int], None] | None) -> None:
+        """Have onnxruntime load the graphs."""
+        if progress:
+            progress(0, self.folder.weight_bytes)
+        graphs = {name: graph.path for name, graph in self.folder.graphs.items()}
+        self.opened = providers.open_sessions(graphs, self.target, self.fingerprint)
+        sessions = {name: opened.session for name, opened in self.opened.items()}
+        if isinstance(self.folder, Static):
+            self._runner = StaticRunner(self.folder, sessions, self.config.n_context)
+        elif isinstance(self.folder, Decoder):
+            self._runner = DecoderRunner(self.folder, sessions, self.config.n_context)
+        if progress:
+            progress(self.folder.weight_bytes, self.folder.weight_bytes)
+
+    def _running(self) -> Runner:
+        if os.getpid() != self._process:
+            raise InputError("the model was loaded before a fork: load it in the child")
+        if self._runner is None:
+            raise InputError("the model was closed")
+        return self._runner
+
+    def _step(
+        self, cache: HostCache, start: int, tokens: Sequence[int], logits: Want
+    ) -> NDArray[np.float32] | None:
+        """One run of onnxruntime."""
+        try:
+            made = self._running().run(cache, start, tokens, logits)
+        except Exception as e:  # onnxruntime's own have no common root
+            if not (isinstance(e, RuntimeError) or type(e).__module__.startswith("onnxruntime")):
+                raise
+            raise ModelFileError(
+                f"onnxruntime cannot run it: {' '.join(str(e).split())}", path=self.path
+            ) from e
+        if made is not None and not np.isfinite(made).all():
+            raise ModelFileError(
+                "the logits came out NaN or infinite: the weights are damaged", path=self.path
+            )
+        return made
+
+
+def _config(folder: Folder, wanted: int | None) -> OnnxConfig:
+    """How many positions sessions have. Raises InputError, ContextError."""
+    most, is_fixed = folder.context, isinstance(folder, Static)
+    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
+        raise InputError(f"a context of {wanted!r}: it is a number of tokens")
+    if wanted is not None and wanted < 1:
+        raise InputError(f"a context of {wanted} tokens holds nothing: ask for 1 or more")
+    if wanted is not None and most is not None and wanted > most:
+        hint = f": export it anew with --context {wanted}" if is_fixed else ""
+        raise ContextError(
+            f"{folder.path}: a context of {wanted} tokens was asked for, the model was made for "
+            f"{most}{hint}",
+            needed=wanted,
+            limit=most,
+        )
+    n_context = wanted or (most if is_fixed else None) or min(_CONTEXT, most or _CONTEXT)
+    return OnnxConfig(n_context, most or 0)
+
+
+def _fingerprint(folder: Folder) -> bytes:
+    out = blake2b(digest_size=32)
+    for file in folder.files:
+        try:
+            with open(file, "rb") as data:
+                size = os.fstat(data.fileno()).st_size
+                out.update(f"{file.name} {size} ".encode())
+                for start in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+                    data.seek(start)
+                    out.update(data.read(_SAMPLE_BYTES))
+        except OSError as e:
+            raise ModelFileError(f"cannot be read: {e.strerror or e}", path=file) from e
+    return out.digest()

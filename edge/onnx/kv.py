@@ -1,0 +1,306 @@
+"""Keys and values of one session in memory of the host, in the shapes that its graphs take.
+
+FixedCache     an array of all positions for each layer's keys and values; new ones are written
+               at their position: by the graph itself, or by the host
+GrowingCache   the graph makes arrays that are one run longer out of those that there are: two
+               buffers of each, which change places
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import ContextError, InputError, MemoryBudgetError, UnsupportedError
+from edge.kv import PAGE, WhenFull
+
+__all__ = ["FixedCache", "GrowingCache", "HostCache", "Layout"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a cache holds. dtype: as numpy calls it. keys_last: keys lie with their positions last,
+    (1, heads, head_dim, positions); values, and keys otherwise, as (1, heads, positions, head_dim).
+    """
+
+    dtype: str
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+    keys_last: bool = False
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one token's keys and values."""
+        numbers = 2 * self.n_layers * self.n_kv_heads * self.head_dim
+        return numbers * np.dtype(self.dtype).itemsize
+
+    @property
+    def axes(self) -> list[int]:
+        """Where positions are in each array: of layer 0's keys, its values, layer 1's keys..."""
+        return [3 if self.keys_last else 2, 2] * self.n_layers
+
+    def shape(self, axis: int, n: int) -> tuple[int, int, int, int]:
+        """Of an array of n positions."""
+        if axis == 3:
+            return 1, self.n_kv_heads, self.head_dim, n
+        return 1, self.n_kv_heads, n, self.head_dim
+
+
+class HostCache(ABC):
+    """A session's keys and values, see `edge.backend.Cache`.
+
+    tokens: those that it holds; limit: the most. A page is PAGE positions of every array one after
+    the other, zeros where there are no more. bindings: what runs have bound for it.
+    Raises UnsupportedError for a context that should slide, MemoryBudgetError.
+    """
+
+    def __init__(self, layout: Layout, limit: int, when_full: WhenFull = "stop") -> None:
+        if when_full not in get_args(WhenFull):
+            raise InputError(f"when_full {when_full!r}: one of {', '.join(get_args(WhenFull))}")
+        if when_full == "slide":
+            raise UnsupportedError(
+                "an ONNX model cannot slide: its graphs see all tokens that there are",
+                what="when_full slide",
+                supported=["when_full stop"],
+            )
+        self.layout, self.limit = layout, limit
+        self.when_full: WhenFull = when_full
+        self.tokens: list[int] = []
+        self.bindings: dict[str, Any] = {}
+        self._closed = False
+        try:
+            self._allocate()
+        except MemoryError as e:
+            needed = layout.position_bytes * limit
+            raise MemoryBudgetError(
+                f"no memory for keys and values of {limit} tokens", needed=needed, budget=0
+            ) from e
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+        return len(self.tokens)
+
+    @property
+    def n_pages(self) -> int:
+        """Pages that its tokens take."""
+        return -(-self.length // PAGE)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page."""
+        return PAGE * self.layout.position_bytes
+
+    def has_page(self, i: int) -> bool:
+        """Whether page i is in memory."""
+        return 0 <= i < self.n_pages
+
+    def page(self, i: int) -> memoryview:
+        """The bytes of page i, a copy. Raises InputError for one that it does not have."""
+        self.check_open()
+        if not self.has_page(i):
+            raise InputError(f"the cache has no page {i}")
+        page = np.zeros(self.page_bytes, np.uint8)
+        n = min(PAGE, self.length - i * PAGE)
+        for there, inside in zip(self._slices(i * PAGE, n), self._inside(page, n), strict=True):
+            inside[:] = there
+        return memoryview(page.data).toreadonly()
+
+    def unseen(self, length: int) -> range:
+        """Pages that no token behind the first `length` sees: none."""
+        return range(0)
+
+    def room(self, n_tokens: int) -> int:
+        """How many of n_tokens the next run may take: all."""
+        return n_tokens
+
+    def reserve(self, n_tokens: int) -> None:
+        """Raise ContextError when it cannot hold n_tokens in all, InputError once closed."""
+        self.check_open()
+        if n_tokens > self.limit:
+            raise ContextError(
+                f"{n_tokens} tokens are {n_tokens - self.limit} more than the context of "
+                f"{self.limit} holds",
+                needed=n_tokens,
+                limit=self.limit,
+            )
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """The tokens were run: they are in the cache now."""
+        self.tokens += tokens
+
+    def adopt(self, tokens: Sequence[int]) -> int:
+        """Nothing is shared between caches; the length."""
+        self.check_open()
+        return self.length
+
+    def trim(self, length: int) -> None:
+        """Keep the first `length` tokens. Raises InputError for more than there are."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"the cache holds {self.length} tokens, cannot keep {length}")
+        del self.tokens[length:]
+
+    def fork(self) -> HostCache:
+        """Another cache with a copy of the content. Raises MemoryBudgetError."""
+        self.check_open()
+        twin = type(self)(self.layout, self.limit, self.when_full)
+        twin._begin(self.length)
+        n = self.length
+        for mine, its in zip(self._slices(0, n), twin._slices(0, n), strict=True):
+            its[:] = mine
+        twin.tokens = list(self.tokens)
+        return twin
+
+    def keep(self, n_tokens: int) -> int:
+        """Raise InputError: there is nowhere to keep them."""
+        raise InputError("an ONNX model keeps no prompts: save the session instead")
+
+    def restore(self, tokens: Sequence[int], pages: Sequence[bytes | memoryview | None]) -> None:
+        """Fill an empty cache with another's tokens and pages.
+
+        Raises InputError for pages that cannot be those of the tokens, ContextError.
+        """
+        if self.length or len(pages) != -(-len(tokens) // PAGE):
+            raise InputError(f"{len(pages)} pages of {len(tokens)} tokens do not fill the cache")
+        self.reserve(len(tokens))
+        self._begin(len(tokens))
+        for i, data in enumerate(pages):
+            if data is None or memoryview(data).nbytes != self.page_bytes:
+                raise InputError(f"page {i} is not one of {self.page_bytes} bytes")
+            page = np.frombuffer(data, np.uint8)
+            n = min(PAGE, len(tokens) - i * PAGE)
+            for there, inside in zip(self._slices(i * PAGE, n), self._inside(page, n), strict=True):
+                there[:] = inside
+        self.append(tokens)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._closed = True
+        self.tokens = []
+        self.bindings = {}
+        self._free()
+
+    def check_open(self) -> None:
+        """Raise InputError once closed."""
+        if self._closed:
+            raise InputError("the session was closed")
+
+    def _slices(self, start: int, n: int) -> list[Array]:
+        """n positions of each array."""
+        return [
+            array[_positions(axis, start, n)]
+            for axis, array in zip(self.layout.axes, self._arrays(), strict=True)
+        ]
+
+    def _inside(self, page: Array, n: int) -> list[Array]:
+        """The first n positions of each array in a page (page_bytes,)."""
+        parts = page.view(self.layout.dtype).reshape(2 * self.layout.n_layers, -1)
+        return [
+            part.reshape(self.layout.shape(axis, PAGE))[_positions(axis, 0, n)]
+            for axis, part in zip(self.layout.axes, parts, strict=True)
+        ]
+
+    @abstractmethod
+    def _allocate(self) -> None:
+        """Take the memory. Raises MemoryError."""
+
+    @abstractmethod
+    def _begin(self, length: int) -> None:
+        """Empty, be ready for `length` positions to be written."""
+
+    @abstractmethod
+    def _arrays(self) -> list[Array]:
+        """The arrays as they are now, in the order of `Layout.axes`."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Drop the memory."""
+
+
+class FixedCache(HostCache):
+    """Arrays of all positions. arrays: in the order of `Layout.axes`; those behind `length` hold
+    zeros, or what was there once.
+    """
+
+    arrays: list[Array]
+
+    def write(self, start: int, n: int, new: Sequence[Array]) -> None:
+        """Put the first n positions of new arrays at start."""
+        for axis, there, piece in zip(self.layout.axes, self._slices(start, n), new, strict=True):
+            there[:] = piece[_positions(axis, 0, n)]
+
+    def _allocate(self) -> None:
+        layout = self.layout
+        self.arrays = [
+            np.zeros(layout.shape(axis, self.limit), layout.dtype) for axis in layout.axes
+        ]
+
+    def _begin(self, length: int) -> None:
+        pass
+
+    def _arrays(self) -> list[Array]:
+        return self.arrays
+
+    def _free(self) -> None:
+        self.arrays = []
+
+
+class GrowingCache(HostCache):
+    """Two buffers of all positions for each array, filled in the shape of as many as there are."""
+
+    _now: list[Array]
+    _next: list[Array]
+    _filled: int
+
+    def step(self, start: int, n: int) -> tuple[list[Array], list[Array]]:
+        """For a run of n tokens behind the first `start`: what there is, and where it goes with
+        the new ones.
+        """
+        if self._filled != start:  # it was cut
+            kept = [np.array(piece) for piece in self._slices(0, start)]
+            self._filled = start
+            for there, piece in zip(self._arrays(), kept, strict=True):
+                there[:] = piece
+        return self._shaped(self._now, start), self._shaped(self._next, start + n)
+
+    def ran(self, length: int) -> None:
+        """The run ended well: the cache is what it made."""
+        self._now, self._next = self._next, self._now
+        self._filled = length
+
+    def _allocate(self) -> None:
+        layout, self._filled = self.layout, 0
+        size = layout.n_kv_heads * layout.head_dim * self.limit
+        self._now, self._next = (
+            [np.empty(size, layout.dtype) for _ in layout.axes] for _ in range(2)
+        )
+
+    def _begin(self, length: int) -> None:
+        self._filled = length
+
+    def _arrays(self) -> list[Array]:
+        return self._shaped(self._now, self._filled)
+
+    def _shaped(self, buffers: list[Array], n: int) -> list[Array]:
+        layout = self.layout
+        size = layout.n_kv_heads * layout.head_dim * n
+        return [
+            buffer[:size].reshape(layout.shape(axis, n))
+            for axis, buffer in zip(layout.axes, buffers, strict=True)
+        ]
+
+    def _free(self) -> None:
+        self._now, self._next = [], []
+
+
+def _positions(axis: int, start: int, n: int) -> tuple[slice, ...]:
+    """An index of n positions on an axis."""
+    return (*(slice(None),) * axis, slice(start, start + n))

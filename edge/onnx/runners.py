@@ -1,0 +1,218 @@
+"""One run of onnxruntime after another: how graphs of each kind are fed, with nothing copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.kv import WhenFull
+from edge.onnx.folder import Decoder, Folder, Static, static_shapes
+from edge.onnx.kv import FixedCache, GrowingCache, HostCache, Layout
+
+__all__ = ["DecoderRunner", "Runner", "StaticRunner", "Want", "most_tokens"]
+
+Array = NDArray[Any]
+Want = Literal["none", "last", "all"]
+
+_CHUNK = 256  # most tokens of a run of a dynamic graph
+_MERGED_CHUNK = 512  # of one that takes them one by one after the first run
+_CHUNK_COSTS = 16  # a run of a chunk of n costs as much as n / 16 runs of a token, at least
+_MASKED = -1e4  # added to a score that must not count: 16-bit floats hold it
+
+
+def most_tokens(folder: Folder) -> int:
+    """Most tokens that go into one run."""
+    if isinstance(folder, Static):
+        return folder.chunk
+    return _MERGED_CHUNK if isinstance(folder, Decoder) and folder.branch else _CHUNK
+
+
+class Runner(Protocol):
+    """Runs of one model. layout: of its caches."""
+
+    layout: Layout
+
+    def cache(self, when_full: WhenFull) -> HostCache:
+        """A new cache."""
+
+    def pieces(self, start: int, n: int, want: Want) -> Iterator[int]:
+        """How n tokens behind the first `start` are divided into runs."""
+
+    def run(self, cache: Any, start: int, tokens: Sequence[int], want: Want) -> Array | None:
+        """One of the pieces. Logits (rows, n_vocab), of the last token at least, where they are
+        wanted.
+        """
+
+
+class DecoderRunner:
+    """One graph that takes tokens and all keys and values, see `edge.onnx.folder.Decoder`."""
+
+    def __init__(self, folder: Decoder, sessions: Mapping[str, Any], n_context: int) -> None:
+        self._folder, self._session, self._n_context = folder, sessions["model"], n_context
+        self._last_only = folder.last_only
+        inputs = folder.graphs["model"].inputs
+        self._types = {name: value.dtype for name, value in inputs.items()}
+        self._mask = np.ones((1, n_context), self._types[folder.mask])
+        self._positions = np.arange(n_context, dtype=self._types.get(folder.positions, "int64"))
+        self._logits_type = folder.graphs["model"].outputs[folder.logits].dtype
+        self.layout = Layout(folder.dtype, folder.n_layers, folder.n_kv_heads, folder.head_dim)
+
+    def cache(self, when_full: WhenFull) -> HostCache:
+        """A new cache."""
+        kind = FixedCache if self._folder.is_shared else GrowingCache
+        return kind(self.layout, self._n_context, when_full)
+
+    def pieces(self, start: int, n: int, want: Want) -> Iterator[int]:
+        """All at once, but one by one where the graph has no logits of each, or (a merged one)
+        takes no more behind others.
+        """
+        if (want == "all" and self._last_only) or (self._folder.branch and start):
+            yield from (1 for _ in range(n))
+        else:
+            yield n
+
+    def run(self, cache: Any, start: int, tokens: Sequence[int], want: Want) -> Array | None:
+        """One run of the graph."""
+        names, n = self._folder, len(tokens)
+        io = cache.bindings.get("model")
+        if io is None:
+            io = cache.bindings["model"] = self._session.io_binding()
+            io.bind_output(names.logits)
+            if isinstance(cache, FixedCache):
+                self._bind(io, cache.arrays, cache.arrays)
+        io.bind_cpu_input(names.ids, np.array([tokens], self._types[names.ids]))
+        io.bind_cpu_input(names.mask, self._mask[:, : start + n])
+        if names.positions:
+            io.bind_cpu_input(names.positions, self._positions[None, start : start + n])
+        if names.branch:
+            io.bind_cpu_input(names.branch, np.array([start > 0]))
+        if names.rows:
+            rows = np.array(0 if want == "all" else 1, self._types[names.rows])
+            io.bind_cpu_input(names.rows, rows)
+        if isinstance(cache, GrowingCache):
+            self._bind(io, *cache.step(start, n))
+        io.bind_output(names.logits)  # again: what the last run made would be taken as the place
+        self._session.run_with_iobinding(io)
+        if isinstance(cache, GrowingCache):
+            cache.ran(start + n)
+        if want == "none":
+            return None
+        logits: Array = io.get_outputs_as_ortvaluevector()[0].numpy()[0]
+        if len(logits) < n:
+            self._last_only = True
+        return logits.astype(np.float32, copy=False)
+
+    def _bind(self, io: Any, past: Sequence[Array], present: Sequence[Array]) -> None:
+        """Keys and values before a run, and where those after it go."""
+        befores = (name for layer in self._folder.kv for name in layer.past)
+        afters = (name for layer in self._folder.kv for name in layer.present)
+        for name, array in zip(befores, past, strict=True):
+            io.bind_cpu_input(name, array)
+        for name, array in zip(afters, present, strict=True):
+            _bind_output(io, name, array)
+
+
+class StaticRunner:
+    """Our export of fixed shapes: the host looks up embeddings, owns the cache, makes the mask."""
+
+    def __init__(self, folder: Static, sessions: Mapping[str, Any], n_context: int) -> None:
+        self._folder, self._n_context, self._all = folder, n_context, folder.context or 0
+        self.layout = Layout(
+            folder.dtype, folder.n_layers, folder.n_kv_heads, folder.head_dim, keys_last=True
+        )
+        self._chunk = _StaticGraph(folder, sessions, "chunk")
+        self._token = _StaticGraph(folder, sessions, "token")
+
+    def cache(self, when_full: WhenFull) -> HostCache:
+        """A new cache: of all positions that the graphs have, whatever the limit."""
+        cache = FixedCache(self.layout, self._all, when_full)
+        cache.limit = self._n_context
+        return cache
+
+    def pieces(self, start: int, n: int, want: Want) -> Iterator[int]:
+        """Chunks, the last one padded, and the last token alone, since only that has logits. Few
+        tokens are run one by one: a chunk costs as much as some.
+        """
+        n_chunked = {"none": n, "last": n - 1, "all": 0}[want]
+        if n_chunked > self._folder.chunk // _CHUNK_COSTS:
+            yield n_chunked
+            n -= n_chunked
+        yield from (1 for _ in range(n))
+
+    def run(self, cache: Any, start: int, tokens: Sequence[int], want: Want) -> Array | None:
+        """One run of chunk.onnx or token.onnx."""
+        graph = self._token if len(tokens) == 1 else self._chunk
+        graph.run(cache, start, tokens)
+        return graph.logits if want != "none" and len(tokens) == 1 else None
+
+
+class _StaticGraph:
+    """chunk.onnx or token.onnx with all that it reads and writes, but for the cache."""
+
+    def __init__(self, folder: Static, sessions: Mapping[str, Any], name: str) -> None:
+        self._name, self._session = name, sessions[name]
+        self._n, self._all = (folder.chunk if name == "chunk" else 1), folder.context or 0
+        self._names = folder.graphs[name].inputs
+        inputs, outputs = static_shapes(folder, self._n, head=name == "token")
+        self._ins = {key: np.zeros(inputs[key], np.float32) for key in ("hidden", "cos", "sin")}
+        self._mask = np.full(inputs["mask"], _MASKED, np.float32)
+        self._mask[..., self._all :] = np.triu(self._mask[..., self._all :], 1)
+        self._seen = 0  # positions of the cache that the mask lets through
+        self._outs = {
+            key: np.zeros(shape, folder.dtype if key.startswith("new") else np.float32)
+            for key, shape in outputs.items()
+        }
+        self._new = [array for key, array in self._outs.items() if key.startswith("new")]
+        self._ids = np.zeros((1, self._n), np.int64)
+        self._positions = np.zeros((1, self._n), np.int64)
+        self._embedding = sessions["embedding"]
+        self._lookup = self._embedding.io_binding()
+        self._lookup.bind_cpu_input("input_ids", self._ids)
+        self._lookup.bind_cpu_input("position_ids", self._positions)
+        for key, array in self._ins.items():
+            _bind_output(self._lookup, key, array)
+
+    @property
+    def logits(self) -> Array:
+        """A copy of those of the last run (1, n_vocab); token.onnx has them."""
+        return np.array(self._outs["logits"][0])
+
+    def run(self, cache: FixedCache, start: int, tokens: Sequence[int]) -> None:
+        """Run tokens, fewer than there is room for are padded, and put what is new in the cache."""
+        n = len(tokens)
+        self._ids[0, :n] = tokens
+        np.minimum(start + np.arange(self._n), self._all - 1, out=self._positions[0])
+        self._see(start)
+        self._embedding.run_with_iobinding(self._lookup)
+        io = cache.bindings.get(self._name)
+        if io is None:
+            io = cache.bindings[self._name] = self._bind(cache)
+        self._session.run_with_iobinding(io)
+        cache.write(start, n, self._new)
+
+    def _see(self, length: int) -> None:
+        """Let the mask show the first `length` positions of a cache."""
+        first, last = sorted((length, self._seen))
+        self._mask[..., first:last] = 0 if length > self._seen else _MASKED
+        self._seen = length
+
+    def _bind(self, cache: FixedCache) -> Any:
+        io = self._session.io_binding()
+        past = [
+            f"past_{what}.{i}" for i in range(cache.layout.n_layers) for what in ("key", "value")
+        ]
+        arrays = dict(zip(past, cache.arrays, strict=True))
+        for key, array in {**self._ins, "mask": self._mask, **arrays}.items():
+            if key in self._names:
+                io.bind_cpu_input(key, array)
+        for key, array in self._outs.items():
+            _bind_output(io, key, array)
+        return io
+
+
+def _bind_output(io: Any, name: str, array: Array) -> None:
+    """Let a run write into an array, which must live as long."""
+    io.bind_output(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)

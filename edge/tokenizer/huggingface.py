@@ -1,0 +1,158 @@
+"""The vocabulary of a folder in the form of Hugging Face: tokenizer.json, and what lies beside it.
+
+tokenizer.json says how a text is cut and merged, so the package `tokenizers` takes it as it is
+(backend.py); here is read what it says of the tokens themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edge.errors import UnsupportedError, brief
+from edge.json_file import JsonFile
+from edge.tokenizer.vocabulary import TokenType, Vocabulary, settle_control_tokens
+
+__all__ = ["read_folder", "token_text"]
+
+_MOST_BYTES = 96 << 20  # of tokenizer.json: the largest in use have some 35
+_SPM_SPACE = "\u2581"
+
+
+def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[int]) -> Vocabulary:
+    """The vocabulary of a folder, filled up to the n_vocab ids that the model has.
+
+    bos_id, ends: what the model's own files name; tokenizer_config.json may name more.
+    Raises ModelFileError for files that are missing, damaged or contradict themselves,
+    UnsupportedError for a tokenizer that is no BPE.
+    """
+    file = JsonFile.read(folder / "tokenizer.json", _MOST_BYTES)
+    config = JsonFile.find(folder / "tokenizer_config.json")
+    is_spm = _is_spm(file)
+    tokens, types = _tokens(file, n_vocab, is_spm)
+    ids = {token: i for i, token in enumerate(tokens) if token}
+
+    def named(key: str, given: Iterable[int]) -> list[int]:
+        text = token_text(config, key)
+        found = [*given, *([ids[text]] if text in ids else [])]
+        for token in found:
+            if token >= n_vocab:
+                raise file.error(key, f"token {token} is outside the vocabulary of {n_vocab}")
+        return found
+
+    bos = named("bos_token", [] if bos_id is None else [bos_id])
+    eos = named("eos_token", ends)
+    end_ids = frozenset(eos)
+    bos_id = bos[0] if bos else None
+    end_ids |= settle_control_tokens(tokens, types, end_ids, bos_id)
+    add_bos = config.get("add_bos_token", bool, _adds(file, tokens, bos_id))
+    return Vocabulary(
+        path=str(file.path),
+        model="llama" if is_spm else "gpt2",
+        pre="",
+        tokens=tokens,
+        types=types,
+        scores=[],
+        merges=[],
+        bos_id=bos_id,
+        eos_id=eos[0] if eos else None,
+        end_ids=end_ids,
+        add_bos=add_bos and bos_id is not None,
+        add_eos=config.get("add_eos_token", bool, False) and bool(eos),
+        space_prefix=is_spm and _puts_space(file),
+        file=str(file.path),
+    )
+
+
+def token_text(config: JsonFile, key: str) -> str:
+    """The text of a token that tokenizer_config.json names; "" where it names none."""
+    value = config.values.get(key)
+    if isinstance(value, dict):
+        return config.inside(key).get("content", str, "")
+    return config.get(key, str, "")
+
+
+def _is_spm(file: JsonFile) -> bool:
+    """Whether a space is spelled as SentencePiece does, not as a byte. Raises UnsupportedError."""
+    kind = file.inside("model").get("type", str, "BPE")
+    parts = ("pre_tokenizer", "decoder", "normalizer")
+    steps = [step for part in parts for step in _steps(file, part)]
+    if kind == "BPE":
+        if any(step.get("type") == "ByteLevel" for step in steps):
+            return False
+        if any(step.get("type") == "Metaspace" or _SPM_SPACE in str(step) for step in steps):
+            return True
+    raise UnsupportedError(
+        f"{file.path}: a tokenizer of another kind, {brief(kind)}",
+        what=f"tokenizer {kind}",
+        supported=["BPE of bytes", "BPE of SentencePiece"],
+    )
+
+
+def _steps(file: JsonFile, part: str) -> Iterator[dict[str, Any]]:
+    """The steps of a part, which may be a sequence of them."""
+    whole = file.get(part, dict, {})
+    inner: Any = next(
+        (whole[k] for k in ("pretokenizers", "decoders", "normalizers") if k in whole), []
+    )
+    for step in (whole, *(inner if isinstance(inner, list) else ())):
+        if isinstance(step, dict):
+            yield {k: v for k, v in step.items() if v is not inner}
+
+
+def _puts_space(file: JsonFile) -> bool:
+    """Whether encoding puts a space before a text."""
+    for step in (*_steps(file, "normalizer"), *_steps(file, "pre_tokenizer")):
+        if step.get("type") == "Prepend":
+            return True
+        if step.get("type") == "Metaspace":
+            scheme = step.get("prepend_scheme")
+            return scheme != "never" if scheme is not None else bool(step.get("add_prefix_space"))
+    return False
+
+
+def _tokens(file: JsonFile, n_vocab: int, is_spm: bool) -> tuple[list[str], list[int]]:
+    """Text and type of each id; ids that are none are UNUSED, and empty."""
+    tokens, types = [""] * n_vocab, [int(TokenType.UNUSED)] * n_vocab
+
+    def put(text: Any, token: Any, kind: TokenType, where: str) -> None:
+        if not isinstance(text, str) or isinstance(token, bool) or not isinstance(token, int):
+            raise file.error(where, f"{brief(text)} with the id {brief(token)}")
+        if not 0 <= token < n_vocab:
+            raise file.error(where, f"token {token}, the model has {n_vocab}")
+        tokens[token], types[token] = text, int(kind)
+
+    model = file.inside("model")
+    unknown = model.values.get("unk_token")
+    for text, token in model.get("vocab", dict, {}).items():
+        is_byte = is_spm and len(text) == 6 and text.startswith("<0x")
+        kind = TokenType.BYTE if is_byte else TokenType.NORMAL
+        put(text, token, TokenType.UNKNOWN if text == unknown else kind, "model.vocab")
+    for added in file.get("added_tokens", list, []):
+        if not isinstance(added, dict):
+            raise file.error("added_tokens", f"{brief(added)} is no token")
+        kind = TokenType.CONTROL if added.get("special") is True else TokenType.USER_DEFINED
+        if added.get("content") == unknown:
+            kind = TokenType.UNKNOWN
+        put(added.get("content"), added.get("id"), kind, "added_tokens")
+    if not any(tokens):
+        raise file.error("model.vocab", "the vocabulary is empty")
+    return tokens, types
+
+
+def _adds(file: JsonFile, tokens: list[str], bos_id: int | None) -> bool:
+    """Whether the file's own last step begins a text with the bos token."""
+    if bos_id is None:
+        return False
+    whole = file.get("post_processor", dict, {})
+    steps = whole.get("processors", [whole])
+    for step in steps if isinstance(steps, list) else []:
+        if not isinstance(step, dict) or step.get("type") != "TemplateProcessing":
+            continue
+        single = step.get("single")
+        first = single[0] if isinstance(single, list) and single else None
+        special = first.get("SpecialToken") if isinstance(first, dict) else None
+        if isinstance(special, dict) and special.get("id") == tokens[bos_id]:
+            return True
+    return False
