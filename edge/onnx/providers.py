@@ -1,18 +1,42 @@
-"""Execution providers of onnxruntime: which there are, what each needs, and what it really runs."""
+"""Execution providers of onnxruntime: which there are, what each needs, and what is here.
+
+onnxruntime falls back to the CPU in silence: where a provider's library, its device or an operator
+is missing, it makes a session that works, on the CPU. So a provider counts as here only when its
+own proof says so (`Provider.look`), and what it really runs is read from every session.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib
 import os
-from collections.abc import Mapping
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from edge.errors import InputError, ModelFileError, UnsupportedError
+from edge.errors import InputError, ModelFileError, UnsupportedError, brief
+from edge.onnx.partition import Partition
+from edge.onnx.proto import OnnxFile
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["PROVIDERS", "Opened", "Partition", "Provider", "Target", "choose", "onnxruntime"]
+__all__ = [
+    "PROVIDERS",
+    "SOCS",
+    "Found",
+    "Opened",
+    "Provider",
+    "Soc",
+    "Target",
+    "choose",
+    "explain",
+    "is_simulated",
+    "onnxruntime",
+    "open_graph",
+    "open_sessions",
+]
 
 
 def onnxruntime() -> Any:
@@ -28,40 +52,238 @@ def onnxruntime() -> Any:
 
 
 @dataclass(frozen=True)
-class Provider:
-    """A row: name: what --ep calls it; ep: what onnxruntime calls it."""
+class Soc:
+    """A system on a chip of Qualcomm, in QNN's numbers."""
 
-    name: str
-    ep: str
+    soc_model: int
+    htp_arch: int
 
 
-PROVIDERS = {p.name: p for p in (Provider("cpu", "CPUExecutionProvider"),)}
+#: What --soc names. Source: QNN SDK, "Supported Snapdragon devices".
+SOCS = {
+    "sm8550": Soc(43, 73),  # Snapdragon 8 Gen 2
+    "sm8650": Soc(57, 75),  # 8 Gen 3
+    "sm8750": Soc(69, 79),  # 8 Elite
+    "sm8850": Soc(87, 81),  # 8 Elite Gen 5
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a provider. version: of its package; sdk: of the vendor's part in it, what
+    compiled graphs depend on; devices: those it can use, the best first; missing: why it cannot be
+    used and what to install, None: it can.
+    """
+
+    version: str | None = None
+    sdk: str | None = None
+    devices: tuple[str, ...] = ()
+    missing: str | None = None
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a model is to run on. fallback: the CPU may take what the provider does not."""
+    """What a model is to run on.
+
+    device: one of the provider's; fallback: the CPU may take what the provider does not; soc: a
+    name of SOCS, None: the provider finds out; made_for: the provider that the model was made for;
+    why: how it came to be, where nobody asked for exactly that.
+    """
 
     provider: Provider
+    device: str
     threads: int
     fallback: bool = False
     soc: str | None = None
+    made_for: str = "cpu"
+    why: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.provider.name} on {self.device}"
+        if self.soc:
+            name += f" for {self.soc}"
+        return f"{name} ({self.why})" if self.why else name
 
 
 @dataclass(frozen=True)
-class Partition:
-    """How much of a graph the provider runs."""
+class Provider:
+    """A row. name: what --ep calls it; ep: what onnxruntime does, "": it has none; package: what
+    to install; dialect: the form of a model that it wants.
 
-    nodes: int
-    on_provider: int
+    look: what proves that it is there, asked only when it is; it never raises. attach: adds it to
+    SessionOptions, or returns what to give the session as `providers`.
+    """
+
+    name: str
+    ep: str
+    package: str
+    dialect: str
+    look: Callable[[], Found]
+    attach: Callable[[Any, Any, Target], list[Any] | None]
+    compiles: bool = False  # its compiled graphs are kept, see compiled.py
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A session of onnxruntime that is ready to run."""
+def is_simulated() -> bool:
+    """Whether QNN has no NPU here but simulates one: on x86."""
+    return platform.machine().lower() in ("x86_64", "amd64")
 
-    session: Any
-    partition: Partition
+
+# ---- cpu -------------------------------------------------------------------------------------
+
+
+def _look_cpu() -> Found:
+    try:
+        return Found(onnxruntime().__version__, devices=("CPU",))
+    except UnsupportedError as e:
+        return Found(missing=str(e))
+
+
+def _attach_cpu(ort: Any, options: Any, target: Target) -> list[Any]:
+    options.enable_mem_pattern = False  # a pattern for each length of the cache: none comes twice
+    return ["CPUExecutionProvider"]
+
+
+# ---- qnn: a plugin beside onnxruntime --------------------------------------------------------
+
+_QNN = "QNNExecutionProvider"
+_NEEDS_QNN = (
+    'it needs the package onnxruntime-qnn, for Python 3.11 or newer: pip install "edge-run[qnn]"'
+)
+
+
+def _look_qnn() -> Found:
+    try:
+        plugin = importlib.import_module("onnxruntime_qnn")
+        devices = _qnn_devices(onnxruntime(), plugin)
+    except (ImportError, UnsupportedError, AttributeError) as e:
+        return Found(missing=f"{_NEEDS_QNN} ({e})")
+    except Exception as e:  # onnxruntime's own have no common root
+        return Found(missing=f"its library cannot be loaded: {e}")
+    version = plugin.__version__
+    sdk = str(getattr(plugin.build_and_package_info, "qnn_version", version))
+    if not devices:
+        return Found(version, sdk, missing="onnxruntime-qnn finds no device on this machine")
+    return Found(version, sdk, ("the HTP simulator" if is_simulated() else "HTP",))
+
+
+def _qnn_devices(ort: Any, plugin: Any) -> list[Any]:
+    """Its devices, NPUs first. The library stays registered for as long as the process lives."""
+
+    def known() -> list[Any]:
+        return [device for device in ort.get_ep_devices() if device.ep_name == _QNN]
+
+    if not known():
+        ort.register_execution_provider_library(_QNN, plugin.get_library_path())
+    npu = ort.OrtHardwareDeviceType.NPU
+    return sorted(known(), key=lambda device: device.device.type != npu)
+
+
+def _attach_qnn(ort: Any, options: Any, target: Target) -> None:
+    """The back end by its name, the SoC by both its numbers: with defaults, errors hide."""
+    settings = {
+        "backend_type": "htp",
+        "htp_performance_mode": "burst",
+        "offload_graph_io_quantization": "0",  # or the CPU gets the edges of a quantised graph
+    }
+    if target.soc:
+        soc = SOCS[target.soc]
+        settings |= {"soc_model": str(soc.soc_model), "htp_arch": str(soc.htp_arch)}
+    devices = _qnn_devices(ort, importlib.import_module("onnxruntime_qnn"))
+    options.add_provider_for_devices(devices[:1], settings)
+
+
+# ---- openvino: an onnxruntime of its own -----------------------------------------------------
+
+_OPENVINO = "OpenVINOExecutionProvider"
+_NEEDS_OPENVINO = (
+    "it needs the package onnxruntime-openvino in the place of onnxruntime: "
+    'pip uninstall onnxruntime; pip install "edge-run[openvino]"'
+)
+
+
+def _look_openvino() -> Found:
+    try:
+        ort = onnxruntime()
+    except UnsupportedError as e:
+        return Found(missing=f"{_NEEDS_OPENVINO} ({e})")
+    if _OPENVINO not in ort.get_available_providers():
+        return Found(missing=_NEEDS_OPENVINO)
+    state = importlib.import_module("onnxruntime.capi._pybind_state")
+    ids = state.get_available_openvino_device_ids()
+    kinds = [k for k in ("NPU", "GPU", "CPU") if any(d.partition(".")[0] == k for d in ids)]
+    if not kinds:
+        return Found(ort.__version__, missing="OpenVINO finds no device on this machine")
+    return Found(ort.__version__, devices=tuple(kinds))
+
+
+def _attach_openvino(ort: Any, options: Any, target: Target) -> list[Any]:
+    settings = {"device_type": target.device}
+    if target.device == "CPU":
+        settings["num_of_threads"] = str(target.threads)
+    return [(_OPENVINO, settings)]
+
+
+# ---- coreml: in onnxruntime's wheels for macOS -----------------------------------------------
+
+_COREML = "CoreMLExecutionProvider"
+_COREML_UNITS = {"NPU": "CPUAndNeuralEngine", "GPU": "CPUAndGPU", "CPU": "CPUOnly"}
+
+
+def _look_coreml() -> Found:
+    try:
+        ort = onnxruntime()
+    except UnsupportedError as e:
+        return Found(missing=str(e))
+    if _COREML not in ort.get_available_providers():
+        return Found(missing="it needs macOS, where the package onnxruntime holds it")
+    return Found(ort.__version__, devices=tuple(_COREML_UNITS))
+
+
+def _attach_coreml(ort: Any, options: Any, target: Target) -> list[Any]:
+    """Core ML itself may put a node on the CPU all the same, and does not tell."""
+    settings = {"ModelFormat": "MLProgram", "RequireStaticInputShapes": "1"}
+    return [(_COREML, settings | {"MLComputeUnits": _COREML_UNITS[target.device]})]
+
+
+# ---- those that onnxruntime cannot reach -----------------------------------------------------
+
+
+def _absent(name: str, instead: str) -> Provider:
+    def attach(ort: Any, options: Any, target: Target) -> None:
+        raise AssertionError(f"{name} is never chosen")
+
+    return Provider(name, "", "", "npu", lambda: Found(missing=instead), attach)
+
+
+_ROWS = (
+    Provider("cpu", "CPUExecutionProvider", "onnxruntime", "cpu", _look_cpu, _attach_cpu),
+    Provider("qnn", _QNN, "onnxruntime-qnn", "npu", _look_qnn, _attach_qnn, compiles=True),
+    Provider(
+        "openvino", _OPENVINO, "onnxruntime-openvino", "npu", _look_openvino, _attach_openvino
+    ),
+    Provider("coreml", _COREML, "onnxruntime", "npu", _look_coreml, _attach_coreml),
+    _absent(
+        "rknpu",
+        "no package of onnxruntime drives Rockchip's NPU: language models run there in RKLLM, with "
+        ".rkllm files of its own converter",
+    ),
+    _absent(
+        "hailo",
+        "no package of onnxruntime drives a Hailo: it runs .hef files of Hailo's own compiler, in "
+        "HailoRT",
+    ),
+    _absent(
+        "vitisai",
+        "the package index has no onnxruntime that drives a Ryzen AI: AMD's installer of the Ryzen "
+        "AI software brings its own",
+    ),
+    _absent(
+        "nnapi",
+        "no package of onnxruntime for Python has NNAPI: it is in the Android library alone, for "
+        "Java and C, and Google has given it up; on a Snapdragon take qnn",
+    ),
+)
+PROVIDERS = {row.name: row for row in _ROWS}
 
 
 def choose(
@@ -74,35 +296,191 @@ def choose(
 ) -> Target:
     """The provider to run a model on.
 
-    ep: a name of PROVIDERS, "auto", or None: the one that the model was made for. made_for: that
-    one. Raises InputError for a name that there is not, UnsupportedError for one that is not here.
+    ep: a name of PROVIDERS, with a device (`openvino:npu`) or without: then its best one; None:
+    the one that the model was made for; "auto": that one if it is here, else the CPU provider.
+    fallback: the CPU provider where it is not here. soc: a name of SOCS, for qnn.
+    Raises InputError for a name that there is not, UnsupportedError for what is not here.
     """
-    name = made_for if ep in (None, "auto") else ep
+    if soc is not None and soc not in SOCS:
+        raise InputError(f"soc {brief(soc)}: one of {', '.join(SOCS)}")
+    name, _, device = (made_for if ep in (None, "auto") else ep or "").partition(":")
     if name not in PROVIDERS:
-        raise InputError(f"ep {ep!r}: one of auto, {', '.join(PROVIDERS)}")
-    return Target(PROVIDERS[name], threads, fallback, soc)
+        raise InputError(f"ep {brief(ep or made_for)}: one of auto, {', '.join(PROVIDERS)}")
+    if soc is not None and name != "qnn" and ep != "auto":
+        raise InputError(f"soc {soc} is for qnn, this is to run on {name}")
+    try:
+        device, why = _device(PROVIDERS[name], device, soc)
+    except UnsupportedError as e:
+        if not (fallback or ep == "auto") or name == "cpu":
+            raise
+        name, device, soc, why = "cpu", "CPU", None, str(e)
+        _device(PROVIDERS["cpu"], "", None)
+    return Target(
+        PROVIDERS[name], device, threads, fallback, soc if name == "qnn" else None, made_for, why
+    )
+
+
+def _device(provider: Provider, wanted: str, soc: str | None) -> tuple[str, str]:
+    """The device of a provider to use, and why where that is not plain. Raises UnsupportedError."""
+    found = provider.look()
+    if found.missing is not None:
+        raise UnsupportedError(
+            f"{provider.name} is not here: {found.missing}", what=provider.package or provider.name
+        )
+    if provider.name == "qnn" and soc is None and is_simulated():
+        raise UnsupportedError(
+            "qnn has no NPU on this machine and would simulate one: name the SoC with --soc",
+            what="qnn without a SoC",
+            supported=SOCS,
+        )
+    if not wanted:
+        best = found.devices[0]
+        is_npu = provider.name != "openvino" or best == "NPU"
+        return best, "" if is_npu else "there is no NPU"
+    if wanted.upper() not in found.devices:
+        raise UnsupportedError(
+            f"{provider.name} finds no {wanted.upper()} on this machine",
+            what=f"{provider.name}:{wanted}",
+            supported=[f"{provider.name}:{kind.lower()}" for kind in found.devices],
+        )
+    return wanted.upper(), ""
+
+
+# ---- sessions --------------------------------------------------------------------------------
+
+#: The graph that is always run on the CPU: rows of tables, looked up by token and position.
+_ON_CPU = "embedding"
+_REFUSED = "fallback to CPU EP has been explicitly disabled"
+_BAD_FILE = ("InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session of onnxruntime that is ready to run. target: what it runs on; source: where its
+    compiled graph came from or went to, "": there is none.
+    """
+
+    session: Any
+    partition: Partition
+    target: Target
+    source: str = ""
 
 
 def open_sessions(
     graphs: Mapping[str, Path], target: Target, key: bytes | None = None
 ) -> dict[str, Opened]:
-    """Sessions of the graphs of one model, by their names.
+    """Sessions of the graphs of one model, by their names; `embedding` runs on the CPU always.
 
     key: what tells the model from others, for the cache of compiled graphs; None: it is not kept.
-    Raises ModelFileError for a graph that is none, UnsupportedError when the provider would not
-    run all of it.
+    Raises ModelFileError for a graph that is none, and a compiled one that is damaged;
+    UnsupportedError when the provider would not run all of it, or a compiled one is of another SDK.
     """
-    ort, opened = onnxruntime(), {}
-    for name, path in graphs.items():
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = target.threads
-        options.log_severity_level = 4
-        try:
-            session = ort.InferenceSession(
-                os.fspath(path), sess_options=options, providers=[target.provider.ep]
-            )
-        except Exception as e:  # onnxruntime's own have no common root
-            message = " ".join(str(e).split())
-            raise ModelFileError(f"onnxruntime cannot load it: {message}", path=path) from e
-        opened[name] = Opened(session, Partition(0, 0))
-    return opened
+    cpu = Target(PROVIDERS["cpu"], "CPU", target.threads)
+    opened = {n: open_graph(path, cpu) for n, path in graphs.items() if n == _ON_CPU}
+    others = {n: path for n, path in graphs.items() if n != _ON_CPU}
+    return opened | {n: open_graph(path, target) for n, path in others.items()}
+
+
+def open_graph(path: Path, target: Target, config: Mapping[str, str] | None = None) -> Opened:
+    """A session of one graph. config: further entries of the session's configuration.
+
+    Raises ModelFileError, UnsupportedError, as `open_sessions`.
+    """
+    graph = OnnxFile.read(path)
+    if target.provider.name == "cpu":
+        return Opened(_session(path, target, config), Partition.of_cpu(graph), target)
+    strict = {} if target.fallback else {"session.disable_cpu_ep_fallback": "1"}
+    try:
+        session = _session(path, target, {**(config or {}), **strict})
+    except _PartlyOnCpu:
+        session = _session(path, target, None)  # again, to learn which operators
+        raise _partly(path, target, Partition.of(session, target.provider.ep, graph)) from None
+    partition = Partition.of(session, target.provider.ep, graph)
+    is_there = target.provider.ep in session.get_providers()
+    if not target.fallback and not (is_there and partition.whole):
+        raise _partly(path, target, partition)
+    return Opened(session, partition, target)
+
+
+class _PartlyOnCpu(Exception):
+    """onnxruntime would give a part of the graph to the CPU."""
+
+
+def _session(path: Path, target: Target, config: Mapping[str, str] | None) -> Any:
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = target.threads
+    options.log_severity_level = 4  # what it says in an error is in the exception, too
+    entries = {"session.record_ep_graph_assignment_info": "1", **(config or {})}
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    try:
+        with _spared_stdout():
+            providers = target.provider.attach(ort, options, target)
+            return ort.InferenceSession(os.fspath(path), sess_options=options, providers=providers)
+    except Exception as e:  # onnxruntime's own have no common root
+        message = " ".join(str(e).split())
+        if _REFUSED in message:
+            raise _PartlyOnCpu from e
+        if target.provider.name == "cpu" or type(e).__name__ in _BAD_FILE:
+            raise ModelFileError(
+                f"onnxruntime cannot load it: {message}{_hint(target)}", path=path
+            ) from e
+        raise UnsupportedError(
+            f"{path}: {target} cannot run it: {message}{_hint(target)}", what=target.provider.name
+        ) from e
+
+
+def _partly(path: Path, target: Target, partition: Partition) -> UnsupportedError:
+    """It names the operators."""
+    return UnsupportedError(
+        f"{path}: {target} would not run all of it: {partition}{_hint(target)}; or allow it: "
+        "--fallback",
+        what=partition.left or target.provider.name,
+    )
+
+
+def _hint(target: Target) -> str:
+    """What to do about a model of another provider."""
+    name = target.provider.name
+    if name == target.made_for.partition(":")[0]:
+        return ""
+    dialect = target.provider.dialect
+    return (
+        f"; it was made for {target.made_for}: `edge-run export --dialect {dialect} --ep {name}` "
+        f"makes one for {name}"
+    )
+
+
+@contextlib.contextmanager
+def _spared_stdout() -> Iterator[None]:
+    """Standard output is the answer's: QNN's simulator writes a line of its own there."""
+    if not is_simulated() or sys.platform != "linux":
+        yield
+        return
+    c, saved = ctypes.CDLL(None), -1
+    with contextlib.suppress(OSError):
+        c.fflush(None)
+        saved = os.dup(1)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        if saved >= 0:
+            c.fflush(None)
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
+def explain(opened: Mapping[str, Opened]) -> list[str]:
+    """Lines for people: what runs each graph, and how much of it."""
+    lines = [f"runs on {target}" for target in dict.fromkeys(o.target for o in opened.values())]
+    for name, one in opened.items():
+        place = f"{one.target.provider.name} on {one.target.device}"
+        lines.append(f"{name}: {place}: {one.partition}")
+        if one.source:
+            lines.append(f"{name}: {one.source}")
+    if any(one.target.provider.name == "coreml" for one in opened.values()):
+        lines.append("Core ML may run parts of that on the CPU itself, and does not tell")
+    return lines
