@@ -1,4 +1,4 @@
-"""Dialect cpu: one graph of any length on onnxruntime's own operators, as onnxruntime-genai runs it.
+"""Dialect cpu: one graph of any length on onnxruntime's own operators, in genai's layout.
 
     input_ids int64 (1, n), attention_mask int64 (1, total),
     past_key_values.{i}.key, .value float32 (1, n_kv_heads, past, head_dim)

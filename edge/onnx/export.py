@@ -1,0 +1,168 @@
+"""From a GGUF file to a folder with ONNX graphs, in one of two dialects.
+
+Both read the graph that the native plan reads, so an architecture needs no code of its own here.
+The folder appears when it is complete: an export that fails or is interrupted leaves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edge import models
+from edge.errors import InputError, ModelFileError
+from edge.gguf import GGUF
+from edge.graph import Graph, Op
+from edge.models.common import Config
+from edge.onnx import config as beside
+from edge.onnx import cpu
+from edge.onnx.writer import onnx
+from edge.packed import PackedFile, open_model
+from edge.store import sync_folder
+
+__all__ = ["Dialect", "Recipe", "export"]
+
+Dialect = Literal["cpu", "npu"]
+Progress = Callable[[int, int], None]
+
+#: All that an export may have written; a folder of these alone may be replaced.
+_FILES = {cpu.GRAPH, cpu.DATA, beside.GENAI, *beside.TOKENIZER_FILES}
+#: One of these says that a folder is an export.
+_MARKS = {beside.GENAI}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to export. None: the default of the dialect, or of the provider.
+
+    context: the most positions of a session, None: as `edge.load` has it.
+    Dialect npu alone: ep: the provider that it is made for; chunk: tokens of a prompt that go
+    through at once; weights: their form; calibration: a file of text.
+    """
+
+    dialect: Dialect
+    context: int | None = None
+    ep: str | None = None
+    chunk: int | None = None
+    weights: str | None = None
+    calibration: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dialect not in get_args(Dialect):
+            raise InputError(f"dialect {self.dialect!r}: one of {', '.join(get_args(Dialect))}")
+        if self.dialect == "cpu":
+            for field in fields(self)[2:]:
+                if getattr(self, field.name) is not None:
+                    raise InputError(f"{field.name} is for dialect npu alone")
+
+
+def export(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Export a GGUF file to a folder, which must be new or empty.
+
+    force: replace the folder of an earlier export. progress(bytes of weights done, in all).
+    Returns facts, plain values for JSON: files: bytes by name; bytes: of all; context.
+
+    Raises InputError for a packed file, or a folder that is in the way; ModelFileError for a
+    damaged file, and when the folder cannot be written; ContextError for a context beyond the
+    model's; UnsupportedError for what the dialect does not have, and without the package onnx.
+    """
+    onnx()
+    with open_model(path) as model:
+        if isinstance(model, PackedFile):
+            raise InputError(f"{model.path} is packed: export its source")
+        shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
+        graph, config = models.build(
+            model.metadata, shapes, context=recipe.context, path=model.path
+        )
+        with _replacing(Path(os.fsdecode(folder)), force) as scratch:
+            _write(model, graph, config, scratch, _Meter(model, graph, progress))
+            files = {file.name: file.stat().st_size for file in sorted(scratch.iterdir())}
+    return {
+        "dialect": recipe.dialect,
+        "architecture": config.architecture,
+        "context": config.n_context,
+        "bytes": sum(files.values()),
+        "files": files,
+    }
+
+
+def _write(
+    model: GGUF, graph: Graph, config: Config, folder: Path, done: Callable[[Op], None]
+) -> None:
+    """The files of dialect cpu."""
+    vocabulary = beside.write_tokenizer(model, config, folder)
+    model.metadata.forget()
+    beside.write_genai(graph, config, vocabulary, folder, cpu.GRAPH)
+    cpu.write(model, graph, config, folder, done)
+
+
+class _Meter:
+    """Called after each op: tells how many bytes of the model's weights were written."""
+
+    def __init__(self, model: GGUF, graph: Graph, progress: Progress | None) -> None:
+        self._left = {name: model.tensors[f"{name}.weight"].n_bytes for name in graph.weights}
+        self._total, self._progress = sum(self._left.values()), progress
+
+    def __call__(self, op: Op) -> None:
+        for name in op.weights:
+            self._left.pop(name, None)
+        if self._progress:
+            self._progress(self._total - sum(self._left.values()), self._total)
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path, force: bool) -> Iterator[Path]:
+    """A scratch folder beside `folder`, which takes its place when the block ends well, and is
+    gone when it does not. Raises InputError when something is in the way, ModelFileError when the
+    disk does not take it.
+    """
+    folder = folder.resolve()
+    _check_place(folder, force)
+    scratch, old = (folder.with_name(f".{folder.name}-{secrets.token_hex(8)}") for _ in range(2))
+    try:
+        scratch.mkdir()
+        yield scratch
+        for file in scratch.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        sync_folder(scratch)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(old)
+        scratch.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as e:
+        raise ModelFileError(f"cannot be written: {e.strerror or e}", path=folder) from e
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():
+            old.rename(folder)
+
+
+def _check_place(folder: Path, force: bool) -> None:
+    """Nothing there, an empty folder, or an earlier export that may go."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is there already, and no folder: name another one")
+    found = set(os.listdir(folder))
+    if not found:
+        return
+    if not found & _MARKS or found - _FILES:
+        raise InputError(f"{folder} is not empty, and no export: name another folder")
+    if not force:
+        raise InputError(f"{folder} holds an export already: --force replaces it")
