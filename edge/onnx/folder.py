@@ -94,9 +94,12 @@ class Decoder(Folder):
 
 @dataclass(frozen=True)
 class Static(Folder):
-    """Graphs of fixed shapes. chunk: tokens of chunk.onnx; dim, half: of `hidden`, of `cos`."""
+    """Graphs of fixed shapes. chunk: tokens of chunk.onnx; window: positions that a token sees,
+    itself included, 0: all; dim, half: of `hidden`, of `cos`.
+    """
 
     chunk: int
+    window: int
     dim: int
     half: int
 
@@ -429,6 +432,7 @@ def _static(folder: Path, config: JsonFile) -> Static:
         dtype=dtype,
         n_vocab=config.whole("n_vocab"),
         chunk=config.whole("chunk", most=4096),
+        window=config.whole("window", 0, most=_MOST_CONTEXT),
         dim=dim,
         half=half,
     )

@@ -159,7 +159,10 @@ class _StaticGraph:
         inputs, outputs = static_shapes(folder, self._n, head=name == "token")
         self._ins = {key: np.zeros(inputs[key], np.float32) for key in ("hidden", "cos", "sin")}
         self._mask = np.full(inputs["mask"], _MASKED, np.float32)
-        self._mask[..., self._all :] = np.triu(self._mask[..., self._all :], 1)
+        self._window = folder.window
+        age = np.arange(self._n)[:, None] - np.arange(self._n)  # of the run's own tokens
+        visible = (age >= 0) & (age < self._window) if self._window else age >= 0
+        self._mask[0, 0, :, self._all :][visible] = 0
         self._seen = 0  # positions of the cache that the mask lets through
         self._outs = {
             key: np.zeros(shape, folder.dtype if key.startswith("new") else np.float32)
@@ -194,7 +197,13 @@ class _StaticGraph:
         cache.write(start, n, self._new)
 
     def _see(self, length: int) -> None:
-        """Let the mask show the first `length` positions of a cache."""
+        """Let the mask show the first `length` positions of a cache, or those in the window."""
+        if self._window and max(length, self._seen) + self._n > self._window:
+            self._mask[..., : self._all] = _MASKED
+            for i, row in enumerate(self._mask[0, 0]):
+                row[max(0, length + i - self._window + 1) : length] = 0
+            self._seen = length
+            return
         first, last = sorted((length, self._seen))
         self._mask[..., first:last] = 0 if length > self._seen else _MASKED
         self._seen = length
