@@ -15,6 +15,8 @@ from edge.onnx import npu
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
 
 def write_npu(path: Path, folder: Path, context: int = 32, **options: Any) -> Path:
     """Export a model of dialect npu."""
@@ -44,7 +46,7 @@ class Runner:
         self.embedding = cpu_session(folder / "embedding.onnx")
         self.sessions = {name: open(folder / f"{name}.onnx") for name in ("chunk", "token")}
         self.cache = {
-            value.name: np.zeros(value.shape, np.float32)
+            value.name: np.zeros(value.shape, TYPES[value.type])
             for value in self.sessions["token"].get_inputs()
             if value.name.startswith("past_")
         }

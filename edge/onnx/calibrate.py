@@ -67,7 +67,7 @@ def calibrate(
     most = min(_CHUNK, shape.context)
     n = len(tokens) // -(-len(tokens) // most)
     n_together = max(1, min(_WINDOW, shape.context) // n)
-    small = dataclasses.replace(shape, context=n * n_together)
+    small = dataclasses.replace(shape, context=n * n_together, half_cache=False)
     with tempfile.TemporaryDirectory(prefix=".calibration-", dir=folder) as scratch:
         path = Path(scratch) / "ranges.onnx"
         names = _write(model, graph, small, n, path)

@@ -22,6 +22,9 @@ __all__ = ["Float16Linears", "Int8Linears", "Range", "Ranges"]
 
 _MOST_FLOAT16 = float(np.finfo(np.float16).max)
 _MOST_INT8 = 127
+#: Ranges are this much wider than what was seen: other texts go beyond it, and 16 bits have room.
+#: Worst KL divergence of a token of another text, SmolLM2: 0.27 at 1, 0.09 at 1.5, 0.27 at 4.
+_MARGIN = 1.5
 
 
 class Range(NamedTuple):
@@ -140,8 +143,8 @@ def _float16(tensor: Tensor, w: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def _through_uint16(g: GraphWriter, x: str, seen: Range) -> str:
-    """x rounded to 65536 steps from the least to the most that was seen of it, 0 among them."""
-    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    """x rounded to 65536 steps over the range that was seen of it, and a margin, 0 among them."""
+    low, high = (_MARGIN * v for v in (min(seen.low, 0.0), max(seen.high, 0.0)))
     step = (high - low) / 65535 or 1.0
     scale = g.constant(np.array(step, np.float32))
     zero = g.constant(np.array(round(-low / step), np.uint16))

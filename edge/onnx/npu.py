@@ -113,7 +113,7 @@ def write(
             f"a chunk of {options.chunk} tokens, the context has {config.n_context}: "
             "ask for a smaller one"
         )
-    shape = shape_of(graph, config.n_context)
+    shape = shape_of(graph, config.n_context, half_cache=options.provider == "qnn")
     ranges: dict[str, Ranges] = {}
     if options.form == "int8":
         tokens = calibration_tokens(model, options.calibration)

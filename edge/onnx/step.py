@@ -22,7 +22,11 @@ _ATTRIBUTES = ("n_heads", "n_kv_heads", "head_dim", "window")
 
 @dataclass(frozen=True)
 class Shape:
-    """What all layers of a model share, and its graphs are made for."""
+    """What all layers of a model share, and its graphs are made for.
+
+    half_cache: keys and values are float16: half the bytes to read for a token, where a provider
+    computes in float16 anyway.
+    """
 
     n_layers: int
     n_heads: int
@@ -31,6 +35,7 @@ class Shape:
     window: int  # positions that a token sees, itself included; 0: all
     rope: Rope
     context: int
+    half_cache: bool
 
     @property
     def n_angles(self) -> int:
@@ -38,7 +43,7 @@ class Shape:
         return self.rope.n_rot // 2
 
 
-def shape_of(graph: Graph, context: int) -> Shape:
+def shape_of(graph: Graph, context: int, *, half_cache: bool = False) -> Shape:
     """The shape of a model's layers.
 
     Raises UnsupportedError where they differ in heads, window or rotation, or where queries and
@@ -64,7 +69,7 @@ def shape_of(graph: Graph, context: int) -> Shape:
         raise UnsupportedError(
             f"{graph.path}: queries and keys are not rotated alike", what="dialect npu"
         )
-    return Shape(len(layers), n_heads, n_kv_heads, head_dim, window, rope, context)
+    return Shape(len(layers), n_heads, n_kv_heads, head_dim, window, rope, context, half_cache)
 
 
 class StepLowering(Lowering):
@@ -79,6 +84,7 @@ class StepLowering(Lowering):
     ) -> None:
         super().__init__(graph, model, g, linears)
         self.shape, self.n = shape, n
+        self.kv = g.types.FLOAT16 if shape.half_cache else g.types.FLOAT
         self.group = shape.n_heads // shape.n_kv_heads
         f32, angles = g.types.FLOAT, (1, 1, n, shape.n_angles)
         dim = graph.dims[graph.ops[0].output]
@@ -119,21 +125,29 @@ class StepLowering(Lowering):
         k = self.keys_transposed(self.slice(turned, s.n_heads, n_turned, 1))
         v = self.slice(heads, n_turned, n_turned + s.n_kv_heads, 1)
         past_k, past_v = self.cache(i, k, v)
-        scores = g.node("Concat", *(g.node("MatMul", q, keys) for keys in (past_k, k)), axis=-1)
+        scores = g.node("Concat", self.of_cache(q, past_k), g.node("MatMul", q, k), axis=-1)
         p = g.node("Softmax", g.node("Add", scores, self.mask), axis=-1)
-        seen = g.node("MatMul", self.slice(p, 0, s.context, 3), past_v)
+        seen = self.of_cache(self.slice(p, 0, s.context, 3), past_v)
         own = g.node("MatMul", self.slice(p, s.context, s.context + self.n, 3), v)
         return self.heads_last(g.node("Add", seen, own))
 
     def cache(self, i: int, k: str, v: str) -> tuple[str, str]:
         """Declare what layer i reads of the cache, and what it adds; the names of the former."""
-        g, s, f32 = self.g, self.shape, self.g.types.FLOAT
-        heads, d = s.n_kv_heads, s.head_dim
-        g.output(g.rename(k, f"new_key.{i}"), f32, (1, heads, d, self.n))
-        g.output(g.rename(v, f"new_value.{i}"), f32, (1, heads, self.n, d))
-        past_k = g.input(f"past_key.{i}", f32, (1, heads, d, s.context))
-        past_v = g.input(f"past_value.{i}", f32, (1, heads, s.context, d))
+        g, s, heads, d = self.g, self.shape, self.shape.n_kv_heads, self.shape.head_dim
+        if s.half_cache:
+            k, v = (g.node("Cast", value, to=self.kv) for value in (k, v))
+        g.output(g.rename(k, f"new_key.{i}"), self.kv, (1, heads, d, self.n))
+        g.output(g.rename(v, f"new_value.{i}"), self.kv, (1, heads, self.n, d))
+        past_k = g.input(f"past_key.{i}", self.kv, (1, heads, d, s.context))
+        past_v = g.input(f"past_value.{i}", self.kv, (1, heads, s.context, d))
         return past_k, past_v
+
+    def of_cache(self, x: str, cached: str) -> str:
+        """x @ cached, in the cache's type: x is the smaller one."""
+        if not self.shape.half_cache:
+            return self.g.node("MatMul", x, cached)
+        product = self.g.node("MatMul", self.g.node("Cast", x, to=self.kv), cached)
+        return self.g.node("Cast", product, to=self.g.types.FLOAT)
 
     def turn(self, x: str) -> str:
         """Heads [1, heads, n, D] rotated.
