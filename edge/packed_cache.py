@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge import memory, packed
+from edge import packed, store
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF
 from edge.native import lib
@@ -35,7 +35,6 @@ __all__ = ["CachedFile", "clear", "files", "find_or_make", "folder", "key_of", "
 Progress = Callable[[int, int], None]
 
 _SAMPLE = SAMPLED_BYTES // 3  # of a tensor's start, middle and end go into the key
-_MOST = 20 << 30  # bytes of cache, unless EDGE_CACHE_SIZE says otherwise
 _SCRATCH = ".pack-"
 _SCRATCH_SECONDS = 86400  # the age at which a scratch file is nobody's, where locks do not work
 
@@ -56,15 +55,8 @@ def folder() -> Path:
 
 
 def limit() -> int:
-    """Bytes that packed files may take: EDGE_CACHE_SIZE, else half of what the disk could give
-    them, at most 20 GiB. Raises InputError for a setting that is no size, OSError.
-    """
-    if setting := os.environ.get("EDGE_CACHE_SIZE"):
-        return memory.parse_size(setting, "EDGE_CACHE_SIZE")
-    where = folder()
-    while not where.exists() and where != where.parent:
-        where = where.parent
-    return min(_MOST, (shutil.disk_usage(where).free + sum(_size(path) for path in _paths())) // 2)
+    """Bytes that packed files may take, see `store.limit`. Raises InputError, OSError."""
+    return store.limit(folder(), sum(_size(path) for path in _paths()))
 
 
 def files() -> list[CachedFile]:

@@ -24,13 +24,24 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from edge import memory
 from edge.errors import ModelFileError, UnsupportedError
 
-__all__ = ["DEFAULT", "Source", "cache_dir", "default_model", "only_one", "pull", "sync_folder"]
+__all__ = [
+    "DEFAULT",
+    "Source",
+    "cache_dir",
+    "default_model",
+    "limit",
+    "only_one",
+    "pull",
+    "sync_folder",
+]
 
 #: Called with (bytes done, bytes in all).
 Progress = Callable[[int, int], None]
 
+_MOST = 20 << 30  # bytes of a folder of the cache, unless EDGE_CACHE_SIZE says otherwise
 _SCRATCH = ".pull-"
 _BLOCK = 1 << 20
 _POLL_SECONDS = 0.1
@@ -79,6 +90,19 @@ def cache_dir() -> Path:
         raise UnsupportedError(
             "there is no home folder for the cache: set EDGE_CACHE to a folder", what="cache"
         ) from None
+
+
+def limit(folder: Path, held: int) -> int:
+    """Bytes that the files of a folder of the cache may take: EDGE_CACHE_SIZE, else half of what
+    the disk could give them, at most 20 GiB. held: what they take now.
+
+    Raises InputError for a setting that is no size, OSError.
+    """
+    if setting := os.environ.get("EDGE_CACHE_SIZE"):
+        return memory.parse_size(setting, "EDGE_CACHE_SIZE")
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return min(_MOST, (shutil.disk_usage(folder).free + held) // 2)
 
 
 def default_model() -> Path:

@@ -29,7 +29,8 @@ COMMANDS = {
     "bench": "Measure prompt and decode speed.",
     "perplexity": "Measure how well a model predicts a text: lower is better.",
     "pack": "Write a packed file, which starts without packing.",
-    "cache": "List or clear the packed models in the cache.",
+    "cache": "List or clear packed models and compiled graphs.",
+    "devices": "List what ONNX models can run on, and what is missing.",
     "pull": "Fetch the default model into the cache.",
 }
 

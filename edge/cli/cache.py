@@ -1,4 +1,4 @@
-"""`edge-run cache`: the packed models in the cache."""
+"""`edge-run cache`: packed models and compiled graphs in the cache."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help=COMMANDS["cache"])
-@click.option("--clear", "is_clear", is_flag=True, help="Remove the packed models.")
+@click.option("--clear", "is_clear", is_flag=True, help="Remove packed models and compiled graphs.")
 @click.option("--all", "is_all", is_flag=True, help="With --clear: the fetched model too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
-    """List or clear the packed models in the cache.
+    """List or clear packed models and compiled graphs.
 
     The first run of a model packs its weights and keeps them in the cache; later runs map them.
-    When they are more than the limit, those not used for longest go. EDGE_CACHE_SIZE sets the
-    limit (such as 8GB; 0: keep none); else it is half of what the disk could give, 20 GiB at most.
+    Graphs that were compiled for an NPU are kept, too. When either are more than the limit, those
+    not used for longest go. EDGE_CACHE_SIZE sets the limit (such as 8GB; 0: keep none); else it is
+    half of what the disk could give, 20 GiB at most.
     """
     if is_all and not is_clear:
         raise click.UsageError("--all needs --clear.")
     from edge import packed_cache, store
+    from edge.onnx import compiled
 
     fetched = store.cache_dir() / store.DEFAULT.file
     if is_clear:
-        n_bytes = packed_cache.clear()
+        n_bytes = packed_cache.clear() + compiled.clear()
         if is_all and fetched.is_file():
             n_bytes += fetched.stat().st_size
             fetched.unlink()
@@ -45,7 +47,12 @@ def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
 def _facts(limit: int, fetched: Path) -> dict[str, Any]:
     """JSON values; sizes in bytes, times in seconds since 1970."""
     from edge import packed_cache
+    from edge.onnx import compiled
 
+    graphs = [
+        {"folder": path.name, "bytes": n_bytes, "used": used}
+        for path, n_bytes, used in compiled.entries()
+    ]
     files: list[dict[str, Any]] = [
         {"file": file.path.name, "model": file.model, "bytes": file.n_bytes, "used": file.used}
         for file in packed_cache.files()
@@ -56,6 +63,7 @@ def _facts(limit: int, fetched: Path) -> dict[str, Any]:
         "files": files,
         "bytes": sum(file["bytes"] for file in files),
         "limit": limit,
+        "compiled": graphs,
         "fetched": {"path": str(fetched), "bytes": fetched.stat().st_size} if is_there else None,
     }
 
@@ -63,11 +71,18 @@ def _facts(limit: int, fetched: Path) -> dict[str, Any]:
 def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"{plain(file['file'])}  {plain(file['model'] or '?')}  {mebibytes(file['bytes'])}  "
-        f"used {time.strftime('%Y-%m-%d %H:%M', time.localtime(file['used']))}"
+        f"{_day(file['used'])}"
         for file in facts["files"]
     ]
     total, limit = mebibytes(facts["bytes"]), mebibytes(facts["limit"])
     lines.append(f"{len(facts['files'])} packed in {facts['folder']}: {total} of at most {limit}")
+    for row in facts["compiled"]:
+        size, used = mebibytes(row["bytes"]), _day(row["used"])
+        lines.append(f"compiled: {plain(row['folder'])}  {size}  {used}")
     if facts["fetched"]:
         lines.append(f"fetched: {facts['fetched']['path']}, {mebibytes(facts['fetched']['bytes'])}")
     return lines
+
+
+def _day(used: float) -> str:
+    return f"used {time.strftime('%Y-%m-%d %H:%M', time.localtime(used))}"

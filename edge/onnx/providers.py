@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.errors import InputError, ModelFileError, UnsupportedError, brief
+from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError, brief
 from edge.onnx.partition import Partition
 from edge.onnx.proto import OnnxFile
 
@@ -149,6 +149,8 @@ _QNN = "QNNExecutionProvider"
 _NEEDS_QNN = (
     'it needs the package onnxruntime-qnn, for Python 3.11 or newer: pip install "edge-run[qnn]"'
 )
+#: The SoC that this process simulates: QNN keeps its first architecture.
+_simulated: dict[str, str] = {}
 
 
 def _look_qnn() -> Found:
@@ -186,6 +188,12 @@ def _attach_qnn(ort: Any, options: Any, target: Target) -> None:
         "offload_graph_io_quantization": "0",  # or the CPU gets the edges of a quantised graph
     }
     if target.soc:
+        first = _simulated.setdefault("soc", target.soc)
+        if is_simulated() and first != target.soc:
+            raise UnsupportedError(
+                f"this process simulates {first} already, {target.soc} needs another one",
+                what=f"{target.soc} after {first}",
+            )
         soc = SOCS[target.soc]
         settings |= {"soc_model": str(soc.soc_model), "htp_arch": str(soc.htp_arch)}
     devices = _qnn_devices(ort, importlib.import_module("onnxruntime_qnn"))
@@ -375,9 +383,13 @@ def open_sessions(
     Raises ModelFileError for a graph that is none, and a compiled one that is damaged;
     UnsupportedError when the provider would not run all of it, or a compiled one is of another SDK.
     """
+    from edge.onnx import compiled
+
     cpu = Target(PROVIDERS["cpu"], "CPU", target.threads)
     opened = {n: open_graph(path, cpu) for n, path in graphs.items() if n == _ON_CPU}
     others = {n: path for n, path in graphs.items() if n != _ON_CPU}
+    if target.provider.compiles and key is not None and others:
+        return opened | compiled.open_all(others, target, key)
     return opened | {n: open_graph(path, target) for n, path in others.items()}
 
 
@@ -418,6 +430,8 @@ def _session(path: Path, target: Target, config: Mapping[str, str] | None) -> An
         with _spared_stdout():
             providers = target.provider.attach(ort, options, target)
             return ort.InferenceSession(os.fspath(path), sess_options=options, providers=providers)
+    except EdgeError:
+        raise
     except Exception as e:  # onnxruntime's own have no common root
         message = " ".join(str(e).split())
         if _REFUSED in message:

@@ -1,0 +1,60 @@
+"""`edge-run devices`: the execution providers of onnxruntime, and what is here of each."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+import click
+
+from edge.cli import COMMANDS
+from edge.cli.terminal import plain
+
+
+@click.command(short_help=COMMANDS["devices"])
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def devices(as_json: bool) -> None:
+    """List what ONNX models can run on, and what is missing for the rest.
+
+    The names are those that --ep takes. GGUF models run without any of them.
+    """
+    from edge.onnx import providers
+
+    rows = [_facts(row) for row in providers.PROVIDERS.values()]
+    if as_json:
+        facts = {
+            "providers": rows,
+            "socs": list(providers.SOCS),
+            "simulated": providers.is_simulated(),
+        }
+        click.echo(json.dumps(facts))
+        return
+    for row in rows:
+        click.echo(_lines(row))
+    if providers.is_simulated():
+        click.echo(f"\nqnn is simulated on this machine: --soc {', '.join(providers.SOCS)}")
+
+
+def _facts(row: Any) -> dict[str, Any]:
+    found = row.look()
+    return {
+        "name": row.name,
+        "here": found.missing is None,
+        "package": row.package or None,
+        "version": found.version,
+        "sdk": found.sdk,
+        "devices": list(found.devices),
+        "missing": found.missing,
+        "dialect": row.dialect,
+    }
+
+
+def _lines(row: dict[str, Any]) -> str:
+    head = f"{row['name']:<9} {'here' if row['here'] else 'missing':<8} "
+    if row["here"]:
+        sdk = f" (SDK {row['sdk']})" if row["sdk"] else ""
+        text = f"{', '.join(row['devices'])}: {row['package']} {row['version']}{sdk}"
+    else:
+        text = row["missing"]
+    return textwrap.fill(plain(text), 100, initial_indent=head, subsequent_indent=" " * len(head))
