@@ -22,7 +22,7 @@ from edge.onnx.blocks import Blocks, Form, floats, form_of, slices
 from edge.onnx.linear import BlockLinears
 from edge.onnx.writer import DataFile, GraphWriter
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.all_isas]  # packing is the same on all
 
 CODED = [t for t in TYPES if t not in FLOAT_TYPES]
 N, K = 96, 512
