@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": "Measure prompt and decode speed.",
     "perplexity": "Measure how well a model predicts a text: lower is better.",
     "pack": "Write a packed file, which starts without packing.",
+    "export": "Write a model as ONNX graphs, for NPUs and for onnxruntime.",
     "cache": "List or clear packed models and compiled graphs.",
     "devices": "List what ONNX models can run on, and what is missing.",
     "pull": "Fetch the default model into the cache.",

@@ -19,9 +19,8 @@ from edge import models
 from edge.errors import InputError, ModelFileError
 from edge.gguf import GGUF
 from edge.graph import Graph, Op
-from edge.models.common import Config
 from edge.onnx import config as beside
-from edge.onnx import cpu
+from edge.onnx import cpu, npu
 from edge.onnx.writer import onnx
 from edge.packed import PackedFile, open_model
 from edge.store import sync_folder
@@ -32,9 +31,13 @@ Dialect = Literal["cpu", "npu"]
 Progress = Callable[[int, int], None]
 
 #: All that an export may have written; a folder of these alone may be replaced.
-_FILES = {cpu.GRAPH, cpu.DATA, beside.GENAI, *beside.TOKENIZER_FILES}
+_FILES = {
+    *(cpu.GRAPH, cpu.DATA, beside.GENAI),
+    *(*npu.GRAPHS, npu.DATA, npu.CONFIG),
+    *beside.TOKENIZER_FILES,
+}
 #: One of these says that a folder is an export.
-_MARKS = {beside.GENAI}
+_MARKS = {beside.GENAI, npu.CONFIG}
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,18 @@ class Recipe:
             for field in fields(self)[2:]:
                 if getattr(self, field.name) is not None:
                     raise InputError(f"{field.name} is for dialect npu alone")
+        else:
+            self.npu_options()
+
+    def npu_options(self) -> npu.Options:
+        """What dialect npu takes of it. Raises InputError."""
+        given: dict[str, Any] = {
+            "provider": self.ep,
+            "weights": self.weights,
+            "chunk": self.chunk,
+            "calibration": self.calibration,
+        }
+        return npu.Options(**{key: value for key, value in given.items() if value is not None})
 
 
 def export(
@@ -88,7 +103,14 @@ def export(
             model.metadata, shapes, context=recipe.context, path=model.path
         )
         with _replacing(Path(os.fsdecode(folder)), force) as scratch:
-            _write(model, graph, config, scratch, _Meter(model, graph, progress))
+            vocabulary = beside.write_tokenizer(model, config, scratch)
+            model.metadata.forget()
+            done = _Meter(model, graph, progress)
+            if recipe.dialect == "cpu":
+                beside.write_genai(graph, config, vocabulary, scratch, cpu.GRAPH)
+                cpu.write(model, graph, config, scratch, done)
+            else:
+                npu.write(model, graph, config, scratch, recipe.npu_options(), done)
             files = {file.name: file.stat().st_size for file in sorted(scratch.iterdir())}
     return {
         "dialect": recipe.dialect,
@@ -97,16 +119,6 @@ def export(
         "bytes": sum(files.values()),
         "files": files,
     }
-
-
-def _write(
-    model: GGUF, graph: Graph, config: Config, folder: Path, done: Callable[[Op], None]
-) -> None:
-    """The files of dialect cpu."""
-    vocabulary = beside.write_tokenizer(model, config, folder)
-    model.metadata.forget()
-    beside.write_genai(graph, config, vocabulary, folder, cpu.GRAPH)
-    cpu.write(model, graph, config, folder, done)
 
 
 class _Meter:

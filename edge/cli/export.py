@@ -1,0 +1,72 @@
+"""`edge-run export`: a model as ONNX graphs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from edge.cli import COMMANDS
+from edge.cli.options import context_option
+from edge.cli.terminal import Progress, mebibytes
+
+
+@click.command(short_help=COMMANDS["export"])
+@click.argument("model", required=False)
+@click.option("-o", "--output", metavar="DIR", required=True, help="The folder to write.")
+@click.option(
+    "--dialect",
+    type=click.Choice(["cpu", "npu"]),
+    required=True,
+    help="cpu: for onnxruntime and onnxruntime-genai on a processor; npu: static graphs of plain "
+    "operators.",
+)
+@context_option
+@click.option(
+    "--ep",
+    type=click.Choice(["qnn", "openvino", "coreml", "cpu"]),
+    help="npu: the execution provider that the graphs are made for.",
+    show_default="qnn",
+)
+@click.option(
+    "--chunk",
+    type=click.Choice(["64", "128"]),
+    help="npu: tokens of a prompt that go through at once.",
+    show_default="64",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["int8", "float16", "blocks"]),
+    help="npu: the form of the weights.",
+    show_default="the best that the provider takes",
+)
+@click.option(
+    "--calibration",
+    metavar="FILE",
+    help="npu: a text on which int8 finds the ranges of activations.",
+    show_default="edge's own",
+)
+@click.option("--force", is_flag=True, help="Replace DIR when it is an earlier export.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def export(model: str | None, output: str, force: bool, as_json: bool, **options: Any) -> None:
+    """Write a model as ONNX graphs, with its tokenizer beside them.
+
+    DIR is new or empty. It serves wherever a MODEL does, with the extra `onnx`; onnxruntime-genai
+    loads dialect cpu too. Weights stay as they are in MODEL, but for those of 8 bits that some
+    NPUs want.
+    """
+    from edge.onnx.export import Recipe
+    from edge.onnx.export import export as write
+    from edge.store import default_model
+
+    if options["chunk"] is not None:
+        options["chunk"] = int(options["chunk"])
+    recipe = Recipe(**options)
+    path = model if model is not None else str(default_model())
+    with Progress("exporting") as progress:
+        facts = write(path, output, recipe, force=force, progress=progress)
+    if as_json:
+        click.echo(json.dumps({"path": output, "model": path, **facts}, ensure_ascii=False))
+    else:
+        click.echo(f"{output}: {mebibytes(facts['bytes'])}")
