@@ -84,7 +84,8 @@ class Runner:
 
     def mask(self, n: int) -> Array:
         """Of n tokens, (1, 1, n, context + n)."""
-        mask = np.full((n, self.facts["context"] + n), -1e4, np.float32)
+        low = -3e4 if self.facts["provider"] == "qnn" else -1e30  # float16 there
+        mask = np.full((n, self.facts["context"] + n), low, np.float32)
         for i in range(n):
             first = max(0, self.length + i + 1 - (self.facts["window"] or 1 << 30))
             mask[i, first : self.length] = 0

@@ -1,0 +1,281 @@
+"""Dialect npu: static graphs on the CPU provider, on the simulator of HTP and on OpenVINO."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import refgraph
+from onnxrun import Runner, write_npu
+
+from edge import models
+from edge.errors import InputError, UnsupportedError
+from edge.gguf import GGUF
+from edge.graph import Graph
+from edge.onnx import npu
+from edge.onnx.providers import Target, choose, open_graph
+from edge.onnx.step import shape_of
+
+TOKENS = [(7 * i * i + 3 * i) % 280 for i in range(16)]
+PROMPT = 10  # the rest goes through one by one
+CHUNK = 4  # the last chunk of the prompt is padded
+
+WIDE: dict[str, Any] = {"dim": 256, "n_kv_heads": 4, "ffn": 256}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "all heads": ("llama", {"n_kv_heads": 4, "tied": False}),
+    "one key head": ("llama", {"n_kv_heads": 1, "head_dim": 32}),
+    "window": ("llama", {"window": 5}),
+    "divisors": ("llama", {"rope_freqs": True, "n_layers": 1}),
+    "phi3": ("phi3", {}),
+    "partial": ("phi3", {"n_rot": 8, "tied": False}),
+    "longrope short": ("phi3", {"original_context": 64}),
+    "longrope long": ("phi3", {"original_context": 16, "window": 7}),
+}
+QUANTISED = {"Q4_0": {}, "Q8_0": {}, "Q4_1": {}, "IQ3_S": WIDE, "Q6_K": WIDE, "Q4_K": WIDE}
+
+Tinies = Callable[..., Path]
+
+
+@pytest.fixture
+def export(tiny_gguf: Tinies, tmp_path: Path) -> Callable[..., Path]:
+    """export(arch, model options, **options of the export) -> its folder."""
+
+    def make(arch: str = "llama", tiny: dict[str, Any] | None = None, **options: Any) -> Path:
+        options = {"provider": "cpu", "chunk": CHUNK, **options}
+        return write_npu(tiny_gguf(arch, **(tiny or {})), tmp_path / "export", **options)
+
+    return make
+
+
+def referee(path: Path) -> np.ndarray:
+    """Logits of the tokens from the prompt's last on."""
+    with GGUF.open(path) as model:
+        shapes = {t.name: t.shape for t in model.tensors.values()}
+        graph, _ = models.build(model.metadata, shapes, context=32)
+        return refgraph.run(graph, refgraph.load_weights(model), TOKENS)[PROMPT - 1 :]
+
+
+def logits(runner: Runner) -> np.ndarray:
+    """The same of an export."""
+    return np.stack([runner.run(TOKENS[:PROMPT]), *(runner.run([t]) for t in TOKENS[PROMPT:])])
+
+
+def exact(folder: Path) -> None:
+    """Let no product quantise its input: what is left is what the weights stand for."""
+    for name in ("chunk", "token"):
+        graph = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+        for node in graph.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "accuracy_level":
+                    attribute.i = 0
+        onnx.save(graph, folder / f"{name}.onnx")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_floats_equal_the_referee(
+    name: str, tiny_gguf: Tinies, export: Callable[..., Path]
+) -> None:
+    arch, tiny = MODELS[name]
+    found = logits(Runner(export(arch, tiny)))
+    assert np.abs(found - referee(tiny_gguf(arch, **tiny))).max() < 1e-4
+
+
+def test_every_architecture_is_tested() -> None:
+    assert {arch for arch, _ in MODELS.values()} == set(models.architectures())
+
+
+@pytest.mark.parametrize("arch", models.architectures())
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_blocks_stand_for_what_the_file_says(
+    kind: str, arch: str, tiny_gguf: Tinies, export: Callable[..., Path]
+) -> None:
+    tiny = {"type": kind, **QUANTISED[kind]}
+    folder, wanted = export(arch, tiny), referee(tiny_gguf(arch, **tiny))
+    spread = wanted.std()
+    assert np.abs(logits(Runner(folder)) - wanted).max() < 0.2 * spread  # int8 activations
+    exact(folder)
+    assert np.abs(logits(Runner(folder)) - wanted).max() < 1e-4 * max(1, spread)
+
+
+@pytest.mark.parametrize(("form", "most"), [("float16", 0.01), ("int8", 0.2)])
+@pytest.mark.parametrize("provider", ["cpu", "qnn"])
+@pytest.mark.parametrize("arch", models.architectures())
+def test_forms_of_htp(
+    arch: str, provider: str, form: str, most: float, tiny_gguf: Tinies, export: Any
+) -> None:
+    found = logits(Runner(export(arch, weights=form, provider=provider)))
+    assert np.abs(found - referee(tiny_gguf(arch))).max() < most
+
+
+def test_chunks_leave_what_single_tokens_leave(export: Callable[..., Path]) -> None:
+    folder = export("phi3", {"window": 3})
+    chunks, steps = Runner(folder), Runner(folder)
+    chunks.run(TOKENS)
+    for token in TOKENS:
+        steps.run([token])
+    for name, cache in chunks.cache.items():
+        np.testing.assert_allclose(cache, steps.cache[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("provider", npu.WEIGHTS)
+def test_graphs_are_static_and_plain(provider: str, export: Callable[..., Path]) -> None:
+    folder = export(provider=provider, weights=None, tiny={"type": "Q8_0"})
+    for name, n in (("chunk", CHUNK), ("token", 1)):
+        model = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+        kinds = {(node.domain, node.op_type) for node in model.graph.node}
+        contrib = {kind for domain, kind in kinds if domain}
+        assert contrib == ({"MatMulNBits"} if npu.WEIGHTS[provider][0] == "blocks" else set())
+        assert (("", "RMSNormalization") in kinds) == (provider == "qnn")
+        shapes = {v.name: dims(v) for v in [*model.graph.input, *model.graph.output]}
+        assert shapes["mask"] == [1, 1, n, 32 + n]
+        assert shapes["past_key.0"] == [1, 2, 16, 32] and shapes["new_key.1"] == [1, 2, 16, n]
+        assert ("logits" in shapes, "past_key.1" in shapes) == (n == 1, n == 1)
+        made = onnx.shape_inference.infer_shapes(model).graph.value_info
+        assert all(1 <= len(dims(v)) <= 4 and 0 not in dims(v) for v in made if not is_const(v))
+
+
+def dims(value: Any) -> list[int]:
+    return [d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+def is_const(value: Any) -> bool:
+    """Scales of products and the like: scalars."""
+    return not value.type.tensor_type.shape.dim
+
+
+def test_no_weight_is_written_as_float32(tiny_gguf: Tinies, export: Callable[..., Path]) -> None:
+    tiny = {"type": "Q8_0", "tied": False, "vocab": 2048}
+    with GGUF.open(tiny_gguf("llama", **tiny)) as model:
+        n = sum(t.shape[0] * t.shape[1] for t in model.tensors.values() if len(t.shape) == 2)
+    folder = export("llama", tiny, provider="qnn", weights="int8")
+    embedding = 2048 * 64 * (1 + 4 / 32)
+    assert (folder / npu.DATA).stat().st_size < n - 2048 * 64 + embedding + 50 * 4096
+
+
+def test_edge_json(export: Callable[..., Path]) -> None:
+    found = json.loads((export("phi3", {"window": 9}) / "edge.json").read_text())
+    assert len(found.pop("model")) == 32
+    assert found == {
+        "format": 1,
+        "dialect": "npu",
+        "provider": "cpu",
+        "weights": "blocks",
+        "name": "tiny phi3",
+        "architecture": "phi3",
+        "context": 32,
+        "chunk": CHUNK,
+        "window": 9,
+        "n_layers": 2,
+        "n_kv_heads": 2,
+        "head_dim": 16,
+        "n_vocab": 288,
+        "bos_token_id": 285,
+        "eos_token_ids": [285, 287],
+    }
+
+
+def test_the_hash_tells_weights_apart(tiny_gguf: Tinies, tmp_path: Path) -> None:
+    found = set()
+    for i, seed in enumerate((0, 0, 1)):
+        folder = write_npu(tiny_gguf(seed=seed), tmp_path / str(i), provider="cpu", chunk=CHUNK)
+        found.add(json.loads((folder / "edge.json").read_text())["model"])
+    assert len(found) == 2
+
+
+def test_graphs_share_their_weights(export: Callable[..., Path]) -> None:
+    folder = export(provider="qnn", weights="float16")
+    places = []
+    for name in ("chunk", "token"):
+        model = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+        stored = [t for t in model.graph.initializer if t.external_data]
+        places.append({t.name: [(e.key, e.value) for e in t.external_data] for t in stored})
+    assert places[0].items() < places[1].items()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"provider": "tpu"}, "one of qnn, openvino, coreml, cpu"),
+        ({"provider": "openvino", "weights": "int8"}, "openvino takes blocks, float16"),
+        ({"chunk": 1}, "from 2"),
+        ({"chunk": 64}, "the context has 32"),
+        ({"weights": "int8", "calibration": "/nowhere"}, "/nowhere cannot be read"),
+    ],
+)
+def test_options_that_cannot_be(
+    options: dict[str, Any], message: str, export: Callable[..., Path]
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export(**options)
+
+
+def test_weights_beyond_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiny
+
+    tensors = tiny.tensors
+    large = {"blk.1.ffn_down.weight": np.float32(1e6)}
+    monkeypatch.setattr(
+        tiny, "tensors", lambda t: {k: v * large.get(k, 1) for k, v in tensors(t).items()}
+    )
+    path = tiny.write_tiny(tmp_path / "large.gguf", type="BF16")
+    with pytest.raises(UnsupportedError, match=r"blk\.1\.ffn_down\.weight .* export int8 weights"):
+        write_npu(path, tmp_path / "export", provider="qnn", weights="float16", chunk=CHUNK)
+
+
+@pytest.mark.parametrize("change", [{"window": 3}, {"n_kv_heads": 1}, {"layer": 0}])
+def test_layers_that_differ(change: dict[str, Any], tiny_gguf: Tinies) -> None:
+    with GGUF.open(tiny_gguf()) as model:
+        shapes = {t.name: t.shape for t in model.tensors.values()}
+        graph: Graph = models.build(model.metadata, shapes)[0]
+    i = max(i for i, op in enumerate(graph.ops) if op.kind == "attention")
+    graph.ops[i] = dataclasses.replace(graph.ops[i], attrs={**graph.ops[i].attrs, **change})
+    with pytest.raises(UnsupportedError, match="layers differ"):
+        shape_of(graph, 32)
+
+
+def steps_alike(folder: Path, target: Target, most: float) -> None:
+    """A prompt and 8 tokens more, on a provider and on the CPU, which chooses the tokens."""
+
+    def on_provider(path: Path) -> Any:
+        opened = open_graph(path, target)
+        assert opened.partition.whole
+        return opened.session
+
+    here, there = Runner(folder), Runner(folder, on_provider)
+    tokens = TOKENS[:PROMPT]
+    for _ in range(9):
+        wanted, found = here.run(tokens), there.run(tokens)
+        assert np.abs(found - wanted).max() < most
+        assert found.argmax() == wanted.argmax()
+        tokens = [int(wanted.argmax())]
+
+
+@pytest.mark.htp
+@pytest.mark.parametrize("form", npu.WEIGHTS["qnn"])
+@pytest.mark.parametrize("name", ["llama", "all heads", "partial", "window"])
+def test_on_the_simulator_of_htp(name: str, form: str, export: Callable[..., Path]) -> None:
+    arch, tiny = MODELS[name]
+    folder = export(arch, {**tiny, "type": "Q8_0"}, provider="qnn", weights=form)
+    steps_alike(folder, choose("qnn", "qnn", threads=1, soc="sm8650"), 0.03)
+
+
+@pytest.mark.openvino
+@pytest.mark.parametrize("kind", ["F32", *QUANTISED])
+@pytest.mark.parametrize("arch", models.architectures())
+def test_on_openvino(arch: str, kind: str, export: Callable[..., Path]) -> None:
+    folder = export(arch, {"type": kind, **QUANTISED.get(kind, {})}, provider="openvino")
+    steps_alike(folder, choose("openvino", "openvino", threads=1), 1e-4 if kind == "F32" else 0.5)
+
+
+@pytest.mark.openvino
+@pytest.mark.parametrize("arch", models.architectures())
+def test_float16_on_openvino(arch: str, export: Callable[..., Path]) -> None:
+    folder = export(arch, provider="openvino", weights="float16")
+    steps_alike(folder, choose("openvino", "openvino", threads=1), 0.02)
