@@ -240,8 +240,11 @@ def test_layers_that_differ(change: dict[str, Any], tiny_gguf: Tinies) -> None:
         shape_of(graph, 32)
 
 
-def steps_alike(folder: Path, target: Target, most: float) -> None:
-    """A prompt and 8 tokens more, on a provider and on the CPU, which chooses the tokens."""
+def steps_alike(folder: Path, target: Target, most: float, tie: float = 0) -> None:
+    """A prompt and 8 tokens more, on a provider and on the CPU, which chooses the tokens.
+
+    most: difference of a logit, in their spread; tie: of the best two, that either may win.
+    """
 
     def on_provider(path: Path) -> Any:
         opened = open_graph(path, target)
@@ -252,8 +255,8 @@ def steps_alike(folder: Path, target: Target, most: float) -> None:
     tokens = TOKENS[:PROMPT]
     for _ in range(9):
         wanted, found = here.run(tokens), there.run(tokens)
-        assert np.abs(found - wanted).max() < most
-        assert found.argmax() == wanted.argmax()
+        assert np.abs(found - wanted).max() < most * max(1, wanted.std())
+        assert wanted[found.argmax()] >= wanted.max() - tie
         tokens = [int(wanted.argmax())]
 
 
@@ -271,7 +274,8 @@ def test_on_the_simulator_of_htp(name: str, form: str, export: Callable[..., Pat
 @pytest.mark.parametrize("arch", models.architectures())
 def test_on_openvino(arch: str, kind: str, export: Callable[..., Path]) -> None:
     folder = export(arch, {"type": kind, **QUANTISED.get(kind, {})}, provider="openvino")
-    steps_alike(folder, choose("openvino", "openvino", threads=1), 1e-4 if kind == "F32" else 0.5)
+    most, tie = (1e-4, 0) if kind == "F32" else (0.1, 0.05)  # both quantise inputs, each its way
+    steps_alike(folder, choose("openvino", "openvino", threads=1), most, tie)
 
 
 @pytest.mark.openvino
