@@ -40,6 +40,14 @@ def open_model(path: str | None, **options: Unpack[LoadOptions]) -> Model:
     return model
 
 
+def explain(model: Model, settings: Settings) -> None:
+    """On stderr, if that was asked for: what runs the model."""
+    if settings.explain:
+        from edge.cli.report import explain_lines
+
+        note("\n".join(explain_lines(model.engine)))
+
+
 def stream(
     source: Any, prompt: str, *, show: bool = True, quiet: bool = False, **options: Any
 ) -> Completion:

@@ -48,7 +48,7 @@ def chat(
     conversation: /help lists what can be typed, Ctrl-C stops an answer, a second one leaves.
     With --session it survives the program, however that ends.
     """
-    from edge.cli.answer import not_empty, once, open_model, stream
+    from edge.cli.answer import explain, not_empty, once, open_model, stream
 
     settings = Settings.take(flags)
     if system is not None:
@@ -58,6 +58,7 @@ def chat(
     elif not sys.stdin.isatty():
         prompt = not_empty(read_stdin().strip())
     with open_model(model, **settings.loading) as loaded:
+        explain(loaded, settings)
         talk = _begin(loaded, system, file, settings)
         if prompt is None:
             _converse(loaded, talk, settings)

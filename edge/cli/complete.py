@@ -58,13 +58,14 @@ def complete(
     if flags["logprobs"] is not None and not flags["as_json"]:
         raise click.UsageError("--logprobs needs --json.")
     text = _text(prompt, file, source)
-    from edge.cli.answer import once, open_model, stream
+    from edge.cli.answer import explain, once, open_model, stream
 
     settings, as_json = Settings.take(flags), flags["as_json"]
     options = {name: flags[name] for name in ("special", "stop")}
     options |= {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
     options |= {"logprobs": flags["logprobs"] or 0, "quiet": settings.quiet}
     with open_model(model, **settings.loading) as loaded:
+        explain(loaded, settings)
         session = loaded.session(settings.when_full or "stop")
         ask = partial(stream, session, text, show=not as_json, **options)
         newline = sys.stdout.isatty() and not as_json

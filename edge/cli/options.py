@@ -21,6 +21,9 @@ _NO_LIMIT = 2**31 - 1
 #: Options of commands that `edge.load` takes as they are.
 LOADING = ("context", "threads", "layout", "memory", "kv")
 
+#: Those of ONNX models, see `provider_options`.
+_PROVIDER = ("ep", "fallback", "soc")
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -85,6 +88,36 @@ def context_option(command: Command) -> Command:
     )(command)
 
 
+def provider_options(command: Command) -> Command:
+    """--ep, --fallback, --soc and --explain, of all who run ONNX models."""
+    for decorate in (
+        click.option(
+            "--explain",
+            is_flag=True,
+            help="Say what runs the model, and how much of it.",
+        ),
+        click.option(
+            "--soc",
+            metavar="NAME",
+            help="The chip to compile an ONNX model for, where the provider cannot tell.",
+        ),
+        click.option(
+            "--fallback",
+            is_flag=True,
+            help="Let the CPU run what the provider cannot, or all of it where that is missing.",
+        ),
+        click.option(
+            "--ep",
+            metavar="NAME",
+            help="Run an ONNX model on this execution provider: cpu, qnn, openvino, coreml; auto: "
+            "on its own, or else the CPU.",
+            show_default="the one that it was made for",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
 def model_options(command: Command) -> Command:
     """MODEL, what loading it and beginning a session take, --max-tokens, --quiet and --report."""
     for decorate in (
@@ -112,6 +145,7 @@ def model_options(command: Command) -> Command:
             metavar="FOLDER",
             help="Keep computed system messages there, for the next start.",
         ),
+        provider_options,
         layout_option,
         threads_option,
         memory_options,
@@ -147,13 +181,14 @@ class Settings:
     quiet: bool
     report: bool
     sampling: SamplingOptions
+    explain: bool = False
 
     @classmethod
     def take(cls, flags: dict[str, Any]) -> Settings:
         """Take them out of a command's flags; its own stay. Raises InputError."""
         sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
-        loading = {name: flags.pop(name) for name in (*LOADING, "prefix_cache")}
-        names = ("when_full", "max_tokens", "quiet", "report")
+        loading = {name: flags.pop(name) for name in (*LOADING, *_PROVIDER, "prefix_cache")}
+        names = ("when_full", "max_tokens", "quiet", "report", "explain")
         others = {name: flags.pop(name) for name in names}
         return cls(loading, **others, sampling=SamplingOptions(**sampling))
 

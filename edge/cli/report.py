@@ -9,6 +9,8 @@ from edge import memory
 if TYPE_CHECKING:
     from edge.backend import Backend
     from edge.engine import Engine
+    from edge.ledger import Ledger
+    from edge.onnx.budget import Budget
     from edge.results import Usage
 
 
@@ -17,9 +19,33 @@ def lines(engine: Backend, usage: Usage) -> list[str]:
     from edge.engine import Engine
 
     if not isinstance(engine, Engine):
-        return []
+        return [*_onnx_memory_lines(engine), *explain_lines(engine)]
     threads = engine.cores.lines(engine.refused)
     return [*memory_lines(engine), speed_line(engine, usage), *threads]
+
+
+def explain_lines(engine: Backend) -> list[str]:
+    """What runs the model, and how much of it."""
+    from edge.onnx.engine import OnnxEngine
+
+    if isinstance(engine, OnnxEngine):
+        return engine.explain()
+    return [f"runs on the CPU, all of it: kernels {engine.isa}"]
+
+
+def _onnx_memory_lines(engine: Backend) -> list[str]:
+    """Planned, part by part, and the peak: onnxruntime does not tell what its parts take."""
+    from edge.onnx.engine import OnnxEngine
+
+    if not isinstance(engine, OnnxEngine):
+        return []
+    budget, peak = engine.budget, memory.peak()
+    lines = [f"{'memory':<16}{'planned':>12}{'real':>12}"]
+    lines += [f"{name:<16}{memory.show(size):>12}" for name, size in budget.parts.items()]
+    real = "?" if peak is None else memory.show(peak)
+    lines.append(f"{'peak':<16}{memory.show(budget.needed):>12}{real:>12}")
+    lines[-1] += _of_budget(budget)
+    return lines
 
 
 def memory_lines(engine: Engine) -> list[str]:
@@ -36,10 +62,15 @@ def memory_lines(engine: Engine) -> list[str]:
     for name, planned, real in rows:
         shown = "?" if real is None else memory.show(real)
         lines.append(f"{name:<16}{memory.show(planned):>12}{shown:>12}")
-    if ledger.budget is not None:
-        kind = "stated" if ledger.is_stated else "what was available"
-        lines[-1] += f", budget {memory.show(ledger.budget)} ({kind})"
+    lines[-1] += _of_budget(ledger)
     return lines
+
+
+def _of_budget(plan: Ledger | Budget) -> str:
+    if plan.budget is None:
+        return ""
+    kind = "stated" if plan.is_stated else "what was available"
+    return f", budget {memory.show(plan.budget)} ({kind})"
 
 
 def speed_line(engine: Engine, usage: Usage) -> str:

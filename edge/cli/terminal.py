@@ -174,14 +174,16 @@ def figures(usage: Any, engine: Any) -> str:
         parts.append(f"peak memory {mebibytes(peak)}")
     threads = "1 thread" if engine.threads == 1 else f"{engine.threads} threads"
     refused = f" (not kept on the fast cores: {engine.refused})" if engine.refused else ""
-    return "; ".join([*parts, f"kernels {engine.isa}{_why_slow()}, {threads}{refused}"])
+    slow = _why_slow(engine.isa)
+    return "; ".join([*parts, f"kernels {engine.isa}{slow}, {threads}{refused}"])
 
 
-def _why_slow() -> str:
-    """For a CPU that is older than all fast kernels."""
+def _why_slow(isa: str) -> str:
+    """For a CPU that is older than all fast kernels, where they are ours."""
     from edge import native
 
-    return " (there are no faster ones for this CPU)" if len(native.isas()) == 1 else ""
+    is_slow = len(native.isas()) == 1 and not isa.startswith("onnxruntime")
+    return " (there are no faster ones for this CPU)" if is_slow else ""
 
 
 def _speed(tokens_per_second: float) -> str:

@@ -177,6 +177,11 @@ class OnnxEngine:
             "cache_bytes": layout.position_bytes * self.config.n_context,
         }
 
+    def explain(self) -> list[str]:
+        """What runs each graph, and how much of it; lines for people."""
+        self._running()
+        return providers.explain(self.opened)
+
     def cache(self, when_full: WhenFull = "stop") -> HostCache:
         """A new, empty cache. Raises InputError, UnsupportedError for one that should slide."""
         return self._running().cache(when_full)
