@@ -15,7 +15,7 @@ from edge.cli.terminal import plain
 @click.command(short_help=COMMANDS["devices"])
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def devices(as_json: bool) -> None:
-    """List what ONNX models can run on, and what is missing for the rest.
+    """List what ONNX models can run on, and what is missing.
 
     The names are those that --ep takes. GGUF models run without any of them.
     """
