@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edge.gguf import GGUF
     from edge.models.common import Config
 
-__all__ = ["GENAI", "TOKENIZER_FILES", "write_genai", "write_tokenizer"]
+__all__ = ["GENAI", "TOKENIZER_FILES", "complete_tokenizer", "write_genai", "write_tokenizer"]
 
 GENAI = "genai_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -43,10 +43,8 @@ def write_tokenizer(model: GGUF, config: Config, folder: Path) -> Vocabulary:
     Raises ModelFileError, UnsupportedError as `Tokenizer.from_metadata`; OSError.
     """
     vocabulary = Vocabulary.from_metadata(model.metadata, model.path)
-    backend = build(vocabulary).marked
-    _complete(backend, vocabulary)
     tokenizer, settings = (folder / name for name in TOKENIZER_FILES)
-    _write_text(tokenizer, backend.to_str())
+    _write_text(tokenizer, complete_tokenizer(vocabulary).to_str())
     values = {
         "add_bos_token": vocabulary.add_bos,
         "add_eos_token": False,
@@ -106,10 +104,13 @@ def write_json(path: Path, value: Any) -> None:
     _write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def _complete(backend: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
-    """What edge does itself and others read from the file: the way back to text, and bos."""
+def complete_tokenizer(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    """The object that tokenizer.json is: control tokens in a text count as such. With what edge
+    does itself and others read from the file: the way back to text, and bos.
+    """
     from tokenizers import decoders, processors
 
+    backend = build(vocabulary).marked
     if vocabulary.model == "gpt2":
         backend.decoder = decoders.ByteLevel()
     else:
@@ -122,6 +123,7 @@ def _complete(backend: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, vocabulary.bos_id)]
         )
+    return backend
 
 
 def _spelling(vocabulary: Vocabulary, token: int | None) -> str | None:
