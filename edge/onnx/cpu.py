@@ -46,9 +46,9 @@ def write(
     Raises UnsupportedError for what this dialect does not have; OSError.
     """
     g = GraphWriter(config.architecture, _OPSET)
+    g.output("logits", g.types.FLOAT, [1, 1, graph.dims[graph.output]])
     with DataFile(folder / DATA) as data:
-        logits = _Lowering(graph, config, model, g, data).run(done)
-    g.output(g.rename(logits, "logits"), g.types.FLOAT, [1, 1, graph.dims[graph.output]])
+        g.rename(_Lowering(graph, config, model, g, data).run(done), "logits")
     g.save(folder / GRAPH)
 
 
