@@ -1,15 +1,17 @@
 """The ranges of activations: the least and the most that goes into and comes out of each matmul.
 
-The model runs over a text on the CPU, in chunks, with its weights in blocks, as a graph whose only
-outputs, besides new keys and values, are these numbers: no activation leaves the graph, and memory
-grows neither with the text nor with what lies between two layers.
+The model runs over a text on the CPU, its weights in blocks, stage by stage: about half a layer,
+which all chunks of the text go through before the next one is written. Of its activations only
+the extremes leave a stage, and the one value that the next stage takes, which waits in a file. So
+memory is that of the largest stage, whatever the text and the number of layers.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from edge.errors import InputError
 from edge.gguf import GGUF
 from edge.graph import Graph, Op
-from edge.onnx.blocks import floats
+from edge.onnx.blocks import floats, slices
 from edge.onnx.htp import Range, Ranges
 from edge.onnx.linear import BlockLinears
 from edge.onnx.lowering import rotations
@@ -60,26 +62,66 @@ def calibrate(
     """The ranges of each matmul of the graph, by its output, over a text.
 
     The text is cut into chunks of equal length, tokens that do not fill the last are left out; it
-    begins anew after some chunks, with an empty cache. folder: for weights in blocks, which are
-    deleted afterwards. Raises ModelFileError for NaN or infinity in a weight, UnsupportedError,
-    OSError.
+    begins anew after some chunks, with an empty cache. folder: for weights in blocks and what lies
+    between two stages, which are deleted as it goes. Raises ModelFileError for NaN or infinity in
+    a weight, UnsupportedError, OSError.
     """
     most = min(_CHUNK, shape.context)
     n = len(tokens) // -(-len(tokens) // most)
     n_together = max(1, min(_WINDOW, shape.context) // n)
     small = dataclasses.replace(shape, context=n * n_together, half_cache=False)
+    ranges: dict[str, Ranges] = {}
     with tempfile.TemporaryDirectory(prefix=".calibration-", dir=folder) as scratch:
-        path = Path(scratch) / "ranges.onnx"
-        names = _write(model, graph, small, n, path)
-        runner = _Runner(model, graph, small, n, path)
-        seen = np.full((len(names), 4), np.nan, np.float32)
-        for i in range(len(tokens) // n):
-            new = runner.step(i % n_together, tokens[i * n : (i + 1) * n])
-            seen[:, ::2] = np.fmin(seen[:, ::2], new[:, ::2])
-            seen[:, 1::2] = np.fmax(seen[:, 1::2], new[:, 1::2])
-        del runner
-    rows = [(Range(*row[:2]), Range(*row[2:])) for row in seen.tolist()]
-    return {name: Ranges(*row) for name, row in zip(names, rows, strict=True)}
+        hidden = _embedded(model, graph, tokens[: len(tokens) // n * n], Path(scratch) / "hidden")
+        for ops in _stages(graph):
+            with tempfile.TemporaryDirectory(dir=scratch) as place:
+                names = _write(model, graph, ops, small, n, Path(place) / "stage.onnx")
+                seen = _Stage(model, small, n, Path(place) / "stage.onnx").run(hidden)
+            for name, (x, y) in zip(names, seen.tolist(), strict=True):
+                ranges[name] = Ranges(Range(*x), Range(*y))
+        ranges[graph.output] = _of_head(model, graph.ops[-1], hidden)
+        del hidden
+    return ranges
+
+
+def _of_head(model: GGUF, op: Op, x: NDArray[np.float32]) -> Ranges:
+    """Of the last matmul, whose weight is the largest by far: a slice of its rows at a time."""
+    low, high = np.inf, -np.inf
+    for tensor in (model.tensors[f"{name}.weight"] for name in op.weights):
+        for first, n in slices(tensor):
+            rows = floats(tensor, first, n).T
+            model.forget()
+            for i in range(0, len(x), _WINDOW):
+                y = x[i : i + _WINDOW] @ rows
+                low, high = min(low, float(y.min())), max(high, float(y.max()))
+    return Ranges(Range(float(x.min()), float(x.max())), Range(low, high))
+
+
+def _embedded(model: GGUF, graph: Graph, tokens: Sequence[int], path: Path) -> NDArray[np.float32]:
+    """Rows of the embedding in a file, (tokens, dim)."""
+    table = model.tensors[f"{graph.ops[0].weights[0]}.weight"]
+    hidden = np.memmap(path, np.float32, "w+", shape=(len(tokens), table.shape[1]))
+    for i, token in enumerate(tokens):
+        hidden[i] = floats(table, token)[0]
+        model.forget()
+    return hidden
+
+
+def _stages(graph: Graph) -> Iterator[list[Op]]:
+    """The ops between the embedding and the last matmul, cut where all that goes on is one value.
+
+    Each but the last has a matmul, and each begins with an op `embed`, which stands for that value.
+    """
+    last = {name: i for i, op in enumerate(graph.ops) for name in op.inputs}
+    stage, live = [graph.ops[0]], {graph.ops[0].output}
+    for i, op in enumerate(graph.ops[1:-1], 1):
+        stage.append(op)
+        live = {value for value in live | {op.output} if last.get(value, 0) > i}
+        if live == {op.output} and any(op.kind == "matmul" for op in stage):
+            yield stage
+            stage = [Op("embed", (), op.output)]
+    if len(stage) > 1:
+        yield stage
 
 
 class _Watched(StepLowering):
@@ -98,22 +140,25 @@ class _Watched(StepLowering):
         return y
 
 
-def _write(model: GGUF, graph: Graph, shape: Shape, n: int, path: Path) -> list[str]:
-    """Write the graph, and weights beside it; the names of its matmuls' outputs, in order."""
-    g = GraphWriter("ranges", FUSED_NORM)
+def _write(model: GGUF, graph: Graph, ops: list[Op], shape: Shape, n: int, path: Path) -> list[str]:
+    """Write a stage, and its weights beside it; the names of its matmuls' outputs, in order."""
+    stage, g = copy.copy(graph), GraphWriter("stage", FUSED_NORM)
+    stage.ops, stage.output = ops, ops[-1].output
     with DataFile(path.with_suffix(".data")) as data:
-        lowering = _Watched(graph, model, g, BlockLinears(model, data), shape=shape, n=n)
-        lowering.run(lambda op: None)
-    found = g.node("Concat", *lowering.found, axis=0)
-    g.output(g.rename(found, "ranges"), g.types.FLOAT, (len(lowering.found), 1, 1))
+        lowering = _Watched(stage, model, g, BlockLinears(model, data), shape=shape, n=n)
+        output = lowering.run(lambda op: None)
+    if lowering.found:
+        found = g.node("Concat", *lowering.found, axis=0)
+        g.output(g.rename(found, "ranges"), g.types.FLOAT, (len(lowering.found), 1, 1))
+    g.output(g.rename(output, "output"), g.types.FLOAT, (1, n, graph.dims[stage.output]))
     g.save(path)
     return lowering.outputs
 
 
-class _Runner:
-    """The session, and the cache of the chunks before."""
+class _Stage:
+    """A session of a stage. cache: keys and values of the chunks before."""
 
-    def __init__(self, model: GGUF, graph: Graph, shape: Shape, n: int, path: Path) -> None:
+    def __init__(self, model: GGUF, shape: Shape, n: int, path: Path) -> None:
         ort = onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 4
@@ -121,29 +166,42 @@ class _Runner:
             path, sess_options=options, providers=["CPUExecutionProvider"]
         )
         self.shape, self.n = shape, n
-        self.model, self.table = model, model.tensors[f"{graph.ops[0].weights[0]}.weight"]
         (self.cos, self.sin), *_ = rotations(model, shape.rope, shape.context)
-        kinds = {v.name: v.shape for v in self.session.get_inputs() if v.name.startswith("past_")}
+        self.inputs = {value.name: value.shape for value in self.session.get_inputs()}
+        self.outputs = [value.name for value in self.session.get_outputs()]
+        kinds = {name: dims for name, dims in self.inputs.items() if name.startswith("past_")}
         self.cache = {name: np.zeros(dims, np.float32) for name, dims in kinds.items()}
-        self.outputs = [v.name for v in self.session.get_outputs()]
 
-    def step(self, i: int, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Run the i-th chunk behind those before; (matmuls, 4): least and most of input, output."""
+    def run(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """All chunks of a text, whose values (tokens, dim) become those behind the stage.
+
+        (matmuls, input and output, least and most) of the whole text.
+        """
+        found = [self._chunk(hidden, i) for i in range(len(hidden) // self.n)]
+        return np.stack([np.min(found, 0)[..., 0], np.max(found, 0)[..., 1]], -1)
+
+    def _chunk(self, hidden: NDArray[np.float32], i: int) -> NDArray[np.float32]:
+        rows = hidden[i * self.n : (i + 1) * self.n]
+        found = self.step(i % (self.shape.context // self.n), rows)
+        rows[:] = found["output"][0]
+        return np.reshape(found.get("ranges", np.empty(0, np.float32)), (-1, 2, 2))
+
+    def step(self, i: int, rows: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Run the i-th chunk behind those before; the outputs by name."""
         place = slice(i * self.n, (i + 1) * self.n)
-        hidden = [floats(self.table, token) for token in tokens]
-        self.model.forget()
         values = {
-            "hidden": np.stack(hidden, 1),
+            "hidden": rows[None],
             "cos": self.cos[None, place],
             "sin": self.sin[None, place],
             "mask": self.mask(i * self.n),
             **self.cache,
         }
-        found = dict(zip(self.outputs, self.session.run(None, values), strict=True))
+        wanted = {name: value for name, value in values.items() if name in self.inputs}
+        found = dict(zip(self.outputs, self.session.run(None, wanted), strict=True))
         for name, cache in self.cache.items():
             new = found[name.replace("past_", "new_")]
             cache[(..., place) if "key" in name else (..., place, slice(None))] = new
-        return np.reshape(found["ranges"], (-1, 4))
+        return found
 
     def mask(self, n_past: int) -> NDArray[np.float32]:
         """Of a chunk behind n_past tokens, (1, 1, n, context + n)."""
