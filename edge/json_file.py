@@ -13,6 +13,8 @@ __all__ = ["JsonFile", "read_text"]
 
 _MOST_BYTES = 16 << 20
 
+_KINDS = {bool: "true or false", dict: "an object", int: "a whole number", str: "a text"}
+
 T = TypeVar("T")
 
 
@@ -47,7 +49,7 @@ class JsonFile:
         if value is None:
             return default
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(key, f"{brief(value)}, where a {kind.__name__} belongs")
+            raise self.error(key, f"{brief(value)}, where {_KINDS.get(kind, 'a list')} belongs")
         return value
 
     def text(self, key: str) -> str:

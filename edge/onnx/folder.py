@@ -453,9 +453,10 @@ def _check_static(folder: Static) -> None:
                 wanted = shapes.get(value.name)
                 dtype = folder.dtype if value.name.startswith(("past", "new")) else "float32"
                 if (value.dims, value.dtype) != (wanted, dtype) or dtype not in _FLOAT:
+                    shape = "knows none of that name" if wanted is None else f"makes it {wanted}"
                     raise ModelFileError(
                         f"{what} {brief(value.name)} is {value.dtype} {value.dims}, edge.json "
-                        f"makes it {dtype} {wanted}: export the model anew",
+                        f"{shape} of {dtype}: export the model anew",
                         path=graph.path,
                     )
             if what == "output" or name == "token":  # a chunk's last layer reads no keys

@@ -1,0 +1,30 @@
+"""Folders of each layout that edge itself writes, small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edge.onnx.export import Recipe, export
+
+
+def write_cpu(path: Path, folder: Path, context: int | None = None) -> Path:
+    """Dialect cpu: as onnxruntime-genai has it."""
+    export(path, folder, Recipe("cpu", context=context))
+    return folder
+
+
+def write_static(path: Path, folder: Path, context: int = 128, **options: Any) -> Path:
+    """Dialect npu, for the CPU provider, in float32 where the weights are."""
+    from types import SimpleNamespace
+
+    from onnxrun import write_npu
+
+    from edge.gguf import GGUF
+    from edge.onnx import config as beside
+
+    options = {"provider": "cpu", "weights": "blocks", "chunk": 8} | options
+    write_npu(path, folder, context=context, **options)
+    with GGUF.open(path) as model:
+        beside.write_tokenizer(model, SimpleNamespace(n_context=context), folder)
+    return folder
