@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
@@ -106,11 +107,12 @@ def _of_file(vocabulary: Vocabulary, file: str) -> Backend:
                 backend.normalizer = whole.normalizer
             if whole.pre_tokenizer is not None:
                 backend.pre_tokenizer = whole.pre_tokenizer
-            for _, token in sorted(whole.get_added_tokens_decoder().items()):
-                if token.special:
-                    backend.add_special_tokens([_special(token)])
+            in_order = [token for _, token in sorted(whole.get_added_tokens_decoder().items())]
+            for is_special, tokens in groupby(in_order, lambda token: token.special):
+                if is_special:
+                    backend.add_special_tokens([_special(token) for token in tokens])
                 else:
-                    backend.add_tokens([token])
+                    backend.add_tokens(list(tokens))
         guard = normalizers.Replace(GUARD, "")
         steps = [guard] if whole.normalizer is None else [guard, whole.normalizer]
         marked.normalizer = normalizers.Sequence(steps)
