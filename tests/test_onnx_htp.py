@@ -23,6 +23,8 @@ from edge.errors import InputError, ModelFileError, UnsupportedError
 from edge.onnx import compiled
 from edge.onnx.ahead import compile_for
 from edge.onnx.engine import OnnxEngine
+from edge.onnx.export import Recipe
+from edge.onnx.export import export as write
 from edge.onnx.providers import SOCS, Target, choose, explain, open_sessions
 
 pytestmark = pytest.mark.htp
@@ -170,6 +172,15 @@ def test_what_cannot_be_compiled_says_why(tmp_path: Path, export: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"cannot be compiled for sm8650: .*token\.onnx"):
         compile_for(export, SOC)
     assert not list((export / "compiled").glob("*"))
+
+
+def test_an_export_may_hold_compiled_graphs(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = Recipe("npu", context=128, socs=("sm8550", "sm8850"))
+    for force in (False, True):
+        facts = write(tiny_gguf("llama"), tmp_path / "model", recipe, force=force)
+    for soc in ("sm8550", "sm8850"):
+        assert facts["files"][f"compiled/{soc}/chunk_qnn.bin"] > 0
+    OnnxEngine.load(tmp_path / "model", ep="cpu").close()
 
 
 @pytest.mark.parametrize("soc", SOCS)

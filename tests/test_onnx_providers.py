@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from onnxgraphs import K, cut, quantized
 
+from edge.cli import cli
 from edge.errors import InputError, ModelFileError, UnsupportedError
 from edge.onnx import providers
+from edge.onnx.export import Recipe
 from edge.onnx.partition import Partition
 from edge.onnx.providers import PROVIDERS, Found, Opened, Target, choose, explain, open_sessions
 
@@ -82,6 +86,25 @@ def test_what_is_no_provider_and_no_soc(ep: str, soc: str | None, what: str) -> 
         choose(ep, "cpu", threads=1, soc=soc)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [
+        ({"dialect": "npu", "socs": ("sm1",)}, "soc 'sm1': one of sm8550"),
+        ({"dialect": "npu", "ep": "openvino", "socs": ("sm8650",)}, "this is made for openvino"),
+        ({"dialect": "cpu", "socs": ("sm8650",)}, "for dialect npu alone"),
+    ],
+)
+def test_what_is_exported_for_a_soc(recipe: dict[str, Any], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        Recipe(**recipe)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_compiler_that_is_not_here_is_missed_before_the_export() -> None:
+    with pytest.raises(UnsupportedError, match="onnxruntime-qnn"):
+        Recipe("npu", socs=("sm8650",))
+
+
 def test_qnn_is_not_simulated_without_a_soc(monkeypatch: pytest.MonkeyPatch) -> None:
     here(monkeypatch, "qnn", "HTP")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
@@ -114,6 +137,17 @@ def test_auto_takes_the_one_it_was_made_for_or_says_why_not(
     with pytest.raises(UnsupportedError):
         choose(None, "openvino", threads=2)
     assert choose(None, "openvino", threads=2, fallback=True).provider.name == "cpu"
+
+
+def test_devices_lists_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch, "openvino", "NPU", "CPU")
+    here(monkeypatch, "qnn")
+    lines = CliRunner().invoke(cli, ["devices"]).output
+    assert "openvino  here     NPU, CPU: onnxruntime-openvino 1.0 (SDK 2.0)" in lines
+    assert "qnn       missing  install it" in lines
+    facts = json.loads(CliRunner().invoke(cli, ["devices", "--json"]).output)
+    assert [row["name"] for row in facts["providers"]] == list(PROVIDERS)
+    assert facts["socs"] == list(providers.SOCS)
 
 
 # ---- sessions ----

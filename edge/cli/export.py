@@ -47,6 +47,13 @@ from edge.cli.terminal import Progress, mebibytes
     help="npu: a text on which int8 finds the ranges of activations.",
     show_default="edge's own",
 )
+@click.option(
+    "--soc",
+    "socs",
+    multiple=True,
+    metavar="NAME",
+    help="npu: compile for this SoC ahead of time, as sm8650; may be given again.",
+)
 @click.option("--force", is_flag=True, help="Replace DIR when it is an earlier export.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def export(model: str | None, output: str, force: bool, as_json: bool, **options: Any) -> None:
@@ -62,6 +69,7 @@ def export(model: str | None, output: str, force: bool, as_json: bool, **options
 
     if options["chunk"] is not None:
         options["chunk"] = int(options["chunk"])
+    options["socs"] = options["socs"] or None
     recipe = Recipe(**options)
     path = model if model is not None else str(default_model())
     with Progress("exporting") as progress:

@@ -11,15 +11,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edge.errors import EdgeError, InputError, UnsupportedError, brief
+from edge.errors import EdgeError, UnsupportedError
 from edge.loading import Loading
 from edge.onnx import compiled, providers
 from edge.onnx.engine import OnnxEngine
 from edge.onnx.folder import Static, open_folder
 
-__all__ = ["compile_for"]
+__all__ = ["compile_for", "require_compiler"]
 
 _SAID = "edge: "
+
+
+def require_compiler(soc: str) -> None:
+    """Raise InputError for a SoC that is not known, UnsupportedError unless qnn is here."""
+    providers.choose("qnn", "qnn", threads=1, soc=soc)
 
 
 def compile_for(folder: str | os.PathLike[str], soc: str) -> Path:
@@ -29,9 +34,7 @@ def compile_for(folder: str | os.PathLike[str], soc: str) -> Path:
     when all has gone well. Raises InputError for a SoC that is not known, ModelFileError for a
     folder that is no such model, UnsupportedError where qnn is not here or does not take all of it.
     """
-    if soc not in providers.SOCS:
-        raise InputError(f"soc {brief(soc)}: one of {', '.join(providers.SOCS)}")
-    providers.choose("qnn", "qnn", threads=1, soc=soc)
+    require_compiler(soc)
     source = os.fspath(Path(__file__).resolve().parents[2])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.run(

@@ -21,6 +21,8 @@ from edge.gguf import GGUF
 from edge.graph import Graph, Op
 from edge.onnx import config as beside
 from edge.onnx import cpu, npu
+from edge.onnx.ahead import compile_for, require_compiler
+from edge.onnx.compiled import AHEAD
 from edge.onnx.writer import onnx
 from edge.packed import PackedFile, open_model
 from edge.store import sync_folder
@@ -35,6 +37,7 @@ _FILES = {
     *(cpu.GRAPH, cpu.DATA, beside.GENAI),
     *(*npu.GRAPHS, npu.DATA, npu.CONFIG),
     *beside.TOKENIZER_FILES,
+    AHEAD,
 }
 #: One of these says that a folder is an export.
 _MARKS = {beside.GENAI, npu.CONFIG}
@@ -46,7 +49,8 @@ class Recipe:
 
     context: the most positions of a session, None: as `edge.load` has it.
     Dialect npu alone: ep: the provider that it is made for; chunk: tokens of a prompt that go
-    through at once; weights: their form; calibration: a file of text.
+    through at once; weights: their form; calibration: a file of text; socs: those to compile for,
+    ahead of time.
     """
 
     dialect: Dialect
@@ -55,6 +59,7 @@ class Recipe:
     chunk: int | None = None
     weights: str | None = None
     calibration: str | None = None
+    socs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dialect not in get_args(Dialect):
@@ -63,8 +68,12 @@ class Recipe:
             for field in fields(self)[2:]:
                 if getattr(self, field.name) is not None:
                     raise InputError(f"{field.name} is for dialect npu alone")
-        else:
-            self.npu_options()
+            return
+        provider = self.npu_options().provider
+        if self.socs and provider != "qnn":
+            raise InputError(f"soc {self.socs[0]} is for qnn, this is made for {provider}")
+        for soc in self.socs or ():
+            require_compiler(soc)
 
     def npu_options(self) -> npu.Options:
         """What dialect npu takes of it. Raises InputError."""
@@ -92,7 +101,8 @@ def export(
 
     Raises InputError for a packed file, or a folder that is in the way; ModelFileError for a
     damaged file, and when the folder cannot be written; ContextError for a context beyond the
-    model's; UnsupportedError for what the dialect does not have, and without the package onnx.
+    model's; UnsupportedError for what the dialect does not have, without the package onnx, and for
+    a SoC's compiler that is not here or does not take it.
     """
     onnx()
     with open_model(path) as model:
@@ -111,7 +121,13 @@ def export(
                 cpu.write(model, graph, config, scratch, done)
             else:
                 npu.write(model, graph, config, scratch, recipe.npu_options(), done)
-            files = {file.name: file.stat().st_size for file in sorted(scratch.iterdir())}
+            for soc in recipe.socs or ():
+                compile_for(scratch, soc)
+            files = {
+                file.relative_to(scratch).as_posix(): file.stat().st_size
+                for file in sorted(scratch.rglob("*"))
+                if file.is_file()
+            }
     return {
         "dialect": recipe.dialect,
         "architecture": config.architecture,
@@ -147,7 +163,7 @@ def _replacing(folder: Path, force: bool) -> Iterator[Path]:
     try:
         scratch.mkdir()
         yield scratch
-        for file in scratch.iterdir():
+        for file in filter(Path.is_file, scratch.iterdir()):
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
         sync_folder(scratch)
