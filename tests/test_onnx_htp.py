@@ -124,6 +124,28 @@ def test_a_changed_binary_never_reaches_qnn(graphs: dict[str, Path], target: Tar
         open_sessions(graphs, target, KEY)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b"v2.51.0", b"v2.50.0", r"is of SDK 2\.50\.0\.\d+, here is 2\.51\.0"),
+        (b":75:57:", b":73:43:", "is for the SoC 43"),
+        (b'source"\x14QNN', b'source"\x14XNN', "is for XNNExecutionProvider"),
+    ],
+)
+def test_a_foreign_compiled_graph_that_came_alone(
+    old: bytes, new: bytes, says: str, graphs: dict[str, Path], target: Target
+) -> None:
+    open_sessions(graphs, target, KEY)
+    ((entry, _, _),) = compiled.entries()
+    path = entry / "token.onnx"
+    assert path.read_bytes().count(old)
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(UnsupportedError, match=says):
+        open_sessions({"token": path}, target)
+    with pytest.raises(UnsupportedError, match=r"is for .NNExecutionProvider"):
+        open_sessions({"token": path}, choose("cpu", "cpu", threads=1))
+
+
 def test_standard_output_stays_the_answers(tmp_path: Path) -> None:
     path = quantized(tmp_path / "m.onnx")
     code = (

@@ -401,7 +401,10 @@ def open_graph(path: Path, target: Target, config: Mapping[str, str] | None = No
 
     Raises ModelFileError, UnsupportedError, as `open_sessions`.
     """
+    from edge.onnx import context
+
     graph = OnnxFile.read(path)
+    context.require(graph, target)
     if target.provider.name == "cpu":
         return Opened(_session(path, target, config), Partition.of_cpu(graph), target)
     strict = {} if target.fallback else {"session.disable_cpu_ep_fallback": "1"}
