@@ -57,11 +57,11 @@ from edge.cli.terminal import Progress, mebibytes
 @click.option("--force", is_flag=True, help="Replace DIR when it is an earlier export.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def export(model: str | None, output: str, force: bool, as_json: bool, **options: Any) -> None:
-    """Write a model as ONNX graphs, with its tokenizer beside them.
+    """Write a model as ONNX graphs, for NPUs and for onnxruntime.
 
-    DIR is new or empty. It serves wherever a MODEL does, with the extra `onnx`; onnxruntime-genai
-    loads dialect cpu too. Weights stay as they are in MODEL, but for those of 8 bits that some
-    NPUs want.
+    DIR is new or empty. It gets the tokenizer, too, and serves wherever a MODEL does, with the
+    extra `onnx`; onnxruntime-genai loads dialect cpu. Weights stay as they are in MODEL, but for
+    those that an NPU wants in another form.
     """
     from edge.onnx.export import Recipe
     from edge.onnx.export import export as write
