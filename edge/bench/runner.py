@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 WARM_UP = (256, 4)  # tokens of a prompt, decode steps
@@ -58,13 +58,13 @@ def prepare(runtime: Runtime, case: Case) -> None:
     _extend(runtime, runtime.cut(case.depth, case.depth), case.depth, runtime.batch)
 
 
-def seconds(runtime: Runtime, case: Case) -> float:
+def seconds(runtime: Runtime, case: Case, clock: Callable[[], float] = time.perf_counter) -> float:
     """Measure a case once."""
     prepare(runtime, case)
     step = 1 if case.kind == "decode" else runtime.batch
-    start = time.perf_counter()
+    start = clock()
     _extend(runtime, case.depth, case.depth + case.tokens, step, logits=True)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def warm_up(runtime: Runtime, cases: Sequence[Case]) -> None:
