@@ -8,6 +8,7 @@ GrowingCache   the graph makes arrays that are one run longer out of those that 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from edge.kv import PAGE, WhenFull
 __all__ = ["FixedCache", "GrowingCache", "HostCache", "Layout"]
 
 Array = NDArray[Any]
+
+_LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True)
@@ -239,9 +242,7 @@ class FixedCache(HostCache):
 
     def _allocate(self) -> None:
         layout = self.layout
-        self.arrays = [
-            np.zeros(layout.shape(axis, self.limit), layout.dtype) for axis in layout.axes
-        ]
+        self.arrays = [_zeros(layout.shape(axis, self.limit), layout.dtype) for axis in layout.axes]
 
     def _begin(self, length: int) -> None:
         pass
@@ -251,6 +252,14 @@ class FixedCache(HostCache):
 
     def _free(self) -> None:
         self.arrays = []
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
+    """Zeros that start at a cache line, as those of numpy need not: attention reads them faster."""
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    block = np.zeros(n_bytes + _LINE, np.uint8)
+    start = -block.ctypes.data % _LINE
+    return block[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 class GrowingCache(HostCache):
