@@ -79,22 +79,28 @@ def calibrate(
                 seen = _Stage(model, small, n, Path(place) / "stage.onnx").run(hidden)
             for name, (x, y) in zip(names, seen.tolist(), strict=True):
                 ranges[name] = Ranges(Range(*x), Range(*y))
-        ranges[graph.output] = _of_head(model, graph.ops[-1], hidden)
+        ranges[graph.output] = _of_head(model, graph.ops[-1], hidden, Path(scratch) / "head.onnx")
         del hidden
     return ranges
 
 
-def _of_head(model: GGUF, op: Op, x: NDArray[np.float32]) -> Ranges:
+def _of_head(model: GGUF, op: Op, x: NDArray[np.float32], path: Path) -> Ranges:
     """Of the last matmul, whose weight is the largest by far: a slice of its rows at a time."""
-    low, high = np.inf, -np.inf
+    g, k = GraphWriter("head", FUSED_NORM), x.shape[1]
+    operands = (g.input("x", g.types.FLOAT, ("n", k)), g.input("w", g.types.FLOAT, ("rows", k)))
+    y = g.node("Gemm", *operands, transB=1)
+    for kind in ("ReduceMin", "ReduceMax"):
+        g.output(g.rename(g.node(kind, y, keepdims=0), kind), g.types.FLOAT, ())
+    g.save(path)
+    session, seen = _session(path), []
     for tensor in (model.tensors[f"{name}.weight"] for name in op.weights):
         for first, n in slices(tensor):
-            rows = floats(tensor, first, n).T
+            w = floats(tensor, first, n)
             model.forget()
             for i in range(0, len(x), _WINDOW):
-                y = x[i : i + _WINDOW] @ rows
-                low, high = min(low, float(y.min())), max(high, float(y.max()))
-    return Ranges(Range(float(x.min()), float(x.max())), Range(low, high))
+                seen.append(session.run(None, {"x": x[i : i + _WINDOW], "w": w}))
+    least, most = zip(*seen, strict=True)
+    return Ranges(Range(float(x.min()), float(x.max())), Range(float(min(least)), float(max(most))))
 
 
 def _embedded(model: GGUF, graph: Graph, tokens: Sequence[int], path: Path) -> NDArray[np.float32]:
@@ -159,12 +165,7 @@ class _Stage:
     """A session of a stage. cache: keys and values of the chunks before."""
 
     def __init__(self, model: GGUF, shape: Shape, n: int, path: Path) -> None:
-        ort = onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        self.session = ort.InferenceSession(
-            path, sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        self.session = _session(path)
         self.shape, self.n = shape, n
         (self.cos, self.sin), *_ = rotations(model, shape.rope, shape.context)
         self.inputs = {value.name: value.shape for value in self.session.get_inputs()}
@@ -213,3 +214,10 @@ class _Stage:
         if self.shape.window:
             hidden |= age >= self.shape.window
         return np.where(hidden, np.float32(_MASKED), np.float32(0))[None, None]
+
+
+def _session(path: Path) -> Any:
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(path, sess_options=options, providers=["CPUExecutionProvider"])
