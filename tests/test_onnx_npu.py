@@ -14,6 +14,7 @@ import pytest
 import refgraph
 from onnxrun import Runner, write_npu
 
+import edge
 from edge import models
 from edge.errors import InputError, UnsupportedError
 from edge.gguf import GGUF
@@ -85,6 +86,18 @@ def test_floats_equal_the_referee(
     arch, tiny = MODELS[name]
     found = logits(Runner(export(arch, tiny)))
     assert np.abs(found - referee(tiny_gguf(arch, **tiny))).max() < 1e-4
+
+
+def test_large_scores_are_masked(tiny_gguf: Tinies, export: Callable[..., Path]) -> None:
+    tiny = {"type": "IQ3_S", **WIDE}  # random blocks, whose scores go beyond 10000
+    folder = export("llama", tiny)
+    exact(folder)
+    with edge.load(folder, threads=1) as model:
+        cache = model.engine.cache()
+        for i in range(0, PROMPT, CHUNK):
+            found = model.engine.run(cache, TOKENS[i : min(i + CHUNK, PROMPT)])
+    assert found is not None
+    assert np.abs(found[-1] - referee(tiny_gguf("llama", **tiny))[0]).max() < 1e-3
 
 
 def test_every_architecture_is_tested() -> None:

@@ -35,7 +35,7 @@ __all__ = ["calibrate", "calibration_tokens"]
 #: Tokens that go through at once, at most, and tokens that see each other.
 _CHUNK, _WINDOW = 64, 256
 _TEXT = Path(__file__).with_name("calibration.txt")
-_MASKED = -1e30  # added to a score that must not count
+_MASKED = -3e4  # added to a score that must not count
 
 
 def calibration_tokens(model: GGUF, file: str | None) -> list[int]:

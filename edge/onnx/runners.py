@@ -20,7 +20,7 @@ Want = Literal["none", "last", "all"]
 _CHUNK = 256  # most tokens of a run of a dynamic graph
 _MERGED_CHUNK = 512  # of one that takes them one by one after the first run
 _CHUNK_COSTS = 16  # a run of a chunk of n costs as much as n / 16 runs of a token, at least
-_MASKED = -1e4  # added to a score that must not count: 16-bit floats hold it
+_MASKED = -3e4  # added to a score that must not count: beyond it, and float16 holds it
 
 
 def most_tokens(folder: Folder) -> int:
