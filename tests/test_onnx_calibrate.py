@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import refgraph
+import tiny
 
 from edge import models
-from edge.errors import InputError
+from edge.errors import InputError, ModelFileError
 from edge.gguf import GGUF
 from edge.graph import Graph
 from edge.onnx import calibrate
@@ -127,6 +128,20 @@ def test_weights_are_gone_afterwards(
     with pytest.raises(TypeError):
         found(model, tmp_path, TOKENS)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tiny.tensors
+
+    def tensors(t: tiny.Tiny) -> dict[str, np.ndarray]:
+        made = plain(t)
+        large = made["blk.1.ffn_up.weight"].astype(np.float64) * 5e38
+        return {**made, "blk.1.ffn_up.weight": large.astype(np.float32)}
+
+    monkeypatch.setattr(tiny, "tensors", tensors)
+    path = tiny.write_tiny(tmp_path / "large.gguf")
+    with GGUF.open(path) as model, pytest.raises(ModelFileError, match="computes no numbers"):
+        found(model, tmp_path, TOKENS)
 
 
 def test_the_own_text(model: GGUF) -> None:

@@ -253,6 +253,16 @@ def test_layers_that_differ(change: dict[str, Any], tiny_gguf: Tinies) -> None:
         shape_of(graph, 32)
 
 
+def test_keys_that_are_not_rotated(tiny_gguf: Tinies) -> None:
+    with GGUF.open(tiny_gguf(n_layers=1)) as model:
+        shapes = {t.name: t.shape for t in model.tensors.values()}
+        graph = models.build(model.metadata, shapes)[0]
+    i = next(i for i, op in enumerate(graph.ops) if op.kind == "rope")
+    graph.ops[i] = dataclasses.replace(graph.ops[i], attrs={**graph.ops[i].attrs, "n_heads": 4})
+    with pytest.raises(UnsupportedError, match="not rotated alike"):
+        shape_of(graph, 32)
+
+
 def steps_alike(folder: Path, target: Target, most: float, tie: float = 0) -> None:
     """A prompt and 8 tokens more, on a provider and on the CPU, which chooses the tokens.
 

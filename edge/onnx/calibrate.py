@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import InputError
+from edge.errors import InputError, ModelFileError
 from edge.gguf import GGUF
 from edge.graph import Graph, Op
 from edge.onnx.blocks import floats, slices
@@ -64,7 +64,7 @@ def calibrate(
     The text is cut into chunks of equal length, tokens that do not fill the last are left out; it
     begins anew after some chunks, with an empty cache. folder: for weights in blocks and what lies
     between two stages, which are deleted as it goes. Raises ModelFileError for NaN or infinity in
-    a weight, UnsupportedError, OSError.
+    a weight or a range, UnsupportedError, OSError.
     """
     most = min(_CHUNK, shape.context)
     n = len(tokens) // -(-len(tokens) // most)
@@ -81,6 +81,12 @@ def calibrate(
                 ranges[name] = Ranges(Range(*x), Range(*y))
         ranges[graph.output] = _of_head(model, graph.ops[-1], hidden, Path(scratch) / "head.onnx")
         del hidden
+    for name, found in ranges.items():
+        if not np.isfinite(found).all():
+            raise ModelFileError(
+                f"{name} reaches {found.y.high} on the text: the model computes no numbers",
+                path=model.path,
+            )
     return ranges
 
 
