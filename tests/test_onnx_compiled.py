@@ -95,6 +95,16 @@ def test_what_decides_makes_another_entry(compiler: Compiler, graphs: dict[str, 
     assert (compiler.compiled, compiler.loaded, len(compiled.entries())) == (10, 0, 5)
 
 
+def test_a_cache_that_moves_to_another_device_is_not_used(
+    compiler: Compiler, graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = dataclasses.replace(compiler.target, soc=None)  # which QNN finds out
+    for board, n_compiled in (("one", 2), ("other", 4), ("one", 4)):
+        monkeypatch.setattr("edge.cores.cpu_name", lambda board=board: board)
+        compiled.open_all(graphs, target, KEY)
+        assert compiler.compiled == n_compiled
+
+
 @pytest.mark.parametrize("name", ["token_qnn.bin", "token.onnx"])
 @pytest.mark.parametrize("how", [lambda b: b[:-1], lambda b: bytes([b[0] ^ 1]) + b[1:], None])
 def test_a_changed_file_is_refused(

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge import store
+from edge import cores, store
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.json_file import JsonFile
 from edge.onnx import providers
@@ -144,7 +144,7 @@ def identity(graphs: Mapping[str, Path], target: Target, key: bytes) -> dict[str
         "provider": target.provider.name,
         "package": found.version,
         "sdk": found.sdk,
-        "soc": target.soc or "this machine's",
+        "soc": target.soc or f"that of {cores.cpu_name()}",
     }
 
 
