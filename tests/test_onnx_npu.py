@@ -289,7 +289,18 @@ def steps_alike(folder: Path, target: Target, most: float, tie: float = 0) -> No
 def test_on_the_simulator_of_htp(name: str, form: str, export: Callable[..., Path]) -> None:
     arch, tiny = MODELS[name]
     folder = export(arch, {**tiny, "type": "Q8_0"}, provider="qnn", weights=form)
+    exact(folder)
     steps_alike(folder, choose("qnn", "qnn", threads=1, soc="sm8650"), 0.03)
+
+
+@pytest.mark.htp
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_blocks_on_the_simulator_of_htp(kind: str, export: Callable[..., Path]) -> None:
+    """4-bit blocks stay 4 bits wide there, those with an offset too."""
+    tiny = {"type": kind, **QUANTISED[kind]}
+    folder = export("llama", tiny, provider="qnn", weights="blocks")
+    exact(folder)
+    steps_alike(folder, choose("qnn", "qnn", threads=1, soc="sm8650"), 0.03, 0.02)
 
 
 @pytest.mark.openvino

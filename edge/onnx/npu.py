@@ -45,7 +45,7 @@ __all__ = ["CONFIG", "DATA", "GRAPHS", "WEIGHTS", "Options", "write"]
 
 #: The forms of weights that each provider takes, the best first.
 WEIGHTS = {
-    "qnn": ("int8", "float16"),
+    "qnn": ("int8", "float16", "blocks"),
     "openvino": ("blocks", "float16"),
     "coreml": ("float16",),
     "cpu": ("blocks", "int8", "float16"),
