@@ -289,7 +289,7 @@ def test_no_folder_to_write_in(tiny: Path, out: Path) -> None:
         ({"dialect": "cpu", "weights": "int8"}, "weights is for dialect npu alone"),
         ({"dialect": "cpu", "calibration": "text"}, "calibration is for dialect npu alone"),
         ({"dialect": "npu", "ep": "abacus"}, "provider 'abacus': one of"),
-        ({"dialect": "npu", "ep": "qnn", "weights": "blocks"}, "qnn takes int8, float16"),
+        ({"dialect": "npu", "ep": "coreml", "weights": "int8"}, "coreml takes float16"),
     ],
 )
 def test_recipes_that_contradict_themselves(options: dict[str, Any], message: str) -> None:
