@@ -59,7 +59,7 @@ class Soc:
     htp_arch: int
 
 
-#: What --soc names. Source: QNN SDK, "Supported Snapdragon devices".
+#: What --soc names. Source: ExecuTorch, its table of Qualcomm chipsets.
 SOCS = {
     "sm8550": Soc(43, 73),  # Snapdragon 8 Gen 2
     "sm8650": Soc(57, 75),  # 8 Gen 3
