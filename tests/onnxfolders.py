@@ -8,9 +8,14 @@ from typing import Any
 from edge.onnx.export import Recipe, export
 
 
-def write_cpu(path: Path, folder: Path, context: int | None = None) -> Path:
-    """Dialect cpu: as onnxruntime-genai has it."""
+def write_cpu(path: Path, folder: Path, context: int | None = None, *, shared: bool = True) -> Path:
+    """Dialect cpu: as onnxruntime-genai has it. shared: past and present are one buffer."""
     export(path, folder, Recipe("cpu", context=context))
+    config = folder / "genai_config.json"
+    text = config.read_text()
+    assert '"past_present_share_buffer": true' in text
+    if not shared:
+        config.write_text(text.replace('_buffer": true', '_buffer": false'))
     return folder
 
 

@@ -44,6 +44,7 @@ LAYOUTS: dict[str, tuple[Callable[..., Path], dict[str, Any], float]] = {
     "optimum-rows": (write_optimum, {"rows": True}, 2e-5),
     "optimum-merged": (write_optimum, {"merged": True}, 2e-5),
     "genai": (write_cpu, {}, 2e-5),
+    "genai-apart": (write_cpu, {"shared": False}, 2e-5),
     "static": (write_static, {}, 2e-5),
     "static-fp16": (write_static, {"weights": "float16"}, 1.6e-2),
 }
@@ -283,7 +284,7 @@ def test_no_copy_of_the_cache_for_a_token(layout: str, engine_of: Any) -> None:
     cache = engine.cache()
 
     def places() -> set[int]:
-        arrays = getattr(cache, "arrays", None) or [*cache._now, *cache._next]
+        arrays = getattr(cache, "arrays", None) or [*cache._held[0], *cache._held[1]]
         return {array.ctypes.data for array in arrays}
 
     feed(engine, cache, TOKENS[:20])

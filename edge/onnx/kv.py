@@ -263,40 +263,44 @@ def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
 
 
 class GrowingCache(HostCache):
-    """Two buffers of all positions for each array, filled in the shape of as many as there are."""
+    """Two buffers of all positions for each array, filled in the shape of as many as there are.
 
-    _now: list[Array]
-    _next: list[Array]
-    _filled: int
+    What is held changes in one assignment, so that an interrupt finds it whole.
+    """
+
+    _held: tuple[list[Array], list[Array], int]  # buffers in use, the others, positions
 
     def step(self, start: int, n: int) -> tuple[list[Array], list[Array]]:
         """For a run of n tokens behind the first `start`: what there is, and where it goes with
         the new ones.
         """
-        if self._filled != start:  # it was cut
-            kept = [np.array(piece) for piece in self._slices(0, start)]
-            self._filled = start
-            for there, piece in zip(self._arrays(), kept, strict=True):
+        now, other, filled = self._held
+        if filled != start:  # it was cut
+            kept = self._slices(0, start)
+            for there, piece in zip(self._shaped(other, start), kept, strict=True):
                 there[:] = piece
-        return self._shaped(self._now, start), self._shaped(self._next, start + n)
+            self._held = now, other, _ = other, now, start
+        return self._shaped(now, start), self._shaped(other, start + n)
 
     def ran(self, length: int) -> None:
         """The run ended well: the cache is what it made."""
-        self._now, self._next = self._next, self._now
-        self._filled = length
+        now, other, _ = self._held
+        self._held = other, now, length
 
     def _allocate(self) -> None:
-        layout, self._filled = self.layout, 0
-        size = layout.n_kv_heads * layout.head_dim * self.limit
-        self._now, self._next = (
-            [np.empty(size, layout.dtype) for _ in layout.axes] for _ in range(2)
+        size = self.layout.n_kv_heads * self.layout.head_dim * self.limit
+        now, other = (
+            [np.empty(size, self.layout.dtype) for _ in self.layout.axes] for _ in range(2)
         )
+        self._held = now, other, 0
 
     def _begin(self, length: int) -> None:
-        self._filled = length
+        now, other, _ = self._held
+        self._held = now, other, length
 
     def _arrays(self) -> list[Array]:
-        return self._shaped(self._now, self._filled)
+        now, _, filled = self._held
+        return self._shaped(now, filled)
 
     def _shaped(self, buffers: list[Array], n: int) -> list[Array]:
         layout = self.layout
@@ -307,7 +311,7 @@ class GrowingCache(HostCache):
         ]
 
     def _free(self) -> None:
-        self._now, self._next = [], []
+        self._held = [], [], 0
 
 
 def _positions(axis: int, start: int, n: int) -> tuple[slice, ...]:

@@ -57,7 +57,7 @@ class DecoderRunner:
         self._types = {name: value.dtype for name, value in inputs.items()}
         self._mask = np.ones((1, n_context), self._types[folder.mask])
         self._positions = np.arange(n_context, dtype=self._types.get(folder.positions, "int64"))
-        self._logits_type = folder.graphs["model"].outputs[folder.logits].dtype
+        self._rows_shape = (1,) if folder.rows and inputs[folder.rows].dims else ()
         self.layout = Layout(folder.dtype, folder.n_layers, folder.n_kv_heads, folder.head_dim)
 
     def cache(self, when_full: WhenFull) -> HostCache:
@@ -79,10 +79,11 @@ class DecoderRunner:
         names, n = self._folder, len(tokens)
         io = cache.bindings.get("model")
         if io is None:
-            io = cache.bindings["model"] = self._session.io_binding()
+            io = self._session.io_binding()
             io.bind_output(names.logits)
             if isinstance(cache, FixedCache):
                 self._bind(io, cache.arrays, cache.arrays)
+            cache.bindings["model"] = io
         io.bind_cpu_input(names.ids, np.array([tokens], self._types[names.ids]))
         io.bind_cpu_input(names.mask, self._mask[:, : start + n])
         if names.positions:
@@ -90,20 +91,20 @@ class DecoderRunner:
         if names.branch:
             io.bind_cpu_input(names.branch, np.array([start > 0]))
         if names.rows:
-            rows = np.array(0 if want == "all" else 1, self._types[names.rows])
+            rows = np.full(self._rows_shape, want != "all", self._types[names.rows])  # 0: all
             io.bind_cpu_input(names.rows, rows)
         if isinstance(cache, GrowingCache):
             self._bind(io, *cache.step(start, n))
         io.bind_output(names.logits)  # again: what the last run made would be taken as the place
         self._session.run_with_iobinding(io)
+        logits: Array = io.get_outputs_as_ortvaluevector()[0].numpy()[0]
+        if want == "all" and len(logits) < n:  # the graph does not say so
+            self._last_only = True
+            one_by_one = (self.run(cache, start + i, [t], want) for i, t in enumerate(tokens))
+            return np.concatenate([made for made in one_by_one if made is not None])
         if isinstance(cache, GrowingCache):
             cache.ran(start + n)
-        if want == "none":
-            return None
-        logits: Array = io.get_outputs_as_ortvaluevector()[0].numpy()[0]
-        if len(logits) < n:
-            self._last_only = True
-        return logits.astype(np.float32, copy=False)
+        return None if want == "none" else logits.astype(np.float32, copy=False)
 
     def _bind(self, io: Any, past: Sequence[Array], present: Sequence[Array]) -> None:
         """Keys and values before a run, and where those after it go."""
@@ -198,14 +199,15 @@ class _StaticGraph:
 
     def _see(self, length: int) -> None:
         """Let the mask show the first `length` positions of a cache, or those in the window."""
-        if self._window and max(length, self._seen) + self._n > self._window:
+        seen, self._seen = self._seen, -1  # unknown, if an interrupt comes between
+        if seen < 0 or (self._window and max(length, seen) + self._n > self._window):
             self._mask[..., : self._all] = _MASKED
             for i, row in enumerate(self._mask[0, 0]):
-                row[max(0, length + i - self._window + 1) : length] = 0
-            self._seen = length
-            return
-        first, last = sorted((length, self._seen))
-        self._mask[..., first:last] = 0 if length > self._seen else _MASKED
+                first = max(0, length + i - self._window + 1) if self._window else 0
+                row[first:length] = 0
+        else:
+            first, last = sorted((length, seen))
+            self._mask[..., first:last] = 0 if length > seen else _MASKED
         self._seen = length
 
     def _bind(self, cache: FixedCache) -> Any:
