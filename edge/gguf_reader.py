@@ -184,7 +184,10 @@ def _map_file(path: str) -> mmap.mmap:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            raise ModelFileError("this is a folder: name the .gguf file in it", path=path)
+            raise ModelFileError(
+                "is a folder: name the .gguf file in it (ONNX graphs are for `chat` and `info`)",
+                path=path,
+            )
         if not stat.S_ISREG(mode):
             raise ModelFileError("this is not a regular file, it cannot be mapped", path=path)
         with open(path, "rb") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from edge.engine import Engine
 from edge.errors import InputError, ModelFileError
 from edge.kv import WhenFull
 from edge.loading import LoadOptions
+from edge.onnx import is_onnx
 from edge.request import Options
 from edge.session import Session
 
@@ -63,7 +63,7 @@ def load(
 
 def _engine_of(path: str, options: LoadOptions) -> Callable[..., Backend]:
     """What loads it. Raises InputError for a provider of ONNX models with a GGUF file."""
-    if os.path.isdir(path) or path.endswith(".onnx"):
+    if is_onnx(path):
         from edge.onnx.engine import OnnxEngine
 
         return OnnxEngine.load

@@ -21,15 +21,6 @@ def write_cpu(path: Path, folder: Path, context: int | None = None, *, shared: b
 
 def write_static(path: Path, folder: Path, context: int = 128, **options: Any) -> Path:
     """Dialect npu, for the CPU provider, in float32 where the weights are."""
-    from types import SimpleNamespace
-
-    from onnxrun import write_npu
-
-    from edge.gguf import GGUF
-    from edge.onnx import config as beside
-
-    options = {"provider": "cpu", "weights": "blocks", "chunk": 8} | options
-    write_npu(path, folder, context=context, **options)
-    with GGUF.open(path) as model:
-        beside.write_tokenizer(model, SimpleNamespace(n_context=context), folder)
+    options = {"ep": "cpu", "weights": "blocks", "chunk": 8} | options
+    export(path, folder, Recipe("npu", context=context, **options))
     return folder

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +163,35 @@ def test_pages_hold_all(layout: str, n: int, engine_of: Any) -> None:
     assert [bytes(other.page(i)) for i in range(other.n_pages)] == pages
     both = engine.run(cache, TOKENS[n : n + 1]), engine.run(other, TOKENS[n : n + 1])
     assert np.array_equal(*both)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_interrupt_at_any_place(layout: str, engine_of: Any) -> None:
+    """Ctrl-C raises between any two lines: what was in the cache is in it still."""
+    files = "runners.py", "kv.py"  # not where a lock is let go: a signal does not come there
+    engine = engine_of(layout, context=CONTEXT)
+    cache, clean = engine.cache(), engine.cache()
+    for each in (cache, clean):
+        feed(engine, each, TOKENS[:29])
+        feed(engine, each, TOKENS[29:30])
+    want = engine.run(clean, TOKENS[30:31])
+    for at in range(0, 120, 3):
+        left = iter(range(at))
+
+        def trace(frame: Any, event: str, arg: Any, left: Any = left) -> Any:
+            if Path(frame.f_code.co_filename).name in files and next(left, None) is None:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        with contextlib.suppress(KeyboardInterrupt):
+            engine.run(cache, TOKENS[30:31])
+        sys.settrace(None)
+        cache.trim(min(cache.length, 30))
+        assert np.array_equal(engine.run(cache, TOKENS[30:31]), want)
+        cache.trim(29)
+        feed(engine, cache, TOKENS[29:30])
 
 
 def test_pages_that_do_not_fit(engine_of: Any) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_model import run
 from onnx import TensorProto, helper
 from onnxfolders import write_cpu, write_static
 from optimum import edit, write_optimum
 
+from edge.cli.info import describe_graphs
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.onnx.folder import Decoder, Static, open_folder
 
@@ -286,3 +288,17 @@ def test_a_file_of_ours_is_missing(copy: Callable[[str], Path], name: str) -> No
     (folder / name).write_bytes(b"\x00" * 100)
     with pytest.raises(EdgeError, match=r"no ONNX model|cut short"):
         open_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["optimum", "cpu", "static"])
+def test_info(made: Path, name: str) -> None:
+    facts = describe_graphs(str(made / name))
+    assert facts["layers"] == facts["kv_heads"] == 2 and facts["vocabulary"] == 288
+    assert facts["bytes"] == sum(
+        file.stat().st_size
+        for file in (made / name).rglob("*")
+        if ".onnx" in file.name or file.name == "weights.data"
+    )
+    command = run("info", str(made / name))
+    assert command.exit_code == 0 and "multiply-adds a token" in command.stdout
+    assert json.loads(run("info", "--json", str(made / name)).stdout) == facts

@@ -1,4 +1,4 @@
-"""`edge-run info`: what a GGUF file is, from its header alone."""
+"""`edge-run info`: what a model is: a GGUF file from its header, ONNX graphs from what they say."""
 
 from __future__ import annotations
 
@@ -36,17 +36,67 @@ _NUMBERS = {
 def info(model: str | None, layout: Layout, as_json: bool) -> None:
     """Say what a model file is, from its header alone.
 
-    Works for files that cannot be run too, and says why they cannot.
+    Works for files that cannot be run too, and says why they cannot. Of a folder of ONNX graphs it
+    says what they were made for.
     """
+    from edge.onnx import is_onnx
     from edge.packed import open_model
     from edge.store import default_model
 
-    with open_model(model if model is not None else str(default_model())) as file:
-        facts = describe(file, layout)
-    if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+    path = model if model is not None else str(default_model())
+    if is_onnx(path):
+        facts = describe_graphs(path)
+        lines = _lines_of_graphs(facts)
     else:
-        click.echo("\n".join(_lines(facts)))
+        with open_model(path) as file:
+            facts = describe(file, layout)
+        lines = _lines(facts)
+    click.echo(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+def describe_graphs(path: str) -> dict[str, Any]:
+    """The facts of a folder of ONNX graphs, or of one, as JSON values; None for what it does not
+    say. Raises ModelFileError, UnsupportedError for one that cannot be run.
+    """
+    from edge.onnx.folder import open_folder
+
+    folder = open_folder(path)
+    return {
+        "path": path,
+        "bytes": sum(file.stat().st_size for file in folder.files),
+        "name": folder.name,
+        "architecture": folder.architecture or None,
+        "made_for": folder.made_for,
+        "context": folder.context,
+        "layers": folder.n_layers,
+        "kv_heads": folder.n_kv_heads,
+        "kv_type": folder.dtype,
+        "vocabulary": folder.n_vocab,
+        "graphs": {
+            name: {"nodes": len(graph.nodes), "multiply_adds": sum(graph.multiply_adds().values())}
+            for name, graph in folder.graphs.items()
+        },
+    }
+
+
+def _lines_of_graphs(facts: dict[str, Any]) -> list[str]:
+    """The facts as aligned lines."""
+    rows = {
+        "folder": f"{facts['path']} ({mebibytes(facts['bytes'])}, ONNX)",
+        "name": facts["name"],
+        "architecture": facts["architecture"],
+        "made for": facts["made_for"],
+        "context": facts["context"] and f"{facts['context']:,}",
+        "layers": facts["layers"],
+        "key heads": f"{facts['kv_heads']} in {facts['kv_type']}",
+        "vocabulary": f"{facts['vocabulary']:,}",
+    }
+    lines = [f"{word:<14} {plain(value)}" for word, value in rows.items() if value]
+    for i, (name, graph) in enumerate(facts["graphs"].items()):
+        millions = graph["multiply_adds"] / 1e6
+        line = f"{name:<10} {graph['nodes']:>5} nodes  {millions:,.1f} M multiply-adds a token"
+        lines.append(f"{'graphs' if i == 0 else '':<14} {line}")
+    return lines
 
 
 def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any]:

@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from edge.engine import Engine
     from edge.ledger import Ledger
     from edge.onnx.budget import Budget
+    from edge.onnx.engine import OnnxEngine
     from edge.results import Usage
 
 
 def lines(engine: Backend, usage: Usage) -> list[str]:
     """The table of memory, part by part, speed and threads; after an answer."""
     from edge.engine import Engine
+    from edge.onnx.engine import OnnxEngine
 
-    if not isinstance(engine, Engine):
-        return [*_onnx_memory_lines(engine), *explain_lines(engine)]
+    if isinstance(engine, OnnxEngine):
+        return _onnx_memory_lines(engine)
+    assert isinstance(engine, Engine)
     threads = engine.cores.lines(engine.refused)
     return [*memory_lines(engine), speed_line(engine, usage), *threads]
 
@@ -33,12 +36,8 @@ def explain_lines(engine: Backend) -> list[str]:
     return [f"runs on the CPU, all of it: kernels {engine.isa}"]
 
 
-def _onnx_memory_lines(engine: Backend) -> list[str]:
+def _onnx_memory_lines(engine: OnnxEngine) -> list[str]:
     """Planned, part by part, and the peak: onnxruntime does not tell what its parts take."""
-    from edge.onnx.engine import OnnxEngine
-
-    if not isinstance(engine, OnnxEngine):
-        return []
     budget, peak = engine.budget, memory.peak()
     lines = [f"{'memory':<16}{'planned':>12}{'real':>12}"]
     lines += [f"{name:<16}{memory.show(size):>12}" for name, size in budget.parts.items()]

@@ -1,1 +1,12 @@
 """Models as ONNX graphs: made from GGUF files, run by onnxruntime's execution providers."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["is_onnx"]
+
+
+def is_onnx(path: str) -> bool:
+    """Whether a path, by its kind and name alone, is for this package: a folder or .onnx file."""
+    return os.path.isdir(path) or path.endswith(".onnx")
