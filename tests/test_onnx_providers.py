@@ -162,6 +162,8 @@ def test_the_cpu_provider_runs_all(tmp_path: Path) -> None:
         "runs on cpu on CPU",
         "model: cpu on CPU: 3 of 3 nodes, 100.0 % of the multiply-adds with weights, in 1 piece",
     ]
+    beside = explain({"embedding": opened})  # that the tables are on the CPU is no news
+    assert not any(line.startswith("runs on") for line in beside)
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:

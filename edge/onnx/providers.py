@@ -495,9 +495,8 @@ def _spared_stdout() -> Iterator[None]:
 
 def explain(opened: Mapping[str, Opened]) -> list[str]:
     """Lines for people: what runs each graph, and how much of it."""
-    lines = [
-        f"runs on {target}" for target in dict.fromkeys(str(o.target) for o in opened.values())
-    ]
+    targets = dict.fromkeys(str(one.target) for name, one in opened.items() if name != _ON_CPU)
+    lines = [f"runs on {target}" for target in targets]
     for name, one in opened.items():
         place = f"{one.target.provider.name} on {one.target.device}"
         lines.append(f"{name}: {place}: {one.partition}")
