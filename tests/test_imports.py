@@ -35,6 +35,8 @@ HEAVY = {
     "tokenizers": {"tokenizer/backend"},
     "numpy": {"native", "ctypes_ffi", "weights", "engine", "sampler", "perplexity", "onnx"},
     "cffi": set(),
+    "onnx": set(),
+    "onnxruntime": set(),
 }
 
 
