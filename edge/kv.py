@@ -14,7 +14,7 @@ from edge.kv_pool import Page, PagePool
 from edge.models.common import Config
 from edge.native import ffi, lib
 
-__all__ = ["PAGE", "KVCache", "KVShape", "WhenFull", "kv_types"]
+__all__ = ["PAGE", "KVCache", "KVShape", "WhenFull", "kv_types", "too_many"]
 
 #: What a session does when its context is full, see `KVCache`.
 WhenFull = Literal["stop", "slide"]
@@ -33,6 +33,15 @@ def kv_types() -> list[str]:
     while (name := lib.edge_kv_type_name(len(names))) != ffi.NULL:
         names.append(native.text(name))
     return names
+
+
+def too_many(n_tokens: int, limit: int) -> ContextError:
+    """The error of a cache that cannot hold so many."""
+    return ContextError(
+        f"{n_tokens} tokens are {n_tokens - limit} more than the context of {limit} holds",
+        needed=n_tokens,
+        limit=limit,
+    )
 
 
 @dataclass(frozen=True)
@@ -129,12 +138,7 @@ class KVCache:
     def reserve(self, n_tokens: int) -> None:
         """Make room for n_tokens in all. Raises ContextError, MemoryBudgetError."""
         if n_tokens > self.limit:
-            raise ContextError(
-                f"{n_tokens} tokens are {n_tokens - self.limit} more than the context of "
-                f"{self.limit} holds",
-                needed=n_tokens,
-                limit=self.limit,
-            )
+            raise too_many(n_tokens, self.limit)
         handle = self.handle
         first, n_pages = self.length // PAGE, _pages_of(n_tokens)
         self._slide(first)

@@ -15,7 +15,6 @@ import hashlib
 import os
 import shutil
 import struct
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,6 @@ Progress = Callable[[int, int], None]
 
 _SAMPLE = SAMPLED_BYTES // 3  # of a tensor's start, middle and end go into the key
 _SCRATCH = ".pack-"
-_SCRATCH_SECONDS = 86400  # the age at which a scratch file is nobody's, where locks do not work
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def clear() -> int:
     if not folder().is_dir():
         return 0
     with only_one(folder() / ".lock") as is_only:
-        _sweep(is_only)
+        store.sweep(folder(), _SCRATCH, is_only, _remove)
         return sum(_remove(path) for path in _paths())
 
 
@@ -178,31 +176,14 @@ def _make(
         found = _use(path, key, pool, progress)
         if found is not None:
             return found
-        _sweep(is_only)
-        if not _make_room(weights.n_bytes + sum(map(len, gguf.headers())), most):
+        store.sweep(folder(), _SCRATCH, is_only, _remove)
+        held = [(old, _size(old)) for old in sorted(_paths(), key=_time)]
+        if not store.make_room(
+            weights.n_bytes + sum(map(len, gguf.headers())), most, held, _remove
+        ):
             return None
         write_to(path, (gguf, weights, key, False), pool, progress)
         return _use(path, key, pool, None)
-
-
-def _make_room(n_bytes: int, most: int) -> bool:
-    """Remove the least recently used files until so much fits; False: it never will."""
-    if n_bytes > most:
-        return False
-    held = sum(_size(path) for path in _paths())
-    for path in sorted(_paths(), key=_time):
-        if held + n_bytes <= most:
-            break
-        held -= _remove(path)
-    return True
-
-
-def _sweep(is_only: bool) -> None:
-    """Remove what processes that were killed have left; whoever packs holds the lock."""
-    oldest = time.time() if is_only else time.time() - _SCRATCH_SECONDS
-    for path in folder().glob(_SCRATCH + "*"):
-        if _time(path) <= oldest:
-            _remove(path)
 
 
 def _paths() -> Iterator[Path]:

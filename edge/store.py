@@ -17,9 +17,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -33,8 +34,10 @@ __all__ = [
     "cache_dir",
     "default_model",
     "limit",
+    "make_room",
     "only_one",
     "pull",
+    "sweep",
     "sync_folder",
 ]
 
@@ -43,6 +46,7 @@ Progress = Callable[[int, int], None]
 
 _MOST = 20 << 30  # bytes of a folder of the cache, unless EDGE_CACHE_SIZE says otherwise
 _SCRATCH = ".pull-"
+_SCRATCH_SECONDS = 86400  # the age at which scratch is nobody's, where locks do not work
 _BLOCK = 1 << 20
 _POLL_SECONDS = 0.1
 
@@ -265,6 +269,35 @@ def _largest_file(folder: Path) -> int:
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def make_room(
+    n_bytes: int, most: int, held: Sequence[tuple[Path, int]], remove: Callable[[Path], int]
+) -> bool:
+    """Remove entries of a cache until n_bytes more fit into `most`; False: they never will.
+
+    held: the entries and their bytes, the least recently used first; remove: returns the bytes that
+    went.
+    """
+    if n_bytes > most:
+        return False
+    used = sum(size for _, size in held)
+    for path, _ in held:
+        if used + n_bytes <= most:
+            break
+        used -= remove(path)
+    return True
+
+
+def sweep(folder: Path, prefix: str, is_only: bool, remove: Callable[[Path], object]) -> None:
+    """Remove what processes that were killed have left of their scratch: all of it for who is the
+    only one, else what is older than a day.
+    """
+    oldest = time.time() if is_only else time.time() - _SCRATCH_SECONDS
+    for path in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_mtime <= oldest:
+                remove(path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from onnxgraphs import quantized
 
+from edge import store
 from edge.cli import cli
 from edge.errors import ModelFileError, UnsupportedError
 from edge.onnx import compiled, providers
@@ -55,7 +56,7 @@ class Compiler:
 def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
     made = Compiler()
     monkeypatch.setattr(providers, "open_graph", made.open_graph)
-    monkeypatch.setattr(compiled, "_SCRATCH_SECONDS", 0)
+    monkeypatch.setattr(store, "_SCRATCH_SECONDS", 0)
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EDGE_CACHE_SIZE", "1GB")
     return made

@@ -18,7 +18,6 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,6 @@ AHEAD = "compiled"
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _SCRATCH = ".compile-"
-_SCRATCH_SECONDS = 86400  # the age at which scratch is nobody's, where locks do not work
 _BLOCK = 1 << 20
 _FACTS = {  # what a compiled graph depends on, and how a message calls it
     "model": "another model",
@@ -290,7 +288,7 @@ def clear() -> int:
     if not folder().is_dir():
         return 0
     with store.only_one(folder() / ".lock") as is_only:
-        _sweep(is_only)
+        store.sweep(folder(), _SCRATCH, is_only, _delete)
         return sum(_remove(path) for path in _paths())
 
 
@@ -322,14 +320,16 @@ def _make(
     path: Path, graphs: Mapping[str, Path], target: Target, want: dict[str, Any]
 ) -> dict[str, Opened]:
     """Compile and keep it, unless another process does so right now: then use what that made."""
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as lock:
         try:
-            is_only = held.enter_context(store.only_one(path.parent / ".lock"))
+            is_only = lock.enter_context(store.only_one(path.parent / ".lock"))
             if path.is_dir():
                 return _use(path, want, target)
-            _sweep(is_only)
+            store.sweep(folder(), _SCRATCH, is_only, _delete)
             n_bytes = sum(OnnxFile.read(graph).weight_bytes for graph in graphs.values())
-            if _make_room(n_bytes):
+            held = [(old, size) for old, size, _ in reversed(entries())]
+            is_free = n_bytes <= shutil.disk_usage(folder()).free
+            if is_free and store.make_room(n_bytes, limit(), held, _remove):
                 return compile_into(path, graphs, target, want, share=False)
         except OSError:
             pass
@@ -339,32 +339,12 @@ def _make(
     return _compile(graphs, target)
 
 
-def _make_room(n_bytes: int) -> bool:
-    """Remove the least recently used until about so much fits; False: it does not. Raises
-    OSError.
-    """
-    most = limit()
-    if n_bytes > most or n_bytes > shutil.disk_usage(folder()).free:
-        return False
-    held = sum(map(_size, _paths()))
-    for path, _, _ in reversed(entries()):
-        if held + n_bytes <= most:
-            break
-        held -= _remove(path)
-    return True
-
-
-def _sweep(is_only: bool) -> None:
-    """Remove what processes that were killed have left; whoever compiles holds the lock."""
-    oldest = time.time() if is_only else time.time() - _SCRATCH_SECONDS
-    for path in folder().glob(_SCRATCH + "*"):
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime <= oldest:
-                shutil.rmtree(path, ignore_errors=True)
-
-
 def _paths() -> Iterator[Path]:
     return (path for path in folder().glob("[!.]*") if path.is_dir())
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(path: Path) -> int:
@@ -373,7 +353,7 @@ def _remove(path: Path) -> int:
     scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):
         path.rename(scratch)
-        shutil.rmtree(scratch, ignore_errors=True)
+        _delete(scratch)
         return n_bytes
     return 0
 

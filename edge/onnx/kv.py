@@ -17,8 +17,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import ContextError, InputError, MemoryBudgetError, UnsupportedError
-from edge.kv import PAGE, WhenFull
+from edge.errors import InputError, MemoryBudgetError, UnsupportedError
+from edge.kv import PAGE, WhenFull, too_many
 
 __all__ = ["FixedCache", "GrowingCache", "HostCache", "Layout"]
 
@@ -129,12 +129,7 @@ class HostCache(ABC):
         """Raise ContextError when it cannot hold n_tokens in all, InputError once closed."""
         self.check_open()
         if n_tokens > self.limit:
-            raise ContextError(
-                f"{n_tokens} tokens are {n_tokens - self.limit} more than the context of "
-                f"{self.limit} holds",
-                needed=n_tokens,
-                limit=self.limit,
-            )
+            raise too_many(n_tokens, self.limit)
 
     def append(self, tokens: Sequence[int]) -> None:
         """The tokens were run: they are in the cache now."""
