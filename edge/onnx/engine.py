@@ -221,7 +221,9 @@ class OnnxEngine:
                 if made is not None and (logits == "all" or done == n):
                     rows.append(made if logits == "all" else made[-1:])
             cache.append(tokens)
-        return np.concatenate(rows) if rows else None
+        if len(rows) > 1:
+            return np.concatenate(rows)
+        return rows[0] if rows else None
 
     def close(self) -> None:
         """Give everything back. A run under way ends first; runs after it raise InputError."""
@@ -262,7 +264,9 @@ class OnnxEngine:
             raise ModelFileError(
                 f"onnxruntime cannot run it: {' '.join(str(e).split())}", path=self.path
             ) from e
-        if made is not None and not np.isfinite(made).all():
+        with np.errstate(all="ignore"):
+            is_finite = made is None or np.isfinite(made.sum())  # NaN and infinity stay in a sum
+        if not is_finite:
             raise ModelFileError(
                 "the logits came out NaN or infinite: the weights are damaged", path=self.path
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -47,6 +48,17 @@ class Runner(Protocol):
         """
 
 
+@dataclass
+class _Bound:
+    """A cache's inputs and outputs. takes_token, makes_row: of the ids and the logits the runner's
+    own buffers are bound, as for the next token after this one: binding costs more than it seems.
+    """
+
+    io: Any
+    takes_token: bool = False
+    makes_row: bool = False
+
+
 class DecoderRunner:
     """One graph that takes tokens and all keys and values, see `edge.onnx.folder.Decoder`."""
 
@@ -58,6 +70,9 @@ class DecoderRunner:
         self._mask = np.ones((1, n_context), self._types[folder.mask])
         self._positions = np.arange(n_context, dtype=self._types.get(folder.positions, "int64"))
         self._rows_shape = (1,) if folder.rows and inputs[folder.rows].dims else ()
+        logits = folder.graphs["model"].outputs[folder.logits]
+        self._row = np.empty((1, 1, folder.n_vocab), logits.dtype)
+        self._token = np.zeros((1, 1), self._types[folder.ids])
         self.layout = Layout(folder.dtype, folder.n_layers, folder.n_kv_heads, folder.head_dim)
 
     def cache(self, when_full: WhenFull) -> HostCache:
@@ -77,14 +92,20 @@ class DecoderRunner:
     def run(self, cache: Any, start: int, tokens: Sequence[int], want: Want) -> Array | None:
         """One run of the graph."""
         names, n = self._folder, len(tokens)
-        io = cache.bindings.get("model")
-        if io is None:
-            io = self._session.io_binding()
-            io.bind_output(names.logits)
+        bound = cache.bindings.get("model")
+        if bound is None:
+            bound = _Bound(self._session.io_binding())
+            bound.io.bind_output(names.logits)  # outputs are returned in the order of the binding
             if isinstance(cache, FixedCache):
-                self._bind(io, cache.arrays, cache.arrays)
-            cache.bindings["model"] = io
-        io.bind_cpu_input(names.ids, np.array([tokens], self._types[names.ids]))
+                self._bind(bound.io, cache.arrays, cache.arrays)
+            cache.bindings["model"] = bound
+        io = bound.io
+        self._token[0, 0] = tokens[0]
+        if not (n == 1 and bound.takes_token):
+            ids = self._token if n == 1 else np.array([tokens], self._token.dtype)
+            bound.takes_token = False  # until it is done, if an interrupt comes between
+            io.bind_cpu_input(names.ids, ids)
+            bound.takes_token = n == 1
         io.bind_cpu_input(names.mask, self._mask[:, : start + n])
         if names.positions:
             io.bind_cpu_input(names.positions, self._positions[None, start : start + n])
@@ -95,16 +116,24 @@ class DecoderRunner:
             io.bind_cpu_input(names.rows, rows)
         if isinstance(cache, GrowingCache):
             self._bind(io, *cache.step(start, n))
-        io.bind_output(names.logits)  # again: what the last run made would be taken as the place
+        is_row = n == 1 or names.last_only or bool(names.rows and want != "all")
+        if not (is_row and bound.makes_row):
+            bound.makes_row = False
+            if is_row:
+                _bind_output(io, names.logits, self._row)
+            else:
+                io.bind_output(names.logits)
+            bound.makes_row = is_row
         self._session.run_with_iobinding(io)
-        logits: Array = io.get_outputs_as_ortvaluevector()[0].numpy()[0]
+        logits: Array = self._row if is_row else io.get_outputs_as_ortvaluevector()[0].numpy()
+        logits = logits[0]
         if want == "all" and len(logits) < n:  # the graph does not say so
             self._last_only = True
             one_by_one = (self.run(cache, start + i, [t], want) for i, t in enumerate(tokens))
             return np.concatenate([made for made in one_by_one if made is not None])
         if isinstance(cache, GrowingCache):
             cache.ran(start + n)
-        return None if want == "none" else logits.astype(np.float32, copy=False)
+        return None if want == "none" else logits.astype(np.float32)
 
     def _bind(self, io: Any, past: Sequence[Array], present: Sequence[Array]) -> None:
         """Keys and values before a run, and where those after it go."""
