@@ -82,6 +82,8 @@ class Genai:
         """See `runner.Runtime`."""
         assert self._generator.token_count() == start
         self._generator.append_tokens(np.array(tokens, np.int32))
+        if last:
+            self._generator.get_logits()  # as edge's runs return them
 
 
 def run(name: str, model: str, folder: str) -> dict[str, Any]:
