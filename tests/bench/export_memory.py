@@ -27,11 +27,12 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--dialect", default="cpu")
     parser.add_argument("--max-ratio", type=float, help="peak memory by the size of the file")
-    parser.add_argument("more", nargs="*", help="more arguments of edge-run export")
-    args = parser.parse_args()
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    args, more = parser.parse_args(given[:cut]), given[cut + 1 :]
     with tempfile.TemporaryDirectory(dir=args.model.parent) as folder:
         command = [sys.executable, "-m", "edge.cli", "export", str(args.model), "-o"]
-        command += [f"{folder}/out", "--dialect", args.dialect, *args.more]
+        command += [f"{folder}/out", "--dialect", args.dialect, *more]
         start = time.perf_counter()
         subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
         seconds = time.perf_counter() - start
