@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,24 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edge.onnx import compiled
+from edge.onnx.proto import OnnxFile
+from edge.onnx.providers import Target
+from edge.onnx.sessions import Opened
+
 K, N = 64, 32
+
+
+def read(paths: Mapping[str, Path]) -> dict[str, OnnxFile]:
+    """The graphs in files."""
+    return {name: OnnxFile.read(path) for name, path in paths.items()}
+
+
+def open_sessions(
+    paths: Mapping[str, Path], target: Target, key: bytes | None = None
+) -> dict[str, Opened]:
+    """Sessions of graphs in files."""
+    return compiled.open_sessions(read(paths), target, key)
 
 
 def quantized(path: Path, rows: int = 1, seed: int = 0) -> Path:
@@ -49,6 +67,11 @@ def blocks(path: Path, seed: int = 0) -> Path:
         helper.make_node("Relu", ["m"], ["y"], "relu"),
     ]
     return _save(path, nodes, weights, 1)
+
+
+def context(path: Path) -> Path:
+    """As a compiled graph looks, without a binary."""
+    return _save(path, [helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft")], {}, 1)
 
 
 def cut(path: Path) -> Path:

@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from onnxgraphs import quantized
+from onnxgraphs import context, open_sessions, quantized, read
 
 from edge import store
 from edge.cli import cli
 from edge.errors import ModelFileError, UnsupportedError
-from edge.onnx import compiled, providers
+from edge.onnx import compiled, sessions
 from edge.onnx.partition import Partition
-from edge.onnx.providers import PROVIDERS, Found, Opened, Target
+from edge.onnx.proto import OnnxFile
+from edge.onnx.providers import PROVIDERS, Found, Target
+from edge.onnx.sessions import Opened
 
 KEY = b"\x01\x02"
 
@@ -39,15 +41,16 @@ class Compiler:
     def target(self) -> Target:
         return Target(self.row, "HTP", 1, soc="sm8650", made_for="qnn")
 
-    def open_graph(self, path: Path, target: Target, config: dict[str, str]) -> Opened:
-        if b"EPContext" in path.read_bytes():
+    def open_graph(self, graph: OnnxFile, target: Target, config: dict[str, str]) -> Opened:
+        path = graph.path
+        if graph.nodes[0].op == "EPContext":
             self.loaded += 1
-            return Opened(path.read_text(), Partition(1, 1, 1, 0, 0), target)
+            return Opened(f"EPContext of {path.name}", Partition(1, 1, 1, 0, 0), target)
         self.compiled += 1
         if place := config.get("ep.context_file_path"):
             if self.fails:
                 raise self.fails
-            Path(place).write_text(f"EPContext of {path.name}")
+            context(Path(place))
             Path(place).with_name(f"{path.stem}_qnn.bin").write_bytes(b"binary" * 1000)
         return Opened(f"EPContext of {path.name}", Partition(7, 7, 1, 2048, 2048), target)
 
@@ -55,7 +58,7 @@ class Compiler:
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
     made = Compiler()
-    monkeypatch.setattr(providers, "open_graph", made.open_graph)
+    monkeypatch.setattr(sessions, "open_graph", made.open_graph)
     monkeypatch.setattr(store, "_SCRATCH_SECONDS", 0)
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EDGE_CACHE_SIZE", "1GB")
@@ -75,9 +78,9 @@ def entry() -> Path:
 
 
 def test_the_second_start_compiles_nothing(compiler: Compiler, graphs: dict[str, Path]) -> None:
-    first = compiled.open_all(graphs, compiler.target, KEY)
+    first = open_sessions(graphs, compiler.target, KEY)
     assert (compiler.compiled, compiler.loaded) == (2, 0)
-    second = compiled.open_all(graphs, compiler.target, KEY)
+    second = open_sessions(graphs, compiler.target, KEY)
     assert (compiler.compiled, compiler.loaded) == (2, 2)
     for name in graphs:
         assert second[name].session == first[name].session
@@ -87,12 +90,12 @@ def test_the_second_start_compiles_nothing(compiler: Compiler, graphs: dict[str,
 
 def test_what_decides_makes_another_entry(compiler: Compiler, graphs: dict[str, Path]) -> None:
     target = compiler.target
-    compiled.open_all(graphs, target, KEY)
-    compiled.open_all(graphs, target, b"another model")
-    compiled.open_all(graphs, dataclasses.replace(target, soc="sm8550"), KEY)
-    compiled.open_all({**graphs, "chunk": quantized(graphs["chunk"], 16)}, target, KEY)
+    open_sessions(graphs, target, KEY)
+    open_sessions(graphs, target, b"another model")
+    open_sessions(graphs, dataclasses.replace(target, soc="sm8550"), KEY)
+    open_sessions({**graphs, "chunk": quantized(graphs["chunk"], 16)}, target, KEY)
     compiler.found = dataclasses.replace(compiler.found, sdk="2.52.0")
-    compiled.open_all(graphs, target, KEY)
+    open_sessions(graphs, target, KEY)
     assert (compiler.compiled, compiler.loaded, len(compiled.entries())) == (10, 0, 5)
 
 
@@ -102,7 +105,7 @@ def test_a_cache_that_moves_to_another_device_is_not_used(
     target = dataclasses.replace(compiler.target, soc=None)  # which QNN finds out
     for board, n_compiled in (("one", 2), ("other", 4), ("one", 4)):
         monkeypatch.setattr("edge.cores.cpu_name", lambda board=board: board)
-        compiled.open_all(graphs, target, KEY)
+        open_sessions(graphs, target, KEY)
         assert compiler.compiled == n_compiled
 
 
@@ -111,14 +114,14 @@ def test_a_cache_that_moves_to_another_device_is_not_used(
 def test_a_changed_file_is_refused(
     name: str, how: Callable[[bytes], bytes] | None, compiler: Compiler, graphs: dict[str, Path]
 ) -> None:
-    compiled.open_all(graphs, compiler.target, KEY)
+    open_sessions(graphs, compiler.target, KEY)
     file = entry() / name
     if how:
         file.write_bytes(how(file.read_bytes()))
     else:
         file.unlink()
     with pytest.raises(ModelFileError, match=rf"{name}: .*`edge-run cache --clear`"):
-        compiled.open_all(graphs, compiler.target, KEY)
+        open_sessions(graphs, compiler.target, KEY)
     assert compiler.loaded == 0
 
 
@@ -145,27 +148,27 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 def test_a_damaged_manifest_is_refused(
     edit: Callable[[dict[str, Any]], object], compiler: Compiler, graphs: dict[str, Path]
 ) -> None:
-    compiled.open_all(graphs, compiler.target, KEY)
+    open_sessions(graphs, compiler.target, KEY)
     change(entry() / "manifest.json", edit)
     with pytest.raises(ModelFileError, match=r"manifest\.json"):
-        compiled.open_all(graphs, compiler.target, KEY)
+        open_sessions(graphs, compiler.target, KEY)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0", "[" * 100_000])
 def test_a_manifest_that_is_no_json_is_refused(
     text: str, compiler: Compiler, graphs: dict[str, Path]
 ) -> None:
-    compiled.open_all(graphs, compiler.target, KEY)
+    open_sessions(graphs, compiler.target, KEY)
     (entry() / "manifest.json").write_text(text)
     with pytest.raises(ModelFileError, match=r"manifest\.json"):
-        compiled.open_all(graphs, compiler.target, KEY)
+        open_sessions(graphs, compiler.target, KEY)
 
 
 def ahead(compiler: Compiler, graphs: dict[str, Path], *, share: bool) -> Path:
     """As if the graphs had been exported with --soc."""
-    want = compiled.identity(graphs, compiler.target, KEY)
+    want = compiled.identity(read(graphs), compiler.target, KEY)
     path = graphs["token"].parent / "compiled" / "sm8650"
-    compiled.compile_into(path, graphs, compiler.target, want, share)
+    compiled.compile_into(path, read(graphs), compiler.target, want, share)
     compiler.compiled = 0
     return path
 
@@ -186,18 +189,18 @@ def test_what_was_compiled_ahead_for_something_else_is_refused(
     path = ahead(compiler, graphs, share=False)
     change(path / "manifest.json", lambda m: m["made_from"].update({fact: value}))
     with pytest.raises(UnsupportedError, match=says):
-        compiled.open_all(graphs, compiler.target, KEY)
+        open_sessions(graphs, compiler.target, KEY)
     assert (compiler.compiled, compiler.loaded) == (0, 0)
 
 
 def test_what_was_compiled_ahead_comes_first(compiler: Compiler, graphs: dict[str, Path]) -> None:
-    compiled.open_all(graphs, compiler.target, KEY)
+    open_sessions(graphs, compiler.target, KEY)
     path = ahead(compiler, graphs, share=False)
-    opened = compiled.open_all(graphs, compiler.target, KEY)
+    opened = open_sessions(graphs, compiler.target, KEY)
     assert opened["token"].source == f"compiled before, in {path}"
     (path / "token_qnn.bin").unlink()
     with pytest.raises(ModelFileError, match="export the model anew with --soc"):
-        compiled.open_all(graphs, compiler.target, KEY)
+        open_sessions(graphs, compiler.target, KEY)
 
 
 @pytest.mark.parametrize(("machine", "compiles"), [("x86_64", 2), ("aarch64", 0)])
@@ -210,7 +213,7 @@ def test_the_simulator_is_spared_two_graphs_in_one_binary(
 ) -> None:
     ahead(compiler, graphs, share=True)
     monkeypatch.setattr("platform.machine", lambda: machine)
-    compiled.open_all(graphs, compiler.target, KEY)
+    open_sessions(graphs, compiler.target, KEY)
     assert compiler.compiled == compiles
 
 
@@ -225,11 +228,11 @@ def test_an_interrupted_compile_leaves_nothing(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(compiled, "_seal", stop)
-        compiled.open_all(graphs, compiler.target, KEY)
+        open_sessions(graphs, compiler.target, KEY)
     assert [path.name for path in compiled.folder().iterdir()] == [".lock"]
     left = compiled.folder() / ".compile-killed"
     left.mkdir()
-    compiled.open_all(graphs, compiler.target, KEY)
+    open_sessions(graphs, compiler.target, KEY)
     assert not left.exists() and entry().is_dir()
 
 
@@ -238,7 +241,7 @@ def test_a_disk_that_refuses_costs_only_the_cache(
     error: Exception, compiler: Compiler, graphs: dict[str, Path]
 ) -> None:
     compiler.fails = error
-    opened = compiled.open_all(graphs, compiler.target, KEY)
+    opened = open_sessions(graphs, compiler.target, KEY)
     assert opened.keys() == graphs.keys() and not compiled.entries()
     assert opened["token"].source == ""
 
@@ -247,24 +250,24 @@ def test_a_cache_that_is_off_or_a_file(
     compiler: Compiler, graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EDGE_CACHE_SIZE", "0")
-    compiled.open_all(graphs, compiler.target, KEY)
+    open_sessions(graphs, compiler.target, KEY)
     monkeypatch.setenv("EDGE_CACHE_SIZE", "1GB")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "file"))
-    compiled.open_all(graphs, compiler.target, KEY)
+    open_sessions(graphs, compiler.target, KEY)
     assert (compiler.compiled, compiled.entries()) == (4, [])
 
 
 def test_with_fallback_nothing_is_kept(compiler: Compiler, graphs: dict[str, Path]) -> None:
     target = dataclasses.replace(compiler.target, fallback=True)
-    compiled.open_all(graphs, target, KEY)
+    open_sessions(graphs, target, KEY)
     assert not compiled.entries()
 
 
 def test_two_at_once_compile_once(compiler: Compiler, graphs: dict[str, Path]) -> None:
     pytest.importorskip("fcntl")
     threads = [
-        threading.Thread(target=compiled.open_all, args=(graphs, compiler.target, KEY))
+        threading.Thread(target=open_sessions, args=(graphs, compiler.target, KEY))
         for _ in range(4)
     ]
     for thread in threads:
@@ -281,11 +284,11 @@ def test_where_locks_do_not_work_the_first_wins(
     def nobody_waits(path: Path) -> Iterator[bool]:
         if compiler.compiled == 0:  # another process is faster
             compiler.compiled = 1
-            compiled.open_all(graphs, compiler.target, KEY)
+            open_sessions(graphs, compiler.target, KEY)
         yield False
 
     monkeypatch.setattr("edge.store.only_one", nobody_waits)
-    opened = compiled.open_all(graphs, compiler.target, KEY)
+    opened = open_sessions(graphs, compiler.target, KEY)
     assert opened.keys() == graphs.keys() and len(compiled.entries()) == 1
 
 
@@ -296,16 +299,16 @@ def test_the_least_recently_used_makes_room(
     compiler: Compiler, graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key in (b"1", b"2"):
-        compiled.open_all(graphs, compiler.target, key)
-    compiled.open_all(graphs, compiler.target, b"1")  # used again
+        open_sessions(graphs, compiler.target, key)
+    open_sessions(graphs, compiler.target, b"1")  # used again
     (newest, n_bytes, _), (oldest, _, _) = compiled.entries()
     monkeypatch.setenv("EDGE_CACHE_SIZE", str(2 * n_bytes))
-    compiled.open_all(graphs, compiler.target, b"3")
+    open_sessions(graphs, compiler.target, b"3")
     assert newest.is_dir() and not oldest.exists() and len(compiled.entries()) == 2
 
 
 def test_the_cache_command_lists_and_clears(compiler: Compiler, graphs: dict[str, Path]) -> None:
-    compiled.open_all(graphs, compiler.target, KEY)
+    open_sessions(graphs, compiler.target, KEY)
     listed = CliRunner().invoke(cli, ["cache"]).output
     assert f"compiled: {entry().name}  " in listed
     facts = json.loads(CliRunner().invoke(cli, ["cache", "--json"]).output)

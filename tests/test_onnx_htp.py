@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnxgraphs import K, blocks, cut, quantized
+from onnxgraphs import K, blocks, cut, open_sessions, quantized
 from onnxrun import write_npu
 
 from edge.errors import InputError, ModelFileError, UnsupportedError
@@ -25,7 +25,8 @@ from edge.onnx.ahead import compile_for
 from edge.onnx.engine import OnnxEngine
 from edge.onnx.export import Recipe
 from edge.onnx.export import export as write
-from edge.onnx.providers import SOCS, Target, choose, explain, open_sessions
+from edge.onnx.providers import SOCS, Target, choose
+from edge.onnx.sessions import explain
 
 pytestmark = pytest.mark.htp
 
@@ -54,20 +55,16 @@ def run(session: Any) -> np.ndarray:
     return session.run(None, {"x": x})[0]
 
 
-def test_a_quantised_graph_is_one_piece(tmp_path: Path, target: Target) -> None:
-    path = quantized(tmp_path / "m.onnx")
+@pytest.mark.parametrize(("make", "most"), [(quantized, 0.005), (blocks, 0.02)])
+def test_a_graph_is_one_piece(
+    make: Callable[[Path], Path], most: float, tmp_path: Path, target: Target
+) -> None:
+    """Blocks, too, when the SoC is known."""
+    path = make(tmp_path / "m.onnx")
     htp = open_sessions({"m": path}, target)["m"]
     assert htp.partition.whole and htp.partition.pieces == 1
     cpu = open_sessions({"m": path}, choose("cpu", "cpu", threads=1))["m"]
-    np.testing.assert_allclose(run(htp.session), run(cpu.session), atol=0.005)
-
-
-def test_blocks_are_one_piece_when_the_soc_is_known(tmp_path: Path, target: Target) -> None:
-    path = blocks(tmp_path / "m.onnx")
-    htp = open_sessions({"m": path}, target)["m"]
-    assert htp.partition.whole and htp.partition.pieces == 1
-    cpu = open_sessions({"m": path}, choose("cpu", "cpu", threads=1))["m"]
-    np.testing.assert_allclose(run(htp.session), run(cpu.session), atol=0.02)
+    np.testing.assert_allclose(run(htp.session), run(cpu.session), atol=most)
 
 
 def test_what_htp_does_not_have_is_named(tmp_path: Path, target: Target) -> None:
@@ -149,9 +146,10 @@ def test_a_foreign_compiled_graph_that_came_alone(
 def test_standard_output_stays_the_answers(tmp_path: Path) -> None:
     path = quantized(tmp_path / "m.onnx")
     code = (
-        "import pathlib; from edge.onnx.providers import *\n"
+        "from edge.onnx.proto import *; from edge.onnx.providers import *\n"
+        "from edge.onnx.sessions import *\n"
         f"target = choose('qnn', 'qnn', threads=1, soc={SOC!r})\n"
-        f"open_sessions({{'m': pathlib.Path({str(path)!r})}}, target); print('answer')"
+        f"open_graph(OnnxFile.read({str(path)!r}), target); print('answer')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "answer\n")

@@ -20,7 +20,9 @@ from edge.errors import InputError, UnsupportedError
 from edge.gguf import GGUF
 from edge.graph import Graph
 from edge.onnx import npu
-from edge.onnx.providers import Target, choose, open_graph
+from edge.onnx.proto import OnnxFile
+from edge.onnx.providers import Target, choose
+from edge.onnx.sessions import open_graph
 from edge.onnx.step import shape_of
 
 TOKENS = [(7 * i * i + 3 * i) % 280 for i in range(16)]
@@ -270,7 +272,7 @@ def steps_alike(folder: Path, target: Target, most: float, tie: float = 0) -> No
     """
 
     def on_provider(path: Path) -> Any:
-        opened = open_graph(path, target)
+        opened = open_graph(OnnxFile.read(path), target)
         assert opened.partition.whole
         return opened.session
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnxgraphs import K, blocks, quantized
+from onnxgraphs import K, blocks, open_sessions, quantized
 
 from edge.errors import InputError, UnsupportedError
-from edge.onnx.providers import choose, explain, open_sessions
+from edge.onnx.providers import choose
+from edge.onnx.sessions import explain
 
 pytestmark = pytest.mark.openvino
 

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from onnxgraphs import K, cut, quantized
+from onnxgraphs import K, cut, open_sessions, quantized
 
 from edge.cli import cli
 from edge.errors import InputError, ModelFileError, UnsupportedError
 from edge.onnx import providers
 from edge.onnx.export import Recipe
 from edge.onnx.partition import Partition
-from edge.onnx.providers import PROVIDERS, Found, Opened, Target, choose, explain, open_sessions
+from edge.onnx.providers import PROVIDERS, Found, Target, choose
+from edge.onnx.sessions import Opened, explain
 
 #: Providers that can be installed -> what names what to install.
 PACKAGES = {"qnn": "onnxruntime-qnn", "openvino": "onnxruntime-openvino", "coreml": "macOS"}

@@ -62,7 +62,7 @@ def _compile(path: str, soc: str) -> None:
         )
     target = providers.choose("qnn", folder.made_for, threads=1, soc=soc)
     key = OnnxEngine(folder, Loading(), target).fingerprint
-    graphs = {name: folder.graphs[name].path for name in ("chunk", "token")}
+    graphs = {name: folder.graphs[name] for name in ("chunk", "token")}
     place = folder.path / compiled.AHEAD / soc
     made = place.with_name(f"{soc}.new")
     shutil.rmtree(made, ignore_errors=True)

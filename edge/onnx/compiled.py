@@ -26,14 +26,24 @@ from typing import TYPE_CHECKING, Any
 from edge import cores, store
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.json_file import JsonFile
-from edge.onnx import providers
+from edge.onnx import providers, sessions
 from edge.onnx.partition import Partition
 from edge.onnx.proto import OnnxFile
+from edge.onnx.providers import PROVIDERS, Target
 
 if TYPE_CHECKING:
-    from edge.onnx.providers import Opened, Target
+    from edge.onnx.sessions import Opened
 
-__all__ = ["AHEAD", "Entry", "clear", "compile_into", "entries", "folder", "identity", "open_all"]
+__all__ = [
+    "AHEAD",
+    "Entry",
+    "clear",
+    "compile_into",
+    "entries",
+    "folder",
+    "identity",
+    "open_sessions",
+]
 
 #: Below a model's folder: what was compiled ahead of time, a folder for each SoC.
 AHEAD = "compiled"
@@ -123,18 +133,18 @@ class Entry:
         opened = {}
         for i, (name, (file, partition)) in enumerate(self.graphs.items()):
             config = _shared(i, len(self.graphs)) if self.is_shared else {}
-            loaded = providers.open_graph(file, target, config)
+            loaded = sessions.open_graph(OnnxFile.read(file), target, config)
             source = f"compiled before, in {self.path}"
             opened[name] = dataclasses.replace(loaded, partition=partition, source=source)
         return opened
 
 
-def identity(graphs: Mapping[str, Path], target: Target, key: bytes) -> dict[str, Any]:
+def identity(graphs: Mapping[str, OnnxFile], target: Target, key: bytes) -> dict[str, Any]:
     """What compiled graphs depend on: model, shapes, provider, versions, SoC; as JSON has it."""
     found = target.provider.look()
     shapes = {
-        name: [list(value.dims or ()) for value in OnnxFile.read(path).inputs.values()]
-        for name, path in graphs.items()
+        name: [list(value.dims or ()) for value in graph.inputs.values()]
+        for name, graph in graphs.items()
     }
     return {
         "model": key.hex(),
@@ -146,14 +156,27 @@ def identity(graphs: Mapping[str, Path], target: Target, key: bytes) -> dict[str
     }
 
 
-def open_all(graphs: Mapping[str, Path], target: Target, key: bytes) -> dict[str, Opened]:
-    """Sessions of the graphs: compiled ahead of time for this SoC, or in the cache, or now.
+def open_sessions(
+    graphs: Mapping[str, OnnxFile], target: Target, key: bytes | None = None
+) -> dict[str, Opened]:
+    """Sessions of the graphs of one model, by their names; `embedding` runs on the CPU always.
 
-    Raises ModelFileError for a compiled graph that was changed, UnsupportedError for one that was
-    made from something else, and as `providers.open_sessions`.
+    Where the provider compiles: out of what was compiled ahead of time for this SoC, or the cache,
+    or now. key: what tells the model from others; None: compiled graphs are not kept.
+    Raises what `sessions.open_graph` does, ModelFileError for a compiled graph that was changed,
+    UnsupportedError for one that was made from something else.
     """
+    cpu = Target(PROVIDERS["cpu"], "CPU", target.threads)
+    opened = {n: sessions.open_graph(g, cpu) for n, g in graphs.items() if n == sessions.ON_CPU}
+    others = {n: graph for n, graph in graphs.items() if n != sessions.ON_CPU}
+    if target.provider.compiles and key is not None and others:
+        return opened | _find_or_make(others, target, key)
+    return opened | _compile(others, target)
+
+
+def _find_or_make(graphs: Mapping[str, OnnxFile], target: Target, key: bytes) -> dict[str, Opened]:
     want = identity(graphs, target, key)
-    home = next(iter(graphs.values())).parent
+    home = next(iter(graphs.values())).path.parent
     if target.soc and (home / AHEAD / target.soc).is_dir():
         entry = _checked(home / AHEAD / target.soc, want)
         if not (entry.is_shared and providers.is_simulated()):  # which crashes on two in one
@@ -168,7 +191,7 @@ def open_all(graphs: Mapping[str, Path], target: Target, key: bytes) -> dict[str
 
 
 def compile_into(
-    path: Path, graphs: Mapping[str, Path], target: Target, want: dict[str, Any], share: bool
+    path: Path, graphs: Mapping[str, OnnxFile], target: Target, want: dict[str, Any], share: bool
 ) -> dict[str, Opened]:
     """Compile graphs into the folder `path`, which must not be there; share: into one binary.
 
@@ -198,13 +221,13 @@ def compile_into(
 
 
 def _compile(
-    graphs: Mapping[str, Path],
+    graphs: Mapping[str, OnnxFile],
     target: Target,
     config: Callable[[int, str], dict[str, str]] = lambda i, name: {},
 ) -> dict[str, Opened]:
     return {
-        name: providers.open_graph(path, target, config(i, name))
-        for i, (name, path) in enumerate(graphs.items())
+        name: sessions.open_graph(graph, target, config(i, name))
+        for i, (name, graph) in enumerate(graphs.items())
     }
 
 
@@ -317,7 +340,7 @@ def _use(path: Path, want: Mapping[str, Any], target: Target) -> dict[str, Opene
 
 
 def _make(
-    path: Path, graphs: Mapping[str, Path], target: Target, want: dict[str, Any]
+    path: Path, graphs: Mapping[str, OnnxFile], target: Target, want: dict[str, Any]
 ) -> dict[str, Opened]:
     """Compile and keep it, unless another process does so right now: then use what that made."""
     with contextlib.ExitStack() as lock:
@@ -326,7 +349,7 @@ def _make(
             if path.is_dir():
                 return _use(path, want, target)
             store.sweep(folder(), _SCRATCH, is_only, _delete)
-            n_bytes = sum(OnnxFile.read(graph).weight_bytes for graph in graphs.values())
+            n_bytes = sum(graph.weight_bytes for graph in graphs.values())
             held = [(old, size) for old, size, _ in reversed(entries())]
             is_free = n_bytes <= shutil.disk_usage(folder()).free
             if is_free and store.make_room(n_bytes, limit(), held, _remove):

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from edge import __version__, cores
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 from edge.loading import Loading, LoadOptions
-from edge.onnx import providers
+from edge.onnx import compiled, providers
 from edge.onnx.budget import Budget
 from edge.onnx.folder import Decoder, Folder, Static, open_folder
 from edge.onnx.runners import DecoderRunner, StaticRunner, most_tokens
+from edge.onnx.sessions import Opened, explain
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -69,7 +70,7 @@ class OnnxEngine:
         self.chunk, self.n_vocab = most_tokens(folder), folder.n_vocab
         self.isa = f"onnxruntime {target.provider.name}"
         self.budget = Budget.draw_up(folder, self.config.n_context, loading)
-        self.opened: dict[str, providers.Opened] = {}
+        self.opened: dict[str, Opened] = {}
         self._runner: Runner | None = None
         self._fingerprint: bytes | None = None
         self._lock = threading.Lock()
@@ -180,7 +181,7 @@ class OnnxEngine:
     def explain(self) -> list[str]:
         """What runs each graph, and how much of it; lines for people."""
         self._running()
-        return providers.explain(self.opened)
+        return explain(self.opened)
 
     def cache(self, when_full: WhenFull = "stop") -> HostCache:
         """A new, empty cache. Raises InputError, UnsupportedError for one that should slide."""
@@ -235,8 +236,8 @@ class OnnxEngine:
         """Have onnxruntime load the graphs."""
         if progress:
             progress(0, self.folder.weight_bytes)
-        graphs = {name: graph.path for name, graph in self.folder.graphs.items()}
-        self.opened = providers.open_sessions(graphs, self.target, self.fingerprint)
+        key = self.fingerprint if self.target.provider.compiles else None
+        self.opened = compiled.open_sessions(self.folder.graphs, self.target, key)
         sessions = {name: opened.session for name, opened in self.opened.items()}
         if isinstance(self.folder, Static):
             self._runner = StaticRunner(self.folder, sessions, self.config.n_context)

@@ -2,40 +2,29 @@
 
 onnxruntime falls back to the CPU in silence: where a provider's library, its device or an operator
 is missing, it makes a session that works, on the CPU. So a provider counts as here only when its
-own proof says so (`Provider.look`), and what it really runs is read from every session.
+own proof says so (`Provider.look`), and what it runs is read from every session, see sessions.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib
-import os
 import platform
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError, brief
-from edge.onnx.partition import Partition
-from edge.onnx.proto import OnnxFile
+from edge.errors import InputError, UnsupportedError, brief
 
 __all__ = [
     "PROVIDERS",
     "SOCS",
     "Found",
-    "Opened",
     "Provider",
     "Soc",
     "Target",
     "choose",
-    "explain",
     "is_simulated",
     "onnxruntime",
-    "open_graph",
-    "open_sessions",
 ]
 
 
@@ -355,153 +344,3 @@ def _device(provider: Provider, wanted: str, soc: str | None) -> tuple[str, str]
             supported=[f"{provider.name}:{kind.lower()}" for kind in found.devices],
         )
     return wanted.upper(), ""
-
-
-# ---- sessions --------------------------------------------------------------------------------
-
-#: The graph that is always run on the CPU: rows of tables, looked up by token and position.
-_ON_CPU = "embedding"
-_REFUSED = "fallback to CPU EP has been explicitly disabled"
-_BAD_FILE = ("InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A session of onnxruntime that is ready to run. target: what it runs on; source: where its
-    compiled graph came from or went to, "": there is none.
-    """
-
-    session: Any
-    partition: Partition
-    target: Target
-    source: str = ""
-
-
-def open_sessions(
-    graphs: Mapping[str, Path], target: Target, key: bytes | None = None
-) -> dict[str, Opened]:
-    """Sessions of the graphs of one model, by their names; `embedding` runs on the CPU always.
-
-    key: what tells the model from others, for the cache of compiled graphs; None: it is not kept.
-    Raises ModelFileError for a graph that is none, and a compiled one that is damaged;
-    UnsupportedError when the provider would not run all of it, or a compiled one is of another SDK.
-    """
-    from edge.onnx import compiled
-
-    cpu = Target(PROVIDERS["cpu"], "CPU", target.threads)
-    opened = {n: open_graph(path, cpu) for n, path in graphs.items() if n == _ON_CPU}
-    others = {n: path for n, path in graphs.items() if n != _ON_CPU}
-    if target.provider.compiles and key is not None and others:
-        return opened | compiled.open_all(others, target, key)
-    return opened | {n: open_graph(path, target) for n, path in others.items()}
-
-
-def open_graph(path: Path, target: Target, config: Mapping[str, str] | None = None) -> Opened:
-    """A session of one graph. config: further entries of the session's configuration.
-
-    Raises ModelFileError, UnsupportedError, as `open_sessions`.
-    """
-    from edge.onnx import context
-
-    graph = OnnxFile.read(path)
-    context.require(graph, target)
-    if target.provider.name == "cpu":
-        return Opened(_session(path, target, config), Partition.of_cpu(graph), target)
-    strict = {} if target.fallback else {"session.disable_cpu_ep_fallback": "1"}
-    try:
-        session = _session(path, target, {**(config or {}), **strict})
-    except _PartlyOnCpu:
-        session = _session(path, target, None)  # again, to learn which operators
-        raise _partly(path, target, Partition.of(session, target.provider.ep, graph)) from None
-    partition = Partition.of(session, target.provider.ep, graph)
-    is_there = target.provider.ep in session.get_providers()
-    if not target.fallback and not (is_there and partition.whole):
-        raise _partly(path, target, partition)
-    return Opened(session, partition, target)
-
-
-class _PartlyOnCpu(Exception):
-    """onnxruntime would give a part of the graph to the CPU."""
-
-
-def _session(path: Path, target: Target, config: Mapping[str, str] | None) -> Any:
-    ort = onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = target.threads
-    options.log_severity_level = 4  # what it says in an error is in the exception, too
-    entries = {"session.record_ep_graph_assignment_info": "1", **(config or {})}
-    for name, value in entries.items():
-        options.add_session_config_entry(name, value)
-    try:
-        with _spared_stdout():
-            providers = target.provider.attach(ort, options, target)
-            return ort.InferenceSession(os.fspath(path), sess_options=options, providers=providers)
-    except EdgeError:
-        raise
-    except Exception as e:  # onnxruntime's own have no common root
-        message = " ".join(str(e).split())
-        if _REFUSED in message:
-            raise _PartlyOnCpu from e
-        if target.provider.name == "cpu" or type(e).__name__ in _BAD_FILE:
-            raise ModelFileError(
-                f"onnxruntime cannot load it: {message}{_hint(target)}", path=path
-            ) from e
-        raise UnsupportedError(
-            f"{path}: {target} cannot run it: {message}{_hint(target)}", what=target.provider.name
-        ) from e
-
-
-def _partly(path: Path, target: Target, partition: Partition) -> UnsupportedError:
-    """It names the operators."""
-    return UnsupportedError(
-        f"{path}: {target} would not run all of it: {partition}{_hint(target)}; or allow it: "
-        "--fallback",
-        what=partition.left or target.provider.name,
-    )
-
-
-def _hint(target: Target) -> str:
-    """What to do about a model of another provider."""
-    name = target.provider.name
-    if name == target.made_for.partition(":")[0]:
-        return ""
-    dialect = target.provider.dialect
-    return (
-        f"; it was made for {target.made_for}: `edge-run export --dialect {dialect} --ep {name}` "
-        f"makes one for {name}"
-    )
-
-
-@contextlib.contextmanager
-def _spared_stdout() -> Iterator[None]:
-    """Standard output is the answer's: QNN's simulator writes a line of its own there."""
-    if not is_simulated() or sys.platform != "linux":
-        yield
-        return
-    c, saved = ctypes.CDLL(None), -1
-    with contextlib.suppress(OSError):
-        c.fflush(None)
-        saved = os.dup(1)
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        if saved >= 0:
-            c.fflush(None)
-            os.dup2(saved, 1)
-            os.close(saved)
-
-
-def explain(opened: Mapping[str, Opened]) -> list[str]:
-    """Lines for people: what runs each graph, and how much of it."""
-    targets = dict.fromkeys(str(one.target) for name, one in opened.items() if name != _ON_CPU)
-    lines = [f"runs on {target}" for target in targets]
-    for name, one in opened.items():
-        place = f"{one.target.provider.name} on {one.target.device}"
-        lines.append(f"{name}: {place}: {one.partition}")
-        if one.source:
-            lines.append(f"{name}: {one.source}")
-    if any(one.target.provider.name == "coreml" for one in opened.values()):
-        lines.append("Core ML may run parts of that on the CPU itself, and does not tell")
-    return lines
