@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edge.cancel import Cancel
     from edge.chat import ChatTemplate
-    from edge.engine import Cancel
     from edge.kv import WhenFull
     from edge.tokenizer import Tokenizer
 

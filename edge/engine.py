@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import __version__, cores, memory, models, native, packed_cache, plan
+from edge.cancel import Cancel
 from edge.cores import Choice
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.fingerprint import fingerprint
 from edge.gguf import GGUF
-from edge.graph import Graph
+from edge.graph import Graph, check_factors
 from edge.kv import KVCache, KVShape, WhenFull
 from edge.kv_pool import PagePool
 from edge.ledger import Ledger
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from edge.chat import ChatTemplate
     from edge.tokenizer import Tokenizer
 
-__all__ = ["Cancel", "Description", "Engine", "describe", "pack"]
+__all__ = ["Description", "Engine", "describe", "pack"]
 
 #: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
 #: progress bar.
@@ -129,30 +130,6 @@ def pack(
             raise ModelFileError(f"cannot be written: {e.strerror or e}", path=target) from e
         finally:
             ffi.release(pool)
-
-
-class Cancel:
-    """A flag that stops a run within one chunk of its work; safe to set from any thread."""
-
-    def __init__(self) -> None:
-        self._flag = ffi.new("int32_t *")
-
-    def set(self) -> None:
-        """Stop the run that has this flag, and those that come."""
-        self._flag[0] = 1
-
-    def clear(self) -> None:
-        """Let runs go on again."""
-        self._flag[0] = 0
-
-    def is_set(self) -> bool:
-        """Whether it is set."""
-        return bool(self._flag[0])
-
-    @property
-    def pointer(self) -> Any:
-        """The int32_t that the native library looks at."""
-        return self._flag
 
 
 class Engine:
@@ -456,16 +433,10 @@ class Engine:
             self._weights.use(found)
 
     def _check_factors(self) -> None:
-        """Rotary factors divide frequencies: none may be zero, negative or absurd."""
+        """Rotary factors divide frequencies."""
         ropes = {op.attrs["rope"] for op in self.graph.ops if op.kind == "rope"}
         for name in {rope.factors for rope in ropes if rope.factors}:
-            factors = self._weights.vector(name)
-            if factors.min() < 1e-3 or factors.max() >= 1e9:
-                raise ModelFileError(
-                    f"rotary factors from {factors.min()} to {factors.max()}",
-                    path=self.gguf.path,
-                    field=f"tensor {name}.weight",
-                )
+            check_factors(name, self._weights.vector(name).tolist(), self.gguf.path)
 
     def _spec(self, isa: int) -> tuple[Any, tuple[Any, ...]]:
         """The edge_plan_spec, and the arrays that it points to."""

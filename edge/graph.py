@@ -7,7 +7,7 @@ without its `.weight` suffix and has shape (n, k), or (n,) for a vector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,15 @@ class Rope:
     factors: str | None = None  # a vector of n_rot / 2 divisors
     scale: float = 1.0
     magnitude: float = 1.0
+
+
+def check_factors(weight: str, factors: Sequence[float], path: str) -> None:
+    """Raise ModelFileError for divisors of frequencies that are zero, negative or absurd."""
+    least, most = min(factors), max(factors)
+    if not (least >= 1e-3 and most < 1e9):  # NaN fails too
+        raise ModelFileError(
+            f"rotary factors from {least} to {most}", path=path, field=f"tensor {weight}.weight"
+        )
 
 
 @dataclass(frozen=True)

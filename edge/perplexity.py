@@ -37,7 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import native
-from edge.engine import Cancel, Engine
+from edge.cancel import Cancel
+from edge.engine import Engine
 from edge.errors import ContextError, InputError, ModelFileError, UnsupportedError, brief
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from edge.engine import Cancel
+from edge.cancel import Cancel
 from edge.errors import InputError
 from edge.request import Request
 from edge.results import Completion, FinishReason, Piece, Usage

@@ -15,7 +15,7 @@ LAYERS = [
     {"__init__", "errors", "gguf_reader", "tensor_types"},
     {"ctypes_ffi", "library"},
     {"graph", "gguf", "json_file", "memory", "native", "jinja", "tokenizer"},
-    {"models", "plan", "packed", "chat", "store", "cores"},
+    {"models", "plan", "packed", "chat", "store", "cores", "cancel"},
     {"weights"},
     {"packed_cache", "page_store", "fingerprint"},
     {"kv", "kv_pool", "sampler", "results", "session_file", "stops"},

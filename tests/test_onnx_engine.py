@@ -19,7 +19,7 @@ from optimum import edit, to_external, write_optimum
 
 import edge
 from edge import memory, models
-from edge.engine import Cancel
+from edge.cancel import Cancel
 from edge.errors import (
     CancelledError,
     ContextError,

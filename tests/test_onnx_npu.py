@@ -176,7 +176,6 @@ def test_no_weight_is_written_as_float32(tiny_gguf: Tinies, export: Callable[...
 
 def test_edge_json(export: Callable[..., Path]) -> None:
     found = json.loads((export("phi3", {"window": 9}) / "edge.json").read_text())
-    assert len(found.pop("model")) == 32
     assert found == {
         "format": 1,
         "dialect": "npu",
@@ -194,14 +193,6 @@ def test_edge_json(export: Callable[..., Path]) -> None:
         "bos_token_id": 285,
         "eos_token_ids": [285, 287],
     }
-
-
-def test_the_hash_tells_weights_apart(tiny_gguf: Tinies, tmp_path: Path) -> None:
-    found = set()
-    for i, seed in enumerate((0, 0, 1)):
-        folder = write_npu(tiny_gguf(seed=seed), tmp_path / str(i), provider="cpu", chunk=CHUNK)
-        found.add(json.loads((folder / "edge.json").read_text())["model"])
-    assert len(found) == 2
 
 
 def test_graphs_share_their_weights(export: Callable[..., Path]) -> None:

@@ -18,8 +18,9 @@ from native_plan import ISAS, Plan, Spec, rows_weight
 from test_kernels import moderate, normal
 
 from edge import native
+from edge.cancel import Cancel
 from edge.cores import Choice
-from edge.engine import Cancel, Engine
+from edge.engine import Engine
 from edge.errors import CancelledError, NativeError
 from edge.native import ffi, lib
 from edge.plan import F32, LOGITS

@@ -91,7 +91,7 @@ def perplexity(
 def _measure(models: list[Model], text: str, options: dict[str, Any]) -> Perplexity | Divergence:
     """Measure the one model, or compare the first with the second. Ctrl-C: exit code 130."""
     from edge import perplexity as library
-    from edge.engine import Cancel
+    from edge.cancel import Cancel
 
     windows = library.cut(models[0], text, context=options["context"], chunks=options["chunks"])
     cancel = Cancel()

@@ -18,14 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import cores
 from edge.errors import InputError, ModelFileError
 from edge.gguf import GGUF
 from edge.graph import Graph, Op
 from edge.onnx.blocks import floats, slices
+from edge.onnx.folder import MASKED
 from edge.onnx.htp import Range, Ranges
 from edge.onnx.linear import BlockLinears
 from edge.onnx.lowering import rotations
-from edge.onnx.providers import onnxruntime
+from edge.onnx.proto import OnnxFile
+from edge.onnx.providers import choose
+from edge.onnx.sessions import open_graph
 from edge.onnx.step import FUSED_NORM, Shape, StepLowering
 from edge.onnx.writer import DataFile, GraphWriter
 from edge.tokenizer import Tokenizer
@@ -35,7 +39,6 @@ __all__ = ["calibrate", "calibration_tokens"]
 #: Tokens that go through at once, at most, and tokens that see each other.
 _CHUNK, _WINDOW = 64, 256
 _TEXT = Path(__file__).with_name("calibration.txt")
-_MASKED = -3e4  # added to a score that must not count
 
 
 def calibration_tokens(model: GGUF, file: str | None) -> list[int]:
@@ -219,11 +222,9 @@ class _Stage:
         hidden = (age < 0) | ((column < context) & (column >= n_past))
         if self.shape.window:
             hidden |= age >= self.shape.window
-        return np.where(hidden, np.float32(_MASKED), np.float32(0))[None, None]
+        return np.where(hidden, np.float32(MASKED), np.float32(0))[None, None]
 
 
 def _session(path: Path) -> Any:
-    ort = onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return ort.InferenceSession(path, sess_options=options, providers=["CPUExecutionProvider"])
+    target = choose("cpu", "cpu", threads=cores.choose(None).threads)
+    return open_graph(OnnxFile.read(path), target).session

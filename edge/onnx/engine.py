@@ -24,8 +24,8 @@ from edge.onnx.sessions import Opened, explain
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edge.cancel import Cancel
     from edge.chat import ChatTemplate
-    from edge.engine import Cancel
     from edge.kv import WhenFull
     from edge.onnx.kv import HostCache
     from edge.onnx.runners import Runner, Want

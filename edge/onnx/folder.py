@@ -19,7 +19,11 @@ from edge.errors import ModelFileError, UnsupportedError, brief
 from edge.json_file import JsonFile
 from edge.onnx.proto import OnnxFile, Value
 
-__all__ = ["Decoder", "Folder", "KVNames", "Static", "open_folder"]
+__all__ = ["MASKED", "Decoder", "Folder", "KVNames", "Static", "open_folder", "static_shapes"]
+
+#: What the mask of a static graph adds to a score that must not count: float16 holds it, and scores
+#: do not come near.
+MASKED = -3e4
 
 _FORMAT = 1  # of edge.json
 _MOST_LAYERS = 1024

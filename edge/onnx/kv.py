@@ -232,12 +232,14 @@ class FixedCache(HostCache):
 
     def write(self, start: int, n: int, new: Sequence[Array]) -> None:
         """Put the first n positions of new arrays at start."""
-        for axis, there, piece in zip(self.layout.axes, self._slices(start, n), new, strict=True):
-            there[:] = piece[_positions(axis, 0, n)]
+        places = {axis: (_positions(axis, start, n), _positions(axis, 0, n)) for axis in (2, 3)}
+        for axis, array, piece in zip(self._axes, self.arrays, new, strict=True):
+            there, here = places[axis]
+            array[there] = piece[here]
 
     def _allocate(self) -> None:
-        layout = self.layout
-        self.arrays = [_zeros(layout.shape(axis, self.limit), layout.dtype) for axis in layout.axes]
+        layout, self._axes = self.layout, self.layout.axes
+        self.arrays = [_zeros(layout.shape(axis, self.limit), layout.dtype) for axis in self._axes]
 
     def _begin(self, length: int) -> None:
         pass

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import ModelFileError, UnsupportedError
+from edge.errors import UnsupportedError
 from edge.gguf import GGUF
-from edge.graph import Graph, Op, Rope
+from edge.graph import Graph, Op, Rope, check_factors
+from edge.onnx.blocks import floats
 from edge.onnx.writer import GraphWriter
 
 __all__ = ["Linears", "Lowering", "read_vector", "rotations"]
@@ -86,26 +87,10 @@ class Lowering:
 def read_vector(model: GGUF, name: str) -> Floats:
     """A vector of the model. name: without `.weight`.
 
-    Raises ModelFileError for NaN and infinity, UnsupportedError for a type of blocks.
+    Raises ModelFileError for NaN and infinity, UnsupportedError for a type that edge cannot run.
     """
-    tensor = model.tensors[f"{name}.weight"]
-    kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-    if tensor.type not in kinds:
-        raise UnsupportedError(
-            f"{tensor.path}: the vector {tensor.name} is of type {tensor.type}",
-            what=tensor.type,
-            supported=kinds,
-        )
-    values: NDArray[Any] = np.frombuffer(tensor.data, kinds[tensor.type])
-    if tensor.type == "BF16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    if not np.isfinite(values).all():
-        raise ModelFileError(
-            "a value is NaN or infinite: the file is damaged",
-            path=tensor.path,
-            field=f"tensor {tensor.name}",
-        )
-    return values.astype(np.float32)
+    vector: Floats = floats(model.tensors[f"{name}.weight"])[0]
+    return vector
 
 
 def rotations(model: GGUF, rope: Rope, n: int) -> Iterator[tuple[Floats, Floats]]:
@@ -117,12 +102,7 @@ def rotations(model: GGUF, rope: Rope, n: int) -> Iterator[tuple[Floats, Floats]
     frequency = rope.scale * rope.base ** (-2 * pair / rope.n_rot)
     if rope.factors is not None:
         factors = read_vector(model, rope.factors)
-        if not (factors.min() >= 1e-3 and factors.max() < 1e9):
-            raise ModelFileError(
-                f"rotary factors from {factors.min()} to {factors.max()}",
-                path=model.path,
-                field=f"tensor {rope.factors}.weight",
-            )
+        check_factors(rope.factors, factors.tolist(), model.path)
         frequency /= factors
     for first in range(0, n, _PIECE):
         angle = np.arange(first, min(first + _PIECE, n))[:, None] * frequency

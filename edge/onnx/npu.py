@@ -19,7 +19,6 @@ dimensions come in an order of the graphs' own, the same for queries and keys.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,6 @@ GRAPHS = ("embedding.onnx", "chunk.onnx", "token.onnx")
 
 _FORMAT = 1  # of edge.json
 _PLAIN = FUSED_NORM - 2  # the opset of graphs without that operator
-_HASHED = 1 << 20  # bytes at a time
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def write(
                     g.rename(logits, "logits"), g.types.FLOAT, (1, 1, graph.dims[graph.output])
                 )
             g.save(folder / f"{name}.onnx")
-    write_json(folder / CONFIG, _facts(model, config, shape, options) | {"model": _hash(folder)})
+    write_json(folder / CONFIG, _facts(model, config, shape, options))
 
 
 def _write_embedding(
@@ -177,13 +175,3 @@ def _facts(model: GGUF, config: Config, shape: Shape, options: Options) -> dict[
         "bos_token_id": vocabulary.bos_id,
         "eos_token_ids": sorted(vocabulary.end_ids),
     }
-
-
-def _hash(folder: Path) -> str:
-    """Of the graphs and their weights: what tells this export from others, in hex."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in (*GRAPHS, DATA):
-        with (folder / name).open("rb") as file:
-            while piece := file.read(_HASHED):
-                digest.update(piece)
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.kv import WhenFull
-from edge.onnx.folder import Decoder, Folder, Static, static_shapes
+from edge.onnx.folder import MASKED, Decoder, Folder, Static, static_shapes
 from edge.onnx.kv import FixedCache, GrowingCache, HostCache, Layout
 
 __all__ = ["DecoderRunner", "Runner", "StaticRunner", "Want", "most_tokens"]
@@ -21,7 +21,6 @@ Want = Literal["none", "last", "all"]
 _CHUNK = 256  # most tokens of a run of a dynamic graph
 _MERGED_CHUNK = 512  # of one that takes them one by one after the first run
 _CHUNK_COSTS = 16  # a run of a chunk of n costs as much as n / 16 runs of a token, at least
-_MASKED = -3e4  # added to a score that must not count: beyond it, and float16 holds it
 
 
 def most_tokens(folder: Folder) -> int:
@@ -188,7 +187,7 @@ class _StaticGraph:
         self._names = folder.graphs[name].inputs
         inputs, outputs = static_shapes(folder, self._n, head=name == "token")
         self._ins = {key: np.zeros(inputs[key], np.float32) for key in ("hidden", "cos", "sin")}
-        self._mask = np.full(inputs["mask"], _MASKED, np.float32)
+        self._mask = np.full(inputs["mask"], MASKED, np.float32)
         self._window = folder.window
         age = np.arange(self._n)[:, None] - np.arange(self._n)  # of the run's own tokens
         visible = (age >= 0) & (age < self._window) if self._window else age >= 0
@@ -230,13 +229,13 @@ class _StaticGraph:
         """Let the mask show the first `length` positions of a cache, or those in the window."""
         seen, self._seen = self._seen, -1  # unknown, if an interrupt comes between
         if seen < 0 or (self._window and max(length, seen) + self._n > self._window):
-            self._mask[..., : self._all] = _MASKED
+            self._mask[..., : self._all] = MASKED
             for i, row in enumerate(self._mask[0, 0]):
                 first = max(0, length + i - self._window + 1) if self._window else 0
                 row[first:length] = 0
         else:
             first, last = sorted((length, seen))
-            self._mask[..., first:last] = 0 if length > seen else _MASKED
+            self._mask[..., first:last] = 0 if length > seen else MASKED
         self._seen = length
 
     def _bind(self, cache: FixedCache) -> Any:

@@ -1,0 +1,33 @@
+"""The flag that stops a run, of whatever engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge.native import ffi
+
+__all__ = ["Cancel"]
+
+
+class Cancel:
+    """A flag that stops a run within one chunk of its work; safe to set from any thread."""
+
+    def __init__(self) -> None:
+        self._flag = ffi.new("int32_t *")
+
+    def set(self) -> None:
+        """Stop the run that has this flag, and those that come."""
+        self._flag[0] = 1
+
+    def clear(self) -> None:
+        """Let runs go on again."""
+        self._flag[0] = 0
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return bool(self._flag[0])
+
+    @property
+    def pointer(self) -> Any:
+        """The int32_t that the native library looks at."""
+        return self._flag
