@@ -326,9 +326,7 @@ def test_a_vector_that_is_nan(tiny_gguf: Callable[..., Path], out: Path, tmp_pat
     with path.open("r+b") as file:
         file.seek(offset + 8)
         file.write(np.float32(np.nan).tobytes())
-    with pytest.raises(
-        ModelFileError, match=r"output_norm\.weight at byte \d+: row 0, column 2 is NaN"
-    ):
+    with pytest.raises(ModelFileError, match=r"output_norm\.weight at byte \d+: .*column 2 is"):
         export(path, out, CPU)
     assert left(out) == []
 

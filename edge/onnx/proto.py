@@ -15,21 +15,19 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, brief
+from edge.onnx.protobuf import MOST_TEXT, Wire, signed
 
 __all__ = ["External", "Node", "OnnxFile", "Tensor", "Value"]
 
-_MOST_FIELDS = 4_000_000  # of the whole file: the largest decoders have some 100,000
 _MOST_LEVELS = 16  # of graphs inside graphs
 _MOST_DIMS = 16
-_MOST_TEXT = 1 << 16  # bytes of a name
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 #: TensorProto.DataType -> its name, and bits of an element; strings have no size.
 _TYPES: dict[int, tuple[str, int]] = {
@@ -218,30 +216,30 @@ class OnnxFile:
         return os.path.getsize(real)
 
 
-class _Reader:
-    """Reads one file into an OnnxFile. Messages are ranges of bytes: from, to."""
+class _Reader(Wire):
+    """Reads one file into an OnnxFile."""
 
     def __init__(self, data: mmap.mmap, model: OnnxFile) -> None:
-        self._data, self._model = data, model
-        self._left = _MOST_FIELDS
+        super().__init__(data, model.path)
+        self._model = model
 
     def model(self) -> None:
         """The whole file."""
         graph = None
-        for number, value, at in self._fields((0, len(self._data))):
+        for number, value, at in self.fields((0, len(self.data))):
             if number == 7:
-                graph = self._once(graph, value, at, "graph")
+                graph = self.once(graph, value, at, "graph")
             elif number == 2:
-                self._model.producer = self._text(value, at)
+                self._model.producer = self.text(value, at)
             elif number == 8:
-                self._opset(self._message(value, at))
+                self._opset(self.message(value, at))
             elif number == 14:
-                key, text = self._entry(self._message(value, at))
+                key, text = self._entry(self.message(value, at))
                 self._model.metadata[key] = text
             elif number == 25:  # functions: nodes of other nodes
-                self._function(self._message(value, at))
+                self._function(self.message(value, at))
         if graph is None:
-            raise self._error(0, "holds no graph: it is no ONNX model")
+            raise self.error(0, "holds no graph: it is no ONNX model")
         self._graph(graph, 0)
         for name in self._model.initializers:
             self._model.inputs.pop(name, None)  # old files list them there, too
@@ -249,41 +247,41 @@ class _Reader:
     def _graph(self, message: tuple[int, int], level: int) -> None:
         """A graph; of one inside another only the tensors and nodes are looked at."""
         if level > _MOST_LEVELS:
-            raise self._error(message[0], f"graphs inside graphs, more than {_MOST_LEVELS} levels")
+            raise self.error(message[0], f"graphs inside graphs, more than {_MOST_LEVELS} levels")
         model, outer = self._model, level == 0
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number == 1:
-                node = self._node(self._message(value, at), level)
+                node = self._node(self.message(value, at), level)
                 (model.nodes if outer else model.inner_nodes).append(node)
             elif number == 5:
-                tensor = self._tensor(self._message(value, at))
+                tensor = self._tensor(self.message(value, at))
                 if outer and tensor.name in model.initializers:
-                    raise self._error(at, f"the weight {brief(tensor.name)} is there twice")
+                    raise self.error(at, f"the weight {brief(tensor.name)} is there twice")
                 if outer:
                     model.initializers[tensor.name] = tensor
             elif number == 15:
-                self._sparse(self._message(value, at))
+                self._sparse(self.message(value, at))
             elif number in (11, 12) and outer:
-                found = self._value(self._message(value, at))
+                found = self._value(self.message(value, at))
                 (model.inputs if number == 11 else model.outputs)[found.name] = found
 
     def _function(self, message: tuple[int, int]) -> None:
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number == 7:
-                self._model.inner_nodes.append(self._node(self._message(value, at), 1))
+                self._model.inner_nodes.append(self._node(self.message(value, at), 1))
             elif number == 11:
-                self._attribute(self._message(value, at), 1)
+                self._attribute(self.message(value, at), 1)
 
     def _node(self, message: tuple[int, int], level: int) -> Node:
         inputs, outputs, attributes = list[str](), list[str](), dict[str, Any]()
         texts = {3: "", 4: "", 7: ""}
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number in (1, 2):
-                (inputs if number == 1 else outputs).append(self._text(value, at))
+                (inputs if number == 1 else outputs).append(self.text(value, at))
             elif number in texts:
-                texts[number] = self._text(value, at)
+                texts[number] = self.text(value, at)
             elif number == 5:
-                name, attribute = self._attribute(self._message(value, at), level)
+                name, attribute = self._attribute(self.message(value, at), level)
                 if attribute is not None:
                     attributes[name] = attribute
         return Node(texts[4], texts[7], texts[3], tuple(inputs), tuple(outputs), attributes)
@@ -294,26 +292,26 @@ class _Reader:
         """
         name, result, numbers = "", None, list[int]()
         once: dict[int, tuple[int, int]] = {}
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number == 1:
-                name = self._text(value, at)
+                name = self.text(value, at)
             elif number == 2 and isinstance(value, int):
                 result = struct.unpack("<f", value.to_bytes(4, "little"))[0]
             elif number == 3:
-                result = _signed(self._number(value, at))
+                result = signed(self.number(value, at))
             elif number == 4:
-                first, end = self._message(value, at)
-                result = self._data[first:end] if end - first <= _MOST_TEXT else None
+                first, end = self.message(value, at)
+                result = self.data[first:end] if end - first <= MOST_TEXT else None
             elif number == 8:
-                numbers += self._integers(value)
+                numbers += self.integers(value)
             elif number in (5, 6, 22):
-                once[number] = self._once(once.get(number), value, at, "value")
+                once[number] = self.once(once.get(number), value, at, "value")
             elif number == 10:
-                self._tensor(self._message(value, at))
+                self._tensor(self.message(value, at))
             elif number == 11:
-                self._graph(self._message(value, at), level + 1)
+                self._graph(self.message(value, at), level + 1)
             elif number == 23:
-                self._sparse(self._message(value, at))
+                self._sparse(self.message(value, at))
         looks: dict[int, Callable[[tuple[int, int]], Any]] = {
             5: self._tensor,
             6: lambda m: self._graph(m, level + 1),
@@ -324,32 +322,32 @@ class _Reader:
         return name, tuple(numbers) if numbers else result
 
     def _sparse(self, message: tuple[int, int]) -> None:
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number in (1, 2):
-                self._tensor(self._message(value, at))
+                self._tensor(self.message(value, at))
 
     def _tensor(self, message: tuple[int, int]) -> Tensor:
         dims, kind, name, place = list[int](), 0, "", dict[str, str]()
         is_external = False
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number == 1:
-                dims += self._integers(value)
+                dims += self.integers(value)
             elif number == 2:
-                kind = self._number(value, at)
+                kind = self.number(value, at)
             elif number == 8:
-                name = self._text(value, at)
+                name = self.text(value, at)
             elif number == 13:
-                key, text = self._entry(self._message(value, at))
+                key, text = self._entry(self.message(value, at))
                 if key in place:
-                    raise self._error(at, f"{brief(key)} of external data is there twice")
+                    raise self.error(at, f"{brief(key)} of external data is there twice")
                 place[key] = text
             elif number == 14:
-                is_external = self._number(value, at) == 1
+                is_external = self.number(value, at) == 1
         start, what = message[0], f"tensor {brief(name)}"
         if kind not in _TYPES:
-            raise self._error(start, f"{what} is of unknown type {kind}")
+            raise self.error(start, f"{what} is of unknown type {kind}")
         if len(dims) > _MOST_DIMS or any(d < 0 for d in dims) or prod(dims) > 1 << 48:
-            raise self._error(start, f"{what} has the shape {brief(dims)}")
+            raise self.error(start, f"{what} has the shape {brief(dims)}")
         dtype, bits = _TYPES[kind]
         n_bytes = (prod(dims) * bits + 7) // 8
         external = self._external(place, n_bytes, what, start) if is_external or place else None
@@ -361,156 +359,66 @@ class _Reader:
         def number(key: str, default: int) -> int:
             text = place.get(key, str(default))
             if not (text.isascii() and text.isdigit() and len(text) < 20):
-                raise self._error(at, f"{what}: {key} of its external data is {brief(text)}")
+                raise self.error(at, f"{what}: {key} of its external data is {brief(text)}")
             return int(text)
 
         offset, length = number("offset", 0), number("length", n_bytes)
         if length != n_bytes:
-            raise self._error(at, f"{what}: {length} bytes of external data, it has {n_bytes}")
+            raise self.error(at, f"{what}: {length} bytes of external data, it has {n_bytes}")
         return External(place.get("location", ""), offset, length)
 
     def _value(self, message: tuple[int, int]) -> Value:
         name, kind = "", None
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number == 1:
-                name = self._text(value, at)
+                name = self.text(value, at)
             elif number == 2:
-                kind = self._once(kind, value, at, "type")
+                kind = self.once(kind, value, at, "type")
         tensor = None if kind is None else self._only(kind, 1)
         if tensor is None:
             return Value(name, "", None)
         dtype, shape = "", None
-        for number, value, at in self._fields(tensor):
+        for number, value, at in self.fields(tensor):
             if number == 1:
-                dtype = _TYPES.get(self._number(value, at), ("", 0))[0]
+                dtype = _TYPES.get(self.number(value, at), ("", 0))[0]
             elif number == 2:
-                shape = self._once(shape, value, at, "shape")
+                shape = self.once(shape, value, at, "shape")
         return Value(name, dtype, None if shape is None else self._dims(shape))
 
     def _dims(self, shape: tuple[int, int]) -> tuple[int | str, ...]:
         dims: list[int | str] = []
-        for number, value, at in self._fields(shape):
+        for number, value, at in self.fields(shape):
             if number == 1:
                 dim: int | str = ""
-                for n, inner, where in self._fields(self._message(value, at)):
+                for n, inner, where in self.fields(self.message(value, at)):
                     if n == 1:
-                        dim = _signed(self._number(inner, where))
+                        dim = signed(self.number(inner, where))
                     elif n == 2:
-                        dim = self._text(inner, where)
+                        dim = self.text(inner, where)
                 dims.append(dim)
         return tuple(dims)
 
     def _only(self, message: tuple[int, int], wanted: int) -> tuple[int, int] | None:
         """The one message with this number, if there is one."""
         found = None
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number == wanted:
-                found = self._once(found, value, at, "type")
+                found = self.once(found, value, at, "type")
         return found
 
     def _opset(self, message: tuple[int, int]) -> None:
         domain, version = "", 0
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number == 1:
-                domain = self._text(value, at)
+                domain = self.text(value, at)
             elif number == 2:
-                version = _signed(self._number(value, at))
+                version = signed(self.number(value, at))
         self._model.opsets[domain] = version
 
     def _entry(self, message: tuple[int, int]) -> tuple[str, str]:
         """A StringStringEntryProto."""
         texts = {1: "", 2: ""}
-        for number, value, at in self._fields(message):
+        for number, value, at in self.fields(message):
             if number in texts:
-                texts[number] = self._text(value, at)
+                texts[number] = self.text(value, at)
         return texts[1], texts[2]
-
-    # ---- the wire ----
-
-    def _fields(self, message: tuple[int, int]) -> Iterator[tuple[int, Any, int]]:
-        """Number, value and place of each field: an int, or from where to where its bytes go."""
-        at, end = message
-        while at < end:
-            start = at
-            self._left -= 1
-            if self._left < 0:
-                raise self._error(at, f"more than {_MOST_FIELDS} fields")
-            tag, at = self._varint(at, end)
-            number, wire = tag >> 3, tag & 7
-            if not number:
-                raise self._error(start, "a field without a number: it is no ONNX model")
-            if wire == _VARINT:
-                value, at = self._varint(at, end)
-                yield number, value, start
-                continue
-            length = {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
-            if wire == _BYTES:
-                length, at = self._varint(at, end)
-            elif not length:
-                raise self._error(start, f"a field of wire type {wire}: it is no ONNX model")
-            if length > end - at:
-                raise self._error(start, f"a field of {length} bytes where {end - at} are left")
-            if wire == _BYTES:
-                yield number, (at, at + length), start
-            else:
-                yield number, int.from_bytes(self._data[at : at + length], "little"), start
-            at += length
-
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
-        value = shift = 0
-        start = at
-        while at < end and shift < 70:
-            byte = self._data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value & (1 << 64) - 1, at
-        raise self._error(start, "a number that does not end")
-
-    def _integers(self, value: int | tuple[int, int]) -> list[int]:
-        """Repeated integers: one of them, or several in one field."""
-        if isinstance(value, int):
-            return [_signed(value)]
-        at, end = value
-        found = []
-        while at < end:
-            self._left -= 1
-            if self._left < 0:
-                raise self._error(at, f"more than {_MOST_FIELDS} fields")
-            number, at = self._varint(at, end)
-            found.append(_signed(number))
-        return found
-
-    def _message(self, value: Any, at: int) -> tuple[int, int]:
-        if isinstance(value, int):
-            raise self._error(at, "a number where a message belongs: it is no ONNX model")
-        found: tuple[int, int] = value
-        return found
-
-    def _number(self, value: Any, at: int) -> int:
-        if not isinstance(value, int):
-            raise self._error(at, "bytes where a number belongs: it is no ONNX model")
-        return value
-
-    def _text(self, value: Any, at: int) -> str:
-        first, end = self._message(value, at)
-        if end - first > _MOST_TEXT:
-            raise self._error(at, f"a name of {end - first} bytes")
-        try:
-            return self._data[first:end].decode()
-        except UnicodeDecodeError:
-            raise self._error(at, "a name that is not UTF-8") from None
-
-    def _once(self, before: Any, value: Any, at: int, what: str) -> tuple[int, int]:
-        if before is not None:
-            raise self._error(at, f"a second {what} where one belongs")
-        return self._message(value, at)
-
-    def _error(self, at: int, message: str) -> ModelFileError:
-        return ModelFileError(message, path=self._model.path, offset=at)
-
-
-def _signed(value: int) -> int:
-    """An int64 out of its 64 bits."""
-    return value - (1 << 64) if value >> 63 else value
