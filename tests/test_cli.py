@@ -140,7 +140,7 @@ def test_figures_after_the_answer(loaded: list[FakeModel]) -> None:
 
 
 def test_figures_on_an_old_cpu(loaded: list[FakeModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.native.isas", lambda: ["scalar"])
+    monkeypatch.setattr("edge.native.isas", lambda: ["avx2"])
     (line,) = run("chat", "-p", "Why?").stderr.splitlines()
     assert "(there are no faster ones for this CPU), 2 threads" in line
 

@@ -179,11 +179,10 @@ def figures(usage: Any, engine: Any) -> str:
 
 
 def _why_slow(isa: str) -> str:
-    """For a CPU that is older than all fast kernels, where they are ours."""
+    """For a CPU that is older than all fast kernels: the only ones that it has."""
     from edge import native
 
-    is_slow = len(native.isas()) == 1 and not isa.startswith("onnxruntime")
-    return " (there are no faster ones for this CPU)" if is_slow else ""
+    return " (there are no faster ones for this CPU)" if native.isas() == [isa] else ""
 
 
 def _speed(tokens_per_second: float) -> str:
