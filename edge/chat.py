@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import InputError, ModelFileError, TemplateError
 from edge.json_file import JsonFile, read_text
 from edge.tokenizer.huggingface import token_text
+from edge.tokenizer.vocabulary import named_token
 
 if TYPE_CHECKING:
     from edge.jinja.environment import Program
@@ -68,7 +69,8 @@ class ChatTemplate:
             )
         if not isinstance(source, str):
             raise ModelFileError("not a text", path=path, field="tokenizer.chat_template")
-        return cls(source, _token(metadata, "bos"), _token(metadata, "eos"))
+        bos, eos = (named_token(metadata, fspath(path), name) for name in ("bos", "eos"))
+        return cls(source, bos, eos)
 
     @classmethod
     def from_folder(cls, folder: str | PathLike[str]) -> ChatTemplate:
@@ -129,15 +131,6 @@ class ChatTemplate:
 
                 self._program = Program(self.source, self.limits)
             return self._program
-
-
-def _token(metadata: Mapping[str, Any], name: str) -> str:
-    """The text of the bos or eos token; "" when the file names none."""
-    token = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if isinstance(token, int) and isinstance(tokens, Sequence) and 0 <= token < len(tokens):
-        return str(tokens[token])
-    return ""
 
 
 def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ EdgeError
   +- CancelledError       the caller stopped the run
   +- NativeError          a bug of ours, or a native library that does not fit
 
+EdgeWarning               something goes on in another way than it should
+
 The message is one line: what, where, and what to do.
 """
 
@@ -23,6 +25,7 @@ __all__ = [
     "CancelledError",
     "ContextError",
     "EdgeError",
+    "EdgeWarning",
     "InputError",
     "MemoryBudgetError",
     "ModelFileError",
@@ -42,6 +45,10 @@ def brief(value: object, limit: int = 80) -> str:
 
 class EdgeError(Exception):
     """The root: `except edge.EdgeError` catches whatever edge raises on purpose."""
+
+
+class EdgeWarning(UserWarning):
+    """What goes on, though not as it should; `edge-run` says it on a line of stderr."""
 
 
 class _FileError(EdgeError):

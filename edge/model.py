@@ -8,10 +8,11 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 from edge.conversation import Chat
 from edge.engine import Engine
-from edge.errors import InputError, ModelFileError
+from edge.errors import EdgeWarning, InputError, ModelFileError
 from edge.kv import WhenFull
 from edge.loading import LoadOptions
 from edge.onnx import is_onnx
@@ -100,7 +101,10 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer. Raises ModelFileError, UnsupportedError."""
+        """Its tokenizer. Raises ModelFileError, UnsupportedError.
+
+        Warns (EdgeWarning), once, of what the file should say about it and does not.
+        """
         engine = self.engine
         with self._lock:
             if self._tokenizer is None:
@@ -111,6 +115,8 @@ class Model:
                         path=engine.path,
                         field="key tokenizer.ggml.tokens",
                     )
+                if tokenizer.notes:
+                    warn(f"{engine.path}: {'; '.join(tokenizer.notes)}", EdgeWarning, stacklevel=3)
                 self._tokenizer, self._soon = tokenizer, None
             return self._tokenizer
 

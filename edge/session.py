@@ -370,6 +370,8 @@ class Session:
                 reason = "stop"
                 break
             text = stops.push(decoder.push(token))
+            if tokenizer.is_special(token):  # in no text, but a stop string may be spelled like it
+                text += stops.push(tokenizer.token_text(token), hidden=True)
             yield _piece(text, token, logits, request.logprobs)
             if stops.stopped:
                 reason = "stop"

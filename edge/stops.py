@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 __all__ = ["StopFilter"]
@@ -11,35 +12,41 @@ class StopFilter:
     """Passes text on until the first stop string, which may span any number of pieces.
 
     Text that could be the start of a stop string is held back until it is clear. Of two stop
-    strings the one that is complete first wins, then the one that starts first.
+    strings the one that is complete first wins, then the one that starts first. Hidden text, a
+    control token's spelling, is looked at like any other and never comes out.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
         self._held = ""
+        self._shown: list[bool] = []  # of each character held: whether it comes out
         self.stopped = False
 
-    def push(self, text: str) -> str:
+    def push(self, text: str, *, hidden: bool = False) -> str:
         """The text that is certain now. Nothing comes out after a stop string."""
         if self.stopped or not self._stops:
-            return "" if self.stopped else text
+            return "" if self.stopped or hidden else text
         out = []
         for character in text:  # by character: which stop string wins must not depend on pieces
             self._held += character
+            self._shown.append(not hidden)
             ends = [s for s in self._stops if self._held.endswith(s)]
             if ends:
-                out.append(self._held[: -max(map(len, ends))])
+                out.append(self._let_go(len(self._held) - max(map(len, ends))))
                 self._held, self.stopped = "", True
                 break
-            keep = self._overlap()
-            out.append(self._held[: len(self._held) - keep])
-            self._held = self._held[len(self._held) - keep :]
+            out.append(self._let_go(len(self._held) - self._overlap()))
         return "".join(out)
 
     def flush(self) -> str:
         """What was held back, at the end of the text."""
-        held, self._held = self._held, ""
-        return held
+        return self._let_go(len(self._held))
+
+    def _let_go(self, n: int) -> str:
+        """The first n characters held, as far as they come out."""
+        text = "".join(itertools.compress(self._held[:n], self._shown))
+        self._held, self._shown = self._held[n:], self._shown[n:]
+        return text
 
     def _overlap(self) -> int:
         """Characters at the end of the held text that a stop string could start with."""

@@ -56,6 +56,7 @@ class FakeTokenizer:
     n_vocab = N_VOCAB
     bos_id = BOS
     eos_ids = frozenset({END})
+    notes = ()
 
     def __init__(self, add_bos: bool = True) -> None:
         self.add_bos = add_bos
@@ -76,6 +77,12 @@ class FakeTokenizer:
         for special in SPECIALS:
             text = text.replace(special, special[0] + GUARD + special[1:])
         return text
+
+    def is_special(self, token: int) -> bool:
+        return token >= 256
+
+    def token_text(self, token: int) -> str:
+        return SPECIALS[token - 256] if token >= 256 else chr(token)
 
     def decoder(self, *, after: int | None = None) -> FakeDecoder:
         return FakeDecoder()
@@ -201,7 +208,8 @@ def says(*answers: str) -> Callable[[list[int]], int | None]:
 
     def answer(tokens: list[int]) -> int | None:
         bots = [i for i, token in enumerate(tokens) if token == 259]
-        text = ids(answers[max(len(bots) - 1, 0)])
+        said = answers[max(len(bots) - 1, 0)]
+        text = FakeTokenizer().encode(said, special=True, bos=False)
         made = len(tokens) - (bots[-1] + 1 if bots else PROMPT)
         return text[made] if made < len(text) else END
 

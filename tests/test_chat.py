@@ -339,9 +339,12 @@ def test_from_metadata() -> None:
         "tokenizer.chat_template": "{{ bos_token }}{{ eos_token }}",
         "tokenizer.ggml.tokens": ["a", "b"],
         "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 7,
+        "tokenizer.ggml.eos_token_id": 0xFFFFFFFF,  # none
     }
     assert ChatTemplate.from_metadata(metadata).render(USER) == "b"
+    metadata["tokenizer.ggml.eos_token_id"] = 7
+    with pytest.raises(ModelFileError, match="token 7 is outside"):
+        ChatTemplate.from_metadata(metadata)
 
 
 def test_a_model_without_template_says_what_to_do() -> None:

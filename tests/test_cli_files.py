@@ -15,6 +15,8 @@ import pytest
 from fake_model import ROOT, assert_one_line, edge_run, run
 from tiny import CHAT_TEMPLATE
 
+import edge
+
 Tiny = Callable[..., Path]
 """The `tiny_gguf` fixture: options -> the path of a small model."""
 
@@ -46,6 +48,21 @@ def test_info_of_a_type_that_cannot_run(tiny_gguf: Tiny, tmp_path: Path) -> None
     assert not facts["runs"] and "I32" in facts["why_not"]
     row = {"tensors": 1, "parameters": 64, "bytes": 256, "layouts": [], "memory_bytes": 0}
     assert facts["types"]["I32"] == row
+
+
+@pytest.mark.native
+@pytest.mark.all_isas
+def test_what_a_file_leaves_out_is_said_once(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    path = corrupt(tiny_gguf("llama"), tmp_path, b"tokenizer.ggml.pre", b"tokenizer.ggml.prx")
+    note = "no tokenizer.ggml.pre: words are cut in a way that may not be the model's"
+    assert json.loads(run("info", str(path), "--json").stdout)["notes"] == [note]
+    assert f"note           {note}" in run("info", str(path)).stdout
+    done = edge_run("complete", path, "-", "-n", "1", "--quiet", stdin=b"Hi")
+    assert done.stderr.decode() == f"edge-run: warning: {path}: {note}\n"
+    with edge.load(path) as model, pytest.warns(edge.EdgeWarning, match="ggml.pre: words") as seen:
+        model.session().generate("a b", max_tokens=1)
+        model.session().generate("a b", max_tokens=1)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("as_json", [False, True])

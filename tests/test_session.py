@@ -76,16 +76,25 @@ def test_half_a_stop_string_comes_out_at_the_end():
 
 
 @given(
-    st.lists(st.text("abc", max_size=4), max_size=8),
-    st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.lists(st.tuples(st.text("abc", max_size=4), st.booleans()), max_size=8),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
 )
 def test_stop_filter_equals_a_search_of_the_whole_text(pieces, stops):
-    whole = "".join(pieces)
+    whole = "".join(text for text, _ in pieces)
+    shown = "".join(text if not hidden else "\0" * len(text) for text, hidden in pieces)
     ends = [(whole.find(s) + len(s), whole.find(s)) for s in stops if s in whole]
     filter_ = StopFilter(stops)
-    out = "".join(map(filter_.push, pieces)) + filter_.flush()
-    assert out == (whole[: min(ends)[1]] if ends else whole)
+    out = "".join(filter_.push(text, hidden=hidden) for text, hidden in pieces) + filter_.flush()
+    assert out == (shown[: min(ends)[1]] if ends else shown).replace("\0", "")
     assert filter_.stopped == bool(ends)
+
+
+@pytest.mark.parametrize("stop", ["<user>", "<user>t", "e<user>", "<user", "user>two", "wo"])
+def test_stop_strings_are_looked_for_in_hidden_tokens(stop):
+    model, _ = fake_model(says("one<user>two"))
+    done = model.session().generate("ab", stop=stop)
+    assert done.text == {"e<user>": "on", "wo": "onet"}.get(stop, "one")
+    assert done.finish_reason == "stop"
 
 
 def test_max_tokens_and_going_on_is_the_same_as_not_stopping():

@@ -367,7 +367,7 @@ def test_bad_metadata_names_its_field(key: str, value: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("scores", [None, [1.0], ["x"] * 266, [float("nan")] * 266])
+@pytest.mark.parametrize("scores", [[1.0], ["x"] * 266, [float("nan")] * 266, [0] * 266])
 def test_bad_scores(scores: Any) -> None:
     with pytest.raises(ModelFileError, match="scores"):
         Tokenizer.from_metadata(spm(PIECES, scores=scores))

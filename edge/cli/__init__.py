@@ -11,11 +11,12 @@ import importlib
 import io
 import os
 import sys
-from typing import Any
+import warnings
+from typing import Any, TextIO
 
 import click
 
-from edge.errors import EdgeError
+from edge.errors import EdgeError, EdgeWarning
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -75,6 +76,8 @@ class _EdgeRun(click.Group):
 def _prepare() -> None:
     """What holds for the whole process, set before numpy is imported."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's pool: unused here, costs memory
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", EdgeWarning)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where a character cannot be shown: ?
             stream.reconfigure(errors="replace")
@@ -92,8 +95,30 @@ def complain(error: BaseException) -> None:
         text = f"a part of edge cannot be loaded: {_root(error)}"
     else:
         text = f"a bug of ours, please report it: {type(error).__name__}: {error}"
-    text = " ".join(text.split())
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    _say(text)
+
+
+_show_python_warning = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line for a warning of edge; Python's own way for others."""
+    if issubclass(category, EdgeWarning):
+        _say(f"warning: {message}")
+    else:
+        _show_python_warning(message, category, filename, lineno, file, line)
+
+
+def _say(text: str) -> None:
+    """A line on stderr, safe for a terminal."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     click.echo(f"edge-run: {text}", err=True)
 
 

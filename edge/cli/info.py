@@ -16,6 +16,7 @@ from edge.errors import EdgeError
 if TYPE_CHECKING:
     from edge.gguf import GGUF
     from edge.packed import PackedFile
+    from edge.tokenizer.vocabulary import Vocabulary
     from edge.weights import Layout, Weights
 
 #: Our word -> the key in the metadata, after `<architecture>.`.
@@ -105,7 +106,7 @@ def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any
 
     metadata = model.metadata
     architecture = metadata.get("general.architecture")
-    weights, why_not = _weights(model, layout)
+    weights, vocabulary, why_not = _parts(model, layout)
     types = _types(model, weights)
     return {
         "path": model.path,
@@ -124,6 +125,7 @@ def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any
         "chat_template": "tokenizer.chat_template" in metadata,
         "runs": why_not is None,
         "why_not": why_not,
+        "notes": vocabulary.notes if vocabulary else (),
     }
 
 
@@ -146,18 +148,20 @@ def _types(model: GGUF | PackedFile, weights: Weights | None) -> dict[str, dict[
     return types
 
 
-def _weights(model: GGUF | PackedFile, layout: Layout) -> tuple[Weights | None, str | None]:
+def _parts(
+    model: GGUF | PackedFile, layout: Layout
+) -> tuple[Weights | None, Vocabulary | None, str | None]:
     """What would be loaded, and why this build cannot run the file, if so; nothing is packed."""
-    weights = None
-    try:
-        from edge.engine import describe
-        from edge.tokenizer.vocabulary import Vocabulary
+    from edge.engine import describe
+    from edge.tokenizer.vocabulary import Vocabulary
 
+    weights = vocabulary = None
+    try:
         weights = describe(model, layout=layout).weights
-        Vocabulary.from_metadata(model.metadata, model.path)
+        vocabulary = Vocabulary.from_metadata(model.metadata, model.path)
     except EdgeError as e:
-        return weights, str(e)
-    return weights, None
+        return weights, vocabulary, str(e)
+    return weights, vocabulary, None
 
 
 def _vocabulary(model: GGUF | PackedFile) -> int | None:
@@ -193,6 +197,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         "runs": "yes" if facts["runs"] else f"no: {facts['why_not']}",
     }
     lines = [f"{word:<14} {plain(value)}" for word, value in rows.items() if value]
+    lines += [f"{'note':<14} {plain(note)}" for note in facts["notes"]]
     for i, (name, row) in enumerate(facts["types"].items()):
         head = "tensors" if i == 0 else ""
         line = f"{head:<14} {name:<8} {row['tensors']:>5} tensors  {_size(row, 'bytes')}"

@@ -168,8 +168,8 @@ def _set_pipeline(backend: tokenizers.Tokenizer, vocabulary: Vocabulary, *, guar
         splits: list[pre_tokenizers.PreTokenizer] = []
         if row.split_digits:
             splits.append(pre_tokenizers.Digits(individual_digits=True))
-        if row.pattern is not None:
-            splits.append(pre_tokenizers.Split(Regex(row.pattern), "isolated"))
+        patterns = (row.pattern,) if isinstance(row.pattern, str) else row.pattern or ()
+        splits += [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
         splits.append(
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=row.pattern is None)
         )

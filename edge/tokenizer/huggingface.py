@@ -43,9 +43,8 @@ def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[i
 
     bos = named("bos_token", [] if bos_id is None else [bos_id])
     eos = named("eos_token", ends)
-    end_ids = frozenset(eos)
     bos_id = bos[0] if bos else None
-    end_ids |= settle_control_tokens(tokens, types, end_ids, bos_id)
+    end_ids = settle_control_tokens(tokens, types, frozenset(eos), bos_id)
     add_bos = config.get("add_bos_token", bool, _adds(file, tokens, bos_id))
     return Vocabulary(
         path=str(file.path),

@@ -15,7 +15,9 @@ __all__ = ["PRE_SPLITS", "PreSplit", "pre_split"]
 class PreSplit(NamedTuple):
     """One row: what happens to a text before its words are merged."""
 
-    pattern: str | None  # a match is a word; None: the pattern of GPT-2, built into ByteLevel
+    #: Matches are words, and so is what lies between them; several: each cuts what the one before
+    #: left. None: the pattern of GPT-2, built into ByteLevel.
+    pattern: str | tuple[str, ...] | None
     split_digits: bool = False  # each digit is a word of its own, before the pattern
     nfc: bool = False  # compose characters first
     ignore_merges: bool = False  # a word that is a token stays whole, whatever the merges say
@@ -41,7 +43,14 @@ _LLAMA3 = PreSplit(
 )
 
 PRE_SPLITS: dict[str, PreSplit] = {
-    "default": _GPT2,
+    "default": PreSplit(  # of no model: what llama.cpp does where a file names none
+        (
+            r"[\p{P}$+<=>^~|]+",
+            r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+            r"\p{N}+",
+            r"[0-9][0-9][0-9]",
+        )
+    ),
     "gpt-2": _GPT2,
     "smollm": PreSplit(None, split_digits=True),
     "llama-bpe": _LLAMA3,

@@ -12,7 +12,7 @@ from edge.errors import InputError, UnsupportedError
 from edge.tokenizer.backend import GUARD, SPM_SPACE, build
 from edge.tokenizer.decoder import StreamDecoder
 from edge.tokenizer.huggingface import read_folder
-from edge.tokenizer.vocabulary import TokenType, Vocabulary
+from edge.tokenizer.vocabulary import TokenType, Vocabulary, byte_of
 
 __all__ = ["Tokenizer"]
 
@@ -39,6 +39,7 @@ class Tokenizer:
         embed or score texts, a prompt to be continued must not end with it, so `encode`
         never adds it
     space_prefix: encoding puts a space before the text (SentencePiece)
+    notes: what the file should say and does not, and what was taken instead, a line each
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -53,7 +54,7 @@ class Tokenizer:
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
         self.eos_ids = vocabulary.end_ids
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
-        self.space_prefix = vocabulary.space_prefix
+        self.space_prefix, self.notes = vocabulary.space_prefix, vocabulary.notes
         marks = {self._tokens[i] for i in vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN)}
         longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
         self._marks = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -143,8 +144,8 @@ class Tokenizer:
         if not 0 <= token < self.n_vocab:
             raise InputError(f"token {token} is outside the vocabulary of {self.n_vocab}")
         text, kind = self._tokens[token], self._types[token]
-        if kind == TokenType.BYTE and re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
-            return bytes([int(text[3:5], 16)])
+        if kind == TokenType.BYTE and (byte := byte_of(text)) is not None:
+            return bytes([byte])
         if kind in (TokenType.UNKNOWN, TokenType.CONTROL):
             return text.encode("utf-8", "replace")
         if self._is_spm:

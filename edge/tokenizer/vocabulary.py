@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -11,26 +12,18 @@ from itertools import repeat
 from typing import Any
 
 from edge.errors import ModelFileError, UnsupportedError
+from edge.tokenizer.marks import end_marks
 from edge.tokenizer.presplit import pre_split
 
-__all__ = ["MODELS", "TokenType", "Vocabulary", "settle_control_tokens"]
+__all__ = ["MODELS", "TokenType", "Vocabulary", "byte_of", "named_token", "settle_control_tokens"]
 
 MODELS = ("gpt2", "llama")  # byte-level BPE; SentencePiece BPE with byte fallback
 _PREFIX = "tokenizer.ggml."
-
-# Control tokens that end a turn, for files that name only one of them by id.
-_END_MARKERS = frozenset(
-    {
-        "</s>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<end_of_turn>",
-    }
-)
+_PRE_UNNAMED = "default"  # what llama.cpp takes for byte-level BPE that names no `pre`
+# How SentencePiece vocabularies spell what a file does not name by id; the first that is there.
+_SPELLED = {"bos": ("<bos>", "<s>"), "eos": ("<eos>", "</s>")}
+_UNKNOWN = "<unk>"
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class TokenType(IntEnum):
@@ -51,7 +44,8 @@ class Vocabulary:
 
     model: one of MODELS. scores: empty unless "llama"; merges: empty unless "gpt2".
     end_ids: the tokens that end a turn, eos_id included. file: a tokenizer.json that says how text
-    is cut and merged, in the place of pre, scores and merges; None: these do.
+    is cut and merged, in the place of pre, scores and merges; None: these do. notes: what the file
+    should say and does not, and what was taken instead, a line each.
     """
 
     path: str
@@ -68,6 +62,7 @@ class Vocabulary:
     add_eos: bool
     space_prefix: bool
     file: str | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], path: str) -> Vocabulary:
@@ -82,32 +77,40 @@ class Vocabulary:
             raise UnsupportedError(
                 f"{path}: unknown tokenizer model {model!r}", what=model, supported=MODELS
             )
-        pre = fields.text("pre", "default")
-        add_bos = pre_split(pre).add_bos if model == "gpt2" else True
+        is_spm = model == "llama"
         tokens = fields.strings("tokens")
         if not tokens:
             raise fields.error("tokens", "the vocabulary is empty")
-        ids = {
-            key: fields.token_id(f"{key}_token_id", len(tokens))
-            for key in ("bos", "eos", "eot", "eom")
-        }
-        ends = frozenset(i for key, i in ids.items() if key != "bos" and i is not None)
-        types = fields.types(len(tokens))
-        end_ids = ends | settle_control_tokens(tokens, types, ends, ids["bos"])
+        pre = fields.text("pre", _PRE_UNNAMED)
+        if not is_spm and "pre" not in fields:
+            fields.note("pre", "words are cut in a way that may not be the model's")
+        bos_id, eos_id = (fields.named_id(name, tokens, is_spm) for name in ("bos", "eos"))
+        others = [fields.token_id(f"{name}_token_id", len(tokens)) for name in ("eot", "eom")]
+        ends = {i for i in (eos_id, *others) if i is not None}
+        ends |= fields.token_ids("eos_token_ids", len(tokens))
+        types = fields.types(tokens, is_spm)
+        end_ids = settle_control_tokens(tokens, types, frozenset(ends), bos_id)
+        if eos_id is None:
+            ending = ", ".join(sorted(ascii(tokens[i]) for i in end_ids))
+            fields.note("eos_token_id", f"answers end at {ending or 'no token'}")
+        add_bos = fields.flag("add_bos_token", is_spm or pre_split(pre).add_bos)
+        if add_bos and bos_id is None:
+            fields.note("bos_token_id", "texts begin without the token that the model expects")
         return cls(
             path=path,
             model=model,
             pre=pre,
             tokens=tokens,
             types=types,
-            scores=fields.scores(len(tokens)) if model == "llama" else [],
-            merges=fields.merges() if model == "gpt2" else [],
-            bos_id=ids["bos"],
-            eos_id=ids["eos"],
+            scores=fields.scores(len(tokens)) if is_spm else [],
+            merges=[] if is_spm else fields.merges(),
+            bos_id=bos_id,
+            eos_id=eos_id,
             end_ids=end_ids,
-            add_bos=fields.flag("add_bos_token", add_bos) and ids["bos"] is not None,
-            add_eos=fields.flag("add_eos_token", False) and ids["eos"] is not None,
-            space_prefix=model == "llama" and fields.flag("add_space_prefix", True),
+            add_bos=add_bos and bos_id is not None,
+            add_eos=fields.flag("add_eos_token", False) and eos_id is not None,
+            space_prefix=is_spm and fields.flag("add_space_prefix", True),
+            notes=tuple(fields.notes),
         )
 
     def ids_of(self, *types: TokenType) -> list[int]:
@@ -124,15 +127,29 @@ def settle_control_tokens(
 ) -> frozenset[int]:
     """Make bos and the end tokens control tokens in `types`, whatever type the file gave them.
 
-    Returns the ids of the tokens that are spelled like an end of turn.
+    ends: those that the file names. Returns the ids of all tokens that end a turn.
     """
-    special = {int(TokenType.CONTROL), int(TokenType.USER_DEFINED)}
-    named = frozenset(i for i, t in enumerate(types) if t in special and tokens[i] in _END_MARKERS)
-    for i in named | ends:
-        types[i] = TokenType.CONTROL
     if bos_id is not None:
         types[bos_id] = TokenType.CONTROL
-    return named
+    for i in ends:
+        types[i] = TokenType.CONTROL
+    marks = end_marks(tokens, lambda i: types[i] == TokenType.CONTROL)
+    for i in marks:
+        types[i] = TokenType.CONTROL
+    return ends | marks
+
+
+def byte_of(text: str) -> int | None:
+    """The byte that a token of SentencePiece is spelled as, `<0x0A>`; None for another token."""
+    return int(text[3:5], 16) if _BYTE.fullmatch(text) else None
+
+
+def named_token(metadata: Mapping[str, Any], path: str, name: str) -> str:
+    """The text of the token `name`, "bos" or "eos"; "" for none. Raises ModelFileError."""
+    fields = _Fields(metadata, path)
+    tokens = fields.strings("tokens") if "tokens" in fields else []
+    found = fields.named_id(name, tokens, metadata.get(f"{_PREFIX}model") == "llama")
+    return "" if found is None else tokens[found]
 
 
 class _Fields:
@@ -140,6 +157,14 @@ class _Fields:
 
     def __init__(self, metadata: Mapping[str, Any], path: str) -> None:
         self._metadata, self._path = metadata, path
+        self.notes: list[str] = []
+
+    def __contains__(self, key: str) -> bool:
+        return _PREFIX + key in self._metadata
+
+    def note(self, key: str, meaning: str) -> None:
+        """Say that a key is missing, and what that means."""
+        self.notes.append(f"no {_PREFIX}{key}: {meaning}")
 
     def error(self, key: str, message: str) -> ModelFileError:
         return ModelFileError(message, path=self._path, field=_PREFIX + key)
@@ -162,14 +187,38 @@ class _Fields:
 
     def token_id(self, key: str, n_vocab: int) -> int | None:
         """A token id or None. All bits set is how some writers say that there is none."""
-        if _PREFIX + key not in self._metadata:
+        if key not in self:
             return None
         value: int = self._get(key, int, None)
         if value in (-1, 0xFFFFFFFF):
             return None
+        self._check_id(key, value, n_vocab)
+        return value
+
+    def token_ids(self, key: str, n_vocab: int) -> set[int]:
+        """The ids of a list, which may be missing."""
+        values = self._get(key, (list, tuple), [])
+        if not set(map(type, values)) <= {int}:
+            raise self.error(key, "an array of whole numbers belongs here")
+        for value in values:
+            self._check_id(key, value, n_vocab)
+        return set(values)
+
+    def named_id(self, name: str, tokens: list[str], is_spm: bool) -> int | None:
+        """The id of bos or eos; where the file is silent, by its spelling in SentencePiece.
+
+        llama.cpp takes 1 and 2 there, which is the same in Llama's vocabularies, and 11 in
+        byte-level BPE, which is right in none that is in use.
+        """
+        key = f"{name}_token_id"
+        if key in self:
+            return self.token_id(key, len(tokens))
+        spelled = (text for text in _SPELLED[name] if is_spm and text in tokens)
+        return next(map(tokens.index, spelled), None)
+
+    def _check_id(self, key: str, value: int, n_vocab: int) -> None:
         if not 0 <= value < n_vocab:
             raise self.error(key, f"token {value} is outside the vocabulary of {n_vocab}")
-        return value
 
     def strings(self, key: str) -> list[str]:
         values: Sequence[Any] = self._get(key, (list, tuple), None)
@@ -177,8 +226,19 @@ class _Fields:
             raise self.error(key, "an array of strings belongs here")
         return list(values)
 
-    def types(self, n: int) -> list[int]:
-        values: Sequence[Any] = self._get("token_type", (list, tuple), [TokenType.NORMAL] * n)
+    def types(self, tokens: list[str], is_spm: bool) -> list[int]:
+        """The type of each token; where the file is silent, as it is spelled."""
+        n = len(tokens)
+        if "token_type" not in self:
+            self.note("token_type", "control tokens are known by their spelling alone")
+            kinds = [TokenType.NORMAL] * n
+            for i, text in enumerate(tokens) if is_spm else ():
+                if text == _UNKNOWN:
+                    kinds[i] = TokenType.UNKNOWN
+                elif byte_of(text) is not None:
+                    kinds[i] = TokenType.BYTE
+            return list(kinds)
+        values: Sequence[Any] = self._get("token_type", (list, tuple), None)
         self._check_length("token_type", len(values), n)
         if not set(map(type, values)) <= {int, TokenType}:
             raise self.error("token_type", "an array of whole numbers belongs here")
@@ -188,11 +248,17 @@ class _Fields:
         return list(values)
 
     def scores(self, n: int) -> list[float]:
+        """The score of each token; where the file is silent, best first: SentencePiece writes
+        them in that order. (llama.cpp takes 0 for all, and then joins from the left.)
+        """
+        if "scores" not in self:
+            self.note("scores", "pieces are joined in the order of the vocabulary")
+            return [-float(i) for i in range(n)]
         values: Sequence[Any] = self._get("scores", (list, tuple), None)
         self._check_length("scores", len(values), n)
-        if not (set(map(type, values)) <= {float, int} and all(map(math.isfinite, values))):
-            raise self.error("scores", "an array of finite numbers belongs here")
-        return list(map(float, values))
+        if not (set(map(type, values)) <= {float} and all(map(math.isfinite, values))):
+            raise self.error("scores", "an array of finite float32 belongs here")
+        return list(values)
 
     def merges(self) -> list[tuple[str, str]]:
         """Each merge is written "left right"; a byte-level token holds no space."""

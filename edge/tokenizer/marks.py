@@ -1,0 +1,69 @@
+"""Tokens that end an answer, by their spelling: files name one of them by id, and seldom all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+__all__ = ["END_MARKS", "end_marks"]
+
+#: Spellings that mean an end in whatever vocabulary they stand, and whatever type the file gives
+#: them: it is 'normal' in files of careless converters. The same as in llama.cpp, and DeepSeek
+#: Coder's own.
+END_MARKS = frozenset(
+    {
+        # of a text
+        "</s>",
+        "<eos>",
+        "[EOS]",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",  # DeepSeek
+        "[e~[",  # MiniMax
+        # of a turn
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|EOT|>",  # DeepSeek Coder
+        "<EOT>",
+        "_<EOT>",
+        "\u2581<EOT>",  # CodeLlama
+        "[EOT]",
+        "<end_of_turn>",
+        "<turn|>",
+        "<end_of_utterance>",
+        # of a turn that calls a function, or waits for its result
+        "<|return|>",
+        "<|call|>",
+        "<|calls|>",
+        "<|flush|>",
+        "<|tool_response>",
+        # of text that fills a gap, where another file begins
+        "<|fim_pad|>",
+        "<fim-pad>",
+        "<fim_pad>",
+        "<PAD>",
+        "[PAD]",
+        "<|fim_repo|>",
+        "<|repo_name|>",
+        "<fim-repo>",
+        "<REPO>",
+        "<reponame>",
+        "<|file_sep|>",
+    }
+)
+
+# Vocabularies in which <|end|> ends one message of several, and the turn goes on: gpt-oss, Solar.
+_ONE_OF_SEVERAL = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
+
+
+def end_marks(tokens: Sequence[str], is_control: Callable[[int], bool]) -> frozenset[int]:
+    """The ids of the tokens that are spelled like an end. is_control(id): by what the file says."""
+    found = [i for i, text in enumerate(tokens) if text in END_MARKS]
+    there = {tokens[i] for i in found}
+    no_ends = set()
+    if any(there >= marks for marks in _ONE_OF_SEVERAL):
+        no_ends.add("<|end|>")
+    if "<eos>" in there:  # Gemma's vocabularies have HTML's tags: this one ends struck-out text
+        no_ends.update(tokens[i] for i in found if tokens[i] == "</s>" and not is_control(i))
+    return frozenset(i for i in found if tokens[i] not in no_ends)
