@@ -160,7 +160,7 @@ class Chat:
 
     def _record(self, stream: Stream, asked: Message) -> None:
         """Take question and answer into the messages once there is an answer."""
-        if self._live is None and (stream.pieces or stream.finish_reason == "stop"):
+        if self._live is None and (stream.n_tokens or stream.finish_reason == "stop"):
             answer = {"role": "assistant", "content": ""}
             self._messages += [asked, answer]
             self._live = stream, answer

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from edge.cancel import Cancel
 from edge.errors import InputError
 from edge.request import Request
-from edge.results import Completion, FinishReason, Piece, Usage
+from edge.results import Completion, FinishReason, Piece, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from edge.session import Session
@@ -31,7 +33,7 @@ class Stream(Iterator[Piece]):
         #: How it ended; None while it runs, and after an error.
         self.finish_reason: FinishReason | None = None
         self.usage = Usage()
-        self.pieces: list[Piece] = []
+        self._answer = _Answer()
         self._session = session
         self._steps = session._generate(self)
         self._watchers: list[Callable[[], None]] = []
@@ -53,7 +55,7 @@ class Stream(Iterator[Piece]):
                 self.ended = True
                 self._tell()
                 raise
-            self.pieces.append(piece)
+            self._answer.add(piece)
             self._tell()
             return piece
 
@@ -80,18 +82,22 @@ class Stream(Iterator[Piece]):
     @property
     def text(self) -> str:
         """The text so far."""
-        return "".join(piece.text for piece in self.pieces)
+        return self._answer.text
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens there are so far."""
+        return len(self._answer.tokens)
 
     @property
     def completion(self) -> Completion:
         """The answer so far."""
-        pieces = tuple(piece for piece in self.pieces if piece.token is not None)
         return Completion(
             text=self.text,
-            tokens=tuple(piece.token for piece in pieces if piece.token is not None),
+            tokens=tuple(self._answer.tokens),
             finish_reason=self.finish_reason,
             usage=self.usage,
-            logprobs=pieces if self.request.logprobs else (),
+            logprobs=tuple(self._answer.pieces()) if self.request.logprobs else (),
         )
 
     def watch(self, callback: Callable[[], None]) -> None:
@@ -107,3 +113,42 @@ class Stream(Iterator[Piece]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class _Answer:
+    """Pieces, kept as small as can be, since an answer in a sliding context may have no end: a
+    token takes 4 bytes and its text, and 12 for each log-probability.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = array("i")
+        self._text = io.StringIO()
+        self._lengths = array("i")  # of the texts of the tokens, where there are log-probabilities
+        self._top = array("i")
+        self._logprobs = array("d")  # of each token: its own, then those of the top ones
+
+    def add(self, piece: Piece) -> None:
+        """Behind the others."""
+        self._text.write(piece.text)
+        if piece.token is None:
+            return
+        self.tokens.append(piece.token)
+        if piece.logprob is not None:
+            self._lengths.append(len(piece.text))
+            self._top.extend(top.token for top in piece.top)
+            self._logprobs.extend([piece.logprob, *(top.logprob for top in piece.top)])
+
+    @property
+    def text(self) -> str:
+        return self._text.getvalue()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Those of tokens, all of which have log-probabilities."""
+        text, start = self.text, 0
+        n_top = len(self._top) // max(len(self.tokens), 1)
+        for i, (token, length) in enumerate(zip(self.tokens, self._lengths, strict=True)):
+            own, *best = self._logprobs[i * (n_top + 1) : (i + 1) * (n_top + 1)]
+            ids = self._top[i * n_top : (i + 1) * n_top]
+            top = tuple(map(TokenLogprob, ids, best))
+            yield Piece(text[start : start + length], token, own, top)
+            start += length
