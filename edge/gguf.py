@@ -19,6 +19,7 @@ process can prevent that; replace a model by renaming a new file over it.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 import math
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
 from edge.gguf_reader import MAX_KEYS, Array, Reader, shown
-from edge.tensor_types import TENSOR_TYPES, TensorType
+from edge.tensor_types import TENSOR_TYPES, TensorType, type_name
 
 __all__ = ["GGUF", "TENSOR_TYPES", "Metadata", "Tensor", "TensorType"]
 
@@ -40,7 +41,6 @@ MAX_TENSORS = 65_536
 MAX_DIMS = 4
 MAX_FILE_BYTES = 1 << 50  # of a file of which the header alone is there
 MIN_ALIGNMENT, DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 8, 32, 1 << 20
-
 
 #: Files that people open by mistake: first bytes -> what it is.
 _OTHER_FILES = (
@@ -59,9 +59,9 @@ class Tensor:
     """A tensor in a mapped file; nothing is read until `data` is. header_only: it has no data."""
 
     name: str
-    type: str  # GGUF's spelling: "Q4_0", "F16"
+    type: str  # GGUF's spelling: "Q4_0", "F16"; see `tensor_types.type_name`
     shape: tuple[int, ...]  # rows first: (n, k), or (n,)
-    n_bytes: int
+    n_bytes: int  # of a type of unknown size: what the file has up to the next tensor
     path: str  # of the shard that holds it
     offset: int  # bytes from the start of that file
     _map: mmap.mmap = field(repr=False, compare=False)
@@ -157,8 +157,7 @@ class GGUF:
         is under way, and cannot be read.
 
         Raises ModelFileError for a file that is missing, damaged, or not a GGUF, and for a
-        missing shard; UnsupportedError for big-endian files, other versions than 2 and 3, and
-        tensor types that are not known.
+        missing shard; UnsupportedError for big-endian files, and other versions than 2 and 3.
         """
         path = os.fsdecode(path)
         shards: list[_Shard] = []
@@ -215,7 +214,7 @@ class _Info(NamedTuple):
     name: str
     type: str
     shape: tuple[int, ...]
-    n_bytes: int
+    n_bytes: int  # -1: the type does not say
     offset: int  # from the start of the data
     at: int  # byte where this description starts
 
@@ -273,6 +272,7 @@ class _Shard:
         self.data_start = min(start, r.size)
         self.end = start
         size = MAX_FILE_BYTES if self.header_only else r.size
+        infos = _sized(infos, r.size - start)
         for info in infos:
             field, offset = f"tensor {shown(info.name)}", start + info.offset
             if info.name in tensors:
@@ -313,24 +313,32 @@ def _read_info(r: Reader, i: int) -> _Info:
     dims = [r.scalar("Q", f"{field}, shape") for _ in range(n_dims)]
     if not dims or 0 in dims:
         raise r.error("the tensor has no elements", f"{field}, shape", at)
-    type_at = r.pos
     number = r.scalar("I", f"{field}, type")
-    if number not in TENSOR_TYPES:
-        raise UnsupportedError(
-            f"{r.path}, {field} at byte {type_at}: weight type {number} is not known: "
-            "it is newer than this version of edge, or was given up long ago",
-            what=f"tensor type {number}",
-        )
-    kind = TENSOR_TYPES[number]
-    if dims[0] % kind.block:
-        raise r.error(
-            f"a row of {dims[0]} is no multiple of {kind.name}'s block of {kind.block}",
-            f"{field}, shape",
-            at,
-        )
-    n_bytes = math.prod(dims) // kind.block * kind.block_bytes  # exact: integers have no limit
+    kind, n_bytes = TENSOR_TYPES.get(number), -1
+    if kind is not None:
+        if dims[0] % kind.block:
+            raise r.error(
+                f"a row of {dims[0]} is no multiple of {kind.name}'s block of {kind.block}",
+                f"{field}, shape",
+                at,
+            )
+        # exact: integers have no limit
+        n_bytes = math.prod(dims) // kind.block * kind.block_bytes
     offset = r.scalar("Q", f"{field}, offset")
-    return _Info(name, kind.name, tuple(reversed(dims)), n_bytes, offset, start)
+    return _Info(name, type_name(number), tuple(reversed(dims)), n_bytes, offset, start)
+
+
+def _sized(infos: list[_Info], end: int) -> list[_Info]:
+    """A tensor whose type does not say its bytes gets those up to the next one, or the end."""
+    starts = sorted({*(info.offset for info in infos), end})
+    out = list[_Info]()
+    for info in infos:
+        if info.n_bytes < 0:
+            after = bisect.bisect_right(starts, info.offset)
+            room = starts[after] - info.offset if after < len(starts) else 1
+            info = info._replace(n_bytes=room)
+        out.append(info)
+    return out
 
 
 def _read_version(r: Reader) -> int:

@@ -50,3 +50,14 @@ TENSOR_TYPES: dict[int, TensorType] = {
     40: TensorType("NVFP4", 64, 36),
     41: TensorType("Q1_0", 128, 18),
 }
+
+#: Known by name alone: ggml's blocks of this number have 64 weights, those of a fork of it 128.
+_NAMES = {42: "Q2_0"}
+
+
+def type_name(number: int) -> str:
+    """GGUF's spelling of a type; `type 99` of one that is newer than this version of edge, or was
+    given up long ago.
+    """
+    known = TENSOR_TYPES.get(number)
+    return known.name if known else _NAMES.get(number, f"type {number}")

@@ -246,7 +246,8 @@ class Weights:
             tensor = self._source.tensors[f"{name}.weight"]
             if tensor.type not in supported_types():
                 raise UnsupportedError(
-                    f"{tensor.path}: tensor {tensor.name} is {tensor.type}, which has no layout",
+                    f"{tensor.path}: tensor {tensor.name} is {tensor.type}, which is not built: "
+                    "quantise the model to another type",
                     what=tensor.type,
                     supported=supported_types(),
                 )

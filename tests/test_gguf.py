@@ -435,11 +435,26 @@ def test_limits_themselves_are_fine(write: Callable[[bytes], Path]) -> None:
         GGUF.open(write(raw.gguf([*many, key("one more", U8, 1)])))
 
 
-@pytest.mark.parametrize("number", [4, 5, 31, 38, 99, 2**32 - 1])
+@pytest.mark.parametrize("number", [4, 5, 31, 38, 42, 99, 2**32 - 1])
 def test_unknown_tensor_type(write: Callable[[bytes], Path], number: int) -> None:
-    with pytest.raises(UnsupportedError, match=rf"tensor t at byte 45: weight type {number} ") as e:
-        GGUF.open(write(one("t", (32,), number)))
-    assert e.value.what == f"tensor type {number}"
+    """Its bytes are those up to the next tensor, or the end of the file."""
+    tensors = [
+        tensor("t", (32,), number, 0),
+        tensor("u", (8,), 0, 64),
+        tensor("v", (9,), number, 96),
+    ]
+    with GGUF.open(write(raw.gguf((), tensors, bytes(100)))) as file:
+        name = "Q2_0" if number == 42 else f"type {number}"
+        assert [t.type for t in file.tensors.values()] == [name, "F32", name]
+        assert [t.n_bytes for t in file.tensors.values()] == [64, 32, 4]
+        assert len(file.tensors["v"].data) == 4
+
+
+@pytest.mark.parametrize("offset", [0, 96, 2**64 - 32])
+def test_unknown_tensor_type_without_data(write: Callable[[bytes], Path], offset: int) -> None:
+    tensors = [tensor("t", (32,), 99, 0), tensor("u", (32,), 99, offset)]
+    with pytest.raises(ModelFileError, match=r"fit|overlap"):
+        GGUF.open(write(raw.gguf((), tensors, bytes(96))))
 
 
 def test_hostile_names_do_not_reach_the_terminal(write: Callable[[bytes], Path]) -> None:
