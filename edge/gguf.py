@@ -37,10 +37,14 @@ from edge.tensor_types import TENSOR_TYPES, TensorType, type_name
 __all__ = ["GGUF", "TENSOR_TYPES", "Metadata", "Tensor", "TensorType"]
 
 MAX_NAME_BYTES = 65_535  # of a key or a tensor's name
+MAX_NUMBERS_BYTES = 65_536  # of a key of the architecture: at most some numbers for each layer
 MAX_TENSORS = 65_536
 MAX_DIMS = 4
 MAX_FILE_BYTES = 1 << 50  # of a file of which the header alone is there
 MIN_ALIGNMENT, DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 8, 32, 1 << 20
+
+#: Arrays that hold another meaning when their items are of other kinds: float32, float64.
+_ITEMS = {"tokenizer.ggml.scores": (6, 12)}
 
 #: Files that people open by mistake: first bytes -> what it is.
 _OTHER_FILES = (
@@ -249,10 +253,24 @@ class _Shard:
                 raise r.error("the key is there twice", f"key {shown(key)}", at)
             values[key] = r.value(f"key {shown(key)}")
             spans[key] = at, r.pos
+        self._check_arrays(values, spans)
         self.metadata = Metadata(values, r, spans)
         self.alignment = self._alignment()
         infos = [_read_info(r, i) for i in range(n_tensors)]
         self.tensors = self._place(infos)
+
+    def _check_arrays(self, values: dict[str, Any], spans: dict[str, tuple[int, int]]) -> None:
+        prefix = f"{values.get('general.architecture')}."
+        for key, value in values.items():
+            field, (start, end) = f"key {shown(key)}", spans[key]
+            if isinstance(value, Array) and value.kind not in _ITEMS.get(key, (value.kind,)):
+                raise self.reader.error("an array of floats belongs here", field, start)
+            if key.startswith(prefix) and end - start > MAX_NUMBERS_BYTES:
+                raise self.reader.error(
+                    f"{end - start} bytes are more than the limit of {MAX_NUMBERS_BYTES}",
+                    field,
+                    start,
+                )
 
     def _alignment(self) -> int:
         n = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
