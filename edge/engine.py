@@ -19,11 +19,17 @@ from numpy.typing import NDArray
 from edge import __version__, cores, memory, models, native, packed_cache, plan
 from edge.cancel import Cancel
 from edge.cores import Choice
-from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
+from edge.errors import (
+    EdgeError,
+    InputError,
+    MemoryBudgetError,
+    ModelFileError,
+    UnsupportedError,
+)
 from edge.fingerprint import fingerprint
 from edge.gguf import GGUF
 from edge.graph import Graph, check_factors
-from edge.kv import KVCache, KVShape, WhenFull
+from edge.kv import KVCache, KVShape, WhenFull, kv_types
 from edge.kv_pool import PagePool
 from edge.ledger import Ledger
 from edge.loading import Loading, LoadOptions
@@ -331,7 +337,8 @@ class Engine:
         Returns logits (rows, n_vocab): of the last token, of all, or None.
         Raises ContextError when they do not fit, InputError for a token that is not in the
         vocabulary, CancelledError (the cache is then as it was), MemoryBudgetError,
-        ModelFileError when the weights make numbers that are not finite.
+        ModelFileError when the weights make numbers that are not finite, UnsupportedError when
+        they make keys or values that the cache's type does not hold.
         """
         n = len(tokens)
         if not 1 <= n <= self.chunk:
@@ -357,10 +364,7 @@ class Engine:
             error = ffi.new("edge_error *")
             status = lib.edge_run(self._plan, self._pool, cache.handle, step, error)
             if status == lib.EDGE_NOT_FINITE:
-                raise ModelFileError(
-                    "the logits came out NaN or infinite: the weights are damaged",
-                    path=self.gguf.path,
-                )
+                raise self._not_finite(cache)
             native.check(status, error)
             cache.append(tokens)
         if op_ns:
@@ -437,6 +441,22 @@ class Engine:
         ropes = {op.attrs["rope"] for op in self.graph.ops if op.kind == "rope"}
         for name in {rope.factors for rope in ropes if rope.factors}:
             check_factors(name, self._weights.vector(name).tolist(), self.gguf.path)
+
+    def _not_finite(self, cache: KVCache) -> EdgeError:
+        """The error of logits that are NaN or infinite. The weights are finite: packing looked."""
+        layer = cache.overflowed_layer()
+        if layer is not None:
+            others = [t for t in kv_types()[1:] if replace(self.kv, type=t).page_bytes > 0]
+            hint = f"load the model with --kv {others[0]}" if others else "no other type keeps them"
+            return UnsupportedError(
+                f"{self.path}: keys or values of layer {layer} are beyond 65504, the most that f16 "
+                f"holds: {hint}",
+                what="kv f16",
+                supported=others,
+            )
+        return ModelFileError(
+            "the logits came out NaN or infinite: the weights are damaged", path=self.path
+        )
 
     def _spec(self, isa: int) -> tuple[Any, tuple[Any, ...]]:
         """The edge_plan_spec, and the arrays that it points to."""

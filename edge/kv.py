@@ -245,6 +245,21 @@ class KVCache:
             raise InputError(f"the cache has no page {i}")
         return self.pool.view(page).toreadonly()
 
+    def overflowed_layer(self) -> int | None:
+        """The first layer with a key or value that became infinite when it was stored as f16, of
+        the positions that room was made for; None: there is none, or they are of another type.
+        """
+        import numpy as np
+
+        layers = list[int]()
+        if self.pool.shape.type == "f16":  # all of a page are float16, layers one after the other
+            for page in filter(None, self._pages):
+                halves = np.frombuffer(self.pool.view(page), np.float16)
+                strange = np.flatnonzero(~np.isfinite(halves))
+                if len(strange) and np.isinf(halves[strange[0]]):  # what it makes is NaN
+                    layers.append(int(strange[0]) * self.pool.shape.n_layers // len(halves))
+        return min(layers, default=None)
+
     def unseen(self, length: int) -> range:
         """Pages that no token behind the first `length` sees."""
         return range(_SINK_PAGES, max(_SINK_PAGES, self._first_seen(length // PAGE)))

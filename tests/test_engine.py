@@ -202,6 +202,36 @@ def test_weights_that_overflow(tiny_gguf: Callable[..., Path], tmp_path: Path, n
     engine.close()
 
 
+def scaled(source: Path, path: Path, name: str, factor: float) -> Path:
+    """A copy of a model with a float tensor multiplied by factor."""
+    path.write_bytes(source.read_bytes())
+    reader = gguf.GGUFReader(path, "r+")
+    (tensor,) = (t for t in reader.tensors if t.name == name)
+    tensor.data[:] *= factor
+    reader.data.flush()
+    return path
+
+
+@pytest.mark.parametrize("which", ["k", "v"])
+def test_keys_and_values_beyond_f16(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, which: str
+) -> None:
+    """The weights are right: another type holds them, in a session of several pages too."""
+    name = f"blk.1.attn_{which}.weight"
+    path = scaled(tiny_gguf(head_dim=32), tmp_path / "m.gguf", name, 1e6)
+    tokens = [i % 200 for i in range(70)]
+    engine = Engine.load(path, threads=1)
+    cache = engine.cache()
+    with pytest.raises(UnsupportedError, match=r"layer 1 are beyond 65504.*--kv q8") as caught:
+        engine.run(cache, tokens[:3], logits="none")
+        engine.run(cache, tokens)
+    assert caught.value.what == "kv f16" and cache.length in (0, 3)
+    engine.close()
+    engine = Engine.load(path, threads=1, kv="q8")
+    assert np.isfinite(engine.run(engine.cache(), tokens)).all()
+    engine.close()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["output_norm.weight", "blk.1.ffn_down.weight"])
 def test_weights_that_are_not_finite(

@@ -268,9 +268,13 @@ class OnnxEngine:
         with np.errstate(all="ignore"):
             is_finite = made is None or np.isfinite(made.sum())  # NaN and infinity stay in a sum
         if not is_finite:
-            raise ModelFileError(
-                "the logits came out NaN or infinite: the weights are damaged", path=self.path
-            )
+            cause = "the weights are damaged"
+            if self.folder.dtype == "float16":
+                cause += (
+                    ", or keys and values are beyond float16, in which these graphs keep them: run "
+                    "the model's GGUF file with --kv q8"
+                )
+            raise ModelFileError(f"the logits came out NaN or infinite: {cause}", path=self.path)
         return made
 
 
