@@ -11,11 +11,14 @@ from typing import Any
 from edge.errors import UnsupportedError, brief
 from edge.graph import Graph
 from edge.models.common import Config, decoder
+from edge.models.kinds import require_model
+
+_SHARED = ("common", "kinds")  # modules that are no architecture
 
 
 def architectures() -> list[str]:
     """The names that `build` takes."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "common")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
 
 
 def build(
@@ -30,9 +33,11 @@ def build(
     context: the most positions a session may use; None: the model's own limit, at most
     `common.DEFAULT_CONTEXT`. It also decides which LongRoPE factors hold (see `common.rope_of`).
     Raises ModelFileError for missing or contradictory metadata, a missing tensor or a wrong
-    shape; UnsupportedError for an architecture, or a part of one, that is not known.
+    shape; UnsupportedError for a file that is no model, and for an architecture, or a part of
+    one, that is not known.
     """
-    name = metadata.get("general.architecture")
+    require_model(metadata, shapes, path)
+    name = metadata["general.architecture"]
     if name not in architectures():
         raise UnsupportedError(
             f"{path}: the architecture is {brief(name)}",

@@ -1,0 +1,39 @@
+"""What a GGUF file is, where it is no language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edge.errors import UnsupportedError, brief
+
+#: By `general.type`, which older converters did not write.
+_TYPES = {
+    "adapter": "is a LoRA adapter: merge it into its model (llama-export-lora), and run that",
+    "imatrix": "is an importance matrix, which quantisers read: name the model itself",
+    "mmproj": "is a projector of pictures or sound (mmproj): name the model that it belongs to",
+}
+#: By `general.architecture`, of files without a type of their own.
+_ARCHITECTURES = {
+    "clip": _TYPES["mmproj"],
+    "controlvector": "is a control vector, which steers a model: name the model itself",
+}
+
+
+def require_model(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: str
+) -> None:
+    """Raise UnsupportedError, in the file's own terms, for one that is no model."""
+    kind = metadata.get("general.type", "model")
+    architecture = metadata.get("general.architecture")
+    if kind != "model":
+        what = _TYPES.get(str(kind), f"is no model: its general.type is {brief(kind)}")
+    elif str(architecture) in _ARCHITECTURES:
+        what = _ARCHITECTURES[str(architecture)]
+    elif architecture is None:
+        what = "is no language model: it names no architecture (general.architecture)"
+    elif not shapes:
+        what = "is a vocabulary without weights: name the model itself"
+    else:
+        return
+    raise UnsupportedError(f"{path} {what}", what=what)
