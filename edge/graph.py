@@ -62,8 +62,9 @@ class Graph:
     """A flat list of ops, built by an architecture file, checked against the tensors' shapes.
 
     shapes: tensor name (with its suffix) -> (n, k) or (n,). path: the file, for messages.
-    Each method appends one op and returns the name of its output value.
-    Raises ModelFileError for a tensor that is missing or has the wrong shape.
+    Each method appends one op and returns the name of its output value. The first tensor that is
+    missing or has the wrong shape becomes `fault`, the ModelFileError to raise once the graph is
+    whole: then it is known whether the file has other tensors in its place.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], path: str = "model") -> None:
@@ -72,15 +73,16 @@ class Graph:
         self.ops: list[Op] = []
         self.dims: dict[str, int] = {}
         self.weights: dict[str, tuple[int, ...]] = {}
+        self.fault: ModelFileError | None = None
         self.output = ""
 
     def has(self, weight: str) -> bool:
         """Whether the file holds this weight."""
         return f"{weight}.weight" in self.shapes
 
-    def embed(self, weight: str) -> str:
-        """Rows of the (n_vocab, dim) table, by token id."""
-        n_vocab, dim = self._matrix(weight)
+    def embed(self, weight: str, dim: int | None = None) -> str:
+        """Rows of the (n_vocab, dim) table, by token id. dim: as it must be, None: any."""
+        n_vocab, dim = self._matrix(weight, k=dim)
         return self._append("embed", (), dim, (weight,), n_vocab=n_vocab)
 
     def rms_norm(self, x: str, weight: str, eps: float) -> str:
@@ -88,10 +90,16 @@ class Graph:
         self._vector(weight, self.dims[x])
         return self._append("rms_norm", (x,), self.dims[x], (weight,), eps=eps)
 
-    def matmul(self, x: str, *weights: str) -> str:
-        """x @ W.T for each W of shape (n, k), outputs side by side: [W0 x | W1 x | ...]."""
-        n = sum(self._matrix(weight, k=self.dims[x])[0] for weight in weights)
-        return self._append("matmul", (x,), n, weights)
+    def matmul(self, x: str, *weights: str, rows: Sequence[int] | None = None) -> str:
+        """x @ W.T for each W of shape (n, k), outputs side by side: [W0 x | W1 x | ...].
+
+        rows: the n that each must have, None: any.
+        """
+        wanted: Sequence[int | None] = rows or [None] * len(weights)
+        shapes = [
+            self._matrix(weight, n, self.dims[x]) for weight, n in zip(weights, wanted, strict=True)
+        ]
+        return self._append("matmul", (x,), sum(n for n, _ in shapes), weights)
 
     def rope(self, x: str, n_heads: int, head_dim: int, rope: Rope) -> str:
         """Rotate the first n_heads heads of x by the token's position, leave the rest alone."""
@@ -153,32 +161,25 @@ class Graph:
         self.output = output
         return output
 
-    def _matrix(self, weight: str, k: int | None = None) -> tuple[int, int]:
-        shape = self._shape(weight)
-        if len(shape) != 2 or max(shape) > MAX_DIM or (k is not None and shape[1] != k):
-            want = f"(n, {k})" if k is not None else "(n, k), both at most 2^24"
-            raise ModelFileError(
-                f"shape is {shape}, the model needs {want}",
-                path=self.path,
-                field=f"tensor {weight}.weight",
-            )
+    def _matrix(self, weight: str, n: int | None = None, k: int | None = None) -> tuple[int, int]:
+        shape = self.shapes.get(f"{weight}.weight")
+        right = shape is not None and len(shape) == 2 and max(shape) <= MAX_DIM
+        if shape is None or not right or n not in (None, shape[0]) or k not in (None, shape[1]):
+            self._fault(weight, shape, f"({n or 'n'}, {k or 'k'})")
+            shape = (n or 0, k or 0)
         self.weights[weight] = shape
         return shape[0], shape[1]
 
     def _vector(self, weight: str, n: int) -> None:
-        shape = self._shape(weight)
-        if shape != (n,):
-            raise ModelFileError(
-                f"shape is {shape}, the model needs ({n},)",
-                path=self.path,
-                field=f"tensor {weight}.weight",
-            )
-        self.weights[weight] = shape
-
-    def _shape(self, weight: str) -> tuple[int, ...]:
         shape = self.shapes.get(f"{weight}.weight")
-        if shape is None:
-            raise ModelFileError(
-                "the tensor is missing", path=self.path, field=f"tensor {weight}.weight"
-            )
-        return shape
+        if shape != (n,):
+            self._fault(weight, shape, f"({n},)")
+        self.weights[weight] = (n,)
+
+    def _fault(self, weight: str, shape: tuple[int, ...] | None, want: str) -> None:
+        if self.fault is None:
+            message = "the tensor is missing"
+            if shape is not None:
+                message = f"shape is {shape}, the model needs {want}, at most 2^24 each"
+            field = f"tensor {weight}.weight"
+            self.fault = ModelFileError(message, path=self.path, field=field)

@@ -101,6 +101,7 @@ def described(**options: Any) -> tuple[dict[str, Any], dict[str, tuple[int, ...]
         f"{t.arch}.block_count": t.n_layers,
         f"{t.arch}.context_length": t.context,
         f"{t.arch}.embedding_length": t.dim,
+        f"{t.arch}.feed_forward_length": t.ffn,
         f"{t.arch}.attention.head_count": t.n_heads,
         f"{t.arch}.attention.head_count_kv": t.n_kv_heads,
         f"{t.arch}.attention.layer_norm_rms_epsilon": 1e-5,
@@ -171,6 +172,7 @@ REQUIRED = (
     "block_count",
     "context_length",
     "embedding_length",
+    "feed_forward_length",
     "attention.head_count",
     "attention.layer_norm_rms_epsilon",
 )
@@ -184,7 +186,7 @@ def test_missing_key(key: str) -> None:
     assert caught.value.path == "m.gguf"
 
 
-@pytest.mark.parametrize("value", ["4", [4, 4], True, 0, -4, 1.5, math.nan, math.inf, 2**31])
+@pytest.mark.parametrize("value", ["4", [4] * 3, True, 0, -4, 1.5, math.nan, math.inf, 2**31])
 @pytest.mark.parametrize("key", [k for k in REQUIRED if not k.endswith("epsilon")])
 def test_counts_that_are_none(key: str, value: Any) -> None:
     with pytest.raises(ModelFileError) as caught:
@@ -209,9 +211,11 @@ BAD = {
     "base not a number": {"rope.freq_base": math.nan},
     "base of one": {"rope.freq_base": 1.0},
     "base as text": {"rope.freq_base": "10000"},
-    "linear scaling without a factor": {"rope.scaling.type": "linear"},
-    "linear scaling by nothing": {"rope.scaling.type": "linear", "rope.scaling.factor": 0.0},
-    "linear scaling by text": {"rope.scaling.type": "linear", "rope.scaling.factor": "4"},
+    "scaling by next to nothing": {"rope.scaling.factor": 1e-4},
+    "scaling by a negative number": {"rope.scaling.factor": -4.0},
+    "scaling by text": {"rope.scaling.type": "linear", "rope.scaling.factor": "4"},
+    "another width of the feed-forward network": {"feed_forward_length": 64},
+    "more tokens than rows": {"vocab_size": 289},
 }
 
 
@@ -237,7 +241,7 @@ def test_contradictory_longrope(change: dict[str, Any]) -> None:
         built(change, arch="phi3", original_context=64)
 
 
-@pytest.mark.parametrize("name", ["gpt5", "common", "__init__", "", None, 7, ["llama"]])
+@pytest.mark.parametrize("name", ["gpt5", "common", "keys", "__init__", "", 7, ["llama"]])
 def test_unknown_architecture(name: Any) -> None:
     metadata, shapes = described()
     metadata["general.architecture"] = name

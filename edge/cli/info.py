@@ -118,7 +118,7 @@ def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any
         "parameters": sum(row["parameters"] for row in types.values()),
         "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"])),
         "memory_bytes": weights and weights.n_bytes,
-        **{word: metadata.get(f"{architecture}.{key}") for word, key in _NUMBERS.items()},
+        **{word: _number(metadata.get(f"{architecture}.{key}")) for word, key in _NUMBERS.items()},
         "vocabulary": _vocabulary(model),
         "tokenizer": metadata.get("tokenizer.ggml.model"),
         "pre_tokenizer": metadata.get("tokenizer.ggml.pre"),
@@ -127,6 +127,13 @@ def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any
         "why_not": why_not,
         "notes": vocabulary.notes if vocabulary else (),
     }
+
+
+def _number(value: Any) -> Any:
+    """A list of equal numbers, one for each layer, as one."""
+    if isinstance(value, list) and value and value.count(value[0]) == len(value):
+        return value[0]
+    return value
 
 
 def _types(model: GGUF | PackedFile, weights: Weights | None) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from edge.graph import Graph
 from edge.models.common import Config, decoder
 from edge.models.kinds import require_model
 
-_SHARED = ("common", "kinds")  # modules that are no architecture
+_SHARED = ("common", "keys", "kinds")  # modules that are no architecture
 
 
 def architectures() -> list[str]:
@@ -34,7 +34,7 @@ def build(
     `common.DEFAULT_CONTEXT`. It also decides which LongRoPE factors hold (see `common.rope_of`).
     Raises ModelFileError for missing or contradictory metadata, a missing tensor or a wrong
     shape; UnsupportedError for a file that is no model, and for an architecture, or a part of
-    one, that is not known.
+    one, that is not built, before any tensor is missed.
     """
     require_model(metadata, shapes, path)
     name = metadata["general.architecture"]
@@ -50,11 +50,14 @@ def build(
     if hasattr(module, "n_positions"):
         config = dataclasses.replace(config, n_positions=module.n_positions(graph, config))
     decoder(graph, config, module.layer, module.rope(graph, config))
-    unused = [t for t in shapes if t.removesuffix(".weight") not in graph.weights]
-    unused = [t for t in unused if t.removesuffix(".weight") not in module.OPTIONAL]
-    if unused:
+    known = {f"{weight}.weight" for weight in graph.weights.keys() | module.OPTIONAL}
+    strange = [tensor for tensor in shapes if tensor not in known]
+    if strange:
         raise UnsupportedError(
-            f"{path}: {len(unused)} tensors have no place in a {name} model, first {unused[0]}",
-            what=unused[0],
+            f"{path}: {len(strange)} tensors have no place in a {name} model as it is built here, "
+            f"first {brief(strange[0])}",
+            what=strange[0],
         )
+    if graph.fault is not None:
+        raise graph.fault
     return graph, config

@@ -19,4 +19,4 @@ def layer(g: Graph, x: str, i: int, c: Config, rope: Rope) -> str:
     h = g.rms_norm(x, f"blk.{i}.attn_norm", c.norm_eps)
     x = g.add(attention(g, h, i, c, rope, qkv=("attn_q", "attn_k", "attn_v")), x)
     h = g.rms_norm(x, f"blk.{i}.ffn_norm", c.norm_eps)
-    return g.add(gated_mlp(g, h, i, gate_up=("ffn_gate", "ffn_up"), activation="silu"), x)
+    return g.add(gated_mlp(g, h, i, c, gate_up=("ffn_gate", "ffn_up"), activation="silu"), x)

@@ -19,13 +19,11 @@ def rope(g: Graph, c: Config) -> Rope:
     if not _has_factors(g):
         return rope_of(c, interleaved=False, factors=None)
     original = _original(c)
-    magnitude = _magnitude(c.n_context_train, original)
-    magnitude = c.keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=100)
     return rope_of(
         c,
         interleaved=False,
         factors="rope_factors_long" if c.n_context > original else "rope_factors_short",
-        magnitude=magnitude,
+        magnitude=_magnitude(c.n_context_train, original),
         scalings=("none", "linear", "longrope"),
     )
 
@@ -62,4 +60,4 @@ def layer(g: Graph, x: str, i: int, c: Config, rope: Rope) -> str:
     h = g.rms_norm(x, f"blk.{i}.attn_norm", c.norm_eps)
     x = g.add(attention(g, h, i, c, rope, qkv=("attn_qkv",)), x)
     h = g.rms_norm(x, f"blk.{i}.ffn_norm", c.norm_eps)
-    return g.add(gated_mlp(g, h, i, gate_up=("ffn_up",), activation="silu"), x)
+    return g.add(gated_mlp(g, h, i, c, gate_up=("ffn_up",), activation="silu"), x)

@@ -1,0 +1,249 @@
+"""The metadata keys `<architecture>.*`: what each is to us, and reading them.
+
+Most of these keys state a number of the arithmetic, so none is passed over in silence. A key is
+read, or its value is one that changes nothing, or the file is refused by the key's name; that goes
+for keys that nobody knows, too. Names and meanings are those of the GGUF format, as llama.cpp reads
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edge.errors import ModelFileError, UnsupportedError, brief
+
+#: Read by `Config.read`, `rope_of` or an architecture, which honour them or hold them against the
+#: tensors.
+READ = frozenset(
+    {
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.layer_norm_rms_epsilon",
+        "attention.scale",
+        "attention.sliding_window",
+        "attention.sliding_window_pattern",
+        "attention.value_length",
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "expert_count",
+        "feed_forward_length",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.attn_factor",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.type",
+        "vocab_size",
+    }
+)
+
+#: Change no logits, by why.
+HARMLESS = {
+    key: why
+    for why, keys in {
+        "of experts, and the file has none": (
+            "expert_chunk_feed_forward_length",
+            "expert_feed_forward_length",
+            "expert_gating_func",
+            "expert_group_count",
+            "expert_group_scale",
+            "expert_group_used_count",
+            "expert_shared_count",
+            "expert_shared_feed_forward_length",
+            "expert_weights_norm",
+            "expert_weights_scale",
+            "experts_per_group",
+            "interleave_moe_layer_step",
+            "leading_dense_block_count",
+            "moe_every_n_layers",
+            "moe_latent_size",
+            "router_logit_softcapping",
+            "swiglu_clamp_exp",
+        ),
+        "of YaRN, which is refused by rope.scaling.type": (
+            "rope.scaling.yarn_attn_factor",
+            "rope.scaling.yarn_beta_fast",
+            "rope.scaling.yarn_beta_slow",
+            "rope.scaling.yarn_ext_factor",
+            "rope.scaling.yarn_log_multiplier",
+        ),
+        "of the other kind of norm": ("attention.layer_norm_epsilon",),
+        "how it was trained": ("rope.scaling.finetuned",),
+        "of embeddings of whole texts": ("pooling_type", "classifier.output_labels"),
+    }.items()
+    for key in keys
+}
+
+#: Not built: the values with which they change nothing. Of a list, each entry must be one.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "activation_sparsity_scale": (0,),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.kv_lora_rank": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.q_lora_rank": (0,),
+    "attention.recurrent_layers": (False,),
+    "attention.shared_kv_layers": (0,),
+    "attention.temperature_length": (0,),
+    "attention.temperature_scale": (0,),
+    "attention.value_scale": (0, 1),
+    "attn_logit_softcapping": (0,),
+    "embedding_length_per_layer_input": (0,),
+    "embedding_scale": (0, 1),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0,),
+    "hidden_activation": ("silu", "swish"),
+    "logit_scale": (0, 1),
+    "n_deepstack_layers": (0,),
+    "nextn_predict_layers": (0,),
+    "residual_scale": (0, 1),
+    "rope.dimension_sections": (0,),
+    "rope.scaling.alpha": (0, 1),
+    "swiglu_clamp_shexp": (0,),
+    "swin_norm": (False,),
+    "tensor_data_layout": ("reference", "Meta AI original pth"),
+    "use_parallel_residual": (False,),
+}
+
+#: Not built: the key whose value they must repeat.
+SAME = {
+    "attention.key_length_swa": "attention.key_length",
+    "attention.value_length_swa": "attention.value_length",
+    "embedding_length_out": "embedding_length",
+    "rope.dimension_count_swa": "rope.dimension_count",
+    "rope.freq_base_swa": "rope.freq_base",
+}
+
+#: How keys of the same kind begin that do not name the architecture.
+_ELSEWHERE = ("xielu.", "diffusion.")
+
+#: `general.quantization_version`: what the bytes of the weight types mean.
+_QUANTIZATION = 2
+
+
+class Keys:
+    """The metadata keys `<architecture>.<key>` of a file, each checked as it is read."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str, path: str) -> None:
+        self.metadata, self.architecture, self.path = metadata, architecture, path
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as it is in the file."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def error(self, key: str, message: str) -> ModelFileError:
+        """The error to raise for a wrong value."""
+        return ModelFileError(message, path=self.path, field=f"{self.architecture}.{key}")
+
+    def not_built(self, key: str, message: str) -> UnsupportedError:
+        """The error to raise for a right value that we cannot run."""
+        field = f"{self.architecture}.{key}"
+        return UnsupportedError(f"{self.path}, {field}: {message}", what=field)
+
+    def number(
+        self,
+        key: str,
+        default: float | None = None,
+        *,
+        least: float,
+        most: float = 2**31 - 1,
+        n_layers: int = 0,
+    ) -> float:
+        """A number from least to most. n_layers: it may be a list of as many that are equal.
+
+        Raises ModelFileError for anything else, or no default; UnsupportedError for layers that
+        differ.
+        """
+        value = self.get(key, default)
+        if value is None:
+            raise self.error(key, "the key is missing")
+        if isinstance(value, list) and n_layers:
+            value = self._of_all(key, value, n_layers)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.error(key, "must be one number")
+        if not least <= value <= most:  # NaN fails too
+            raise self.error(key, f"{value} is out of range")
+        return value
+
+    def whole(
+        self,
+        key: str,
+        default: int | None = None,
+        *,
+        least: int = 1,
+        most: int = 2**31 - 1,
+        n_layers: int = 0,
+    ) -> int:
+        """A whole number from least to most; n_layers, raises: as `number`."""
+        value = self.number(key, default, least=least, most=most, n_layers=n_layers)
+        if value != int(value):
+            raise self.error(key, f"{value} must be whole")
+        return int(value)
+
+    def neutral(self, key: str, values: tuple[Any, ...]) -> None:
+        """Raise UnsupportedError for a key that is there with any other value than these."""
+        value = self.get(key)
+        if value is None or all(_is_one_of(v, values) for v in _listed(value)):
+            return
+        raise self.not_built(key, f"{brief(value)} is not built, it must be {values[-1]!r}")
+
+    def check(self) -> None:
+        """Raise UnsupportedError for a key that changes the arithmetic and is not built."""
+        n_experts = self.get("expert_count", 0)
+        if n_experts != 0:
+            raise self.not_built(
+                "expert_count",
+                f"a mixture of {brief(n_experts)} experts, which is not built: take a dense model",
+            )
+        for key, values in NEUTRAL.items():
+            self.neutral(key, values)
+        for key, other in SAME.items():
+            value = self.get(key)
+            if value is not None and value != self.get(other):
+                raise self.not_built(key, f"{brief(value)} is not built, it must be as {other}")
+        version = self.metadata.get("general.quantization_version", _QUANTIZATION)
+        if version != _QUANTIZATION:
+            raise UnsupportedError(
+                f"{self.path}: blocks of quantization version {brief(version)}: convert it again",
+                what=f"quantization version {brief(version)}",
+                supported=[str(_QUANTIZATION)],
+            )
+        known = READ | HARMLESS.keys() | NEUTRAL.keys() | SAME.keys()
+        prefix = f"{self.architecture}."
+        for field in self.metadata:
+            if field.startswith(_ELSEWHERE) or (
+                field.startswith(prefix) and field.removeprefix(prefix) not in known
+            ):
+                raise UnsupportedError(
+                    f"{self.path}: the key {brief(field)} is not known, it may change what the "
+                    "model computes; if it does not, write the file without it "
+                    "(gguf-new-metadata --remove-metadata)",
+                    what=brief(field),
+                )
+
+    def _of_all(self, key: str, values: list[Any], n_layers: int) -> Any:
+        """The entry that a list has for each layer."""
+        if len(values) != n_layers:
+            raise self.error(key, f"{len(values)} values for {n_layers} layers")
+        i = next((i for i, value in enumerate(values) if value != values[0]), None)
+        if i is not None:
+            raise self.not_built(
+                key,
+                f"layer 0 has {brief(values[0])}, layer {i} has {brief(values[i])}: layers that "
+                "differ are not built",
+            )
+        return values[0]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    """Equal to one of them, where true is not 1."""
+    return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in values)

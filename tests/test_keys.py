@@ -1,0 +1,348 @@
+"""Metadata keys `<architecture>.*`: each is honoured, or changes nothing, or is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import refgraph
+from fake_model import run
+from test_models import built, described
+from tiny import write_tiny
+
+from edge.errors import ModelFileError, UnsupportedError
+from edge.gguf import GGUF
+from edge.graph import Rope
+from edge.models import build
+from edge.models.keys import HARMLESS, NEUTRAL, READ, SAME
+
+FACTOR, TYPE = "rope.scaling.factor", "rope.scaling.type"
+LLAMA, PHI3 = {"arch": "llama"}, {"arch": "phi3", "original_context": 64}
+
+
+def rope_with(change: dict[str, Any], **options: Any) -> Rope:
+    """The rotary embedding of a tiny model with these keys."""
+    graph, _ = built(change, **options)
+    (rope,) = {op.attrs["rope"] for op in graph.ops if op.kind == "rope"}
+    return rope
+
+
+@pytest.mark.parametrize(
+    "change, scale",
+    [
+        ({FACTOR: 4.0}, 0.25),
+        ({FACTOR: 4.0, TYPE: "linear"}, 0.25),
+        ({FACTOR: 4.0, TYPE: "none"}, 1),
+        ({FACTOR: 0.0}, 1),
+        ({TYPE: "linear"}, 1),
+        ({"rope.scale_linear": 4.0}, 0.25),
+        ({"rope.scale_linear": 4.0, TYPE: "linear"}, 0.25),
+        ({"rope.scale_linear": 4.0, FACTOR: 2.0}, 0.5),
+    ],
+)
+@pytest.mark.parametrize("arch", ["llama", "phi3"])
+def test_positions_are_scaled(arch: str, change: dict[str, Any], scale: float) -> None:
+    assert rope_with(change, arch=arch).scale == scale
+
+
+@pytest.mark.parametrize("options", [LLAMA, {"arch": "phi3"}, PHI3])
+def test_attention_factor(options: dict[str, Any]) -> None:
+    assert rope_with({"rope.scaling.attn_factor": 1.25}, **options).magnitude == 1.25
+
+
+#: What llama.cpp (October 2026) makes of the 100 ids below: the likeliest token, its logarithm.
+PEER = {
+    "nothing": (3, {}, 98, -3.1998),
+    "no type": (3, {FACTOR: 4.0}, 187, -3.5076),
+    "the old key": (3, {"rope.scale_linear": 4.0}, 187, -3.5076),
+    "attn_factor": (5, {"rope.scaling.attn_factor": 2.0}, 42, -2.9320),
+}
+
+
+@pytest.mark.parametrize("seed, change, token, logprob", PEER.values(), ids=PEER)
+def test_as_llama_cpp_reads_them(
+    seed: int, change: dict[str, Any], token: int, logprob: float, tmp_path: Path
+) -> None:
+    extra = tuple((f"llama.{key}", value) for key, value in change.items())
+    path = write_tiny(tmp_path / "m.gguf", seed=seed, tied=False, extra=extra)
+    ids = np.array([(7 * i * i + 3 * i + 11) % 280 for i in range(100)])
+    with GGUF.open(path) as file:
+        graph, _ = build(file.metadata, {t.name: t.shape for t in file.tensors.values()})
+        logits = refgraph.run(graph, refgraph.load_weights(file), ids, cache=np.float16)[-1]
+    found = logits - np.log(np.exp(logits).sum())
+    assert found.argmax() == token and found[token] == pytest.approx(logprob, abs=2e-3)
+
+
+CHANGES = {  # what llama and phi3 do not do -> a value that asks for it
+    "attention.causal": False,
+    "attention.clamp_kqv": 8.0,
+    "attention.key_length_swa": 32,
+    "attention.max_alibi_bias": 8.0,
+    "attention.recurrent_layers": [True, False],
+    "attention.scale": 0.5,
+    "attention.temperature_scale": 0.1,
+    "attn_logit_softcapping": 50.0,
+    "embedding_length_out": 32,
+    "embedding_scale": 12.0,
+    "expert_used_count": 2,
+    "final_logit_softcapping": 30.0,
+    "hidden_activation": "gelu",
+    "logit_scale": 0.5,
+    "nextn_predict_layers": 1,
+    "residual_scale": 0.22,
+    "rope.dimension_sections": [2, 3, 3, 0],
+    "rope.freq_base_swa": 1e6,
+    "rope.scaling.alpha": 1000.0,
+    "tensor_data_layout": "other",
+    "use_parallel_residual": True,
+    "a_key.of_tomorrow": 1,
+}
+
+
+@pytest.mark.parametrize("options", [LLAMA, PHI3], ids=["llama", "phi3"])
+@pytest.mark.parametrize("key", CHANGES)
+def test_refused_by_name(key: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match=key) as caught:
+        built({key: CHANGES[key]}, **options)
+    assert "\n" not in str(caught.value) and key in caught.value.what
+
+
+@pytest.mark.parametrize("key", NEUTRAL)
+def test_neutral_values_are_taken(key: str) -> None:
+    plain = str(built()[0])
+    for value in NEUTRAL[key]:
+        assert str(built({key: value})[0]) == plain
+        if not isinstance(value, str):
+            assert str(built({key: [value] * 2})[0]) == plain
+
+
+@pytest.mark.parametrize("value", [0, 1, "yes", [True, False]])
+def test_true_is_not_one(value: Any) -> None:
+    with pytest.raises(UnsupportedError, match=r"attention\.causal"):
+        built({"attention.causal": value})
+
+
+def test_what_changes_nothing_is_taken() -> None:
+    same = {
+        "attention.key_length": 16,
+        "attention.key_length_swa": 16,
+        "attention.scale": float(np.float32(0.25)),
+        "attention.sliding_window_pattern": 4,  # of a window that is not there
+        "embedding_length_out": 64,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 1e6,
+    }
+    built(same | dict.fromkeys(HARMLESS, 7))
+
+
+def test_windows_of_some_layers() -> None:
+    window = {"attention.sliding_window": 24}
+    for pattern in (0, [True, True]):
+        built(window | {"attention.sliding_window_pattern": pattern})
+    for pattern in (1, 2, [True, False]):
+        with pytest.raises(UnsupportedError, match="sliding_window_pattern"):
+            built(window | {"attention.sliding_window_pattern": pattern})
+
+
+@pytest.mark.parametrize("field, value", [("xielu.beta", 0.5), ("diffusion.shift_logits", True)])
+def test_keys_beside_the_architecture(field: str, value: Any) -> None:
+    metadata, shapes = described()
+    with pytest.raises(UnsupportedError, match=field):
+        build(metadata | {field: value}, shapes)
+
+
+def test_quantization_version() -> None:
+    metadata, shapes = described()
+    build(metadata | {"general.quantization_version": 2}, shapes)
+    with pytest.raises(UnsupportedError, match="quantization version 1"):
+        build(metadata | {"general.quantization_version": 1}, shapes)
+
+
+class Asked(Mapping[str, Any]):
+    """Metadata that knows which keys were asked for."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values_, self.asked = values, set[str]()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return self.values_[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+def test_what_is_read_is_what_the_table_says() -> None:
+    found = set[str]()
+    for options in (LLAMA, PHI3, PHI3 | {"window": 24}):
+        metadata, shapes = described(**options)
+        if "window" in options:
+            metadata["phi3.attention.sliding_window"] = 24
+        asked = Asked(metadata)
+        build(asked, shapes)
+        arch = f"{options['arch']}."
+        found |= {key.removeprefix(arch) for key in asked.asked if key.startswith(arch)}
+    assert found - NEUTRAL.keys() - SAME.keys() == READ
+
+
+def test_the_table_names_a_key_once() -> None:
+    parts = (READ, HARMLESS.keys(), NEUTRAL.keys(), SAME.keys())
+    assert sum(map(len, parts)) == len(frozenset().union(*parts))
+
+
+# ---- one value for each layer ----
+
+
+@pytest.mark.parametrize(
+    "key, value", [("attention.head_count", 4), ("attention.head_count_kv", 2),
+                   ("feed_forward_length", 96)],
+)  # fmt: skip
+def test_equal_layers_are_one_number(key: str, value: int) -> None:
+    graph, config = built({key: [value] * 2})
+    plain, same = built()
+    assert str(graph) == str(plain) and vars(config) | {"keys": 0} == vars(same) | {"keys": 0}
+    with pytest.raises(UnsupportedError, match=r"layer 0 has .*, layer 1 has 1:") as caught:
+        built({key: [value, 1]})
+    assert caught.value.what == f"llama.{key}"
+    for wrong in ([], [value], [value] * 3, [str(value)] * 2, [[value]] * 2, [0, 0]):
+        with pytest.raises(ModelFileError) as error:
+            built({key: wrong})
+        assert error.value.field == f"llama.{key}"
+
+
+# ---- metadata against tensors ----
+
+
+@pytest.mark.parametrize(
+    "heads", [(6, 1), (2, 3), (8, 2)], ids=["same rows in all", "uneven", "more"]
+)
+def test_heads_unlike_the_tensors(heads: tuple[int, int]) -> None:
+    change = {"attention.head_count": heads[0], "attention.head_count_kv": heads[1]}
+    with pytest.raises(ModelFileError):
+        built(change | {"attention.key_length": 16, "attention.value_length": 16})
+
+
+@pytest.mark.parametrize(
+    "wider, narrower", [("attn_k", "attn_v"), ("ffn_gate", "ffn_up")]
+)  # together they are as many as they should be
+def test_rows_that_belong_to_another_tensor(wider: str, narrower: str) -> None:
+    metadata, shapes = described()
+    for name, more in ((wider, 16), (narrower, -16)):
+        n, k = shapes[f"blk.0.{name}.weight"]
+        shapes[f"blk.0.{name}.weight"] = (n + more, k)
+    with pytest.raises(ModelFileError) as caught:
+        build(metadata, shapes)
+    assert caught.value.field == f"tensor blk.0.{wider}.weight"
+
+
+# ---- what is not built is found before a tensor is missed ----
+
+
+def with_experts(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model of four experts."""
+    out = {}
+    for name, shape in shapes.items():
+        dense = name.removesuffix(".weight")
+        is_expert = dense.endswith(("ffn_gate", "ffn_up", "ffn_down"))
+        out[f"{dense}_exps.weight" if is_expert else name] = (4, *shape) if is_expert else shape
+    return out | {"blk.0.ffn_gate_inp.weight": (4, 64)}
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_experts(stated: bool) -> None:
+    metadata, shapes = described()
+    if stated:
+        metadata |= {"llama.expert_count": 4, "llama.expert_used_count": 2}
+    with pytest.raises(UnsupportedError, match="4 experts" if stated else "_exps"):
+        build(metadata, with_experts(shapes))
+
+
+def test_experts_that_are_not_there() -> None:
+    with pytest.raises(UnsupportedError, match="8 experts"):
+        built({"expert_count": 8})
+    built({"expert_count": 0})
+
+
+def test_fused_where_they_are_apart() -> None:
+    metadata, shapes = described()
+    for name in ("attn_q", "attn_k", "attn_v"):
+        del shapes[f"blk.0.{name}.weight"]
+    shapes["blk.0.attn_qkv.weight"] = (128, 64)
+    with pytest.raises(UnsupportedError, match=r"attn_qkv"):
+        build(metadata, shapes)
+
+
+# ---- files that are no models ----
+
+
+@pytest.mark.parametrize(
+    "metadata, what",
+    [
+        ({"general.type": "adapter", "general.architecture": "llama"}, "is a LoRA adapter: merge"),
+        ({"general.type": "imatrix"}, "is an importance matrix"),
+        (
+            {"general.type": "mmproj", "general.architecture": "clip"},
+            "projector of pictures or sound",
+        ),
+        ({"general.architecture": "clip"}, "projector of pictures or sound"),
+        ({"general.architecture": "controlvector"}, "is a control vector"),
+        ({"general.type": "nothing"}, "is no model: its general.type is 'nothing'"),
+        ({"general.type": ["model"]}, "is no model"),
+        ({}, "names no architecture"),
+    ],
+)
+def test_what_is_no_model_is_called_what_it_is(metadata: dict[str, Any], what: str) -> None:
+    with pytest.raises(UnsupportedError, match=what):
+        build(metadata, {"blk.0.attn_q.weight.lora_a": (8, 64)})
+
+
+def test_vocabulary_alone() -> None:
+    metadata, _ = described()
+    with pytest.raises(UnsupportedError, match="a vocabulary without weights"):
+        build(metadata | {"general.type": "model"}, {})
+
+
+@pytest.mark.parametrize("command", ["info", "plan", "complete", "perplexity"])
+def test_commands_say_what_a_file_is(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((8, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (tmp_path / "text").write_text("The world " * 200)
+    more = {"complete": ["-p", "x"], "perplexity": ["--file", str(tmp_path / "text")]}
+    result = run(command, str(path), *more.get(command, []))
+    assert "is a LoRA adapter" in (result.stdout if command == "info" else result.stderr)
+    assert result.exit_code == (0 if command == "info" else 1)
+
+
+def test_info_shows_equal_layers_as_one_number(tmp_path: Path) -> None:
+    extra = (("llama.attention.head_count", [4, 4]), ("llama.attention.head_count_kv", [2, 1]))
+    path = write_tiny(tmp_path / "m.gguf", extra=extra)
+    facts = json.loads(run("info", str(path), "--json").stdout)
+    assert (facts["heads"], facts["kv_heads"]) == (4, [2, 1])
+    assert "layer 0 has 2, layer 1 has 1" in facts["why_not"]
+
+
+def test_info_shows_a_type_that_is_not_known(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf", type="Q4_0")
+    raw, name = path.read_bytes(), b"blk.1.ffn_up.weight"
+    at = raw.index(name) + len(name) + 4 + 2 * 8
+    assert raw[at] == 2
+    path.write_bytes(raw[:at] + bytes([42]) + raw[at + 1 :])
+    facts = json.loads(run("info", str(path), "--json").stdout)
+    assert facts["types"]["Q2_0"]["tensors"] == 1 and not facts["runs"]
+    assert "blk.1.ffn_up.weight is Q2_0, which is not built" in facts["why_not"]
+    result = run("plan", str(path))
+    assert result.exit_code == 1 and "Q2_0" in result.stderr
