@@ -183,6 +183,13 @@ def test_shapes_that_only_config_json_knows(copy: Callable[[str], Path]) -> None
     edit(folder / "onnx" / "model.onnx", change)
     found = open_folder(folder)
     assert (found.n_kv_heads, found.head_dim) == (2, 16)
+    for key, layers in (("num_key_value_heads", [2, 2]), ("num_attention_heads", [4, 4])):
+        set_json(folder / "config.json", key, to=layers)
+        found = open_folder(folder)
+        assert (found.n_kv_heads, found.head_dim) == (2, 16)
+    set_json(folder / "config.json", "num_attention_heads", to=[4, 2])
+    with pytest.raises(UnsupportedError, match="layers that differ"):
+        open_folder(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UnsupportedError, match="of unknown shape"):
         open_folder(folder)

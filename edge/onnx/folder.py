@@ -168,7 +168,7 @@ def _optimum(path: Path, file: Path) -> Decoder:
     inner = config.inside("text_config")
     both = JsonFile(config.path, {**inner.values, **config.values})
     ends = JsonFile.find(root / "generation_config.json").ids("eos_token_id")
-    heads = both.whole("num_attention_heads", 0)
+    heads = _of_layers(both, "num_attention_heads")
     head_dim = both.whole("hidden_size", 0) // heads if heads else 0
     graph = OnnxFile.read(file)
     layers = [int(m[1]) for name in graph.inputs if (m := _PAST.fullmatch(name))]
@@ -189,12 +189,24 @@ def _optimum(path: Path, file: Path) -> Decoder:
         or None,
         bos_id=bos[0] if bos else None,
         eos_ids=tuple(ends or both.ids("eos_token_id")),
-        n_kv_heads=both.whole("num_key_value_heads", 0) or heads or None,
+        n_kv_heads=_of_layers(both, "num_key_value_heads") or heads or None,
         head_dim=both.whole("head_dim", 0) or head_dim or None,
         is_shared=False,
     )
     names = {"ids": "input_ids", "mask": "attention_mask", "positions": "position_ids"}
     return _decoder(graph, facts, {**names, "logits": "logits"}, kv)
+
+
+def _of_layers(config: JsonFile, key: str) -> int:
+    """A whole number, or a list with one for each layer; 0: it is not there, or layers differ, so
+    that the graph must say it.
+    """
+    values = config.values.get(key)
+    if isinstance(values, list):
+        if not values or values.count(values[0]) < len(values):
+            return 0
+        config = JsonFile(config.path, {key: values[0]})
+    return config.whole(key, 0)
 
 
 def _genai(folder: Path, config: JsonFile) -> Decoder:
