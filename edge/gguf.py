@@ -260,12 +260,13 @@ class _Shard:
         self.tensors = self._place(infos)
 
     def _check_arrays(self, values: dict[str, Any], spans: dict[str, tuple[int, int]]) -> None:
-        prefix = f"{values.get('general.architecture')}."
+        architecture = values.get("general.architecture")
+        prefix = f"{architecture}." if isinstance(architecture, str) else None
         for key, value in values.items():
             field, (start, end) = f"key {shown(key)}", spans[key]
             if isinstance(value, Array) and value.kind not in _ITEMS.get(key, (value.kind,)):
                 raise self.reader.error("an array of floats belongs here", field, start)
-            if key.startswith(prefix) and end - start > MAX_NUMBERS_BYTES:
+            if prefix and key.startswith(prefix) and end - start > MAX_NUMBERS_BYTES:
                 raise self.reader.error(
                     f"{end - start} bytes are more than the limit of {MAX_NUMBERS_BYTES}",
                     field,

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from onnxfolders import write_cpu, write_static
 from optimum import write_optimum
+from test_engine import scaled
 
 import edge
 from edge.cli import cli
@@ -270,3 +271,14 @@ def test_explained_for_a_gguf(tiny_gguf: Tiny) -> None:
 def test_flags_that_cannot_be(folders: Path, flags: list[str], message: str) -> None:
     done = CliRunner().invoke(cli, ["complete", str(folders / "genai"), "-p", "a", *flags])
     assert done.exit_code == 1 and message in done.output
+
+
+def test_keys_beyond_float16(tmp_path: Path, tiny_gguf: Tiny) -> None:
+    """Graphs that keep them so cannot say whether it was that or damage: both are named."""
+    path = scaled(tiny_gguf(), tmp_path / "m.gguf", "blk.0.attn_k.weight", 1e6)
+    folder = write_static(path, tmp_path / "model", ep="qnn")
+    with (
+        edge.load(folder, threads=1, ep="cpu") as model,
+        pytest.raises(ModelFileError, match=r"damaged, or .* beyond float16.*--kv q8"),
+    ):
+        model.session().generate([1, 2, 3], max_tokens=1)

@@ -27,9 +27,10 @@ def require_model(
     kind = metadata.get("general.type", "model")
     architecture = metadata.get("general.architecture")
     if kind != "model":
-        what = _TYPES.get(str(kind), f"is no model: its general.type is {brief(kind)}")
-    elif str(architecture) in _ARCHITECTURES:
-        what = _ARCHITECTURES[str(architecture)]
+        known = isinstance(kind, str) and kind in _TYPES
+        what = _TYPES[kind] if known else f"is no model: its general.type is {brief(kind)}"
+    elif isinstance(architecture, str) and architecture in _ARCHITECTURES:
+        what = _ARCHITECTURES[architecture]
     elif architecture is None:
         what = "is no language model: it names no architecture (general.architecture)"
     elif not shapes:
