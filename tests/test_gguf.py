@@ -457,27 +457,6 @@ def test_unknown_tensor_type_without_data(write: Callable[[bytes], Path], offset
         GGUF.open(write(raw.gguf((), tensors, bytes(96))))
 
 
-@pytest.mark.parametrize("kind", [U8, raw.I32, raw.BOOL])
-def test_scores_that_are_no_floats(write: Callable[[bytes], Path], kind: int) -> None:
-    scores = key("tokenizer.ggml.scores", ARRAY, (kind, [1, 0]))
-    with pytest.raises(ModelFileError, match="floats") as e:
-        GGUF.open(write(raw.gguf([scores])))
-    assert e.value.field == "key tokenizer.ggml.scores"
-
-
-def test_long_list_of_an_architecture(write: Callable[[bytes], Path]) -> None:
-    """What has a number for each layer is not decoded when there are a million."""
-    architecture = key("general.architecture", STRING, "llama")
-    for n, fits in ((4096, True), (1 << 20, False)):
-        counts = key("llama.attention.head_count", ARRAY, (U32, [1] * n))
-        path = write(raw.gguf([architecture, counts]))
-        if fits:
-            assert len(read_all(path)[0]["llama.attention.head_count"]) == n
-            continue
-        with pytest.raises(ModelFileError, match="limit of 65536"):
-            GGUF.open(path)
-
-
 def test_hostile_names_do_not_reach_the_terminal(write: Callable[[bytes], Path]) -> None:
     name = "\x1b[2J\n" + "x" * 60_000
     with pytest.raises(ModelFileError) as e:

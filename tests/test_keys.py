@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import ggufbytes as raw
 import numpy as np
 import pytest
 import refgraph
 from fake_model import run
+from ggufbytes import ARRAY, BOOL, I32, STRING, U8, U32, key
 from test_models import built, described
 from tiny import write_tiny
 
@@ -218,6 +220,38 @@ def test_equal_layers_are_one_number(key: str, value: int) -> None:
         assert error.value.field == f"llama.{key}"
 
 
+# ---- arrays, when a file is opened ----
+
+
+def write_keys(folder: Path, *keys: bytes) -> Path:
+    """A file of keys alone."""
+    path = folder / "keys.gguf"
+    path.write_bytes(raw.gguf(list(keys)))
+    return path
+
+
+@pytest.mark.parametrize("kind", [U8, I32, BOOL])
+def test_scores_that_are_no_floats(tmp_path: Path, kind: int) -> None:
+    scores = key("tokenizer.ggml.scores", ARRAY, (kind, [1, 0]))
+    with pytest.raises(ModelFileError, match="floats") as e:
+        GGUF.open(write_keys(tmp_path, scores))
+    assert e.value.field == "key tokenizer.ggml.scores"
+
+
+def test_long_list_of_an_architecture(tmp_path: Path) -> None:
+    """What has a number for each layer is not decoded when there are a million."""
+    architecture = key("general.architecture", STRING, "llama")
+    for n, fits in ((4096, True), (1 << 20, False)):
+        counts = key("llama.attention.head_count", ARRAY, (U32, [1] * n))
+        path = write_keys(tmp_path, architecture, counts)
+        if fits:
+            with GGUF.open(path) as file:
+                assert len(file.metadata["llama.attention.head_count"]) == n
+            continue
+        with pytest.raises(ModelFileError, match="limit of 65536"):
+            GGUF.open(path)
+
+
 # ---- metadata against tensors ----
 
 
@@ -337,10 +371,10 @@ def test_info_shows_equal_layers_as_one_number(tmp_path: Path) -> None:
 
 def test_info_shows_a_type_that_is_not_known(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", type="Q4_0")
-    raw, name = path.read_bytes(), b"blk.1.ffn_up.weight"
-    at = raw.index(name) + len(name) + 4 + 2 * 8
-    assert raw[at] == 2
-    path.write_bytes(raw[:at] + bytes([42]) + raw[at + 1 :])
+    content, name = path.read_bytes(), b"blk.1.ffn_up.weight"
+    at = content.index(name) + len(name) + 4 + 2 * 8
+    assert content[at] == 2
+    path.write_bytes(content[:at] + bytes([42]) + content[at + 1 :])
     facts = json.loads(run("info", str(path), "--json").stdout)
     assert facts["types"]["Q2_0"]["tensors"] == 1 and not facts["runs"]
     assert "blk.1.ffn_up.weight is Q2_0, which is not built" in facts["why_not"]
