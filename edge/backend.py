@@ -104,6 +104,10 @@ class Backend(Protocol):
     def keeps_prompts(self) -> bool:
         """Whether caches can `keep` what they hold for later runs."""
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of keys and values."""
+
     def cache(self, when_full: WhenFull = "stop") -> Cache:
         """A new, empty cache. Raises InputError, UnsupportedError."""
 

@@ -12,6 +12,7 @@ from edge.errors import EdgeError, InputError
 from edge.kv import WhenFull
 from edge.request import Options
 from edge.results import Completion
+from edge.session_contents import take
 from edge.stops import StopFilter
 from edge.stream import Stream
 
@@ -147,16 +148,18 @@ class Chat:
         return {"chat": state | {"messages": messages}}
 
     def _resume(self, state: dict[str, Any], tokens: Sequence[int]) -> None:
-        """Take over what `_state` gave. Raises KeyError, TypeError, ValueError for other things.
+        """Take over what `_state` gave. Raises ValueError, TypeError, KeyError for other things.
 
         tokens: the session's. An answer that was cut off is kept as a cancelled one would be.
         """
-        self._first = [dict(message) for message in state["first"]]
-        self._messages = [dict(message) for message in state["messages"]]
-        if state["asked"] is not None and 0 < (at := int(state["answer_at"])) < len(tokens):
-            text = _text_of(self._model.tokenizer, tokens, at, state["stop"])
-            answer = {"role": "assistant", "content": text}
-            self._messages += [dict(state["asked"]), answer]
+        self._first = [_message(message) for message in take(state, "first", list)]
+        for message in self._first:
+            take(message, "content", str)
+        self._messages = [_message(message) for message in take(state, "messages", list)]
+        asked = take(state, "asked", dict, type(None))
+        if asked is not None and 0 < (at := take(state, "answer_at", int)) < len(tokens):
+            text = _text_of(self._model.tokenizer, tokens, at, take(state, "stop", list))
+            self._messages += [_message(asked), {"role": "assistant", "content": text}]
 
     def _record(self, stream: Stream, asked: Message) -> None:
         """Take question and answer into the messages once there is an answer."""
@@ -176,6 +179,13 @@ class Chat:
             model = self._model
             alone = encode_messages(model.tokenizer, model.template, self._first, self.tools)
             self.session._keep_prefix(alone)
+
+
+def _message(value: Any) -> Message:
+    """A message out of a file. Raises ValueError, TypeError."""
+    message = dict(value)
+    take(message, "role", str)
+    return message
 
 
 def _text_of(tokenizer: Tokenizer, tokens: Sequence[int], start: int, stop: Sequence[str]) -> str:

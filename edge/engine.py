@@ -248,6 +248,11 @@ class Engine:
         return self._pages
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of keys and values."""
+        return self.kv.page_bytes
+
+    @property
     def keeps_prompts(self) -> bool:
         """Whether caches can `keep` what they hold for later runs."""
         return self.pool.store is not None

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import InputError, SessionFileError
 from edge.kv import PAGE
-from edge.session_file import Kind, Part, SessionFile
+from edge.session_contents import Kind, Part
+from edge.session_file import SessionFile
 
 if TYPE_CHECKING:
     from edge.backend import Cache

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from edge import __version__
 from edge.conversation import Chat
-from edge.errors import ContextError, InputError, SessionFileError
+from edge.errors import ContextError, InputError, SessionFileError, brief
 from edge.journal import Journal, check_every
-from edge.kv import PAGE
+from edge.kv import PAGE, WhenFull
 from edge.request import Options, Request
 from edge.sampler import SamplingOptions
 from edge.session import Session
-from edge.session_file import Contents, SessionFile
+from edge.session_contents import Contents, take
+from edge.session_file import SessionFile
 
 if TYPE_CHECKING:
-    from edge.backend import Backend
+    from edge.backend import Backend, Cache
     from edge.model import Model
 
 __all__ = ["resume"]
+
+#: What is in META, and of which type.
+_FACTS = (
+    ("edge", str),
+    ("model", str),
+    ("fingerprint", str),
+    ("kv", dict),
+    ("factors", str, type(None)),
+    ("native_bf16", bool),
+    ("context", int),
+    ("when_full", str),
+    ("defaults", dict),
+)
 
 
 def resume(
@@ -42,22 +57,19 @@ def resume(
     if autosave is not None:
         check_every(autosave)
     engine = model.engine
-    file = SessionFile.open(path, write=autosave is not None)
+    file = SessionFile.open(path, write=autosave is not None, page_bytes=engine.page_bytes)
     made: list[Session | Chat] = []
     try:
-        try:
+        with _bounds(file):
             _check(engine, file.contents, file.path)
             talk = _make(model, file.contents, made)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise SessionFileError(
-                f"does not hold what a session file holds: {type(e).__name__} {e}", path=path
-            ) from e
         session = talk.session if isinstance(talk, Chat) else talk
         is_ours = _fill(session, file)
         if autosave is None:
             file.close()
         else:
-            session._journal = Journal(session, file, autosave)
+            with _bounds(file):
+                session._journal = Journal(session, file, autosave)
             if not is_ours:
                 session._journal.rewrite(session)
     except BaseException:
@@ -68,54 +80,78 @@ def resume(
     return talk
 
 
+@contextmanager
+def _bounds(file: SessionFile) -> Iterator[None]:
+    """What strange values end in is a SessionFileError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as e:
+        message = f"does not hold what a session file holds: {type(e).__name__} {_line(e)}"
+        raise SessionFileError(message, path=file.path) from e
+
+
 def _check(engine: Backend, contents: Contents, path: str) -> None:
-    """Raise SessionFileError, ContextError when this model cannot go on with it."""
+    """Raise SessionFileError when this model cannot go on with it, ValueError for strange facts."""
     had, have = contents.meta, engine.facts()
+    for key, *kinds in _FACTS:
+        take(had, key, *kinds)
 
     def refuse(message: str) -> SessionFileError:
         return SessionFileError(message, path=path)
 
-    context = f"load it with a context of {had['context']}"
+    model, kv = _line(had["model"]), _line(had["kv"]["type"])
     if had["fingerprint"] != have["fingerprint"]:
         if (had["model"], had["factors"]) == (have["model"], have["factors"]):
-            raise refuse(f"belongs to another state of {have['model']}")
+            raise refuse(f"belongs to another state of {model}")
         if had["model"] != have["model"]:
-            raise refuse(f"belongs to {had['model']}, the model here is {have['model']}")
+            raise refuse(f"belongs to {model}, the model here is {_line(have['model'])}")
         raise refuse(
-            f"was made with {had['factors']}, the context limit of {have['context']} chose "
-            f"{have['factors']}: {context}, which chooses the same"
+            f"was made with {_line(had['factors'])}, the context limit of {have['context']} chose "
+            f"{have['factors']}: {_hint(contents)}, which chooses the same"
         )
     if had["kv"] != have["kv"]:
         raise refuse(
-            f"keeps keys and values as {had['kv']['type']}, the model was loaded with "
-            f"{have['kv']['type']}: load it with --kv {had['kv']['type']}"
+            f"keeps keys and values as {kv}, the model was loaded with "
+            f"{have['kv']['type']}: load it with --kv {kv}"
         )
     if had["native_bf16"] != have["native_bf16"]:
         raise refuse(
             f"was computed with EDGE_NATIVE_BF16={int(had['native_bf16'])}, which gives other "
             "bits: set it as it was"
         )
-    n, limit, slides = len(contents.tokens), have["context"], had["when_full"] == "slide"
-    if slides and had["context"] // PAGE != limit // PAGE and n > min(had["context"], limit) - PAGE:
-        raise refuse(f"slides in a context of {had['context']}, this one is {limit}: {context}")
-    if not slides and n > limit:
-        raise ContextError(
-            f"{path} holds {n} tokens, {n - limit} more than the context of {limit}: {context}",
-            needed=n,
-            limit=limit,
+    n, limit = len(contents.tokens), have["context"]
+    if (
+        had["when_full"] == "slide"
+        and had["context"] // PAGE != limit // PAGE
+        and n > min(had["context"], limit) - PAGE
+    ):
+        raise refuse(
+            f"slides in a context of {had['context']}, this one is {limit}: {_hint(contents)}"
         )
     if n and not 0 <= min(contents.tokens) <= max(contents.tokens) < engine.n_vocab:
         raise refuse("has tokens that the model does not have")
+
+
+def _hint(contents: Contents) -> str:
+    return f"load it with a context of {contents.meta['context']}"
+
+
+def _line(value: object) -> str:
+    """Text out of a file for a message: one line, and not a long one."""
+    return " ".join(str(value).split())[:100]
 
 
 def _make(model: Model, contents: Contents, made: list[Session | Chat]) -> Session | Chat:
     """A new session, or chat, with the options that it had; in `made`, whatever comes after."""
     options = _options(contents)
     when_full = contents.meta["when_full"]
+    if when_full not in get_args(WhenFull):
+        raise ValueError(f"when_full is {brief(when_full)}")
     if "chat" not in contents.state:
         made.append(model.session(when_full, **options))
         return made[0]
-    state = contents.state["chat"]
+    state = take(contents.state, "chat", dict)
+    take(state, "tools", list, type(None))
     chat = model.chat(None, state["tools"], when_full, **options)
     made.append(chat)
     chat._resume(state, contents.tokens)
@@ -124,7 +160,7 @@ def _make(model: Model, contents: Contents, made: list[Session | Chat]) -> Sessi
 
 def _options(contents: Contents) -> Options:
     """The session's own, with the sampling of its last call. Raises ValueError, TypeError."""
-    sampling: Mapping[str, Any] = contents.state["sampling"]
+    sampling: Mapping[str, Any] = take(contents.state, "sampling", dict)
     bias = {int(token): value for token, value in sampling["logit_bias"]}
     try:
         chosen = SamplingOptions(**{**sampling, "logit_bias": bias})
@@ -139,18 +175,38 @@ def _fill(session: Session, file: SessionFile) -> bool:
     """Tokens and pages into a new session; what has no page is computed by its next call.
 
     Pages of another version of edge may have other bits: they are left alone. False: so it was.
+    Raises ContextError for more tokens than there can be.
     """
-    cache, pages = session._cache, file.contents.pages
-    is_ours = bool(file.contents.meta["edge"] == __version__)
+    cache, contents = session._cache, file.contents
+    n, limit = len(contents.tokens), cache.limit
+    if n > session._most_tokens:
+        what = f"the {limit} positions that the model has"
+        if cache.when_full == "stop":
+            what = f"the context of {limit}: {_hint(contents)}"
+        raise ContextError(
+            f"{file.path} holds {n} tokens, {n - limit} more than {what}", needed=n, limit=limit
+        )
+    is_ours = bool(contents.meta["edge"] == __version__)
     if not is_ours:
-        pages.clear()
-    session._tokens = file.contents.tokens.tolist()
-    for last in sorted(pages, reverse=True):
-        known = last * PAGE + pages[last][1]
-        gone = cache.unseen(known)
-        if all(i in pages or i in gone for i in range(last)):
-            for i in gone:
-                pages.pop(i, None)
-            cache.restore(session._tokens[:known], file.pages(last + 1))
-            break
+        contents.pages.clear()
+    session._tokens = contents.tokens.tolist()
+    known = _known(cache, contents)
+    for i in cache.unseen(known):
+        contents.pages.pop(i, None)
+    if known:
+        cache.restore(session._tokens[:known], file.pages(-(-known // PAGE)))
     return is_ours
+
+
+def _known(cache: Cache, contents: Contents) -> int:
+    """Of how many first tokens the file has all pages that a token behind them sees."""
+    pages, known, start = contents.pages, 0, 0  # start: pages are there, and full, from it on
+    for i in range(-(-len(contents.tokens) // PAGE)):
+        _, n = pages.get(i, (None, 0))
+        upto = min(i * PAGE + n, cache.limit)
+        gone = cache.unseen(upto)
+        if n and start <= gone.stop and all(first in pages for first in range(gone.start)):
+            known = upto
+        if n < PAGE:
+            start = i + 1
+    return known

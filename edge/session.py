@@ -83,7 +83,8 @@ class Session:
 
         prompt: text or token ids, put behind what the session holds; the first text gets the
         beginning-of-sequence token where the model wants one. Empty: go on where the last call
-        ended. options: see `edge.request.Request`. A call that is cancelled, or fails, before the
+        ended, which a session that is full ends at once, with the finish reason "context".
+        options: see `edge.request.Request`. A call that is cancelled, or fails, before the
         first token leaves the session as it was (with reuse: with what was computed so far).
         Raises InputError for a prompt or an option that cannot be, ContextError when the tokens
         do not fit.
@@ -94,7 +95,8 @@ class Session:
             ids = self._encode(prompt, request.special, fresh)
             if not ids and fresh:
                 raise InputError("the prompt is empty")
-            self._check_fits(ids, _common_prefix(self._tokens, ids) if request.reuse else None)
+            if ids or not self._is_full:
+                self._check_fits(ids, _common_prefix(self._tokens, ids) if request.reuse else None)
             self._current = Stream(self, request, ids)
             return self._current
 
@@ -236,6 +238,16 @@ class Session:
                 f"the session holds {len(self._tokens)} tokens, cannot keep {n_tokens}"
             )
 
+    @property
+    def _most_tokens(self) -> int:
+        """The most tokens that there can be: all that can be run, and the one that they led to."""
+        return self._cache.limit + 1
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether no token can come any more: the last one cannot be run."""
+        return len(self._tokens) >= self._most_tokens
+
     def _check_fits(self, ids: Sequence[int], n_common: int | None) -> None:
         """Raise ContextError when a prompt does not fit. n_common: tokens of it that the session
         holds, None: it goes behind them.
@@ -285,8 +297,11 @@ class Session:
     def _generate(self, out: Stream) -> Generator[Piece, None, None]:
         """The loop: prompt, then token by token. Sets out.finish_reason and out.usage."""
         try:
-            logits = self._read_prompt(out)
-            if logits is None:
+            if self._is_full and not out.prompt:
+                n, cached = len(self._tokens), self._cache.length
+                out.usage = replace(out.usage, prompt_tokens=n, cached_tokens=cached)
+                out.finish_reason = "context"
+            elif (logits := self._read_prompt(out)) is None:
                 out.finish_reason = "cancelled"
             else:
                 yield from self._decode(logits, out)
@@ -354,7 +369,7 @@ class Session:
         for i in itertools.count() if limit is None else range(limit):
             began = perf_counter()
             if i:  # the first logits are the prompt's
-                if self._cache.length >= self._cache.limit:
+                if self._is_full:
                     reason = "context"
                     break
                 try:

@@ -18,156 +18,61 @@ that a record cannot be moved, within a file or to another; `sum` (edge_checksum
 payload.
 
 The snapshot is written under another name, synced and renamed: it must be whole. A batch is synced
-before the next one begins, so that only the last one can be torn: it is dropped, as if it had never
-been. A bad record with one of a later batch behind it is damage.
+before the next one begins, so that only the last one can be torn, whatever a file system puts
+behind it: it is dropped, as if it had never been. A bad record with one of a later batch behind it
+is damage.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import os
 import secrets
 import stat
 import struct
 import zlib
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 from edge import native
 from edge.errors import SessionFileError
 from edge.native import ffi, lib
+from edge.session_contents import RECORD, Bytes, Contents, Kind, Part, Record, check_size
 from edge.store import sync_folder
 
-__all__ = ["VERSION", "Contents", "Kind", "Part", "SessionFile"]
+__all__ = ["VERSION", "SessionFile"]
 
 #: Rises when the records, or the bytes of a page, change their meaning.
 VERSION = 1
 
 _MAGIC, _MARK = b"EDGESESS", b"EREC"
 _HEADER = struct.Struct("<8sIIQ16s20xI")
-_RECORD = struct.Struct("<4sIQQQQQQII")
 _CRC = struct.Struct("<I")
 _BLOCK = 1 << 20
 _DATASYNC = getattr(os, "fdatasync", os.fsync)  # not everywhere
-
-Bytes: TypeAlias = "bytes | memoryview"
-
-
-class Kind(IntEnum):
-    """What a record holds."""
-
-    META = 1
-    TOKENS = 2
-    PAGE = 3
-    STATE = 4
-
-
-class Part(NamedTuple):
-    """One record to write; a, b: see the drawing."""
-
-    kind: Kind
-    a: int
-    b: int
-    data: Bytes
-
-    @classmethod
-    def json(cls, kind: Kind, value: dict[str, Any]) -> Part:
-        """A META or STATE record. Raises TypeError, ValueError for what JSON cannot hold."""
-        return cls(kind, 0, 0, json.dumps(value, separators=(",", ":")).encode())
-
-    @classmethod
-    def tokens(cls, start: int, ids: Sequence[int]) -> Part:
-        """Tokens from a position on."""
-        return cls(Kind.TOKENS, start, 0, struct.pack(f"<{len(ids)}i", *ids))
-
-
-class _Record(NamedTuple):
-    """A record of a file. at: position of its header."""
-
-    at: int
-    kind: int
-    a: int
-    b: int
-    n_bytes: int
-    batch: int
-    sum: tuple[int, int]
-    left: int
-
-    @property
-    def end(self) -> int:
-        return self.at + _RECORD.size + self.n_bytes
-
-
-@dataclass
-class Contents:
-    """What the records say. tokens: ids; pages: index -> (record, positions that hold of it)."""
-
-    meta: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
-    tokens: array[int] = field(default_factory=lambda: array("i"))
-    pages: dict[int, tuple[_Record, int]] = field(default_factory=dict)
-    _json_bytes: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the file that are not obsolete, but for record headers."""
-        pages = sum(record.n_bytes for record, _ in self.pages.values())
-        return pages + 4 * len(self.tokens) + sum(self._json_bytes.values())
-
-    def apply(self, record: _Record, data: Bytes) -> None:
-        """Do what a record says. data: its payload, empty for a page. Raises ValueError."""
-        if record.kind == Kind.PAGE:
-            size = int(lib.edge_page_positions())
-            if not 0 < record.b <= size or record.a * size + record.b > len(self.tokens):
-                raise ValueError("a page of tokens that are not there")
-            self.pages[record.a] = record, record.b
-        elif record.kind == Kind.TOKENS:
-            if record.a > len(self.tokens) or record.n_bytes % 4:
-                raise ValueError("tokens behind a gap")
-            self._cut(record.a)
-            self.tokens.extend(struct.unpack(f"<{len(data) // 4}i", data))
-        elif record.kind in (Kind.META, Kind.STATE):
-            value = json.loads(bytes(data))
-            if not isinstance(value, dict):
-                raise ValueError("no JSON object")
-            if record.kind == Kind.META:
-                self.meta = value
-            else:
-                self.state = value
-            self._json_bytes[record.kind] = record.n_bytes
-        else:
-            raise ValueError(f"a record of kind {record.kind}")
-
-    def _cut(self, n_tokens: int) -> None:
-        """A page keeps what it has of the first n_tokens: keys and values look back only."""
-        del self.tokens[n_tokens:]
-        size = int(lib.edge_page_positions())
-        for i, (record, n) in list(self.pages.items()):
-            left = min(n, n_tokens - i * size)
-            if left > 0:
-                self.pages[i] = record, left
-            else:
-                del self.pages[i]
 
 
 class SessionFile:
     """An open session file; get one with `create` or `open`. One thread at a time.
 
-    Who may write holds a lock on it until `close`. path: the file; end: bytes up to the last whole
-    batch; contents: what they say.
+    Who may write holds a lock on it until `close`. path: the file; contents: what its whole batches
+    say.
     """
 
     def __init__(self, path: str, handle: int, *, write: bool) -> None:
-        self.path, self.end = path, 0
+        self.path = path
         self.contents = Contents()
         self._file = os.fdopen(handle, "r+b" if write else "rb", buffering=0)
         self._pool = native.new_pool(1)
+        self._page_bytes: int | None = None
         self._crc = 0
+
+    @property
+    def end(self) -> int:
+        """Bytes up to the last whole batch."""
+        return self.contents.end
 
     @classmethod
     def create(
@@ -198,11 +103,14 @@ class SessionFile:
         return made
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, write: bool = False) -> SessionFile:
+    def open(
+        cls, path: str | os.PathLike[str], *, write: bool = False, page_bytes: int | None = None
+    ) -> SessionFile:
         """Open a file and read what it says, but for the pages.
 
-        write: lock it, to append; a torn end is cut off. Raises SessionFileError for a file that
-        is missing, damaged, of another version or kind, or in use by another process.
+        write: lock it, to append; a torn end is cut off. page_bytes: of the model's pages; others
+        are not read; None: any are. Raises SessionFileError for a file that is missing, damaged,
+        of another version or kind, or in use by another process.
         """
         target = os.path.realpath(path)
         try:
@@ -213,6 +121,7 @@ class SessionFile:
         except OSError as e:
             raise SessionFileError(f"cannot be opened: {e.strerror or e}", path=path) from e
         file = cls(target, handle, write=write)
+        file._page_bytes = page_bytes
         try:
             size = file._read()
             if write and size > file.end:
@@ -234,13 +143,13 @@ class SessionFile:
         try:
             records = self._write_batch(parts)
             _DATASYNC(self._file.fileno())
+            self._apply(records, parts)
         except OSError as e:
             self._truncate()
             raise SessionFileError(f"cannot be written: {e.strerror or e}", path=self.path) from e
         except BaseException:
             self._truncate()
             raise
-        self._apply(records, parts)
 
     def pages(self, n: int) -> Sequence[memoryview | None]:
         """The first n pages, read when they are asked for, one after another in the same memory;
@@ -262,34 +171,40 @@ class SessionFile:
     def _write_snapshot(self, parts: Sequence[Part]) -> None:
         """Header and first batch, synced."""
         self._file.truncate(0)
-        end = _HEADER.size + sum(_RECORD.size + len(part.data) for part in parts)
+        end = _HEADER.size + sum(RECORD.size + len(part.data) for part in parts)
         identity = secrets.token_bytes(16)
         unsigned = _HEADER.pack(_MAGIC, VERSION, 0, end, identity, 0)[: -_CRC.size]
-        self._crc, self.end = zlib.crc32(unsigned), _HEADER.size
+        self._crc, self.contents = zlib.crc32(unsigned), Contents(_HEADER.size)
         _write_all(self._file, unsigned + _CRC.pack(self._crc))
         records = self._write_batch(parts)
         os.fsync(self._file.fileno())
         self._apply(records, parts)
 
-    def _write_batch(self, parts: Sequence[Part]) -> list[_Record]:
+    def _write_batch(self, parts: Sequence[Part]) -> list[Record]:
         """Records behind the last whole batch, not synced."""
         self._file.seek(self.end)
-        at, records = self.end, list[_Record]()
+        at, records = self.end, list[Record]()
         for i, part in enumerate(parts):
             left = len(parts) - 1 - i
+            try:
+                check_size(part.kind, len(part.data))
+            except ValueError as e:
+                raise SessionFileError(f"cannot be written: {e}", path=self.path) from e
             pair = self._checksum(part.data)
             numbers = (part.kind, part.a, part.b, len(part.data), self.end)
-            records.append(_Record(at, *numbers, pair, left))
-            unsigned = _RECORD.pack(_MARK, *numbers, *pair, left, 0)[: -_CRC.size]
+            records.append(Record(at, *numbers, pair, left))
+            unsigned = RECORD.pack(_MARK, *numbers, *pair, left, 0)[: -_CRC.size]
             _write_all(self._file, unsigned + _CRC.pack(self._record_crc(unsigned, at)))
             _write_all(self._file, part.data)
             at = records[-1].end
         return records
 
-    def _apply(self, records: Sequence[_Record], parts: Sequence[Part]) -> None:
+    def _apply(self, records: Sequence[Record], parts: Sequence[Part]) -> None:
+        """Do what the records of a batch say: all of it, in one assignment, or nothing."""
+        contents = self.contents.copy()
         for record, part in zip(records, parts, strict=True):
-            self.contents.apply(record, part.data)
-            self.end = record.end
+            contents.apply(record, part.data)
+        self.contents = contents
 
     def _truncate(self) -> None:
         """Cut off what is behind the last whole batch; if not even that works, it is torn."""
@@ -302,13 +217,14 @@ class SessionFile:
         """Header and records into `contents`; the file's bytes."""
         size = os.fstat(self._file.fileno()).st_size
         snapshot_end = self._read_header(size)
-        self.end = _HEADER.size
+        self.contents.end = _HEADER.size
         while self.end < size:
+            first = self.end
             batch, bad = self._read_batch(size)
-            if bad is None and batch[-1][0].end == size and self.end >= snapshot_end:
+            if bad is None and first >= snapshot_end and not self._goes_on(batch[-1][0].end):
                 bad = self._bad_page([record for record, _ in batch])
             if bad is not None:
-                if self.end < snapshot_end or self._is_followed(bad, size):
+                if first < snapshot_end or self._is_followed(bad, size):
                     raise self._damaged(bad, "record")
                 break
             for record, data in batch:
@@ -316,7 +232,6 @@ class SessionFile:
                     self.contents.apply(record, data)
                 except (ValueError, RecursionError) as e:
                     raise self._damaged(record.at, "record", str(e)) from e
-            first, self.end = self.end, batch[-1][0].end
             if first < snapshot_end != self.end:
                 raise self._damaged(first, "snapshot")
         if self.end < snapshot_end:
@@ -345,28 +260,45 @@ class SessionFile:
         self._crc = crc  # not that of the whole header, which is the same for all
         return int(end)
 
-    def _read_batch(self, size: int) -> tuple[list[tuple[_Record, Bytes]], int | None]:
+    def _read_batch(self, size: int) -> tuple[list[tuple[Record, Bytes]], int | None]:
         """The records of the batch at `end` with their payloads (but for pages), or the position
         of the first that is not right.
         """
-        batch, at, left = list[tuple[_Record, Bytes]](), self.end, None
+        batch, at, left, kinds = list[tuple[Record, Bytes]](), self.end, None, set[int]()
         while left != 0:
             record = self._header_at(at)
             if record is None or record.end > size or record.batch != self.end:
                 return batch, at
             if left is not None and record.left != left - 1:
                 return batch, at
-            data = bytearray(0 if record.kind == Kind.PAGE else record.n_bytes)
-            if record.kind != Kind.PAGE and not self._read_payload(record, memoryview(data)):
+            self._check_record(record, kinds)
+            data = memoryview(bytearray(0 if record.kind == Kind.PAGE else record.n_bytes))
+            if record.kind != Kind.PAGE and not self._read_payload(record, data):
                 return batch, at
-            batch.append((record, memoryview(data)))
+            batch.append((record, data))
             at, left = record.end, record.left
         return batch, None
 
-    def _bad_page(self, records: Sequence[_Record]) -> int | None:
+    def _check_record(self, record: Record, kinds: set[int]) -> None:
+        """Before memory is taken for it. kinds: those that its batch has had, pages left out."""
+        try:
+            check_size(record.kind, record.n_bytes)
+            if record.kind in kinds:
+                raise ValueError(f"a second {Kind(record.kind).name} of one batch")
+        except ValueError as e:
+            raise self._damaged(record.at, "record", str(e)) from e
+        if record.kind != Kind.PAGE:
+            kinds.add(record.kind)
+
+    def _goes_on(self, end: int) -> bool:
+        """Whether a batch begins there: the one before it was on the disk then."""
+        record = self._header_at(end)
+        return record is not None and record.batch == end
+
+    def _bad_page(self, records: Sequence[Record]) -> int | None:
         """The first page of these whose bytes are not right."""
         for record in records:
-            if record.kind == Kind.PAGE:
+            if record.kind == Kind.PAGE and self._page_bytes in (None, record.n_bytes):
                 data = memoryview(bytearray(record.n_bytes))
                 if not self._read_payload(record, data):
                     return record.at
@@ -374,7 +306,8 @@ class SessionFile:
 
     def _is_followed(self, bad: int, size: int) -> bool:
         """Whether a record of a later batch lies behind a bad one."""
-        for start in range(bad + 1, size, _BLOCK):
+        start = bad + 1
+        while (start := self._data_from(start, size)) < size:
             self._file.seek(start)
             data = self._file.read(_BLOCK + len(_MARK) - 1) or b""
             at = data.find(_MARK)
@@ -383,22 +316,32 @@ class SessionFile:
                 if record is not None and record.batch > self.end:
                     return True
                 at = data.find(_MARK, at + 1)
+            start += _BLOCK
         return False
 
-    def _header_at(self, at: int) -> _Record | None:
+    def _data_from(self, at: int, size: int) -> int:
+        """The first position from `at` on that is in no hole of a sparse file, or the file's end."""
+        try:
+            return os.lseek(self._file.fileno(), at, os.SEEK_DATA)
+        except AttributeError:  # not everywhere
+            return at
+        except OSError as e:
+            return size if e.errno == errno.ENXIO else at
+
+    def _header_at(self, at: int) -> Record | None:
         """The record at a position; None when there is none."""
         self._file.seek(at)
-        data = self._file.read(_RECORD.size) or b""
-        if len(data) < _RECORD.size:
+        data = self._file.read(RECORD.size) or b""
+        if len(data) < RECORD.size:
             return None
-        mark, kind, a, b, n_bytes, batch, s0, s1, left, crc = _RECORD.unpack(data)
+        mark, kind, a, b, n_bytes, batch, s0, s1, left, crc = RECORD.unpack(data)
         if mark != _MARK or crc != self._record_crc(data[: -_CRC.size], at):
             return None
-        return _Record(at, kind, a, b, n_bytes, batch, (s0, s1), left)
+        return Record(at, kind, a, b, n_bytes, batch, (s0, s1), left)
 
-    def _read_payload(self, record: _Record, target: memoryview) -> bool:
+    def _read_payload(self, record: Record, target: memoryview) -> bool:
         """Read it into target; whether it is what was written."""
-        self._file.seek(record.at + _RECORD.size)
+        self._file.seek(record.at + RECORD.size)
         done = 0
         while done < len(target):
             n = self._file.readinto(target[done:])
@@ -438,6 +381,9 @@ class _Pages(Sequence["memoryview | None"]):
         if i not in self._file.contents.pages:
             return None
         record, _ = self._file.contents.pages[i]
+        if self._file._page_bytes not in (None, record.n_bytes):
+            why = f"{record.n_bytes} bytes, where {self._file._page_bytes} belong"
+            raise self._file._damaged(record.at, f"page {i}", why)
         if len(self._buffer) != record.n_bytes:
             self._buffer = memoryview(bytearray(record.n_bytes))
         if not self._file._read_payload(record, self._buffer):

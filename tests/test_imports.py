@@ -18,7 +18,7 @@ LAYERS = [
     {"models", "plan", "packed", "chat", "store", "cores", "cancel"},
     {"weights"},
     {"packed_cache", "page_store", "fingerprint"},
-    {"kv", "kv_pool", "sampler", "results", "session_file", "stops"},
+    {"kv", "kv_pool", "sampler", "results", "session_contents", "session_file", "stops"},
     {"loading"},
     {"ledger"},
     {"engine", "request", "backend"},

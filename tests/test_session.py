@@ -120,8 +120,10 @@ def test_context_full_ends_the_answer():
     session = model.session()
     done = session.generate("abcde")
     assert (done.finish_reason, len(done.tokens)) == ("context", 3)
-    with pytest.raises(ContextError, match="1 more than the context of 8"):
-        session.stream("")
+    done = session.generate("")  # nothing more can come: that is no mistake
+    assert (done.text, done.finish_reason, done.usage.prompt_tokens) == ("", "context", 9)
+    with pytest.raises(ContextError, match="10 tokens are 2 more than the context of 8"):
+        session.stream("x")
 
 
 @pytest.mark.parametrize(("n", "fits"), [(63, True), (64, False)])

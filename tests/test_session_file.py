@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from sessions import limited, seal
 
-from edge import session_file
+from edge import session_contents, session_file
 from edge.errors import SessionFileError
-from edge.session_file import Kind, Part, SessionFile
+from edge.session_contents import RECORD, Contents, Kind, Part, Record
+from edge.session_file import SessionFile
 
 pytestmark = pytest.mark.native
 
@@ -148,6 +150,55 @@ def test_a_torn_append_is_dropped_and_overwritten(tmp_path: Path, torn: str) -> 
     assert read(path) == states[-1]
 
 
+@pytest.mark.parametrize("behind", ["zeros", "noise", "one byte", "its own start", "a hole"])
+@pytest.mark.parametrize("write", [False, True])
+def test_a_torn_append_with_bytes_behind_it_is_dropped(
+    tmp_path: Path, behind: str, write: bool
+) -> None:
+    """After a power cut the length may be that of whole blocks, while data of the batch is not
+    what was written: its pages too are looked at, wherever the file ends.
+    """
+    path = tmp_path / "s"
+    states, ends = make(path)
+    data, (start, end) = path.read_bytes(), ends[-2:]
+    n = -end % 4096
+    more = {
+        "zeros": bytes(n),
+        "noise": random.Random(1).randbytes(n),
+        "one byte": b"E",
+        "its own start": data[start : start + 200],
+        "a hole": bytes(n),
+    }[behind]
+    rng = random.Random(2)
+    for at in [*range(start, end, 37), end - 1]:  # from there on to the end, or a block of it
+        for to in (end, min(end, at + 20)):
+            torn = bytearray(data)
+            torn[at:to] = bytes(to - at) if rng.random() < 0.5 else rng.randbytes(to - at)
+            path.write_bytes(torn + more)
+            if behind == "a hole":
+                os.truncate(path, 1 << 40)
+            file = SessionFile.open(path, write=write)
+            want = states[-1 if torn == data else -2]
+            assert said(file) == want, at
+            if write:
+                file.append([Part.tokens(len(want[0]), [1])])
+                assert read(path)[0] == [*want[0], 1]
+            file.close()
+    path.write_bytes(data + more)
+    assert read(path) == states[-1]
+
+
+def test_damage_before_the_last_append_is_none_of_a_power_cut(tmp_path: Path) -> None:
+    """What has a batch behind it was on the disk: it is not dropped in silence."""
+    path = tmp_path / "s"
+    _, ends = make(path)
+    data = bytearray(path.read_bytes())
+    data[ends[1] + 70] ^= 1
+    path.write_bytes(data[: ends[-1] - 3])
+    with pytest.raises(SessionFileError, match="damaged"):
+        read(path)
+
+
 def test_reading_leaves_a_torn_file_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "s"
     make(path)
@@ -195,27 +246,111 @@ def test_bad_files(tmp_path: Path, spoil: Callable[[bytes], bytes], match: str) 
         read(path)
 
 
+def add(file: SessionFile, part: Part, **header: int) -> None:
+    """A record as a batch of its own, with a right checksum, whatever it says."""
+    at, data = os.fstat(file._file.fileno()).st_size, bytes(part.data)
+    fields = {"n_bytes": len(data), "batch": at, "left": 0} | header
+    numbers = (part.kind, part.a, part.b, fields["n_bytes"], fields["batch"])
+    unsigned = RECORD.pack(b"EREC", *numbers, *file._checksum(data), fields["left"], 0)[:-4]
+    crc = struct.pack("<I", file._record_crc(unsigned, at))
+    os.pwrite(file._file.fileno(), unsigned + crc + data, at)
+
+
 @pytest.mark.parametrize(
     "part",
     [
         Part.tokens(71, [1]),
+        Part.tokens(2**64 - 1, [1]),
         Part(Kind.TOKENS, 0, 0, b"abc"),
         page(1, 7),
         page(0, 0),
         page(0, 65),
+        page(2**64 - 1, 1, PAGES[0]),
         Part(Kind.STATE, 0, 0, b"[]"),
         Part(Kind.STATE, 0, 0, b"\xff"),
         Part(Kind.STATE, 0, 0, b"[" * 100_000),
+        Part(Kind.META, 0, 0, b"9" * 5000),
         Part(9, 0, 0, b""),  # type: ignore[arg-type]
     ],
 )
 def test_records_that_say_what_cannot_be(tmp_path: Path, part: Part) -> None:
     path = tmp_path / "s"
     file = SessionFile.create(path, snapshot())
-    file._write_batch([part])
+    add(file, part)
     file.close()
     with pytest.raises(SessionFileError, match="damaged"):
         read(path)
+
+
+@pytest.mark.parametrize("kind", [Kind.META, Kind.STATE, Kind.TOKENS, 9])
+def test_a_record_larger_than_it_can_be_takes_no_memory(tmp_path: Path, kind: Kind) -> None:
+    """A length that nobody writes, in a sparse file: it is refused before there is a buffer."""
+    path, n_bytes = tmp_path / "s", 1 << 36
+    file = SessionFile.create(path, snapshot())
+    add(file, Part(kind, 70, 0, b""), n_bytes=n_bytes)
+    os.truncate(path, os.path.getsize(path) + n_bytes)
+    file.close()
+    with pytest.raises(SessionFileError, match=r"damaged: .* (the most is|kind 9)"):
+        read(path)
+
+
+def test_records_of_one_kind_do_not_add_up(tmp_path: Path) -> None:
+    """What a batch holds but for pages is kept until it is whole: one record of each kind."""
+    path = tmp_path / "s"
+    file = SessionFile.create(path, snapshot())
+    end = file.end
+    add(file, state(1), left=1)
+    add(file, state(2), batch=end)
+    file.close()
+    with pytest.raises(SessionFileError, match="a second STATE of one batch"):
+        read(path)
+
+
+def test_pages_of_another_size_are_not_read(tmp_path: Path) -> None:
+    path, n_bytes = tmp_path / "s", 1 << 36
+    file = SessionFile.create(path, snapshot())
+    add(file, page(0, 64, b""), n_bytes=n_bytes)
+    os.truncate(path, os.path.getsize(path) + n_bytes)
+    file.close()
+    file = SessionFile.open(path, page_bytes=80)
+    with pytest.raises(SessionFileError, match=rf"page 0 .* {n_bytes} bytes, where 80 belong"):
+        said(file)
+    file.close()
+
+
+def test_what_could_not_be_read_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    file = SessionFile.create(path, snapshot())
+    before = path.read_bytes()
+    monkeypatch.setattr(session_contents, "_MOST_JSON", 1000)
+    with pytest.raises(SessionFileError, match=r"cannot be written: STATE of 1\d+ bytes"):
+        file.append([Part.tokens(70, [1]), Part.json(Kind.STATE, {"messages": "x" * 1000})])
+    assert path.read_bytes() == before
+    file.append(APPENDS[0])
+    assert said(file) == read(path)
+    file.close()
+
+
+def test_many_cuts_take_no_time_for_what_stays(tmp_path: Path) -> None:
+    """A cut looks at what it takes away, and a record that only adds at nothing."""
+    contents = Contents()
+    record = Record(0, Kind.TOKENS, 0, 0, 4 * 64 * 1000, 0, (0, 0), 0)
+    contents.apply(record, bytes(record.n_bytes))
+    for i in range(1000):
+        contents.apply(record._replace(kind=Kind.PAGE, a=i, b=64), b"")
+    looked = list[int]()
+
+    class Noting(dict[int, Any]):
+        def pop(self, i: int, *default: Any) -> Any:  # type: ignore[override]
+            looked.append(i)
+            return super().pop(i, *default)
+
+    contents.pages = Noting(contents.pages)
+    contents.apply(record._replace(a=64_000, n_bytes=4), bytes(4))
+    contents.apply(record._replace(a=63_900, n_bytes=4), bytes(4))
+    assert looked == [998, 999, 1000] and contents.pages[998][1] == 28 and len(contents.pages) == 999
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])

@@ -74,9 +74,10 @@ def test_sliding_goes_on_to_the_last_position():
     session = model.session(when_full="slide")
     done = session.generate("abcde")
     assert (done.finish_reason, len(session.tokens), session.n_context) == ("context", 100, 8)
-    with pytest.raises(ContextError, match="100 tokens are 1 more than the 99 positions") as e:
-        session.stream("")
-    assert (e.value.needed, e.value.limit) == (100, 99)
+    assert session.generate("").finish_reason == "context"
+    with pytest.raises(ContextError, match="101 tokens are 2 more than the 99 positions") as e:
+        session.stream("x")
+    assert (e.value.needed, e.value.limit) == (101, 99)
 
 
 def test_a_prompt_of_more_than_the_context_does_not_slide_by():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge import __version__, cores
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
+from edge.kv import PAGE
 from edge.loading import Loading, LoadOptions
 from edge.onnx import compiled, providers
 from edge.onnx.budget import Budget
@@ -119,6 +120,11 @@ class OnnxEngine:
     def threads(self) -> int:
         """How many onnxruntime may use; a provider off the CPU does as it likes."""
         return self.target.threads
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of keys and values."""
+        return PAGE * self._running().layout.position_bytes
 
     @property
     def fingerprint(self) -> bytes:

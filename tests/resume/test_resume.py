@@ -323,3 +323,52 @@ def test_what_slid_away_leaves_the_file(
     assert (tmp_path / "s").stat().st_size < 12 * page_bytes  # of 24
     assert resumed(tmp_path / "s", sliding).tokens == session.tokens
     session.close()
+
+
+# ---- a context that is full ----
+
+
+@pytest.mark.parametrize("slides", [False, True])
+@pytest.mark.parametrize("autosave", [None, 8])
+def test_a_session_that_filled_its_context(
+    tiny_gguf: Any, tmp_path: Path, slides: bool, autosave: int | None
+) -> None:
+    """The last token was sampled and never run: it is one more than the context holds."""
+    context, most = (256, 300) if slides else (96, 96)
+    with edge.load(tiny_gguf(context=300), threads=1, context=context) as model:
+        session = model.session("slide" if slides else "stop", **options(model))
+        if autosave:
+            session.autosave(tmp_path / "s", autosave)
+        assert session.generate(PROMPT, max_tokens=500).finish_reason == "context"
+        assert len(session.tokens) == most + 1
+        if not autosave:
+            session.save(tmp_path / "s")
+        session.close()
+        for _ in range(2):
+            with resumed(tmp_path / "s", model, autosave=autosave) as again:
+                assert (again.tokens, again._cache.length) == (session._tokens, most)
+                done = again.generate("")
+                assert (done.tokens, done.finish_reason) == ((), "context")
+                with pytest.raises(edge.ContextError, match=f"more than the .*{most}"):
+                    again.generate("x")
+        with resumed(tmp_path / "s", model) as again:
+            again.trim(most - 10)
+            again.generate("", max_tokens=11)
+            assert again.tokens == session._tokens
+
+
+@pytest.mark.parametrize("context", [64, 65, 96])
+def test_a_full_session_in_a_smaller_context(
+    model: edge.Model, whole: list[int], path: Path, tmp_path: Path, context: int
+) -> None:
+    """What was run of it may be one token too much: then that is not run any more."""
+    session = model.session(**options(model))
+    session.generate(whole[: context + 1], max_tokens=0)
+    session.save(tmp_path / "s")
+    with edge.load(path, threads=1, context=context) as small:
+        again = resumed(tmp_path / "s", small)
+        assert (len(again.tokens), again._cache.length) == (context + 1, context)
+        assert again.generate("").finish_reason == "context"
+        again.trim(context - 4)
+        again.generate("", max_tokens=9)
+        assert again.tokens == whole[: context + 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,26 @@ def test_the_program_tells_what_is_wrong_with_a_file(
     ]:
         done = run("chat", str(path), "-p", "x", "--session", str(tmp_path / name))
         assert_one_line(done.exit_code, done.stderr, match)
+
+
+@pytest.mark.parametrize("slides", [False, True])
+def test_the_program_with_a_context_that_is_full(
+    tiny_gguf: Any, tmp_path: Path, slides: bool
+) -> None:
+    more = ("--when-full", "slide", "--context", "256") if slides else ("--context", "96")
+    model = str(tiny_gguf(context=300))
+
+    def ask() -> Any:
+        return run(
+            *("chat", model, "-t", "1", "-p", "Hello", "-n", "500", "--seed", "2"),
+            *("--session", str(tmp_path / "s"), *more),
+        )
+
+    first, second = ask(), ask()
+    assert (first.exit_code, "is full" in first.stderr) == (0, True), first.stderr
+    file = SessionFile.open(tmp_path / "s")
+    assert len(file.contents.tokens) == (301 if slides else 97)
+    file.close()
+    assert second.exit_code == 1 and "Traceback" not in second.stderr
+    said = "edge-run: .* more than the .*(300 positions|context of (96|256))"
+    assert re.match(said, second.stderr.splitlines()[-1])

@@ -11,7 +11,8 @@ import pytest
 from sessions import PROMPT, options, resumed, same_pages, seal
 
 import edge
-from edge.session_file import Kind, Part, SessionFile
+from edge.session_contents import Kind, Part
+from edge.session_file import SessionFile
 
 pytestmark = pytest.mark.native
 
@@ -177,5 +178,7 @@ def test_a_context_that_is_too_small(model: edge.Model, path: Path, tmp_path: Pa
         with pytest.raises(edge.ContextError, match=match) as e:
             edge.resume(tmp_path / "s", small)
         assert (e.value.needed, e.value.limit) == (201, 150)
-    with edge.load(path, threads=1, context=201) as enough:
-        assert resumed(tmp_path / "s", enough).generate("").finish_reason in ("context", "stop")
+    for context in (200, 201):  # the last token has not been run, and with 200 it cannot be
+        with edge.load(path, threads=1, context=context) as enough:
+            done = resumed(tmp_path / "s", enough).generate("")
+            assert done.finish_reason in ("context",) if context == 200 else ("context", "stop")

@@ -1,0 +1,149 @@
+"""What the records of a session file say, see `edge.session_file`, and how large they can be."""
+
+from __future__ import annotations
+
+import json
+import struct
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeAlias
+
+from edge.errors import brief
+from edge.native import lib
+
+__all__ = ["RECORD", "Bytes", "Contents", "Kind", "Part", "Record", "check_size", "take"]
+
+Bytes: TypeAlias = "bytes | memoryview"
+
+#: A record's header: mark, kind, a, b, n_bytes, batch, sum, left, crc.
+RECORD = struct.Struct("<4sIQQQQQQII")
+
+_MOST_JSON = 16 << 20  # bytes of a META or STATE record
+_MOST_TOKENS = 1 << 24  # of a session
+
+
+class Kind(IntEnum):
+    """What a record holds."""
+
+    META = 1
+    TOKENS = 2
+    PAGE = 3
+    STATE = 4
+
+
+def check_size(kind: int, n_bytes: int) -> None:
+    """Raise ValueError for a kind that there is not, or a payload larger than it can be; how large
+    a page is depends on the model.
+    """
+    if kind not in list(Kind):
+        raise ValueError(f"a record of kind {kind}")
+    most = {Kind.PAGE: n_bytes, Kind.TOKENS: 4 * _MOST_TOKENS}.get(Kind(kind), _MOST_JSON)
+    if n_bytes > most:
+        raise ValueError(f"{Kind(kind).name} of {n_bytes} bytes, the most is {most}")
+
+
+def take(values: Mapping[str, Any], key: str, *kinds: type) -> Any:
+    """A value out of JSON. Raises ValueError where it is missing, or of another type."""
+    value = values.get(key)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"{key} is {brief(value)}")
+    return value
+
+
+class Part(NamedTuple):
+    """One record to write; a, b: see the drawing."""
+
+    kind: Kind
+    a: int
+    b: int
+    data: Bytes
+
+    @classmethod
+    def json(cls, kind: Kind, value: dict[str, Any]) -> Part:
+        """A META or STATE record. Raises TypeError, ValueError for what JSON cannot hold."""
+        return cls(kind, 0, 0, json.dumps(value, separators=(",", ":")).encode())
+
+    @classmethod
+    def tokens(cls, start: int, ids: Sequence[int]) -> Part:
+        """Tokens from a position on."""
+        return cls(Kind.TOKENS, start, 0, struct.pack(f"<{len(ids)}i", *ids))
+
+
+class Record(NamedTuple):
+    """A record of a file. at: position of its header."""
+
+    at: int
+    kind: int
+    a: int
+    b: int
+    n_bytes: int
+    batch: int
+    sum: tuple[int, int]
+    left: int
+
+    @property
+    def end(self) -> int:
+        """Position behind its payload."""
+        return self.at + RECORD.size + self.n_bytes
+
+
+@dataclass
+class Contents:
+    """What the records up to `end` say. tokens: ids; pages: index -> (record, positions that hold
+    of it).
+    """
+
+    end: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    pages: dict[int, tuple[Record, int]] = field(default_factory=dict)
+    _json_bytes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file that are not obsolete, but for record headers."""
+        pages = sum(record.n_bytes for record, _ in self.pages.values())
+        return pages + 4 * len(self.tokens) + sum(self._json_bytes.values())
+
+    def copy(self) -> Contents:
+        """One that can be changed without this."""
+        tokens, pages = self.tokens[:], dict(self.pages)
+        return replace(self, tokens=tokens, pages=pages, _json_bytes=dict(self._json_bytes))
+
+    def apply(self, record: Record, data: Bytes) -> None:
+        """Do what a record says. data: its payload, empty for a page. Raises ValueError."""
+        if record.kind == Kind.PAGE:
+            size = int(lib.edge_page_positions())
+            if not 0 < record.b <= size or record.a * size + record.b > len(self.tokens):
+                raise ValueError("a page of tokens that are not there")
+            self.pages[record.a] = record, record.b
+        elif record.kind == Kind.TOKENS:
+            if record.a > len(self.tokens) or record.n_bytes % 4:
+                raise ValueError("tokens behind a gap")
+            if record.a + record.n_bytes // 4 > _MOST_TOKENS:
+                raise ValueError(f"more than {_MOST_TOKENS} tokens")
+            self._cut(record.a)
+            self.tokens.extend(struct.unpack(f"<{len(data) // 4}i", data))
+        else:
+            value = json.loads(bytes(data))
+            if not isinstance(value, dict):
+                raise ValueError("no JSON object")
+            if record.kind == Kind.META:
+                self.meta = value
+            else:
+                self.state = value
+            self._json_bytes[record.kind] = record.n_bytes
+        self.end = record.end
+
+    def _cut(self, n_tokens: int) -> None:
+        """A page keeps what it has of the first n_tokens: keys and values look back only."""
+        size = int(lib.edge_page_positions())
+        for i in range(n_tokens // size, -(-len(self.tokens) // size)):
+            record, n = self.pages.pop(i, (None, 0))
+            left = min(n, n_tokens - i * size)
+            if record is not None and left > 0:
+                self.pages[i] = record, left
+        del self.tokens[n_tokens:]
