@@ -141,6 +141,7 @@ class KVCache:
             raise too_many(n_tokens, self.limit)
         handle = self.handle
         first, n_pages = self.length // PAGE, _pages_of(n_tokens)
+        self._drop(_pages_of(self.length))  # what an interrupt or an error left behind the tokens
         self._slide(first)
         try:
             if first < len(self._pages):
@@ -150,6 +151,10 @@ class KVCache:
         except MemoryBudgetError:
             self._drop(_pages_of(self.length))
             raise
+        for i in range(first, n_pages):  # an interrupt may have come before one was entered
+            page = self._pages[i]
+            assert page is not None
+            self._table[i] = page.pointer
         handle.n_pages = len(self._pages)
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -176,8 +181,8 @@ class KVCache:
         seen[_SINK_PAGES : max(_SINK_PAGES, self._first_seen(length // PAGE))] = []
         if None in seen:
             length = min(length, self._pages.index(None) * PAGE)
+        del self.tokens[length:]  # first: never more tokens than pages
         self._drop(_pages_of(length))
-        del self.tokens[length:]
 
     def adopt(self, tokens: Sequence[int]) -> int:
         """Take over published pages that go on as `tokens` do, as many whole ones as there are.
@@ -294,9 +299,9 @@ class KVCache:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._drop(0)
         self._handle = None
         self.tokens = []
+        self._drop(0)
 
     def __enter__(self) -> KVCache:
         return self
@@ -354,10 +359,8 @@ class KVCache:
 
     def _drop(self, n_pages: int) -> None:
         """Give back all pages but the first n_pages."""
-        gone = self._pages[n_pages:]
-        if gone:
-            del self._pages[n_pages:]
-            self.pool.give(gone)
+        while len(self._pages) > n_pages:  # one by one: an interrupt loses no more than one
+            self.pool.give([self._pages.pop()])
 
 
 def _pages_of(n_tokens: int) -> int:

@@ -10,6 +10,10 @@ memory goes to disk and comes back from there.
     free        memory that holds nothing
     referenced  in the table of one cache or more; private, or published and never written again
     cached      published, in no table; in planned memory only
+
+An interrupt may come between any two steps. So they are in an order that never lets two have a page
+that one of them writes to: what is cut short may leave a planned page in no list, which is found
+again when there is no other.
 """
 
 from __future__ import annotations
@@ -92,7 +96,7 @@ class PagePool:
         self._root = Node(None, b"", blake2b(root, digest_size=32).digest())
         self._orphans: deque[list[Page | None]] = deque()  # tables that nobody closed
         self._cached: OrderedDict[int, Page] = OrderedDict()  # least recently used first
-        self._n_referenced, self._n_touched, self._n_most = 0, 0, 0
+        self._n_touched, self._n_most = 0, 0
         self._blocks: dict[int, tuple[mmap.mmap, Any]] = {}  # by their first page's number
         self._next_number = planned
         self._free: list[int] = []  # a heap of numbers: low ones first keeps memory together
@@ -117,7 +121,8 @@ class PagePool:
         """Pages that caches refer to."""
         with self.lock:
             self._collect()
-            return self._n_referenced
+            extra = len(self._blocks) - bool(self._pages)
+            return extra + sum(page.refs > 0 for page in self._pages)
 
     @property
     def cached(self) -> int:
@@ -168,7 +173,6 @@ class PagePool:
                 if page is not None:
                     page.refs -= 1
                     if page.refs == 0:
-                        self._n_referenced -= 1
                         self._retire(page)
 
     def own(self, page: Page) -> Page:
@@ -201,7 +205,8 @@ class PagePool:
                 return page
             node = self._child(self._node_of(before), tokens)
             if node.page is None:
-                node.page, page.node = page, node
+                page.node = node  # first: others may find it from the next step on
+                node.page = page
             elif node.page is not page:
                 self._refer(node.page)
             return node.page
@@ -231,8 +236,8 @@ class PagePool:
             if not found:
                 self.give([page])
                 return None
-            node = self._child(parent, tokens)
-            node.page, page.node = page, node
+            page.node = self._child(parent, tokens)
+            page.node.page = page
             return page
 
     def keep(self, pages: Iterable[Page]) -> None:
@@ -288,7 +293,6 @@ class PagePool:
         self._collect()
         page = self._planned_page() or self._grow()
         page.refs = 1
-        self._n_referenced += 1
         extra = len(self._blocks) - bool(self._pages)
         self._n_most = max(self._n_most, self._n_touched + extra)
         return page
@@ -310,6 +314,8 @@ class PagePool:
 
     def _planned_page(self) -> Page | None:
         """A planned page that is free, or the one that is missed least; None: all are in use."""
+        if not self._free and not self._cached:
+            self._recover()
         if not self._free and self._cached:
             self._evict()
         if not self._free:
@@ -338,22 +344,28 @@ class PagePool:
             return
         ffi.memmove(there.pointer, page.pointer, self.page_bytes)
         there.used = True
-        node.page, there.node, page.node = there, node, None
+        there.node = node
         self._cached[there.number] = there
+        node.page, page.node = there, None
 
     def _refer(self, page: Page) -> None:
         """One more table has a published page."""
-        if page.refs == 0:
-            del self._cached[page.number]
-            self._n_referenced += 1
+        self._cached.pop(page.number, None)
         page.refs += 1
 
     def _evict(self) -> None:
         """Free the cached page that was not used for longest."""
-        page = self._cached.popitem(last=False)[1]
+        page = next(iter(self._cached.values()))
         self._spill(page)
         self._unpublish(page)
+        del self._cached[page.number]
         heapq.heappush(self._free, page.number)
+
+    def _recover(self) -> None:
+        """Find planned pages that an interrupt left in no list."""
+        for page in self._pages:
+            if page.refs == 0:
+                self._retire(page)
 
     def _spill(self, page: Page) -> None:
         """Write a page to the store: for later, so a disk that refuses hurts nobody now."""
@@ -364,8 +376,11 @@ class PagePool:
     def _unpublish(self, page: Page) -> None:
         """The page leaves the tree, with the nodes that nothing needs any more."""
         node: Node | None = page.node
-        assert node is not None
-        node.page = page.node = None
+        if node is None:  # an interrupt came before it was freed
+            return
+        if node.page is page:
+            node.page = None
+        page.node = None
         while node and node.parent and not node.children and node.page is None:
             del node.parent.children[node.tokens]
             node = node.parent

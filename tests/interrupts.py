@@ -1,0 +1,38 @@
+"""Ctrl-C at a chosen step of a call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType, ModuleType
+from typing import Any
+
+
+def interrupted(call: Callable[[], object], at: int, modules: list[ModuleType]) -> bool:
+    """Call, and raise KeyboardInterrupt before the at-th bytecode of these modules that it comes to.
+    False: it has come to its end before.
+    """
+    files, count, old = {module.__file__ for module in modules}, 0, sys.gettrace()
+
+    def step(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        if event == "opcode":
+            count += 1
+            if count == at:
+                raise KeyboardInterrupt
+        return step
+
+    def enter(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in files or frame.f_code.co_name == "abandon":
+            return None  # in a finalizer nobody hears of it
+        frame.f_trace_opcodes = True
+        return step
+
+    sys.settrace(enter)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(old)
+    return False
