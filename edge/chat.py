@@ -14,6 +14,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge import forked
 from edge.errors import InputError, ModelFileError, TemplateError
 from edge.json_file import JsonFile, read_text
 from edge.tokenizer.huggingface import token_text
@@ -52,6 +53,7 @@ class ChatTemplate:
         self.limits = limits or Limits()
         self._lock = threading.Lock()
         self._program: Program | None = None
+        forked.watch(self)
 
     @classmethod
     def from_metadata(
@@ -123,6 +125,9 @@ class ChatTemplate:
             "eos_token": self.eos,
         }
         return self._compiled().render(names)
+
+    def _forked(self) -> None:
+        self._lock = threading.Lock()  # a thread of the parent may have had it; it guards no more
 
     def _compiled(self) -> Program:
         with self._lock:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import __version__, cores, memory, models, native, packed_cache, plan
+from edge import __version__, cores, forked, memory, models, native, packed_cache, plan
 from edge.cancel import Cancel
 from edge.cores import Choice
 from edge.errors import (
@@ -159,8 +159,7 @@ class Engine:
         self.packed_bytes, self.arena_bytes = weights.n_bytes, self.lowered.arena_bytes
         self.layouts = {f"{name}.weight": weights.layout(name) for name in weights.names}
         self._weights = weights
-        self._lock = threading.Lock()
-        self._process = os.getpid()
+        self._lock: threading.Lock | forked.Refusal = threading.Lock()
         self._pool: Any = None
         self._plan: Any = None
         self._arena: mmap.mmap | None = None
@@ -169,6 +168,7 @@ class Engine:
         self._trace = os.environ.get("EDGE_TRACE", "0")
         if self._trace not in ("0", "1"):
             raise InputError(f"EDGE_TRACE={self._trace}: 0 or 1")
+        forked.watch(self)
 
     @classmethod
     def load(
@@ -349,8 +349,6 @@ class Engine:
         if not 1 <= n <= self.chunk:
             raise InputError(f"{n} tokens in one run: from 1 to {self.chunk}")
         rows = {"none": 0, "last": 1, "all": n}[logits]
-        if os.getpid() != self._process:
-            raise InputError("the model was loaded before a fork: load it in the child")
         if not 0 <= min(tokens) <= max(tokens) < self.n_vocab:
             raise InputError(
                 f"token ids from {min(tokens)} to {max(tokens)}: 0 to {self.n_vocab - 1}"
@@ -377,7 +375,12 @@ class Engine:
         return out if rows else None
 
     def close(self) -> None:
-        """Give everything back. A run under way ends first; runs after it raise InputError."""
+        """Give everything back. A run under way ends first; runs after it raise InputError.
+
+        Nothing happens in a forked child, where a run under way would never end.
+        """
+        if self._lock is forked.REFUSAL:
+            return
         with self._lock:
             for handle in (self._plan, self._pool):
                 if handle is not None:
@@ -391,6 +394,9 @@ class Engine:
                 self._arena = None
             self._weights.close()
             self.gguf.close()
+
+    def _forked(self) -> None:
+        self._lock = forked.REFUSAL
 
     def _start(self, choice: Choice, isa: int, progress: Callable[[int, int], None] | None) -> None:
         """Take the memory: threads, packed weights, plan."""

@@ -27,7 +27,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from edge import memory
+from edge import forked, memory
 from edge.errors import InputError, MemoryBudgetError
 from edge.native import ffi
 
@@ -91,7 +91,7 @@ class PagePool:
     ) -> None:
         self.shape, self.planned, self.most, self.store = shape, planned, most, store
         self.page_bytes = shape.page_bytes
-        self.lock = threading.RLock()
+        self.lock: Any = threading.RLock()  # or forked.REFUSAL
         self.closed = False
         self._root = Node(None, b"", blake2b(root, digest_size=32).digest())
         self._orphans: deque[list[Page | None]] = deque()  # tables that nobody closed
@@ -106,6 +106,7 @@ class PagePool:
             size = self.page_bytes
             self._pages = [Page(i, block, i * size, base + i * size) for i in range(planned)]
             self._free = list(range(planned))
+        forked.watch(self)
 
     # ---- figures ----
 
@@ -166,6 +167,8 @@ class PagePool:
         """A table has these pages no more. In the order of the text: its first pages are kept
         longest.
         """
+        if self.lock is forked.REFUSAL:
+            return
         with self.lock:
             if self.closed:
                 return
@@ -267,6 +270,8 @@ class PagePool:
 
     def close(self) -> None:
         """Give the memory back. Caches that live can be closed, and nothing else."""
+        if self.lock is forked.REFUSAL:
+            return
         with self.lock:
             self.closed = True
             for number in list(self._blocks):
@@ -276,6 +281,9 @@ class PagePool:
             self._orphans.clear()
             if self.store is not None:
                 self.store.close()
+
+    def _forked(self) -> None:
+        self.lock = forked.REFUSAL
 
     # ---- inside; all with the lock held ----
 

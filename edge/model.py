@@ -10,6 +10,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
+from edge import forked
 from edge.conversation import Chat
 from edge.engine import Engine
 from edge.errors import EdgeWarning, InputError, ModelFileError
@@ -86,11 +87,12 @@ class Model:
 
     def __init__(self, engine: Backend, tokenizer: _Soon | None = None) -> None:
         self._engine, self._soon = engine, tokenizer
-        self._lock = threading.Lock()
+        self._lock: threading.Lock | forked.Refusal = threading.Lock()
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.closed = False
+        forked.watch(self)
 
     @property
     def engine(self) -> Backend:
@@ -106,6 +108,8 @@ class Model:
         Warns (EdgeWarning), once, of what the file should say about it and does not.
         """
         engine = self.engine
+        if self._tokenizer is not None:
+            return self._tokenizer
         with self._lock:
             if self._tokenizer is None:
                 tokenizer = engine.new_tokenizer() if self._soon is None else self._soon.result()
@@ -124,6 +128,8 @@ class Model:
     def template(self) -> ChatTemplate:
         """Its chat template, compiled at the first use. Raises TemplateError."""
         engine = self.engine
+        if self._template is not None:
+            return self._template
         with self._lock:
             if self._template is None:
                 self._template = engine.new_template()
@@ -156,7 +162,13 @@ class Model:
         return self.engine.info()
 
     def close(self) -> None:
-        """Cancel and close the sessions, then the engine."""
+        """Cancel and close the sessions, then the engine.
+
+        A forked child closes what it has of them, and nothing of the parent's.
+        """
+        if self._lock is forked.REFUSAL:
+            self.closed = True
+            return
         with self._lock:
             self.closed = True
             if self._soon is not None:
@@ -165,6 +177,9 @@ class Model:
             rest.callback(self._engine.close)
             for session in list(self._sessions):
                 rest.callback(session.close)
+
+    def _forked(self) -> None:
+        self._lock = forked.REFUSAL
 
     def __enter__(self) -> Model:
         return self

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge import native
+from edge import forked, native
 from edge.errors import InputError
 from edge.memory import show
 from edge.native import ffi, lib
@@ -41,7 +41,8 @@ class PageStore:
     def __init__(self, folder: str | os.PathLike[str], limit: int = _MOST) -> None:
         self.folder, self.limit = Path(os.fsdecode(folder)), limit
         self.error: str | None = None
-        self._lock = threading.Lock()
+        self._lock: threading.Lock | forked.Refusal = threading.Lock()
+        forked.watch(self)
         self._threads = native.new_pool(1)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -97,10 +98,15 @@ class PageStore:
 
     def close(self) -> None:
         """Give the thread back."""
+        if self._lock is forked.REFUSAL:
+            return
         with self._lock:
             if self._threads is not None:
                 ffi.release(self._threads)
             self._threads = None
+
+    def _forked(self) -> None:
+        self._lock = forked.REFUSAL
 
     def _path(self, key: bytes) -> Path:
         return self.folder / f"{key.hex()}{_SUFFIX}"

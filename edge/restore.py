@@ -85,7 +85,14 @@ def _bounds(file: SessionFile) -> Iterator[None]:
     """What strange values end in is a SessionFileError."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as e:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as e:
         message = f"does not hold what a session file holds: {type(e).__name__} {_line(e)}"
         raise SessionFileError(message, path=file.path) from e
 

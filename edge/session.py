@@ -17,7 +17,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from edge import journal, native
+from edge import forked, journal, native
 from edge.errors import CancelledError, ContextError, InputError, SessionFileError
 from edge.kv import WhenFull
 from edge.request import Options, Request
@@ -55,11 +55,12 @@ class Session:
         self._cache = self._engine.cache(when_full)
         self._tokens: list[int] = []
         self._current: Stream | None = None
-        self._lock = threading.Lock()
+        self._lock: threading.Lock | forked.Refusal = threading.Lock()
         self._user: int | None = None  # the thread that has the lock
         self._closed = False
         self._journal: journal.Journal | None = None
         self._about: Callable[[], dict[str, Any]] = dict  # what a chat adds to a session's file
+        forked.watch(self)
 
     @property
     def tokens(self) -> list[int]:
@@ -177,7 +178,12 @@ class Session:
             return self._cache.keep(n)
 
     def close(self) -> None:
-        """Cancel what is under way and give the cache's memory back."""
+        """Cancel what is under way and give the cache's memory back.
+
+        Nothing happens in a forked child: session and file are the parent's.
+        """
+        if self._lock is forked.REFUSAL:
+            return
         self.cancel()
         if self._lock.locked() and self._user == threading.get_ident():
             raise InputError("a session cannot be closed from within its own call")
@@ -199,6 +205,9 @@ class Session:
         self.close()
 
     # ---- inside ----
+
+    def _forked(self) -> None:
+        self._lock = forked.REFUSAL
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

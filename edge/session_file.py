@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge import native
+from edge import forked, native
 from edge.errors import SessionFileError
 from edge.native import ffi, lib
 from edge.session_contents import RECORD, Bytes, Contents, Kind, Part, Record, check_size
@@ -68,6 +68,7 @@ class SessionFile:
         self._pool = native.new_pool(1)
         self._page_bytes: int | None = None
         self._crc = 0
+        forked.watch(self)
 
     @property
     def end(self) -> int:
@@ -140,6 +141,8 @@ class SessionFile:
 
         Raises SessionFileError when it cannot be written: the file is then as it was.
         """
+        if self._file.closed:
+            raise SessionFileError("was closed, or was opened before a fork", path=self.path)
         try:
             records = self._write_batch(parts)
             _DATASYNC(self._file.fileno())
@@ -165,6 +168,9 @@ class SessionFile:
         if self._pool is not None:
             ffi.release(self._pool)
             self._pool = None
+
+    def _forked(self) -> None:
+        self.close()  # the lock is the parent's as well, who keeps it
 
     # ---- writing ----
 

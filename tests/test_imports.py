@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edge"
 #: From the bottom up: a module imports from its own layer and those below.
 LAYERS = [
     {"__init__", "errors", "gguf_reader", "tensor_types"},
-    {"ctypes_ffi", "library"},
+    {"ctypes_ffi", "forked", "library"},
     {"graph", "gguf", "json_file", "memory", "native", "jinja", "tokenizer"},
     {"models", "plan", "packed", "chat", "store", "cores", "cancel"},
     {"weights"},

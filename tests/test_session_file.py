@@ -350,7 +350,9 @@ def test_many_cuts_take_no_time_for_what_stays(tmp_path: Path) -> None:
     contents.pages = Noting(contents.pages)
     contents.apply(record._replace(a=64_000, n_bytes=4), bytes(4))
     contents.apply(record._replace(a=63_900, n_bytes=4), bytes(4))
-    assert looked == [998, 999, 1000] and contents.pages[998][1] == 28 and len(contents.pages) == 999
+    assert (
+        looked == [998, 999, 1000] and contents.pages[998][1] == 28 and len(contents.pages) == 999
+    )
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])

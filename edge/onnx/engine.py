@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import __version__, cores
+from edge import __version__, cores, forked
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 from edge.kv import PAGE
 from edge.loading import Loading, LoadOptions
@@ -74,8 +74,8 @@ class OnnxEngine:
         self.opened: dict[str, Opened] = {}
         self._runner: Runner | None = None
         self._fingerprint: bytes | None = None
-        self._lock = threading.Lock()
-        self._process = os.getpid()
+        self._lock: threading.Lock | forked.Refusal = threading.Lock()
+        forked.watch(self)
 
     @classmethod
     def load(
@@ -233,10 +233,18 @@ class OnnxEngine:
         return rows[0] if rows else None
 
     def close(self) -> None:
-        """Give everything back. A run under way ends first; runs after it raise InputError."""
+        """Give everything back. A run under way ends first; runs after it raise InputError.
+
+        Nothing happens in a forked child, which has none of onnxruntime's threads to end.
+        """
+        if self._lock is forked.REFUSAL:
+            return
         with self._lock:
             self._runner = None
             self.opened = {}
+
+    def _forked(self) -> None:
+        self._lock = forked.REFUSAL
 
     def _open(self, progress: Callable[[int, int], None] | None) -> None:
         """Have onnxruntime load the graphs."""
@@ -253,8 +261,7 @@ class OnnxEngine:
             progress(self.folder.weight_bytes, self.folder.weight_bytes)
 
     def _running(self) -> Runner:
-        if os.getpid() != self._process:
-            raise InputError("the model was loaded before a fork: load it in the child")
+        forked.check(self._lock)
         if self._runner is None:
             raise InputError("the model was closed")
         return self._runner
