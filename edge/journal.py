@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import InputError, SessionFileError
+from edge.errors import EdgeWarning, InputError, SessionFileError
 from edge.kv import PAGE
 from edge.session_contents import Kind, Part
 from edge.session_file import SessionFile
@@ -76,7 +77,8 @@ class Journal:
     def write(self, session: Session, *, last: bool = False) -> None:
         """Append what is new; the last time, a page that has room too.
 
-        Raises SessionFileError: the file then holds what it held before.
+        A file that is not there any more is written anew, with an EdgeWarning: what was appended to
+        it would be lost. Raises SessionFileError: the file then holds what it held before.
         """
         tokens, cache, parts = session._tokens, session._cache, list[Part]()
         state = _state(session)
@@ -87,12 +89,21 @@ class Journal:
         n_full = cache.length // PAGE
         pages = _pages(cache, self._n_pages, cache.n_pages if last else n_full)
         parts += [part for part in pages if part.b > self._positions(part.a)]
-        if parts:
-            with _released(parts):
+        if not parts and not last:
+            return
+        with _released(parts):
+            is_there = self.file.is_there()
+            if is_there and parts:
                 self.file.append(parts)
-            self._n_tokens, self._n_pages = len(tokens), max(self._n_pages, n_full)
-            self._state = state.data
-            self._compact(session)
+            elif not is_there:
+                self.rewrite(session)
+        if not is_there:
+            message = f"{self.file.path} was deleted or changed by others: it was written anew"
+            warnings.warn(EdgeWarning(message), stacklevel=2)
+            return
+        self._n_tokens, self._n_pages = len(tokens), max(self._n_pages, n_full)
+        self._state = state.data
+        self._compact(session)
 
     def rewrite(self, session: Session) -> None:
         """Write the file anew, with what is live. Raises SessionFileError: it is as it was."""

@@ -81,15 +81,18 @@ class SessionFile:
     ) -> SessionFile:
         """Write a whole new file, and put it in the place of one that is there.
 
-        held: the open file at this path. Raises SessionFileError when it cannot be written, or
-        another process writes to it, or what is there is no session file: that is left as it was.
+        held: the open file that was made at this path. Raises SessionFileError when it cannot be
+        written, or another process writes to it, or what is there is no session file: that is left
+        as it was.
         """
         target = os.path.realpath(path)
         folder, name = os.path.split(target)
         scratch = os.path.join(folder, f".{name}.tmp")
         with contextlib.ExitStack() as stack:
             try:
-                if held is None and os.path.lexists(target):
+                if held is not None and _is_at(held._handle(), target):
+                    _check_kind(held._handle(), target)
+                elif os.path.lexists(target):
                     stack.callback(os.close, _lock_old(target))
                 made = cls(target, _lock(scratch, os.O_RDWR | os.O_CREAT), write=True)
                 failed = stack.enter_context(contextlib.ExitStack())
@@ -136,16 +139,29 @@ class SessionFile:
             raise
         return file
 
+    def is_there(self) -> bool:
+        """Whether the file at the path is still this one, and holds what was written to it; not
+        when somebody deleted, replaced or emptied it. Raises SessionFileError once closed.
+        """
+        handle = self._handle()
+        try:
+            if not _is_at(handle, self.path) or os.fstat(handle).st_size < self.end:
+                return False
+            self._file.seek(0)
+            header = self._file.read(_HEADER.size) or b""
+        except OSError:
+            return False
+        return len(header) == _HEADER.size and _HEADER.unpack(header)[-1] == self._crc
+
     def append(self, parts: Sequence[Part]) -> None:
         """Add a batch; when this returns, it is on the disk.
 
         Raises SessionFileError when it cannot be written: the file is then as it was.
         """
-        if self._file.closed:
-            raise SessionFileError("was closed, or was opened before a fork", path=self.path)
+        handle = self._handle()
         try:
             records = self._write_batch(parts)
-            _DATASYNC(self._file.fileno())
+            _DATASYNC(handle)
             self._apply(records, parts)
         except OSError as e:
             self._truncate()
@@ -168,6 +184,12 @@ class SessionFile:
         if self._pool is not None:
             ffi.release(self._pool)
             self._pool = None
+
+    def _handle(self) -> int:
+        """The open file. Raises SessionFileError once closed."""
+        if self._file.closed:
+            raise SessionFileError("was closed, or was opened before a fork", path=self.path)
+        return self._file.fileno()
 
     def _forked(self) -> None:
         self.close()  # the lock is the parent's as well, who keeps it
@@ -437,11 +459,19 @@ def _lock_old(path: str) -> int:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise SessionFileError("is no file: it is not replaced", path=path)
     handle = _lock(path, os.O_RDONLY)
-    start = os.read(handle, len(_MAGIC))
-    if start not in (b"", _MAGIC):
+    try:
+        _check_kind(handle, path)
+    except BaseException:
         os.close(handle)
-        raise SessionFileError("is not a session file: it is not replaced", path=path)
+        raise
     return handle
+
+
+def _check_kind(handle: int, path: str) -> None:
+    """Raise SessionFileError for a file that is to be replaced and is none of ours, nor empty."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    if os.read(handle, len(_MAGIC)) not in (b"", _MAGIC):
+        raise SessionFileError("is not a session file: it is not replaced", path=path)
 
 
 def _remove(path: str) -> None:
