@@ -1,5 +1,4 @@
-"""What a forked child has of a model: a copy of its memory, its open files and its locks, and none of
-its threads.
+"""What a forked child has of a model: a copy of memory, open files and locks, and no threads.
 
 A lock that a thread held at the fork will never be free in the child, and what the child writes to
 a file comes between what the parent writes. So right after the fork locks there refuse, and files

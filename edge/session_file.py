@@ -348,7 +348,7 @@ class SessionFile:
         return False
 
     def _data_from(self, at: int, size: int) -> int:
-        """The first position from `at` on that is in no hole of a sparse file, or the file's end."""
+        """The first position from `at` on in no hole of a sparse file, or the end."""
         try:
             return os.lseek(self._file.fileno(), at, os.SEEK_DATA)
         except AttributeError:  # not everywhere

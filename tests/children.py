@@ -13,7 +13,7 @@ _SECONDS = 60  # until a child that hangs is killed
 
 
 def in_child(*calls: Callable[[], object]) -> list[str]:
-    """Make the calls in a forked child: what each returned, or its error. A hang kills the child."""
+    """Make the calls in a forked child: what each returned, or its error. None may hang."""
     source, target = os.pipe()
     child = os.fork()
     if child == 0:

@@ -9,8 +9,8 @@ from typing import Any
 
 
 def interrupted(call: Callable[[], object], at: int, modules: list[ModuleType]) -> bool:
-    """Call, and raise KeyboardInterrupt before the at-th bytecode of these modules that it comes to.
-    False: it has come to its end before.
+    """Call, and raise KeyboardInterrupt before the at-th bytecode of these modules that is run.
+    False: the call has come to its end before.
     """
     files, count, old = {module.__file__ for module in modules}, 0, sys.gettrace()
 

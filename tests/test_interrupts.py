@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def test_an_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for at in count(1, 3):
         file = SessionFile.create(path, start)
         parts = [state(1), Part.tokens(70, range(500, 570)), page(1, 3)]
-        hit = interrupted(lambda: file.append(parts), at, FILES)
+        hit = interrupted(partial(file.append, parts), at, FILES)
         before = said(file)
         seen.add(before[1]["n"])
         file.append([Part.tokens(len(before[0]), [5]), page(0, 4)])
@@ -90,7 +91,7 @@ def test_pages(name: str) -> None:
     """No cache holds what is not its own, whatever comes after; one page at most is lost."""
     for at in count(1, 11):
         pool, caches = scenario()
-        if not interrupted(lambda: STEPS[name](caches), at, [kv, kv_pool]):
+        if not interrupted(partial(STEPS[name], caches), at, [kv, kv_pool]):
             break
         for cache in caches:
             if cache._handle is None:
@@ -132,7 +133,7 @@ def test_a_session_and_its_file(
             session.autosave(path, 2)
             session.generate([1, 2, 3], max_tokens=50)
             for at in count(1, 97):
-                call = lambda: session.generate("", max_tokens=4)  # noqa: E731
+                call = partial(session.generate, "", max_tokens=4)
                 hit = interrupted(call, at, [*FILES, kv, kv_pool])
                 n = len(session.tokens)
                 assert session.tokens == whole.tokens[:n], at
