@@ -13,6 +13,7 @@ from edge.kv import WhenFull
 from edge.request import Options
 from edge.results import Completion
 from edge.session_contents import take
+from edge.spelling import common_text
 from edge.stops import StopFilter
 from edge.stream import Stream
 
@@ -39,7 +40,10 @@ class Chat:
     A model with a prefix_cache keeps the system message there.
     A question and its answer enter `messages` together, with the first token of the answer: an
     answer that was cancelled stays as far as it came, a question that failed or was cancelled
-    before leaves no trace. Only what is new since the last call is computed.
+    before leaves no trace. Only what is new since the last call is computed: the tokens of an
+    answer stay those that were sampled where the template asks for their text, in whatever tokens
+    that encodes to. Whitespace at an answer's end that the template leaves out is cut off; where a
+    window has slid so far that it cannot be, it stays.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Chat:
             raise InputError("a message is text, or a dict with a role")
         model, asked = self._model, dict(message)
         ids = encode_messages(model.tokenizer, model.template, [*self.messages, asked], self.tools)
+        ids = self._keeping(ids)
         options["reuse"] = True
         stream = self.session.stream(ids, **options)
         self._live, self._asked = None, (stream, asked)
@@ -160,6 +165,18 @@ class Chat:
         if asked is not None and 0 < (at := take(state, "answer_at", int)) < len(tokens):
             text = _text_of(self._model.tokenizer, tokens, at, take(state, "stop", list))
             self._messages += [_message(asked), {"role": "assistant", "content": text}]
+
+    def _keeping(self, ids: list[int]) -> list[int]:
+        """A prompt's tokens with those of the session in place of its first ones, as far as the
+        text is the same.
+        """
+        held, tokenizer = self.session.tokens, self._model.tokenizer
+        n, n_same = common_text(tokenizer, held, ids)
+        if not self.session._can_cut(n):
+            trimmed = common_text(tokenizer, held, ids, trimmed=True)
+            if self.session._can_cut(trimmed[0]):
+                n, n_same = trimmed
+        return held[:n] + ids[n_same:]
 
     def _record(self, stream: Stream, asked: Message) -> None:
         """Take question and answer into the messages once there is an answer."""

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from edge import forked, journal, native
 from edge.errors import CancelledError, ContextError, InputError, SessionFileError
-from edge.kv import WhenFull
+from edge.kv import PAGE, WhenFull
 from edge.request import Options, Request
 from edge.results import Completion, FinishReason, Piece, TokenLogprob
 from edge.sampler import Floats, Sampler, largest
+from edge.spelling import common_prefix
 from edge.stops import StopFilter
 from edge.stream import Stream
 
@@ -97,7 +98,7 @@ class Session:
             if not ids and fresh:
                 raise InputError("the prompt is empty")
             if ids or not self._is_full:
-                self._check_fits(ids, _common_prefix(self._tokens, ids) if request.reuse else None)
+                self._check_fits(ids, common_prefix(self._tokens, ids) if request.reuse else None)
             self._current = Stream(self, request, ids)
             return self._current
 
@@ -279,9 +280,19 @@ class Session:
                 limit=limit,
             )
 
+    def _can_cut(self, n_tokens: int) -> bool:
+        """Whether a cut to n_tokens leaves all that the next token sees; what lies behind a window
+        that slid is gone, and all that came after it would be computed anew.
+        """
+        cache = self._cache
+        if cache.when_full == "stop" or n_tokens >= cache.length:
+            return True
+        gone = cache.unseen(n_tokens)
+        return all(i in gone or cache.has_page(i) for i in range(-(-n_tokens // PAGE)))
+
     def _keep_prefix(self, tokens: Sequence[int]) -> None:
         """`keep` what the session has in common with these tokens, from within a call."""
-        self._cache.keep(_common_prefix(self._tokens, tokens))
+        self._cache.keep(common_prefix(self._tokens, tokens))
 
     def _write_journal(self, *, if_due: bool = False, last: bool = False) -> None:
         """Bring the file, if there is one, up to date; leave it where that fails, and raise
@@ -322,7 +333,7 @@ class Session:
     def _read_prompt(self, out: Stream) -> Floats | None:
         """Logits (n_vocab,) after the prompt; None when it was cancelled, and taken back."""
         ids, reuse = out.prompt, out.request.reuse
-        start = _common_prefix(self._tokens, ids) if reuse else len(self._tokens)
+        start = common_prefix(self._tokens, ids) if reuse else len(self._tokens)
         self._cut(start)
         read = False
         try:
@@ -419,12 +430,6 @@ class Session:
 
 def _no_progress(done: int, total: int) -> None:
     pass
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens are the same."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)
 
 
 def _piece(text: str, token: int, logits: Floats, n_top: int) -> Piece:
