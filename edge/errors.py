@@ -37,9 +37,14 @@ __all__ = [
 
 
 def brief(value: object, limit: int = 80) -> str:
-    """repr(value) on one line, cut to `limit` characters: for values out of a file."""
+    """repr(value) on one line, cut to `limit` characters: for values from outside."""
     # A long value is cut before it is spelled out, so that a message costs little.
-    shown = repr(value[:limit] if isinstance(value, (str, bytes, list)) else value)
+    try:
+        shown = repr(value[:limit] if isinstance(value, (str, bytes, list, tuple)) else value)
+    except Exception:  # a number of thousands of digits, or a repr that is broken
+        shown = f"a value of the type {type(value).__name__}"
+    if "\n" in shown:
+        shown = " ".join(shown.split())
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}\u2026"
 
 

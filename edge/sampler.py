@@ -1,13 +1,19 @@
 """From one token's logits to the next token: a fixed order of small functions.
 
-repetition, presence and frequency penalties, logit bias  on all logits, float32 (n_vocab,)
-greedy at temperature 0                                   the largest logit, lowest id first
-top-k, temperature, softmax                               on the k largest logits
-min-p, top-p, draw                                        on their probabilities
+logit bias                                   on all logits, float32 (n_vocab,)
+repetition, presence and frequency penalties on the logits of tokens seen before
+greedy at temperature 0                      the largest logit, lowest id first
+top-k                                        the k largest logits
+top-p, then min-p                            on the probabilities of those, before the temperature
+temperature, softmax, draw                   on the logits of what is left
 
-Top-k comes before the temperature because dividing does not change the order: the heavy work is
-then on k values. Min-p and top-p each keep the head of the sorted candidates, by the same
-probabilities, so that their order makes no difference but in speed.
+That is llama.cpp's default order, and each step does what its sampler of that name does, so that
+equal options mean equal distributions. What llama.cpp has besides (DRY, top-n-sigma, typical, XTC,
+a dynamic temperature) is off by default there and not built here; its default temperature is 0.8.
+The random numbers are our own: equal seeds draw other tokens than llama.cpp's.
+
+Top-p and min-p see the probabilities that the model itself gives the k best tokens, so a higher
+temperature makes the tokens that they keep more alike, but keeps no more of them.
 
 The same logits, options, seed and number of draws give the same token on every
 machine: nothing but comparisons, IEEE + - * / and sums in a fixed order here, the exponential is
@@ -18,16 +24,17 @@ one field.
 from __future__ import annotations
 
 import math
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edge import native
-from edge.errors import InputError
+from edge import check, native
+from edge.errors import InputError, brief
 
 __all__ = ["Option", "Sampler", "SamplingOptions", "largest", "philox4x32", "sampling_fields"]
 
@@ -78,34 +85,55 @@ class SamplingOptions:
         default_factory=dict,
         metadata={"help": "Added to a token's logit; -inf forbids the token."},
     )
-    seed: int = _option(0, "The same seed gives the same answer, on every device.", 0, 2**64 - 1)
+    seed: int | None = _option(
+        0,
+        "The same seed gives the same answer, on every device; -1: another one for each answer.",
+        -1,
+        2**64 - 1,
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):
             if f.name != "logit_bias":
-                _check_number(f.name, getattr(self, f.name), isinstance(f.default, int), f.metadata)
+                object.__setattr__(self, f.name, self._checked(f.name, f.default, f.metadata))
         if not isinstance(self.logit_bias, Mapping):
-            raise InputError("logit_bias must map token ids to numbers")
-        for token, bias in self.logit_bias.items():
-            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-                raise InputError(f"logit_bias has {token!r}, a token id is a number from 0")
-            if isinstance(bias, bool) or not isinstance(bias, (int, float)):
-                raise InputError(f"logit_bias of token {token} is {bias!r}, not a number")
-            if not (abs(bias) <= 1e6 or bias == -math.inf):
-                raise InputError(
-                    f"logit_bias of token {token} is {bias}: from -1e6 to 1e6, or -inf"
-                )
+            raise InputError(
+                f"logit_bias is {brief(self.logit_bias)}, it must map token ids to numbers"
+            )
+        object.__setattr__(
+            self, "logit_bias", dict(_bias(*item) for item in self.logit_bias.items())
+        )
+
+    def _checked(self, name: str, default: Any, limits: Mapping[str, Any]) -> Any:
+        """A field's value as a plain number in its range."""
+        value, low, high = getattr(self, name), limits["min"], limits["max"]
+        if name == "seed" and (value is None or check.whole(name, value, low, high) == -1):
+            return None
+        if isinstance(default, int):
+            return check.whole(name, value, low, high)
+        return check.number(name, value, low, high, above=limits["min_open"])
+
+    def check_vocabulary(self, n_vocab: int) -> None:
+        """Raise InputError when logit_bias names a token that a vocabulary of n_vocab does not
+        have, or forbids all that it has.
+        """
+        bias = self.logit_bias
+        if bias and max(bias) >= n_vocab:
+            raise InputError(f"logit_bias names token {max(bias)}, the vocabulary has {n_vocab}")
+        if len(bias) >= n_vocab and all(value == -math.inf for value in bias.values()):
+            raise InputError(f"logit_bias forbids all {n_vocab} tokens: nothing can be drawn")
+
+    def settled(self) -> SamplingOptions:
+        """These, with a number for a random seed."""
+        return replace(self, seed=secrets.randbits(32)) if self.seed is None else self
 
 
-def _check_number(name: str, value: Any, whole: bool, metadata: Mapping[str, Any]) -> None:
-    """Raise InputError unless value is an int (or a float, where not whole) in its range."""
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise InputError(f"{name} is {value!r}, it must be a {'whole ' if whole else ''}number")
-    low, high = metadata["min"], metadata["max"]
-    if not low <= value <= high or (metadata["min_open"] and value == low):  # NaN fails too
-        least = f"above {low}" if metadata["min_open"] else f"from {low}"
-        raise InputError(f"{name} is {value}, it must be {least} to {high}")
+def _bias(token: Any, value: Any) -> tuple[int, float]:
+    """An entry of logit_bias."""
+    token = check.whole("a token id in logit_bias", token)
+    if isinstance(value, float) and value == -math.inf:
+        return token, -math.inf
+    return token, check.number(f"logit_bias of token {token}, if it is not -inf,", value, -1e6, 1e6)
 
 
 class Option(NamedTuple):
@@ -141,16 +169,18 @@ class Sampler:
     """Draws tokens. `draws`, how many so far, is the whole state: save it, set it, and go on."""
 
     def __init__(self, options: SamplingOptions | None = None) -> None:
-        self.options = options or SamplingOptions()
+        self.options = (options or SamplingOptions()).settled()
         self.draws = 0
 
     def sample(self, logits: Floats, history: Sequence[int]) -> int:
         """The next token's id.
 
         logits: finite, float32, (n_vocab,); not changed. history: the tokens before, oldest first.
-        Raises InputError when logit_bias names a token that the vocabulary does not have.
+        Raises InputError for a logit_bias that is not for this vocabulary.
         """
         o = self.options
+        assert o.seed is not None  # settled
+        o.check_vocabulary(len(logits))
         draw = self.draws
         self.draws += 1
         values = logits.copy()
@@ -159,10 +189,8 @@ class Sampler:
             adjust(values, seen, o)
         if o.temperature == 0:
             return int(values.argmax())
-        candidates = _candidates(values, o)
-        for cut in CUTS:
-            candidates = cut(candidates, o)
-        return _draw(candidates, uniform(o.seed, draw))
+        ids = _cut(values, o)
+        return int(ids[_draw(_softmax(values[ids], o.temperature), uniform(o.seed, draw))])
 
 
 # ---- on all logits, in place ----
@@ -184,7 +212,17 @@ def _seen(history: Sequence[int], o: SamplingOptions) -> Seen:
 
 
 def _put(logits: Floats, ids: Ids, values: npt.NDArray[np.float64]) -> None:
-    logits[ids] = np.clip(values, -_FLOAT_MAX, _FLOAT_MAX)
+    """Set logits; what is not forbidden (-inf) stays a number."""
+    finite = np.clip(values, -_FLOAT_MAX, _FLOAT_MAX)
+    logits[ids] = np.where(np.isneginf(values), values, finite)
+
+
+def _logit_bias(logits: Floats, seen: Seen, o: SamplingOptions) -> None:
+    """Add the bias; -inf forbids."""
+    if o.logit_bias:
+        ids = np.array(list(o.logit_bias), np.intp)
+        biases = np.array(list(o.logit_bias.values()), np.float64)
+        _put(logits, ids, logits[ids].astype(np.float64) + biases)
 
 
 def _repetition(logits: Floats, seen: Seen, o: SamplingOptions) -> None:
@@ -201,25 +239,7 @@ def _presence_and_frequency(logits: Floats, seen: Seen, o: SamplingOptions) -> N
         _put(logits, seen.ids, x - o.presence_penalty - o.frequency_penalty * seen.counts)
 
 
-def _logit_bias(logits: Floats, seen: Seen, o: SamplingOptions) -> None:
-    """Add the bias; the least float stands for -inf."""
-    if o.logit_bias:
-        unknown = max(o.logit_bias)
-        if unknown >= len(logits):
-            raise InputError(f"logit_bias names token {unknown}, the vocabulary has {len(logits)}")
-        ids = np.array(list(o.logit_bias), np.intp)
-        biases = np.array(list(o.logit_bias.values()), np.float64)
-        _put(logits, ids, logits[ids].astype(np.float64) + biases)
-
-
 # ---- on candidates ----
-
-
-class Candidates(NamedTuple):
-    """Tokens that may be drawn. ids: (n,); p: float32 (n,), summing to 1 before the cuts."""
-
-    ids: Ids
-    p: Floats
 
 
 def largest(values: Floats, k: int) -> Ids:
@@ -232,45 +252,55 @@ def largest(values: Floats, k: int) -> Ids:
     return ids[np.argsort(-values[ids], kind="stable")[:k]]
 
 
-def _candidates(logits: Floats, o: SamplingOptions) -> Candidates:
-    """Top-k, temperature, softmax. With top-k the candidates are sorted, else in id order."""
-    if 0 < o.top_k < len(logits):
-        ids = largest(logits, o.top_k)
-        logits = logits[ids]
-    else:
-        ids = np.arange(len(logits))
+def _top_k(logits: Floats, o: SamplingOptions) -> Ids:
+    """The k best tokens, best first; without top-k all in id order. None that is forbidden."""
+    ids = largest(logits, o.top_k) if 0 < o.top_k < len(logits) else np.arange(len(logits))
+    return ids[logits[ids] > -np.inf] if o.logit_bias else ids
+
+
+def _cut(logits: Floats, o: SamplingOptions) -> Ids:
+    """The candidates: what top-k, top-p and min-p leave."""
+    ids = _top_k(logits, o)
+    if o.top_p < 1 or o.min_p > 0:
+        p = _softmax(logits[ids])
+        for cut in CUTS:
+            kept = cut(p, o)
+            ids, p = ids[kept], p[kept]
+    return ids
+
+
+def _softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Probabilities of candidates, (n,)."""
     x = logits.astype(np.float64)
+    x -= x.max()
     with np.errstate(over="ignore"):
-        x = np.maximum((x - x.max()) / o.temperature, _LEAST_EXPONENT)
-    return Candidates(ids, native.softmax(x.astype(np.float32)))
+        x /= temperature
+    np.maximum(x, _LEAST_EXPONENT, out=x)
+    return native.softmax(x.astype(np.float32))
 
 
-def _min_p(c: Candidates, o: SamplingOptions) -> Candidates:
-    """Tokens at least min_p times as probable as the best (Nguyen et al. 2024)."""
-    if o.min_p == 0:
-        return c
-    keep = c.p.astype(np.float64) >= o.min_p * float(c.p.max())
-    return Candidates(c.ids[keep], c.p[keep])
-
-
-def _top_p(c: Candidates, o: SamplingOptions) -> Candidates:
+def _top_p(p: Floats, o: SamplingOptions) -> Ids:
     """The fewest best tokens whose probabilities reach top_p (Holtzman et al. 2019)."""
     if o.top_p == 1:
-        return c
-    for k in (256, 8192, len(c.p)):  # seldom more than 256: do not sort a whole vocabulary
-        order = largest(c.p, k)
-        mass = _running_sum(c.p[order])
+        return np.arange(len(p))
+    for k in (256, 8192, len(p)):  # seldom more than 256: do not sort a whole vocabulary
+        order = largest(p, k)
+        mass = _running_sum(p[order])
         if mass[-1] >= o.top_p:
             break
-    order = order[: int(np.searchsorted(mass, o.top_p)) + 1]
-    return Candidates(c.ids[order], c.p[order])
+    return order[: int(np.searchsorted(mass, o.top_p)) + 1]
 
 
-def _draw(c: Candidates, u: float) -> int:
-    """The token at u, in [0, 1), of the probabilities laid end to end."""
-    mass = _running_sum(c.p)
+def _min_p(p: Floats, o: SamplingOptions) -> Ids:
+    """Tokens at least min_p times as probable as the best (Nguyen et al. 2024)."""
+    return np.flatnonzero(p >= np.float32(o.min_p * float(p.max())))
+
+
+def _draw(p: Floats, u: float) -> int:
+    """The index at u, in [0, 1), of probabilities laid end to end."""
+    mass = _running_sum(p)
     i = int(np.searchsorted(mass, u * float(mass[-1]), side="right"))
-    return int(c.ids[min(i, len(mass) - 1)])
+    return min(i, len(mass) - 1)
 
 
 def _running_sum(p: Floats) -> npt.NDArray[np.float64]:
@@ -279,11 +309,12 @@ def _running_sum(p: Floats) -> npt.NDArray[np.float64]:
 
 
 ADJUST: tuple[Callable[[Floats, Seen, SamplingOptions], None], ...] = (
+    _logit_bias,
     _repetition,
     _presence_and_frequency,
-    _logit_bias,
 )
-CUTS: tuple[Callable[[Candidates, SamplingOptions], Candidates], ...] = (_min_p, _top_p)
+#: From probabilities (n,) to the indices of those that stay.
+CUTS: tuple[Callable[[Floats, SamplingOptions], Ids], ...] = (_top_p, _min_p)
 
 
 # ---- random numbers ----

@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edge"
 #: From the bottom up: a module imports from its own layer and those below.
 LAYERS = [
     {"__init__", "errors", "gguf_reader", "tensor_types"},
-    {"ctypes_ffi", "forked", "library"},
-    {"graph", "gguf", "json_file", "memory", "native", "jinja", "tokenizer"},
+    {"ctypes_ffi", "forked", "library", "memory"},
+    {"check"},
+    {"graph", "gguf", "json_file", "native", "jinja", "tokenizer"},
     {"models", "plan", "packed", "chat", "store", "cores", "cancel"},
     {"weights"},
     {"packed_cache", "page_store", "fingerprint"},

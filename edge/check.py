@@ -1,0 +1,209 @@
+"""One checker for every public option, called before anything is read, loaded or run.
+
+The rule: **an option is taken in the type that it means, and in no other.**
+
+    a whole number   int, and numpy's integers; neither True nor 4096.0 nor "4096"
+    a number         int, float, and numpy's; neither NaN nor True nor "0.7"
+    yes or no        bool, and numpy's
+    text             str that is valid Unicode
+    a path           str, os.PathLike or bytes; without a NUL
+    a size           a whole number of bytes, or text with a unit, "1.5GB"
+    a choice         one of the words that the message lists
+    None             where the option says what it means, which is most often: the default
+
+Numbers as text are refused: TOML and JSON have numbers of their own, and who reads a form or an
+environment variable knows what to do with one that is none. The message then says what to write.
+What is refused is an InputError that names the option and the value. What is taken comes back as a
+plain int, float, bool or str, so that nothing behind it sees another type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from edge.errors import InputError, brief
+from edge.memory import parse_size
+
+__all__ = [
+    "MOST",
+    "choice",
+    "flag",
+    "function",
+    "mappings",
+    "names",
+    "number",
+    "optional",
+    "path",
+    "size",
+    "text",
+    "texts",
+    "tokens",
+    "whole",
+]
+
+#: The largest whole number that is taken: what 64 bits hold.
+MOST = 2**63 - 1
+
+
+def whole(name: str, value: Any, least: int = 0, most: int = MOST) -> int:
+    """A whole number from least to most."""
+    if _is(value, numbers.Integral) and least <= value <= most:
+        return int(value)
+    is_large = _is(value, numbers.Integral) and value > most
+    to = f" to {most}" if most != MOST or is_large else ""
+    raise _refused(name, value, f"a whole number from {least}{to}", _as_whole(value))
+
+
+def number(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
+    """A number from low to high. above: low itself is not allowed."""
+    if _is(value, numbers.Real) and low <= value <= high and not (above and value == low):
+        return float(value)  # NaN is in no range
+    must = f"a number {'above' if above else 'from'} {low} to {high}"
+    raise _refused(name, value, must, _as_number(value))
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    kind = type(value)
+    if kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")):
+        return bool(value)
+    raise _refused(name, value, "True or False")
+
+
+def text(name: str, value: Any) -> str:
+    """Text that is valid Unicode; it may be empty."""
+    if not isinstance(value, str):
+        raise _refused(name, value, "text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _refused(name, value, "valid Unicode, without lone surrogates") from None
+    return str(value)
+
+
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """One text or several, none of them empty."""
+    several = (value,) if isinstance(value, str) else value
+    must = "a string or several, none of them empty"
+    if not isinstance(several, (Sequence, set, frozenset)) or isinstance(several, _BYTES):
+        raise _refused(name, value, must)
+    if not all(isinstance(item, str) and item for item in several):
+        raise _refused(name, value, must)
+    return tuple(text(name, item) for item in several)
+
+
+def path(name: str, value: Any) -> str:
+    """A path, as text."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise _refused(name, value, "a path")
+    try:
+        found = os.fsdecode(value)
+        os.fsencode(found)
+    except (TypeError, ValueError):  # an os.PathLike that is none, a lone surrogate
+        raise _refused(name, value, "a path") from None
+    if "\0" in found:
+        raise _refused(name, value, "a path, without a NUL")
+    return found
+
+
+def size(name: str, value: Any) -> int:
+    """Bytes, from 1; text as `edge.memory.parse_size` reads it."""
+    if isinstance(value, str):
+        parsed = parse_size(value, name)
+        whole(name, parsed, 1)
+        return parsed  # it knows how it was written
+    if _is(value, numbers.Integral):
+        return whole(name, value, 1)
+    raise _refused(name, value, 'a whole number of bytes, or a size as "1.5GB"')
+
+
+def choice(name: str, value: Any, words: Iterable[str]) -> str:
+    """One of some words."""
+    words = tuple(words)
+    if isinstance(value, str) and value in words:
+        return str(value)
+    raise InputError(f"{name} {brief(value)}: one of {', '.join(words)}")
+
+
+def function(name: str, value: Any, arguments: str) -> Any:
+    """Something to call. arguments: with what, for the message."""
+    if callable(value):
+        return value
+    raise _refused(name, value, f"a function of {arguments}")
+
+
+def mappings(name: str, value: Any) -> list[dict[str, Any]]:
+    """A list of dicts, copied."""
+    if (
+        isinstance(value, Sequence)
+        and not isinstance(value, (str, *_BYTES))
+        and all(isinstance(item, Mapping) for item in value)
+    ):
+        return [dict(item) for item in value]
+    raise _refused(name, value, "a list of dicts")
+
+
+def tokens(name: str, value: Any, n_vocab: int) -> list[int]:
+    """Token ids, of a vocabulary of n_vocab."""
+    is_list = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    is_list = is_list and getattr(value, "ndim", 1) == 1  # numpy's
+    if not is_list or isinstance(value, (str, Mapping, *_BYTES)):
+        raise _refused(name, value, "text or a list of token ids")
+    found = []
+    for i, token in enumerate(value):
+        if not _is(token, numbers.Integral):
+            raise InputError(f"{brief(token)} at {i} of {name} is no token id: a whole number")
+        if not 0 <= token < n_vocab:
+            raise InputError(
+                f"token {brief(token)} at {i} of {name} is outside the vocabulary of {n_vocab}"
+            )
+        found.append(int(token))
+    return found
+
+
+def names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise InputError for an option that does not exist."""
+    known = tuple(known)
+    for name in sorted(set(given) - set(known)):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f": did you mean {near[0]!r}? There are" if near else ", there are"
+        raise InputError(f"no option {brief(name)}{hint} {', '.join(known)}")
+
+
+def optional(check: Callable[..., Any], name: str, value: Any, *rest: Any) -> Any:
+    """None, or what `check` takes."""
+    return None if value is None else check(name, value, *rest)
+
+
+_BYTES = (bytes, bytearray, memoryview)
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether it is such a number. A bool is an int to Python, and none to a reader."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _as_whole(value: Any) -> str | None:
+    """The whole number that a value of another type stands for, for people."""
+    if isinstance(value, str) and len(value) < 20:
+        stripped = value.strip()
+        return stripped if stripped.isascii() and stripped.lstrip("+-").isdigit() else None
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < MOST
+    return str(int(value)) if is_whole else None
+
+
+def _as_number(value: Any) -> str | None:
+    """The number that a text stands for, for people."""
+    try:
+        return repr(float(value)) if isinstance(value, str) and len(value) < 40 else None
+    except ValueError:
+        return None
+
+
+def _refused(name: str, value: Any, must: str, instead: str | None = None) -> InputError:
+    hint = f": write {instead}" if instead is not None else ""
+    return InputError(f"{name} is {brief(value)}, it must be {must}{hint}")
