@@ -14,8 +14,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge import forked
-from edge.errors import InputError, ModelFileError, TemplateError
+from edge import check, forked
+from edge.errors import InputError, ModelFileError, TemplateError, brief
 from edge.json_file import JsonFile, read_text
 from edge.tokenizer.huggingface import token_text
 from edge.tokenizer.vocabulary import named_token
@@ -100,7 +100,7 @@ class ChatTemplate:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
@@ -115,12 +115,16 @@ class ChatTemplate:
         Raises InputError for messages that are none, TemplateError when the template refuses
         them, fails, or goes beyond its limits.
         """
+        variables = {} if variables is None else variables
+        if not isinstance(variables, Mapping) or not all(isinstance(k, str) for k in variables):
+            raise InputError(f"variables is {brief(variables)}, it must be a dict of names")
+        tools = check.optional(check.mappings, "tools", tools)
         names: dict[str, Any] = {
-            **{key: _plain(value, f"variable {key!r}") for key, value in (variables or {}).items()},
+            **{key: _plain(value, f"variable {key!r}") for key, value in variables.items()},
             "messages": _checked(messages),
             "tools": None if tools is None else _plain(tools, "tools"),
             "documents": None,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": check.flag("add_generation_prompt", add_generation_prompt),
             "bos_token": self.bos,
             "eos_token": self.eos,
         }

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from edge import check
 from edge.errors import EdgeError, InputError
 from edge.kv import WhenFull
 from edge.request import Options
@@ -55,9 +56,10 @@ class Chat:
         **options: Unpack[Options],
     ) -> None:
         self._model = model
+        system = check.optional(check.text, "system", system)
         self._first: list[Message] = [{"role": "system", "content": system}] if system else []
         self._messages = [dict(message) for message in self._first]
-        self.tools = [dict(tool) for tool in tools] if tools else None
+        self.tools = check.optional(check.mappings, "tools", tools) or None
         self._live: tuple[Stream, Message] | None = None  # the answer that grows
         self._asked: tuple[Stream, Message] | None = None  # the last question
         self.session = model.session(when_full, **options)

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import edge
+from edge import check
 from edge.errors import InputError, UnsupportedError
 from edge.memory import control_groups
 from edge.store import cache_dir, replacing
@@ -129,11 +130,11 @@ def choose(wanted: int | None = None, cores: Cores | None = None) -> Choice:
     cores = cores or Cores.now()
     setting = os.environ.get("EDGE_THREADS")
     if wanted is not None:
-        _check(wanted)
+        wanted = check.whole("threads", wanted, 1, MOST)
     if setting:
-        if not setting.isdecimal():
-            raise InputError(f"EDGE_THREADS={setting} is not a number from 1 to {MOST}")
-        wanted = _check(int(setting))
+        if not setting.isdecimal() or len(setting) > 9 or not 1 <= int(setting) <= MOST:
+            raise InputError(f"EDGE_THREADS={setting[:40]} is not a number from 1 to {MOST}")
+        wanted = int(setting)
     if wanted is not None:
         return Choice(wanted, cores.cpus(wanted), "by EDGE_THREADS" if setting else "as asked")
     tuned, ignored = _tuned(cores)
@@ -145,12 +146,6 @@ def choose(wanted: int | None = None, cores: Cores | None = None) -> Choice:
         why = f"the control group's share of {cores.share:g} processors"
     n = min(n, cores.n_cpus)
     return Choice(n, cores.cpus(n), "the only core" if n_cores == 1 else why, ignored)
-
-
-def _check(n: int) -> int:
-    if not 1 <= n <= MOST:
-        raise InputError(f"{n} threads: ask for 1 to {MOST}")
-    return n
 
 
 def _ranges(cpus: Sequence[int]) -> str:

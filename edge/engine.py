@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import __version__, cores, forked, memory, models, native, packed_cache, plan
+from edge import __version__, check, cores, forked, memory, models, native, packed_cache, plan
 from edge.cancel import Cancel
 from edge.cores import Choice
 from edge.errors import (
@@ -37,7 +37,7 @@ from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.packed import PackedFile, open_model
 from edge.page_store import PageStore
-from edge.weights import Layout, Weights
+from edge.weights import LAYOUTS, Layout, Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -120,7 +120,9 @@ def pack(
     Raises what `Engine.load` raises, InputError for a file that is packed already or the source
     itself as the target, ModelFileError when the target cannot be written.
     """
-    choice, target = cores.choose(threads), Path(os.fsdecode(target))
+    choice, target = cores.choose(threads), Path(check.path("target", target))
+    path, layout = check.path("path", path), cast(Layout, check.choice("layout", layout, LAYOUTS))
+    check.optional(check.function, "progress", progress, "(bytes done, bytes in all)")
     with open_model(path) as model:
         if isinstance(model, PackedFile):
             raise InputError(f"{model.path} is packed already: pack its source")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge.request import Request
     from edge.session import Session
 
-__all__ = ["Journal", "check_every", "save"]
+__all__ = ["Journal", "save"]
 
 _LEAST_OBSOLETE = 1 << 20  # bytes for which a file is not written anew
 
@@ -41,12 +41,6 @@ def save(
     ]
     with _released(parts):
         return SessionFile.create(path, parts, held)
-
-
-def check_every(every: int) -> None:
-    """Raise InputError unless it is a number of tokens."""
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise InputError(f"autosave every {every!r} tokens: it must be a whole number from 1")
 
 
 class Journal:

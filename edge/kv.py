@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from edge import native
+from edge import check, native
 from edge.errors import ContextError, InputError, MemoryBudgetError
 from edge.kv_pool import Page, PagePool
 from edge.models.common import Config
@@ -95,8 +95,7 @@ class KVCache:
         when_full: WhenFull = "stop",
         n_positions: int = 0,
     ) -> None:
-        if when_full not in get_args(WhenFull):
-            raise InputError(f"when_full {when_full!r}: one of {', '.join(get_args(WhenFull))}")
+        check.choice("when_full", when_full, get_args(WhenFull))
         n_pages = n_context // PAGE
         self.limit, self.window_pages = n_context, 0
         if when_full == "slide":

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
-from edge.errors import InputError
+from edge import check, cores
 from edge.kv import kv_types
-from edge.memory import parse_size
 from edge.weights import LAYOUTS, Layout
 
 __all__ = ["KVType", "LoadOptions", "Loading"]
@@ -63,24 +62,21 @@ class Loading:
     @classmethod
     def of(cls, options: LoadOptions | Mapping[str, Any]) -> Loading:
         """Checked. Raises InputError for an option that does not exist, or cannot be."""
-        names = [f.name for f in fields(cls)]
-        unknown = sorted(set(options) - set(names))
-        if unknown:
-            raise InputError(f"no option {unknown[0]!r}, there are {', '.join(names)}")
-        given: dict[str, Any] = dict(options)
-        if isinstance(given.get("memory"), str):
-            given["memory"] = parse_size(given["memory"], "memory")
-        if given.get("prefix_cache") is not None:
-            given["prefix_cache"] = os.fsdecode(given["prefix_cache"])
-        return cls(**given)
+        check.names(options, [f.name for f in fields(cls)])
+        return cls(**options)
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise InputError(f"layout {self.layout!r}: one of {', '.join(LAYOUTS)}")
-        if self.kv not in ("auto", *kv_types()):
-            raise InputError(f"kv {self.kv!r}: one of auto, {', '.join(kv_types())}")
-        for name, value in (("memory", self.memory), ("sessions", self.sessions)):
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 1
-            ):
-                raise InputError(f"{name} is {value!r}, it must be a whole number from 1")
+        checked = {
+            "context": check.optional(check.whole, "context", self.context, 1),
+            "threads": check.optional(check.whole, "threads", self.threads, 1, cores.MOST),
+            "layout": check.choice("layout", self.layout, LAYOUTS),
+            "memory": check.optional(check.size, "memory", self.memory),
+            "kv": check.choice("kv", self.kv, ("auto", *kv_types())),
+            "sessions": check.whole("sessions", self.sessions, 1),
+            "prefix_cache": check.optional(check.path, "prefix_cache", self.prefix_cache),
+            "ep": check.optional(check.text, "ep", self.ep),
+            "fallback": check.flag("fallback", self.fallback),
+            "soc": check.optional(check.text, "soc", self.soc),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)

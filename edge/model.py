@@ -6,16 +6,16 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
-from edge import forked
+from edge import check, forked
 from edge.conversation import Chat
 from edge.engine import Engine
 from edge.errors import EdgeWarning, InputError, ModelFileError
 from edge.kv import WhenFull
-from edge.loading import LoadOptions
+from edge.loading import Loading, LoadOptions
 from edge.onnx import is_onnx
 from edge.request import Options
 from edge.session import Session
@@ -43,14 +43,16 @@ def load(
     progress(bytes done, bytes in all). options: see `edge.loading.Loading`.
     Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError.
     """
+    loading = Loading.of(options)  # checked before anything is read
+    check.optional(check.function, "progress", progress, "(bytes done, bytes in all)")
     if path is None:
         from edge.store import default_model
 
         path = default_model()
+    path = check.path("path", path)
     making: list[_Soon] = []
     try:
-        path = fspath(path)
-        engine = _engine_of(path, options)(
+        engine = _engine_of(path, loading)(
             path,
             progress=progress,
             opened=lambda engine: making.append(_Soon(engine)),
@@ -63,14 +65,14 @@ def load(
     return Model(engine, making[0])
 
 
-def _engine_of(path: str, options: LoadOptions) -> Callable[..., Backend]:
+def _engine_of(path: str, loading: Loading) -> Callable[..., Backend]:
     """What loads it. Raises InputError for a provider of ONNX models with a GGUF file."""
     if is_onnx(path):
         from edge.onnx.engine import OnnxEngine
 
         return OnnxEngine.load
     for name in ("ep", "fallback", "soc"):
-        if options.get(name):
+        if getattr(loading, name):
             raise InputError(
                 f"{name} is an option of ONNX models, {path} runs on the CPU: make one of it with "
                 f"`edge-run export {path} -o FOLDER --dialect npu`, and load that"

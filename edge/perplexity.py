@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import native
+from edge import check, native
 from edge.cancel import Cancel
 from edge.engine import Engine
 from edge.errors import ContextError, InputError, ModelFileError, UnsupportedError, brief
@@ -128,10 +128,9 @@ def cut(model: Model, text: str, *, context: int = 512, chunks: int | None = Non
     Raises InputError for a text too short for one window and for numbers out of range,
     ContextError for a context that the model was not loaded for.
     """
-    if context < MIN_CONTEXT:
-        raise InputError(f"a context of {context} tokens: from {MIN_CONTEXT}")
-    if chunks is not None and chunks < 1:
-        raise InputError(f"{chunks} windows: from 1")
+    text = check.text("text", text)
+    context = check.whole("context", context, MIN_CONTEXT)
+    chunks = check.optional(check.whole, "chunks", chunks, 1)
     _check_holds(model, context)
     tokenizer = model.tokenizer
     tokens = tokenizer.encode(text)

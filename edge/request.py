@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TypedDict
 
-from edge.errors import InputError
+from edge import check
+from edge.errors import InputError, brief
 from edge.sampler import SamplingOptions
 
 __all__ = ["Options", "Request"]
@@ -48,27 +49,29 @@ class Request:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None:
-            _check_count("max_tokens", self.max_tokens)
-        _check_count("logprobs", self.logprobs)
+        checked = {
+            "max_tokens": check.optional(check.whole, "max_tokens", self.max_tokens),
+            "stop": check.texts("stop", self.stop),
+            "logprobs": check.whole("logprobs", self.logprobs),
+            "special": check.flag("special", self.special),
+            "reuse": check.flag("reuse", self.reuse),
+            "progress": check.optional(check.function, "progress", self.progress, "(done, total)"),
+        }
         if not isinstance(self.sampling, SamplingOptions):
-            raise InputError(f"sampling must be SamplingOptions, not {self.sampling!r}")
-        if self.progress is not None and not callable(self.progress):
-            raise InputError(f"progress must be a function of (done, total), not {self.progress!r}")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(s, str) and s for s in stop):
-            raise InputError("stop must be a string or several, none of them empty")
-        object.__setattr__(self, "stop", stop)
+            raise InputError(f"sampling is {brief(self.sampling)}, it must be SamplingOptions")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def but(self, options: Options) -> Request:
         """These options with some replaced. Raises InputError for one that does not exist."""
         names = [f.name for f in fields(self)]
-        unknown = sorted(set(options) - set(names))
-        if unknown:
-            raise InputError(f"no option {unknown[0]!r}, there are {', '.join(names)}")
+        check.names(options, names)
         return Request(**{**{name: getattr(self, name) for name in names}, **options})
 
+    def settled(self, n_vocab: int) -> Request:
+        """These for one call: a random seed is a number now, which a session's file keeps.
 
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError(f"{name} is {value!r}, it must be a whole number from 0")
+        Raises InputError for a logit_bias that is not for a vocabulary of n_vocab.
+        """
+        self.sampling.check_vocabulary(n_vocab)
+        return replace(self, sampling=self.sampling.settled())

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from edge import __version__
+from edge import __version__, check
 from edge.conversation import Chat
 from edge.errors import ContextError, InputError, SessionFileError, brief
-from edge.journal import Journal, check_every
+from edge.journal import Journal
 from edge.kv import PAGE, WhenFull
 from edge.request import Options, Request
 from edge.sampler import SamplingOptions
@@ -54,8 +54,10 @@ def resume(
     of keys and values, or in use; ContextError when the model was loaded with a context that is
     too small; MemoryBudgetError.
     """
-    if autosave is not None:
-        check_every(autosave)
+    path = check.path("path", path)
+    autosave = check.optional(check.whole, "autosave", autosave, 1)
+    if not hasattr(model, "engine"):
+        raise InputError(f"model is {brief(model)}, it must be what `edge.load` gives")
     engine = model.engine
     file = SessionFile.open(path, write=autosave is not None, page_bytes=engine.page_bytes)
     made: list[Session | Chat] = []

@@ -64,6 +64,8 @@ class Usage:
 class Completion:
     """An answer. tokens: those that it was made of, a stop string's included, without the token
     that ended it; logprobs: one Piece for each of them where log-probabilities were asked for.
+    seed: what they were drawn with, of a random seed the one that came; None at temperature 0,
+    where nothing is drawn.
     """
 
     text: str
@@ -71,3 +73,4 @@ class Completion:
     finish_reason: FinishReason | None
     usage: Usage
     logprobs: tuple[Piece, ...] = ()
+    seed: int | None = None

@@ -8,7 +8,6 @@ exception, Ctrl-C or a stream that nobody finishes leaves nothing to repair.
 from __future__ import annotations
 
 import itertools
-import operator
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,7 +16,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from edge import forked, journal, native
+from edge import check, forked, journal, native
 from edge.errors import CancelledError, ContextError, InputError, SessionFileError
 from edge.kv import PAGE, WhenFull
 from edge.request import Options, Request
@@ -91,7 +90,7 @@ class Session:
         Raises InputError for a prompt or an option that cannot be, ContextError when the tokens
         do not fit.
         """
-        request = self._defaults.but(options)
+        request = self._defaults.but(options).settled(self._engine.n_vocab)
         with self._exclusive():
             fresh = request.reuse or not self._tokens
             ids = self._encode(prompt, request.special, fresh)
@@ -115,7 +114,7 @@ class Session:
     def trim(self, n_tokens: int) -> None:
         """Keep the first n_tokens tokens. Ends a stream under way. Raises InputError."""
         with self._exclusive():
-            self._check_holds(n_tokens)
+            n_tokens = self._check_holds(n_tokens)
             self._current = None
             self._cut(n_tokens)
             self._write_journal()
@@ -126,6 +125,7 @@ class Session:
         path: a file that is there is replaced, once the new one is whole and on the disk.
         Raises SessionFileError when that fails: the session goes on, a file that was there stays.
         """
+        path = check.path("path", path)
         with self._exclusive():
             mine = self._journal
             if mine is not None and mine.file.path == os.path.realpath(path):
@@ -141,7 +141,7 @@ class Session:
         Raises SessionFileError; later, calls raise it when the file cannot be written any more:
         the session stays as it is and goes on, without the file.
         """
-        journal.check_every(every)
+        path, every = check.path("path", path), check.whole("every", every, 1)
         with self._exclusive():
             mine = self._journal
             if mine is not None and mine.file.path == os.path.realpath(path):
@@ -174,8 +174,7 @@ class Session:
         a prefix_cache, or when it cannot be written; the session is as it was.
         """
         with self._exclusive():
-            n = len(self._tokens) if n_tokens is None else n_tokens
-            self._check_holds(n)
+            n = len(self._tokens) if n_tokens is None else self._check_holds(n_tokens)
             return self._cache.keep(n)
 
     def close(self) -> None:
@@ -229,24 +228,15 @@ class Session:
         tokenizer = self._model.tokenizer
         if isinstance(prompt, str):
             return list(tokenizer.encode(prompt, special=special, bos=None if fresh else False))
-        try:
-            ids = [operator.index(token) for token in prompt]
-        except TypeError:
-            raise InputError(
-                f"a prompt is text or token ids, not {type(prompt).__name__}"
-            ) from None
-        for i, token in enumerate(ids):
-            if not 0 <= token < self._engine.n_vocab:
-                raise InputError(
-                    f"token {token} at {i} of the prompt: the vocabulary has {self._engine.n_vocab}"
-                )
-        return ids
+        return check.tokens("the prompt", prompt, self._engine.n_vocab)
 
-    def _check_holds(self, n_tokens: int) -> None:
-        if not 0 <= n_tokens <= len(self._tokens):
+    def _check_holds(self, n_tokens: int) -> int:
+        n_tokens = check.whole("n_tokens", n_tokens)
+        if n_tokens > len(self._tokens):
             raise InputError(
                 f"the session holds {len(self._tokens)} tokens, cannot keep {n_tokens}"
             )
+        return n_tokens
 
     @property
     def _most_tokens(self) -> int:

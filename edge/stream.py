@@ -92,12 +92,14 @@ class Stream(Iterator[Piece]):
     @property
     def completion(self) -> Completion:
         """The answer so far."""
+        sampling = self.request.sampling
         return Completion(
             text=self.text,
             tokens=tuple(self._answer.tokens),
             finish_reason=self.finish_reason,
             usage=self.usage,
             logprobs=tuple(self._answer.pieces()) if self.request.logprobs else (),
+            seed=sampling.seed if sampling.temperature > 0 else None,
         )
 
     def watch(self, callback: Callable[[], None]) -> None:

@@ -174,7 +174,7 @@ def test_values_nested_too_deeply() -> None:
     for _ in range(100):
         deep = [deep]
     with pytest.raises(InputError, match="nested"):
-        render("", tools=deep)
+        render("", tools=[{"x": deep}])
 
 
 def test_tool_calls_may_go_without_content() -> None:

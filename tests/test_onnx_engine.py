@@ -394,7 +394,7 @@ def test_what_it_says_of_itself(engine_of: Any, folder_of: Callable[..., Path]) 
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"context": 0}, InputError, "holds nothing"),
+        ({"context": 0}, InputError, "context is 0, it must be a whole number from 1"),
         ({"context": "9"}, InputError, "is a number of tokens"),
         ({"context": 257}, ContextError, "the model was made for 256"),
         ({"layout": "compact"}, InputError, "layout is an option of GGUF models"),

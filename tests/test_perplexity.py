@@ -110,9 +110,9 @@ def test_control_tokens_in_a_text_are_letters(load: Callable[..., edge.Model]) -
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"context": 7}, "a context of 7 tokens: from 8"),
+        ({"context": 7}, "context is 7, it must be a whole number from 8"),
         ({"context": 49}, "windows of 49 tokens, it was loaded for 48"),
-        ({"chunks": 0}, "0 windows"),
+        ({"chunks": 0}, "chunks is 0, it must be a whole number from 1"),
         ({"text": "the world and"}, r"the text has \d tokens, a window of 48 needs 48"),
         ({"text": ""}, "the text has 0 tokens"),
         ({"text": "\ud800" * 99}, "surrogate"),

@@ -294,10 +294,6 @@ class OnnxEngine:
 def _config(folder: Folder, wanted: int | None) -> OnnxConfig:
     """How many positions sessions have. Raises InputError, ContextError."""
     most, is_fixed = folder.context, isinstance(folder, Static)
-    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
-        raise InputError(f"a context of {wanted!r}: it is a number of tokens")
-    if wanted is not None and wanted < 1:
-        raise InputError(f"a context of {wanted} tokens holds nothing: ask for 1 or more")
     if wanted is not None and most is not None and wanted > most:
         hint = f": export it anew with --context {wanted}" if is_fixed else ""
         raise ContextError(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edge import models
+from edge import check, models
 from edge.errors import InputError, ModelFileError
 from edge.gguf import GGUF
 from edge.graph import Graph, Op
@@ -62,8 +62,8 @@ class Recipe:
     socs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.dialect not in get_args(Dialect):
-            raise InputError(f"dialect {self.dialect!r}: one of {', '.join(get_args(Dialect))}")
+        check.choice("dialect", self.dialect, get_args(Dialect))
+        check.optional(check.whole, "context", self.context, 1)
         if self.dialect == "cpu":
             for field in fields(self)[2:]:
                 if getattr(self, field.name) is not None:

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import check
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.kv import PAGE, WhenFull, too_many
 
@@ -66,8 +67,7 @@ class HostCache(ABC):
     """
 
     def __init__(self, layout: Layout, limit: int, when_full: WhenFull = "stop") -> None:
-        if when_full not in get_args(WhenFull):
-            raise InputError(f"when_full {when_full!r}: one of {', '.join(get_args(WhenFull))}")
+        check.choice("when_full", when_full, get_args(WhenFull))
         if when_full == "slide":
             raise UnsupportedError(
                 "an ONNX model cannot slide: its graphs see all tokens that there are",

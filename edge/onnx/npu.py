@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edge import check
 from edge.errors import InputError
 from edge.gguf import GGUF
 from edge.graph import Graph, Op
@@ -71,13 +72,12 @@ class Options:
     calibration: str | None = None
 
     def __post_init__(self) -> None:
-        if self.provider not in WEIGHTS:
-            raise InputError(f"provider {self.provider!r}: one of {', '.join(WEIGHTS)}")
+        check.choice("provider", self.provider, WEIGHTS)
         if self.weights not in (None, *WEIGHTS[self.provider]):
             forms = ", ".join(WEIGHTS[self.provider])
             raise InputError(f"weights {self.weights!r}: {self.provider} takes {forms}")
-        if self.chunk < 2:
-            raise InputError(f"a chunk of {self.chunk} tokens: from 2")
+        check.whole("chunk", self.chunk, 2)
+        check.optional(check.path, "calibration", self.calibration)
 
     @property
     def form(self) -> str:

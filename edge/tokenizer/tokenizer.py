@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from edge import check
 from edge.errors import InputError, UnsupportedError
 from edge.tokenizer.backend import GUARD, SPM_SPACE, build
 from edge.tokenizer.decoder import StreamDecoder
@@ -100,11 +101,9 @@ class Tokenizer:
         """
         if self._missing is not None:
             raise self._missing
+        text, special = check.text("text", text), check.flag("special", special)
+        bos = check.optional(check.flag, "bos", bos)
         backend = self._backend.marked if special else self._backend.plain
-        try:
-            text.encode()  # some versions of `tokenizers` would let it pass
-        except UnicodeEncodeError:
-            raise InputError("the text is not valid Unicode: it holds a lone surrogate") from None
         ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         add_bos = self.add_bos if bos is None else bos
         if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
@@ -118,15 +117,17 @@ class Tokenizer:
         count, those that a user typed are letters. The marks (U+FDD0 inside the spelling of a
         control token) vanish in encoding.
         """
-        return self._marks.sub(lambda m: GUARD.join(m[0]) + GUARD, text.replace(GUARD, ""))
+        text = check.text("text", text).replace(GUARD, "")
+        return self._marks.sub(lambda m: GUARD.join(m[0]) + GUARD, text)
 
-    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of some ids; bytes that are no text become U+FFFD.
 
         special: show control tokens as they are spelled. Raises InputError for a bad id.
         """
         decoder = self.decoder(special=special)
-        return "".join(map(decoder.push, ids)) + decoder.flush()
+        tokens = check.tokens("ids", ids, self.n_vocab)
+        return "".join(map(decoder.push, tokens)) + decoder.flush()
 
     def decoder(self, *, special: bool = False, after: int | None = None) -> StreamDecoder:
         """A decoder for ids that come one by one.
@@ -134,15 +135,14 @@ class Tokenizer:
         after: the token that the text continues; None: the text begins here. It matters where
         encoding puts a space before a text: the space of a continued text is its own.
         """
-        return StreamDecoder(self, special=special, after=after)
+        return StreamDecoder(self, special=check.flag("special", special), after=after)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for, its spelling for a control token.
 
         Raises InputError for an id outside the vocabulary.
         """
-        if not 0 <= token < self.n_vocab:
-            raise InputError(f"token {token} is outside the vocabulary of {self.n_vocab}")
+        token = self._id(token)
         text, kind = self._tokens[token], self._types[token]
         if kind == TokenType.BYTE and (byte := byte_of(text)) is not None:
             return bytes([byte])
@@ -163,8 +163,15 @@ class Tokenizer:
 
     def is_special(self, token: int) -> bool:
         """A control token: no part of the text, hidden unless asked for."""
-        return self._types[token] in (TokenType.UNKNOWN, TokenType.CONTROL)
+        return self._types[self._id(token)] in (TokenType.UNKNOWN, TokenType.CONTROL)
 
     def is_added(self, token: int) -> bool:
         """A token that is cut out of the text before the rest is merged."""
         return self.is_special(token) or self._types[token] == TokenType.USER_DEFINED
+
+    def _id(self, token: int) -> int:
+        """A token's id. Raises InputError for one outside the vocabulary."""
+        token = check.whole("token", token)
+        if token >= self.n_vocab:
+            raise InputError(f"token {token} is outside the vocabulary of {self.n_vocab}")
+        return token
