@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edge import check
-from edge.errors import EdgeError, InputError
+from edge.errors import EdgeError, InputError, TemplateError
 from edge.kv import WhenFull
 from edge.request import Options
 from edge.results import Completion
@@ -36,6 +36,7 @@ _MAX_NESTING = 64  # levels of lists and dicts in a message
 class Chat:
     """Questions and answers. One thread at a time; `cancel` from any.
 
+    Get one from `Model.chat`, which looks whether the model's template uses the tools.
     system: the first message, for the model's conduct. tools: JSON schemas of functions, for the
     template. when_full: see `Session`. options: defaults for each call, see `edge.request.Request`.
     A model with a prefix_cache keeps the system message there.
@@ -205,6 +206,24 @@ def _message(value: Any) -> Message:
     message = dict(value)
     take(message, "role", str)
     return message
+
+
+def uses_tools(
+    template: ChatTemplate, first: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether tools leave a trace in the prompt of a conversation that begins with these messages
+    and a question. Raises TemplateError.
+    """
+    messages = [*first, {"role": "user", "content": "?"}]
+    for _ in range(3):
+        with_tools = template.render(messages, tools=tools)
+        try:
+            plain, again = template.render(messages), template.render(messages)
+        except TemplateError:  # it cannot do without
+            return True
+        if plain == again:  # one that prints the time may come between two seconds
+            return with_tools != plain
+    return True
 
 
 def _text_of(tokenizer: Tokenizer, tokens: Sequence[int], start: int, stop: Sequence[str]) -> str:

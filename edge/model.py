@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from edge import check, forked
-from edge.conversation import Chat
+from edge.conversation import Chat, uses_tools
 from edge.engine import Engine
 from edge.errors import EdgeWarning, InputError, ModelFileError
 from edge.kv import WhenFull
@@ -153,11 +153,25 @@ class Model:
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         when_full: WhenFull = "stop",
+        require_tools: bool = True,
         **options: Unpack[Options],
     ) -> Chat:
-        """A new conversation, see `Chat`. Raises TemplateError where the model has no template."""
-        _ = self.template
-        return Chat(self, system, tools, when_full, **options)
+        """A new conversation, see `Chat`.
+
+        require_tools: False: go on where the model's template does not use `tools`, which the
+        model then never sees. Raises InputError for an option that cannot be, and for tools that
+        the template does not use; TemplateError where the model has no template.
+        """
+        require_tools, template = check.flag("require_tools", require_tools), self.template
+        chat = Chat(self, system, tools, when_full, **options)
+        if chat.tools and require_tools and not uses_tools(template, chat.messages, chat.tools):
+            chat.close()
+            raise InputError(
+                "the model's chat template does not use tools, the model would not see them: "
+                "describe them in the system message, take another model, or say "
+                "require_tools=False to go on without"
+            )
+        return chat
 
     def info(self) -> dict[str, Any]:
         """Facts, plain values for JSON. Sizes in bytes, contexts in tokens."""

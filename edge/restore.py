@@ -161,7 +161,7 @@ def _make(model: Model, contents: Contents, made: list[Session | Chat]) -> Sessi
         return made[0]
     state = take(contents.state, "chat", dict)
     take(state, "tools", list, type(None))
-    chat = model.chat(None, state["tools"], when_full, **options)
+    chat = model.chat(None, state["tools"], when_full, require_tools=False, **options)
     made.append(chat)
     chat._resume(state, contents.tokens)
     return chat

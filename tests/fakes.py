@@ -89,7 +89,9 @@ class FakeTokenizer:
 
 
 class FakeTemplate:
-    """<user>question<end><bot>answer<end>...<bot>"""
+    """<user>question<end><bot>answer<end>...<bot>, tools before <bot>"""
+
+    takes_tools = True
 
     def render(
         self,
@@ -101,6 +103,7 @@ class FakeTemplate:
         self.seen = messages, tools
         turns = (f"<{m['role']}>{m['content'].strip()}<end>" for m in messages)
         text = "".join(turns).replace("<assistant>", "<bot>")
+        text += str(tools) if tools and self.takes_tools else ""
         return text + "<bot>" * add_generation_prompt
 
 
@@ -161,7 +164,7 @@ class FakeEngine:
         self.gguf = SimpleNamespace(
             path="toy.gguf", metadata={"general.name": "toy"}, tensors={"x": tensor}, n_bytes=30
         )
-        self.layouts = {"x": "f32"}
+        self.path, self.layouts = "toy.gguf", {"x": "f32"}
         self.keeps_prompts = False
         self.shared: list[int] = []
         self.runs: list[list[int]] = []

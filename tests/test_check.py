@@ -202,6 +202,7 @@ def test_methods(monkeypatch: pytest.MonkeyPatch) -> None:
         try_all(lambda value: new(when_full=value), "", "when_full")  # noqa: B023
     try_all(lambda value: model().chat(value), "text none", "system")
     try_all(lambda value: model().chat(tools=value), "tools none", "tools")
+    try_all(lambda value: model().chat(require_tools=value), "flag", "require_tools")
     for one in (talk, chat):
         try_all(one.save, "path", "save")
         try_all(one.autosave, "path", "autosave")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import chain
 
 import pytest
-from fakes import BOS, END, cancel_at, fake_model, ids, says
+from fakes import BOS, END, FakeTemplate, cancel_at, fake_model, ids, says
 
+from edge.chat import ChatTemplate
+from edge.conversation import uses_tools
 from edge.errors import ContextError, InputError, ModelFileError
 
 
@@ -61,6 +63,47 @@ def test_templates_see_contents_and_tools_as_they_are():
     assert model.template.seen[0][0]["content"] == "  padded "
     assert model.template.seen[1] == tools
     assert bytes(chat.session.tokens[2:8]) == b"padded"
+
+
+def test_tools_that_the_template_does_not_use_are_refused():
+    model, _ = fake_model(says("one"))
+    tools = [{"name": "f"}]
+    model.template.takes_tools = False
+    with pytest.raises(InputError, match=r"does not use tools.* require_tools=False"):
+        model.chat(tools=tools)
+    chat = model.chat(tools=tools, require_tools=False)
+    assert chat.send("x").text == "one" and chat.tools == tools
+    assert model.chat(tools=[]).tools is None
+
+
+@pytest.mark.parametrize(
+    ("source", "used"),
+    [
+        ("{{ tools[0].name }}{{ messages[0].content }}", True),  # fails without
+        ("{% if tools %}{{ tools[0].name }}{% endif %}{{ messages[0].content }}", True),
+        ("{% if tools %}There are tools.{% endif %}{{ messages[0].content }}", True),
+        ("{{ messages[-1].content }}", False),
+        ("{% for t in tools or [] %}{% endfor %}{{ messages[0].content }}", False),
+        ("{% set x = tools %}{{ messages[0].content }}", False),
+        ("{% if messages[0].tools %}{{ messages[0].tools }}{% endif %}", False),  # as Phi-4-mini's
+        ("{{ strftime_now('%Y') }}{{ messages[0].content }}", False),
+    ],
+)
+def test_whether_a_template_uses_tools_is_seen_in_what_it_writes(source, used):
+    system = {"role": "system", "content": "s"}
+    for first in ([], [system]):
+        assert uses_tools(ChatTemplate(source), first, [{"name": "f"}]) is used
+
+
+def test_a_clock_in_a_template_is_not_taken_for_tools():
+    class Clock(FakeTemplate):
+        takes_tools, seconds = False, 0
+
+        def render(self, messages, **options):
+            self.seconds += 1
+            return f"{self.seconds // 4}{super().render(messages, **options)}"
+
+    assert not uses_tools(Clock(), [], [{"name": "f"}])
 
 
 def test_cancelled_answer_stays_in_the_chat():

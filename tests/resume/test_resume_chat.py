@@ -20,7 +20,7 @@ pytestmark = pytest.mark.native
 
 def test_a_chat_comes_back(model: edge.Model, tmp_path: Path) -> None:
     tools = [{"name": "clock", "parameters": {"zone": "str"}}]
-    chat = model.chat("Be brief.", tools, max_tokens=12)
+    chat = model.chat("Be brief.", tools, require_tools=False, max_tokens=12)
     chat.autosave(tmp_path / "s")
     chat.send("Hello")
     chat.send({"role": "user", "content": "again", "name": "me"})
