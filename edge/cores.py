@@ -27,6 +27,7 @@ import math
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from typing import Any
 
 import edge
 from edge import check
-from edge.errors import InputError, UnsupportedError
+from edge.errors import EdgeWarning, InputError, UnsupportedError
 from edge.memory import control_groups
 from edge.store import cache_dir, replacing
 
@@ -123,7 +124,7 @@ class Choice:
 
 def choose(wanted: int | None = None, cores: Cores | None = None) -> Choice:
     """EDGE_THREADS where it is set, else `wanted`, else what `edge-run tune` found, else the cores
-    that help. cores: None: this machine's.
+    that help. cores: None: this machine's. More threads than CPUs are taken, with a warning.
 
     Raises InputError for a number that is not from 1 to 256.
     """
@@ -136,6 +137,13 @@ def choose(wanted: int | None = None, cores: Cores | None = None) -> Choice:
             raise InputError(f"EDGE_THREADS={setting[:40]} is not a number from 1 to {MOST}")
         wanted = int(setting)
     if wanted is not None:
+        if wanted > cores.n_cpus:
+            cpus = "1 CPU" if cores.n_cpus == 1 else f"{cores.n_cpus} CPUs"
+            warnings.warn(
+                f"{wanted} threads on {cpus}: they wait for each other, fewer are faster",
+                EdgeWarning,
+                stacklevel=2,
+            )
         return Choice(wanted, cores.cpus(wanted), "by EDGE_THREADS" if setting else "as asked")
     tuned, ignored = _tuned(cores)
     if tuned is not None:

@@ -241,6 +241,22 @@ def test_info_reads_what_chat_refuses(tiny_gguf: Tiny, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.stderr
 
 
+def test_info_and_plan_take_the_first_part_of_a_download(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    path = bad_truncated_data(tiny_gguf, tmp_path)
+    whole, size = tiny_gguf("llama").stat().st_size, path.stat().st_size
+    assert run("plan", str(path), "--threads", "1").exit_code == 0
+    result = run("info", str(path), "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    facts = json.loads(result.stdout)
+    assert (facts["bytes"], facts["whole_bytes"], facts["complete"]) == (size, whole, False)
+    assert not facts["runs"] and "are there, fetch the rest" in facts["why_not"]
+    text = run("info", str(path)).stdout
+    assert "KiB of " in text and "runs           no: " in text
+    facts = json.loads(run("info", str(tiny_gguf("llama")), "--json").stdout)
+    assert facts["complete"] and facts["runs"] and facts["whole_bytes"] == whole
+    assert run("info", str(bad_truncated_header(tiny_gguf, tmp_path))).exit_code == 1
+
+
 @pytest.mark.parametrize("command", ["chat", "complete"])
 def test_prompt_longer_than_the_context(tiny_gguf: Tiny, command: str) -> None:
     done = edge_run(command, tiny_gguf("llama"), "-c", "16", stdin=b"Hello the world " * 40)

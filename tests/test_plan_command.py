@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_model import run
+from fake_model import assert_one_line, run
 from ggufbytes import BOOL, key
 
 from edge import memory, packed
@@ -51,15 +51,18 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def plan(*args: str | Path) -> dict[str, Any]:
     result = run("plan", *map(str, args), "--json")
-    assert (result.exit_code, result.stderr) == (0, "")
     facts: dict[str, Any] = json.loads(result.stdout)
     assert set(facts) == KEYS
+    if facts["fits"]:
+        assert (result.exit_code, result.stderr) == (0, "")
+    else:
+        assert_one_line(result.exit_code, result.stderr, "needs")
     return facts
 
 
 def test_facts(tiny_gguf: Tiny) -> None:
     path = tiny_gguf("llama", context=8192, head_dim=32)
-    facts = plan(path, "--threads", "2")
+    facts = plan(path, "--threads", "1")
     assert facts["fits"] and facts["complete"] and facts["options"] == []
     assert facts["whole_bytes"] == facts["file_bytes"] == path.stat().st_size
     assert list(facts["parts"]) == [*PARTS, "margin"]
@@ -68,9 +71,9 @@ def test_facts(tiny_gguf: Tiny) -> None:
     assert list(facts["kv_types"]) == kv_types()
     assert facts["kv_types"]["f16"] == {"bytes_per_token": 512, "largest_context": 8192}
     assert facts["rotary"] is None
-    assert facts["threads"] == {"threads": 2, "cpus": [], "why": "as asked", "ignored": None}
+    assert facts["threads"] == {"threads": 1, "cpus": [], "why": "as asked", "ignored": None}
     speed = facts["speed"]
-    assert (speed["threads"], speed["read_bytes_per_second"], speed["stored"]) == (2, 1e10, True)
+    assert (speed["threads"], speed["read_bytes_per_second"], speed["stored"]) == (1, 1e10, True)
     assert list(speed["tokens_per_second"]) == ["0", "4096"]
     assert speed["tokens_per_second"]["0"] > speed["tokens_per_second"]["4096"] > 0
 
@@ -108,8 +111,10 @@ def test_what_does_not_fit(tiny_gguf: Tiny) -> None:
     flags = facts["options"][0]["flags"].split()
     assert flags[0] == "--context" and abs(int(flags[1]) - 2048) <= 320
     assert facts["options"][0]["needed_bytes"] <= half
-    text = run("plan", str(path), "--memory", str(half)).stdout
-    assert "too little" in text and "What would fit" in text
+    result = run("plan", str(path), "--memory", f" {half / 1e6:.3f}MB")
+    assert result.exit_code == 1 and "What would fit" in result.stdout
+    assert f"MiB   {half / 1e6:.3f}MB, too little" in result.stdout.replace("  MiB", " MiB")
+    assert f"the budget is {half / 1e6:.3f}MB ({half / 2**20:.1f} MiB)" in result.stderr
     assert plan(path, "--memory", "1MB")["options"][0]["needed_bytes"] > 10**6
 
 

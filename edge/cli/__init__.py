@@ -7,6 +7,7 @@ engine, the tokenizer) is imported inside the commands that need it.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
@@ -49,6 +50,20 @@ class _EdgeRun(click.Group):
         command = getattr(importlib.import_module(f"edge.cli.{name}"), name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a name that is none is told what it could be."""
+        name = args[0]
+        if name not in COMMANDS and not ctx.resilient_parsing:
+            hint = ""
+            if near := difflib.get_close_matches(name, COMMANDS, 1):
+                hint = f" Did you mean {near[0]!r}?"
+            elif name.endswith((".gguf", ".onnx")) or os.path.exists(name):
+                hint = f" To talk with that model: edge-run chat {name}"
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

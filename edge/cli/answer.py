@@ -86,7 +86,8 @@ def report(model: Model, completion: Completion, settings: Settings) -> None:
     if completion.finish_reason == "context":
         limit = model.engine.config.n_context
         note(f"the context of {limit} tokens is full; --context asks for more")
-    note(figures(completion.usage, model.engine))
+    seed = "" if completion.seed is None else f"; seed {completion.seed}"
+    note(figures(completion.usage, model.engine) + seed)
 
 
 def once(

@@ -12,7 +12,7 @@ import click
 
 from edge import memory
 from edge.cli import COMMANDS
-from edge.cli.options import layout_option, memory_option
+from edge.cli.options import layout_option, memory_option, model_argument
 from edge.cli.terminal import Progress, mebibytes
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str
 
 
 @click.command(short_help=COMMANDS["bench"])
-@click.argument("model", required=False)
+@model_argument
 @click.option(
     "--prompt",
     "prompts",

@@ -38,7 +38,7 @@ _SAVE_EVERY = 32  # tokens
     metavar="FILE",
     help="Keep the conversation in FILE, and go on with the one that is there.",
 )
-@sampling_options
+@sampling_options(seed=-1)
 def chat(
     model: str | None, prompt: str | None, system: str | None, file: str | None, **flags: Any
 ) -> None:

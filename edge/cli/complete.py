@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="With --json: the log-probability of each token, and those of the N likeliest.",
 )
-@sampling_options
+@sampling_options()
 def complete(
     model: str | None,
     source: str | None,
@@ -93,6 +93,7 @@ def _as_dict(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
         "text": completion.text,
         "tokens": list(completion.tokens),
         "finish_reason": completion.finish_reason,
+        "seed": completion.seed,
         "usage": dataclasses.asdict(completion.usage),
     }
 

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.options import context_option
+from edge.cli.options import context_option, model_argument
 from edge.cli.terminal import Progress, mebibytes
 
 
 @click.command(short_help=COMMANDS["export"])
-@click.argument("model", required=False)
+@model_argument
 @click.option("-o", "--output", metavar="DIR", required=True, help="The folder to write.")
 @click.option(
     "--dialect",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.options import layout_option
+from edge.cli.options import layout_option, model_argument
 from edge.cli.terminal import mebibytes, plain
 from edge.errors import EdgeError
 
@@ -31,14 +31,14 @@ _NUMBERS = {
 
 
 @click.command(short_help=COMMANDS["info"])
-@click.argument("model", required=False)
+@model_argument
 @layout_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def info(model: str | None, layout: Layout, as_json: bool) -> None:
     """Say what a model file is, from its header alone.
 
-    Works for files that cannot be run too, and says why they cannot. Of a folder of ONNX graphs it
-    says what they were made for.
+    Works for files that cannot be run too, the first part of a download among them, and says why
+    they cannot. Of a folder of ONNX graphs it says what they were made for.
     """
     from edge.onnx import is_onnx
     from edge.packed import open_model
@@ -49,7 +49,7 @@ def info(model: str | None, layout: Layout, as_json: bool) -> None:
         facts = describe_graphs(path)
         lines = _lines_of_graphs(facts)
     else:
-        with open_model(path) as file:
+        with open_model(path, header_only=True) as file:
             facts = describe(file, layout)
         lines = _lines(facts)
     click.echo(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(lines))
@@ -111,6 +111,8 @@ def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any
     return {
         "path": model.path,
         "bytes": model.n_bytes,
+        "whole_bytes": model.whole_bytes,
+        "complete": model.n_bytes >= model.whole_bytes,
         "gguf_version": model.version,
         "packed": isinstance(model, PackedFile),
         "name": metadata.get("general.name"),
@@ -168,6 +170,9 @@ def _parts(
         vocabulary = Vocabulary.from_metadata(model.metadata, model.path)
     except EdgeError as e:
         return weights, vocabulary, str(e)
+    if model.n_bytes < model.whole_bytes:
+        there, whole = mebibytes(model.n_bytes), mebibytes(model.whole_bytes)
+        return weights, vocabulary, f"{there} of {whole} are there, fetch the rest"
     return weights, vocabulary, None
 
 
@@ -187,9 +192,11 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     heads = facts["heads"] and f"{number('heads')} ({number('kv_heads') or number('heads')} KV)"
     tokenizer = ", ".join(filter(None, map(plain, (facts["tokenizer"], facts["pre_tokenizer"]))))
     kind = "packed" if facts["packed"] else f"GGUF v{facts['gguf_version']}"
-    in_memory = facts["memory_bytes"]
+    in_memory, size = facts["memory_bytes"], mebibytes(facts["bytes"])
+    if not facts["complete"]:
+        size += f" of {mebibytes(facts['whole_bytes'])}"
     rows = {
-        "file": f"{facts['path']} ({mebibytes(facts['bytes'])}, {kind})",
+        "file": f"{facts['path']} ({size}, {kind})",
         "name": facts["name"],
         "architecture": facts["architecture"],
         "parameters": number("parameters"),

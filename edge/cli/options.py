@@ -27,6 +27,17 @@ _PROVIDER = ("ep", "fallback", "soc")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def model_argument(command: Command) -> Command:
+    """MODEL, of all who read one; shells complete it with the names of files."""
+    return click.argument("model", required=False, shell_complete=_files)(command)
+
+
+def _files(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
 def layout_option(command: Command) -> Command:
     """--layout, of all who load a model."""
     return click.option(
@@ -158,17 +169,25 @@ def model_options(command: Command) -> Command:
             show_default="stop",
         ),
         context_option,
-        click.argument("model", required=False),
+        model_argument,
     ):
         command = decorate(command)
     return command
 
 
-def sampling_options(command: Command) -> Command:
-    """One flag for each field of SamplingOptions, with the field's own help and range."""
-    for option in reversed(sampling_fields()):
-        command = _flag(option)(command)
-    return command
+def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
+    """One flag for each field of SamplingOptions, with the field's own help and range.
+
+    defaults: of those that the command has others for.
+    """
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(sampling_fields()):
+            default = defaults.get(option.name, option.default)
+            command = _flag(option._replace(default=default))(command)
+        return command
+
+    return decorate
 
 
 @dataclass(frozen=True)

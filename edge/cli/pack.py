@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.options import threads_option
+from edge.cli.options import model_argument, threads_option
 from edge.cli.terminal import Progress, mebibytes
 from edge.errors import InputError
 
 
 @click.command(short_help=COMMANDS["pack"])
-@click.argument("model", required=False)
+@model_argument
 @click.option("-o", "--output", metavar="FILE", required=True, help="The file to write.")
 @click.option(
     "--layout",

@@ -16,6 +16,7 @@ from edge.cli.options import (
     LOADING,
     layout_option,
     memory_options,
+    model_argument,
     read_file,
     threads_option,
 )
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help=COMMANDS["perplexity"])
-@click.argument("model", required=False)
+@model_argument
 @click.option("-f", "--file", required=True, metavar="FILE", help="The text, a UTF-8 file.")
 @click.option(
     "-c",

@@ -11,7 +11,13 @@ import click
 
 from edge import memory
 from edge.cli import COMMANDS
-from edge.cli.options import context_option, layout_option, memory_options, threads_option
+from edge.cli.options import (
+    context_option,
+    layout_option,
+    memory_options,
+    model_argument,
+    threads_option,
+)
 from edge.cli.terminal import plain
 from edge.errors import EdgeError, MemoryBudgetError
 
@@ -24,7 +30,7 @@ _DEPTHS = (0, 4096, 32768)
 
 
 @click.command(short_help=COMMANDS["plan"])
-@click.argument("model", required=False)
+@model_argument
 @memory_options
 @layout_option
 @threads_option
@@ -43,7 +49,8 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
 
     From the header alone: MODEL may be the first part of a download. Each part of the memory,
     the largest context for each type of keys and values, what would fit when it does not, and
-    tokens per second, from the bandwidth of this machine, which is measured for it.
+    tokens per second, from the bandwidth of this machine, which is measured for it. Exit code 1
+    when it does not fit.
     """
     from edge import cores
     from edge.engine import describe
@@ -60,7 +67,8 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
-        click.echo("\n".join([*_lines(facts), *choice.lines()]))
+        click.echo("\n".join([*_lines(facts, options["memory"]), *choice.lines()]))
+    description.ledger.require()
 
 
 def _file(file: GGUF | PackedFile) -> dict[str, Any]:
@@ -142,8 +150,8 @@ def _speed(description: Description, threads: int) -> dict[str, Any] | str:
     }
 
 
-def _lines(facts: dict[str, Any]) -> list[str]:
-    """The facts for people."""
+def _lines(facts: dict[str, Any], stated: str | None) -> list[str]:
+    """The facts for people. stated: the budget as it was typed."""
     show, budget = memory.show, facts["budget_bytes"]
     there = f"{show(facts['file_bytes'])}"
     if not facts["complete"]:
@@ -156,7 +164,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines.append(f"{'in all':<18}{show(facts['needed_bytes']):>12}")
     if budget is not None:
         kind = "budget" if facts["budget_stated"] else "available"
-        lines.append(f"{kind:<18}{show(budget):>12}   {'fits' if facts['fits'] else 'too little'}")
+        verdict = "fits" if facts["fits"] else "too little"
+        verdict = f"{plain(stated)}, {verdict}" if stated is not None else verdict
+        lines.append(f"{kind:<18}{show(int(budget)):>12}   {verdict}")
     options = [f"{o['flags']} ({show(o['needed_bytes'])})" for o in facts["options"]]
     if options:
         lines.append(f"What would fit, or come nearest: {' or '.join(options)}")
