@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_model import run
+from fake_model import assert_one_line, run
 
 from edge import cores
 from edge.bench import tune
-from edge.bench.tune import Row, best, candidates
+from edge.bench.tune import Measured, Row, Times, best, candidates
 from edge.cores import Choice, Cluster, Cores, choose, cpu_name, store
 from edge.engine import Engine
 from edge.errors import InputError, MemoryBudgetError
@@ -202,7 +204,8 @@ def test_a_share_limits_threads(tree: Tree) -> None:
     assert choice == Choice(2, (4, 5, 6, 7), "the control group's share of 1.5 processors")
     assert choose(None, tree.cores(share=0.1)).threads == 1
     assert choose(None, tree.cores(share=64)).why == "the 4 fastest of 8 cores"
-    assert choose(6, tree.cores(share=1.5)).threads == 6  # who asks gets it
+    with pytest.warns(RuntimeWarning, match="6 threads on 2 CPUs"):
+        assert choose(6, tree.cores(share=1.5)).threads == 6  # who asks gets it
 
 
 # ---- what was asked for, and what was measured ---------------------------------------------------
@@ -220,9 +223,28 @@ def test_who_decides(phone: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(5, phone) == Choice(5, (), "as asked")
     monkeypatch.setenv("EDGE_THREADS", "2")
     assert choose(5, phone) == choose(None, phone) == Choice(2, (4, 5, 6, 7), "by EDGE_THREADS")
+    monkeypatch.setenv("EDGE_THREADS", "9" * 5000)
+    with pytest.raises(InputError, match="is not a number from 1 to 256"):
+        choose(None, phone)
     monkeypatch.setenv("EDGE_THREADS", "two")
     with pytest.raises(InputError, match=r"^EDGE_THREADS=two is not a number from 1 to 256$"):
         choose(None, phone)
+
+
+def test_more_threads_than_cpus_are_told(phone: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "9 threads on 8 CPUs: they wait for each other, fewer are faster"
+    with pytest.warns(RuntimeWarning, match=told):
+        assert choose(9, phone).threads == 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose(8, phone)
+    monkeypatch.setattr(Cores, "now", classmethod(lambda cls: replace(phone, share=1.0)))
+    for n, args, setting in ((98, ("-t", "98"), ""), (99, (), "99")):  # a text is told once
+        monkeypatch.setenv("EDGE_THREADS", setting)
+        result = run("plan", "no.gguf", *args)
+        line, error = result.stderr.splitlines()
+        assert line == f"edge-run: {n} threads on 1 CPU: they wait for each other, fewer are faster"
+        assert "no.gguf" in error and result.exit_code == 1
 
 
 def test_tuned_number_belongs_to_a_machine(phone: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +338,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small, few rounds, two threads at most."""
     monkeypatch.setattr(tune, "buffer_bytes", lambda cache, times: 8 << 20)
     monkeypatch.setattr(tune, "SECONDS", 0)
+    monkeypatch.setattr(tune, "MOST_SPREAD", math.inf)  # whatever runs beside the tests
+    monkeypatch.setattr(Times, "now", classmethod(lambda cls, cpus: None))
     two = Cores((Cluster((0, 1), 2, 1.0, True),), None)
     monkeypatch.setattr(Cores, "now", classmethod(lambda cls: two))
 
@@ -340,6 +364,56 @@ def test_tune_for_people(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     for word in ("GMAC/s", "best", "threads.json", "EDGE_THREADS=7 is set"):
         assert word in result.stdout
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("limit", "why"),
+    [("MOST_OTHERS", "other programs took 40% of"), ("MOST_SPREAD", "the rounds differ by")],
+)
+def test_what_a_busy_machine_gives_is_not_kept(
+    quick: None, monkeypatch: pytest.MonkeyPatch, limit: str, why: str
+) -> None:
+    seen = iter([Times(10, 5, 2), Times(20, 10, 3)] * 2)
+    monkeypatch.setattr(Times, "now", classmethod(lambda cls, cpus: next(seen)))
+    monkeypatch.setattr(tune, "MOST_OTHERS", 1.0)
+    monkeypatch.setattr(tune, limit, -1.0)
+    store(2, Cores.now())
+    result = run("tune")
+    assert_one_line(result.exit_code, result.stderr, why)
+    assert "so nothing is kept" in result.stderr
+    assert "best: the fewest threads" in result.stdout and "nothing is kept" in result.stdout
+    told = json.loads(run("tune", "--json").stdout)
+    assert told["file"] is None and why in told["doubt"] and told["others"] == 0.4
+    assert choose().threads == 2  # what was kept before stays
+
+
+def test_doubt() -> None:
+    steady = [Row(1, 1.0, 1.0, 0.03), Row(2, 2.0, 2.0, 0.05)]
+    assert Measured(steady, 0.02).doubt() is None and Measured(steady, None).doubt() is None
+    assert "30%" in (Measured(steady, 0.3).doubt() or "")
+    assert "60%" in (Measured([*steady, Row(4, 2.0, 2.0, 0.6)], 0.0).doubt() or "")
+    assert tune._spread([1.0] * 9 + [50.0]) == 0.0  # one round that was disturbed
+    assert tune._spread([1.0, 2.0, 1.0, 2.0, 1.0, 2.0]) > 0.5
+
+
+def test_times_of_others(tmp_path: Path) -> None:
+    stat, t = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+    #       user nice system idle iowait irq softirq steal guest guest_nice
+    idle = f"cpu7 0 0 0 {t} 0 0 0 0 0 0"
+    before = f"cpu 9 9 9\ncpu0 {t} 0 0 {5 * t} 0 0 0 0 {t} 0\n{idle}"
+    after = f"cpu0 {2 * t} 0 0 {8 * t} {t} 0 0 {t} 0 0\n{idle}\nctxt 1"
+    told = []
+    for text in (before, after):
+        stat.write_text(text, encoding="ascii")
+        told.append(Times.now((0, 7), str(stat)))
+    first, second = told
+    assert first is not None and second is not None
+    assert (first.all, first.busy, second.all, second.busy) == (7, 1, 13, 3)
+    assert replace(second, own=1.0).others_since(replace(first, own=0.0)) == pytest.approx(1 / 6)
+    assert Times.now((0, 1), str(stat)) is None and Times.now((0,), str(tmp_path / "no")) is None
+    stat.write_text("cpu0 x", encoding="ascii")
+    assert Times.now((0,), str(stat)) is None
 
 
 @pytest.mark.native

@@ -2,16 +2,21 @@
 
 A chain of matmuls is run as a model would be: one token through more weights than the caches hold,
 which is decoding, and some tokens through a few of them, which is a prompt. The numbers of threads
-take turns, so that a machine that slows down does so for all of them. The best number has the
-highest geometric mean of both speeds; of those within 3 % of it, the least, which leaves cores to
-others and runs cooler.
+take turns, so that a machine that slows down does so for all of them. The best number is that of
+RULE; fewer threads leave cores to others and run cooler.
+
+On a machine that does something else meanwhile the numbers are those of what was left. So two
+things are looked at: what share of the processors' time others had, and how much the rounds of one
+number of threads differ (the middle half of them, by their median).
 """
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +27,17 @@ from edge.memory import anonymous
 from edge.native import ffi, lib
 from edge.plan import F32, Q8
 
-__all__ = ["Row", "best", "candidates", "measure"]
+__all__ = ["RULE", "Measured", "Row", "best", "candidates", "measure"]
 
 SECONDS = 1.2  # of taking turns
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15  # that count
 CLOSE = 0.97
+RULE = (
+    f"the fewest threads whose speed, the geometric mean of both, is within {1 - CLOSE:.0%} of the "
+    "best"
+)
+MOST_OTHERS = 0.1  # of the processors' time: with more of it in other hands nothing is kept
+MOST_SPREAD = 0.25  # nor when the rounds differ by more
 DIM = 2048
 TOKENS = 32  # of the prompt
 PROMPT_SECONDS = 0.01  # that a prompt should take with all threads
@@ -36,11 +47,33 @@ _Q4_0 = 2  # the file format's number
 
 @dataclass(frozen=True)
 class Row:
-    """Medians. decode: bytes of weights a second; prompt: multiply-adds a second."""
+    """Medians. decode: bytes of weights a second; prompt: multiply-adds a second. spread: how much
+    rounds differ, of the two what differs more; 0.1: the middle half by a tenth of the median.
+    """
 
     threads: int
     decode: float
     prompt: float
+    spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """rows: one for each candidate; others: the share of the processors' time that others had
+    meanwhile, None: the system does not tell.
+    """
+
+    rows: list[Row]
+    others: float | None
+
+    def doubt(self) -> str | None:
+        """Why these numbers should not be kept; None: they can be."""
+        if self.others is not None and self.others > MOST_OTHERS:
+            return f"other programs took {self.others:.0%} of the processors' time meanwhile"
+        spread = max(row.spread for row in self.rows)
+        if spread > MOST_SPREAD:
+            return f"the rounds differ by {spread:.0%}"
+        return None
 
 
 def candidates(cores: Cores) -> list[int]:
@@ -59,13 +92,17 @@ def best(rows: list[Row]) -> int:
     return min(n for n, score in scores.items() if score >= CLOSE * max(scores.values()))
 
 
-def measure(cores: Cores) -> list[Row]:
-    """A row for each candidate. Raises MemoryBudgetError, UnsupportedError."""
+def measure(cores: Cores) -> Measured:
+    """All candidates. Raises MemoryBudgetError, UnsupportedError."""
     numbers = candidates(cores)
+    cpus = [cpu for cluster in cores.clusters for cpu in cluster.cpus]
     with _Chain() as chain:
         pools = {n: native.new_pool(n, cores.cpus(n)) for n in numbers}
         try:
-            return _take_turns(chain, pools)
+            before = Times.now(cpus)
+            rows = _take_turns(chain, pools)
+            after = Times.now(cpus)
+            return Measured(rows, after.others_since(before) if before and after else None)
         finally:
             for pool in pools.values():
                 ffi.release(pool)
@@ -87,7 +124,57 @@ def _take_turns(chain: _Chain, pools: dict[int, Any]) -> list[Row]:
             prompt[n].append(chain.seconds(pools[n], TOKENS, n_layers))
     macs = TOKENS * n_layers * DIM * DIM
     median = statistics.median
-    return [Row(n, chain.n_bytes / median(decode[n]), macs / median(prompt[n])) for n in numbers]
+    return [
+        Row(
+            n,
+            chain.n_bytes / median(decode[n]),
+            macs / median(prompt[n]),
+            max(_spread(decode[n]), _spread(prompt[n])),
+        )
+        for n in numbers
+    ]
+
+
+def _spread(seconds: list[float]) -> float:
+    """How far the middle half of the rounds is apart, as a share of the median."""
+    first, _, third = statistics.quantiles(seconds, n=4)
+    return (third - first) / statistics.median(seconds)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of processors so far. all: passed; busy: of them in use, by anybody, or given to
+    another machine that shares the processor; own: of this process.
+    """
+
+    all: float
+    busy: float
+    own: float
+
+    @classmethod
+    def now(cls, cpus: Collection[int], stat: str = "/proc/stat") -> Times | None:
+        """Of some processors; None where the system does not tell."""
+        names, spent = {f"cpu{cpu}" for cpu in cpus}, list[list[int]]()
+        try:
+            own = time.process_time()
+            with open(stat, encoding="ascii") as lines:
+                for line in lines:
+                    name, *numbers = line.split()
+                    if name in names:  # user nice system idle iowait irq softirq steal
+                        spent.append([int(number) for number in numbers[:8]])
+        except (OSError, ValueError):
+            return None
+        if len(spent) != len(names) or any(len(numbers) < 5 for numbers in spent):
+            return None
+        tick = 1 / os.sysconf("SC_CLK_TCK")
+        total = sum(map(sum, spent)) * tick
+        return cls(total, total - sum(numbers[3] + numbers[4] for numbers in spent) * tick, own)
+
+    def others_since(self, before: Times) -> float:
+        """What share of the processors' time others had, 0 to 1."""
+        passed = self.all - before.all
+        others = self.busy - before.busy - (self.own - before.own)
+        return min(1.0, max(0.0, others / passed)) if passed > 0 else 0.0
 
 
 class _Chain:
