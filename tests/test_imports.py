@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edge"
 
 #: From the bottom up: a module imports from its own layer and those below.
 LAYERS = [
-    {"__init__", "errors", "gguf_reader", "tensor_types"},
+    {"__init__", "errors", "extras", "gguf_reader", "tensor_types"},
     {"ctypes_ffi", "forked", "library", "memory"},
     {"check"},
     {"graph", "gguf", "json_file", "native", "jinja", "tokenizer"},

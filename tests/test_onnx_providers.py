@@ -69,7 +69,7 @@ def test_rows_say_what_is_here_and_never_raise(row: providers.Provider) -> None:
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert all(row.look().missing for row in PROVIDERS.values())
-    with pytest.raises(UnsupportedError, match=r"edge-run\[onnx\]"):
+    with pytest.raises(UnsupportedError, match='pip install "onnx>='):
         choose("cpu", "cpu", threads=1)
 
 

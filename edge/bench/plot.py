@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.bench.report import Report, roofs
 from edge.errors import UnsupportedError
+from edge.extras import install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +24,7 @@ def require() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as e:
-        raise UnsupportedError(
-            "a plot needs matplotlib: pip install 'edge-run[bench]'", what="plot"
-        ) from e
+        raise UnsupportedError(f"a plot needs matplotlib: {install('bench')}", what="plot") from e
 
 
 def roofline(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:

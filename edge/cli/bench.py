@@ -129,7 +129,7 @@ def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str
     "plot_path",
     callback=_plot_path,
     metavar="FILE",
-    help="Draw the roofline, as .svg or .png (needs edge-run[bench]).",
+    help="Draw the roofline, as .svg or .png (needs matplotlib).",
 )
 @click.option(
     "--kv",

@@ -59,8 +59,9 @@ from edge.cli.terminal import Progress, mebibytes
 def export(model: str | None, output: str, force: bool, as_json: bool, **options: Any) -> None:
     """Write a model as ONNX graphs, for NPUs and for onnxruntime.
 
-    DIR is new or empty. It gets the tokenizer, too, and serves wherever a MODEL does, with the
-    extra `onnx`; onnxruntime-genai loads dialect cpu. Weights stay as they are in MODEL, but for
+    Exporting needs the package onnx, running an export onnxruntime; `edge-run devices` says how to
+    get them. DIR is new or empty. It gets the tokenizer, too, and serves wherever a MODEL does;
+    onnxruntime-genai loads dialect cpu. Weights stay as they are in MODEL, but for
     those that an NPU wants in another form.
     """
     from edge.onnx.export import Recipe

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.errors import InputError, UnsupportedError, brief
+from edge.extras import install
 
 __all__ = [
     "PROVIDERS",
@@ -34,7 +35,7 @@ def onnxruntime() -> Any:
         import onnxruntime as package
     except ImportError as e:
         raise UnsupportedError(
-            f'an ONNX model needs the package onnxruntime: pip install "edge-run[onnx]" ({e})',
+            f"an ONNX model needs the package onnxruntime: {install('onnx')} ({e})",
             what="onnxruntime",
         ) from e
     return package
@@ -138,9 +139,7 @@ def _attach_cpu(ort: Any, options: Any, target: Target) -> list[Any]:
 # ---- qnn: a plugin beside onnxruntime --------------------------------------------------------
 
 _QNN = "QNNExecutionProvider"
-_NEEDS_QNN = (
-    'it needs the package onnxruntime-qnn, for Python 3.11 or newer: pip install "edge-run[qnn]"'
-)
+_NEEDS_QNN = f"it needs the package onnxruntime-qnn, for Python 3.11 or newer: {install('qnn')}"
 #: The SoC that this process simulates: QNN keeps its first architecture.
 _simulated: dict[str, str] = {}
 
@@ -197,15 +196,15 @@ def _attach_qnn(ort: Any, options: Any, target: Target) -> None:
 _OPENVINO = "OpenVINOExecutionProvider"
 _NEEDS_OPENVINO = (
     "it needs the package onnxruntime-openvino in the place of onnxruntime: "
-    'pip uninstall onnxruntime; pip install "edge-run[openvino]"'
+    f"pip uninstall onnxruntime; {install('openvino')}"
 )
 
 
 def _look_openvino() -> Found:
     try:
         ort = onnxruntime()
-    except UnsupportedError as e:
-        return Found(missing=f"{_NEEDS_OPENVINO} ({e})")
+    except UnsupportedError:
+        return Found(missing=_NEEDS_OPENVINO)
     if _OPENVINO not in ort.get_available_providers():
         return Found(missing=_NEEDS_OPENVINO)
     state = importlib.import_module("onnxruntime.capi._pybind_state")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import UnsupportedError
+from edge.extras import install
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,7 @@ def onnx() -> Any:
         import onnx as package
     except ImportError as e:
         raise UnsupportedError(
-            f'exporting needs the package onnx: pip install "edge-run[onnx]" ({e})', what="export"
+            f"exporting needs the package onnx: {install('onnx')} ({e})", what="export"
         ) from e
     return package
 
