@@ -239,6 +239,7 @@ def test_more_threads_than_cpus_are_told(phone: Cores, monkeypatch: pytest.Monke
         warnings.simplefilter("error")
         choose(8, phone)
     monkeypatch.setattr(Cores, "now", classmethod(lambda cls: replace(phone, share=1.0)))
+    warnings.simplefilter("default")
     for n, args, setting in ((98, ("-t", "98"), ""), (99, (), "99")):  # a text is told once
         monkeypatch.setenv("EDGE_THREADS", setting)
         result = run("plan", "no.gguf", *args)

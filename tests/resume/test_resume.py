@@ -53,6 +53,23 @@ def test_options_come_back(model: edge.Model, tmp_path: Path) -> None:
     assert (got.max_tokens, got.stop, got.logprobs) == (had.max_tokens, had.stop, had.logprobs)
 
 
+def test_a_random_seed_is_in_the_file(model: edge.Model, tmp_path: Path) -> None:
+    bias = dict.fromkeys(model.tokenizer.eos_ids, -float("inf"))
+    sampling = edge.SamplingOptions(seed=None, temperature=2.0, top_k=0, logit_bias=bias)
+    session = model.session(sampling=sampling)
+    stream = session.stream(PROMPT, max_tokens=40)
+    for _ in range(10):
+        next(stream)
+    session.save(tmp_path / "s")
+    rest = stream.finish()
+    done = resumed(tmp_path / "s", model).generate("", max_tokens=30)
+    assert done.tokens == rest.tokens[10:] and done.seed == rest.seed is not None
+    others = {session.stream("", max_tokens=1).request.sampling.seed for _ in range(5)}
+    assert len(others) == 5 and rest.seed not in others  # each call has its own
+    greedy = edge.SamplingOptions(temperature=0, seed=5)
+    assert session.generate("", sampling=greedy, max_tokens=1).seed is None
+
+
 def test_saving_in_the_middle_of_an_answer(
     model: edge.Model, whole: list[int], tmp_path: Path
 ) -> None:
