@@ -256,6 +256,9 @@ def _runners(
     models: Sequence[Model], windows: Windows, progress: Progress | None, cancel: Cancel | None
 ) -> Iterator[list[_Runner]]:
     """A runner for each model; progress counts the tokens of all."""
+    if not isinstance(windows, Windows):
+        raise InputError(f"windows is {brief(windows)}, it must be what `cut` gives")
+    check.optional(check.function, "progress", progress, "(done, total)")
     total = len(models) * len(windows.tokens) * (windows.context - 1)
     done = 0
 

@@ -234,6 +234,7 @@ def test_perplexity() -> None:
     try_all(lambda value: perplexity.cut(model(), value), "text", "text")
     try_all(lambda value: perplexity.cut(model(), "x", context=value), "whole", "context")
     try_all(lambda value: perplexity.cut(model(), "x", chunks=value), "whole none", "chunks")
+    try_all(lambda value: perplexity.measure(model(), value), "", "windows")
 
 
 @pytest.mark.parametrize(

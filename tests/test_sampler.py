@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge import native, sampler
@@ -168,9 +168,9 @@ def test_what_is_forbidden_stays_so(options):
 def restated(values: np.ndarray, history: tuple[int, ...], o: SamplingOptions) -> np.ndarray:
     """Probabilities by the documentation of llama.cpp's samplers, token by token in float64."""
     x = [float(value) + o.logit_bias.get(i, 0.0) for i, value in enumerate(values)]
-    window = history if o.penalty_window < 0 else history[len(history) - o.penalty_window :]
-    if o.penalty_window == 0:
-        window = ()
+    window = history
+    if o.penalty_window >= 0:
+        window = history[max(0, len(history) - o.penalty_window) :]
     for i in set(window):
         x[i] = x[i] * o.repetition_penalty if x[i] <= 0 else x[i] / o.repetition_penalty
         x[i] -= window.count(i) * o.frequency_penalty + o.presence_penalty
@@ -232,6 +232,7 @@ SOME_OPTIONS = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(SOME_OPTIONS, st.integers(0, 2**32), st.lists(st.integers(0, 39), max_size=12))
 def test_equal_options_mean_the_distributions_of_llama_cpp(options, seed, history):
     values = (np.random.default_rng(seed).standard_normal(40) * 3).astype(np.float32)
