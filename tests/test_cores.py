@@ -19,7 +19,7 @@ from edge.bench import tune
 from edge.bench.tune import Measured, Row, Times, best, candidates
 from edge.cores import Choice, Cluster, Cores, choose, cpu_name, store
 from edge.engine import Engine
-from edge.errors import InputError, MemoryBudgetError
+from edge.errors import EdgeWarning, InputError, MemoryBudgetError
 
 CAPACITY, CLOCK = "cpu_capacity", "cpufreq/cpuinfo_max_freq"
 
@@ -204,7 +204,7 @@ def test_a_share_limits_threads(tree: Tree) -> None:
     assert choice == Choice(2, (4, 5, 6, 7), "the control group's share of 1.5 processors")
     assert choose(None, tree.cores(share=0.1)).threads == 1
     assert choose(None, tree.cores(share=64)).why == "the 4 fastest of 8 cores"
-    with pytest.warns(RuntimeWarning, match="6 threads on 2 CPUs"):
+    with pytest.warns(EdgeWarning, match="6 threads on 2 CPUs"):
         assert choose(6, tree.cores(share=1.5)).threads == 6  # who asks gets it
 
 
@@ -232,19 +232,18 @@ def test_who_decides(phone: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_threads_than_cpus_are_told(phone: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = "9 threads on 8 CPUs: they wait for each other, fewer are faster"
-    with pytest.warns(RuntimeWarning, match=told):
+    slow = "they wait for each other, fewer are faster"
+    with pytest.warns(EdgeWarning, match=f"9 threads on 8 CPUs: {slow}"):
         assert choose(9, phone).threads == 9
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         choose(8, phone)
     monkeypatch.setattr(Cores, "now", classmethod(lambda cls: replace(phone, share=1.0)))
-    warnings.simplefilter("default")
-    for n, args, setting in ((98, ("-t", "98"), ""), (99, (), "99")):  # a text is told once
+    for n, args, setting in ((98, ("-t", "98"), ""), (99, (), "99")):
         monkeypatch.setenv("EDGE_THREADS", setting)
         result = run("plan", "no.gguf", *args)
         line, error = result.stderr.splitlines()
-        assert line == f"edge-run: {n} threads on 1 CPU: they wait for each other, fewer are faster"
+        assert line == f"edge-run: warning: {n} threads on 1 CPU: {slow}"
         assert "no.gguf" in error and result.exit_code == 1
 
 
