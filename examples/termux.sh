@@ -1,8 +1,8 @@
 #!/bin/sh
 # edge in Termux, on an Android phone: sh termux.sh ["QUESTION" [MODEL.gguf]]
 #
-# Installs what is missing, then asks a model: the small default one, or yours. EDGE_WHEEL names a
-# wheel (edge_run-...-android_21_arm64_v8a.whl) where pip has no index with edge in it.
+# Installs what is missing, then asks a model: the small default one, or yours. EDGE_WHEEL names the
+# wheel to install, edge_run-...-android_21_arm64_v8a.whl: docs/wheels.md says how to build it.
 set -eu
 question=${1:-Why is the sky blue?}
 model=${2:-}
@@ -13,7 +13,7 @@ if ! python -c 'import numpy, tokenizers' 2>/dev/null; then
     pkg install -y python python-numpy tur-repo
     pkg install -y python-tokenizers
 fi
-command -v edge-run >/dev/null || pip install "${EDGE_WHEEL:-edge-run}"
+command -v edge-run >/dev/null || pip install "${EDGE_WHEEL:?set it to the file of edge's wheel for Android}"
 
 # Android puts the processor to sleep with the screen; this lasts until the script ends.
 if command -v termux-wake-lock >/dev/null; then

@@ -115,6 +115,7 @@ def test_extras_are_those_of_the_project() -> None:
 
 
 def test_no_message_asks_for_a_package_that_no_index_has() -> None:
-    pages = Path(ROOT, "README.md"), *Path(ROOT, "docs").glob("*.md")
+    pages = Path(ROOT, "README.md"), *Path(ROOT, "docs").glob("*.md"), *ROOT.glob("examples/**/*.*")
     for path in (*Path(ROOT, "edge").rglob("*.py"), *pages):
-        assert "edge-run[" not in path.read_text(encoding="utf-8"), path
+        text = path.read_text(encoding="utf-8")
+        assert "edge-run[" not in text and "pip install edge-run" not in text, path

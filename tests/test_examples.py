@@ -70,7 +70,8 @@ def test_termux_installs_once(termux: Callable[..., list[str]]) -> None:
     lock = ["termux-wake-lock ", "edge-run pull", ask, "termux-wake-unlock "]
     check = "python -c import numpy, tokenizers"
     packages = ["pkg install -y python python-numpy tur-repo", "pkg install -y python-tokenizers"]
-    assert termux() == [check, *packages, "pip install edge-run", *lock]
+    wheel = "edge_run-0.1.0-py3-none-android_21_arm64_v8a.whl"
+    assert termux(EDGE_WHEEL=wheel) == [check, *packages, f"pip install {wheel}", *lock]
     assert termux() == [check, *lock]
 
 
