@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Hashable
 from decimal import Decimal
@@ -283,4 +284,4 @@ def test_sizes_speak_of_what_was_typed() -> None:
 
     assert show(parse_size("2 GB")) == "2 GB (1.86 GiB)" and show(2 * 10**9) == "1.86 GiB"
     assert parse_size("9007199254740993") == 2**53 + 1  # exact, where a float is not
-    assert parse_size("0.5KiB") == 512
+    assert parse_size("0.5KiB") == 512 and copy.deepcopy(parse_size("2GB")).written == "2GB"
