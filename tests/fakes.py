@@ -152,6 +152,7 @@ class FakeEngine:
     """
 
     n_vocab, threads, isa, packed_bytes, arena_bytes, chunk = N_VOCAB, 1, "toy", 10, 20, 4
+    page_bytes = 64
 
     def __init__(
         self, answer: Callable[[list[int]], int | None] = lambda tokens: None, context: int = 64

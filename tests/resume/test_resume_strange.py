@@ -87,7 +87,8 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def chat_file(model: edge.Model, tmp_path: Path) -> tuple[Any, Any, list[int]]:
     """What is in a file of a chat whose answer was cut off."""
     tools = [{"name": "f"}]
-    with model.chat("S", tools, max_tokens=3, stop=["#"], **options(model)) as chat:
+    given = options(model) | {"require_tools": False, "max_tokens": 3, "stop": ["#"]}
+    with model.chat("S", tools, **given) as chat:
         chat.send("Hello")
         stream = chat.stream("Again", max_tokens=9)
         for _ in range(3):
