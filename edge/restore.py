@@ -87,7 +87,10 @@ def _bounds(file: SessionFile) -> Iterator[None]:
     """What strange values end in is a SessionFileError."""
     try:
         yield
+    except ContextError:
+        raise
     except (
+        InputError,
         LookupError,
         TypeError,
         ValueError,
