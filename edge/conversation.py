@@ -79,8 +79,21 @@ class Chat:
 
     @property
     def system(self) -> str | None:
-        """The system message that it began with."""
+        """The system message. Another one, or None, counts from the next question on."""
         return str(self._first[0]["content"]) if self._first else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if text is not None and not isinstance(text, str):
+            raise InputError("a system message is text, or None")
+        with self.session._exclusive():
+            messages = self.messages
+            if messages and messages[0]["role"] == "system":
+                del messages[0]
+            self._first = [{"role": "system", "content": text}] if text else []
+            messages[:0] = [dict(message) for message in self._first]
+            self._keeps = bool(self._first) and self._model.engine.keeps_prompts
+            self.session._write_journal()
 
     def stream(self, message: str | Message, **options: Unpack[Options]) -> Stream:
         """Ask, and get the answer in pieces.
@@ -111,6 +124,21 @@ class Chat:
     def cancel(self) -> None:
         """End the answer that is under way, from any thread, within one chunk of its work."""
         self.session.cancel()
+
+    def undo(self) -> Message | None:
+        """Take the last question and what came after it out of `messages`, and end an answer under
+        way. Returns the question, None where there is none.
+        """
+        with self.session._exclusive():
+            messages = self.messages
+            asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
+            if not asked:
+                return None
+            self.session._current = self._live = self._asked = None
+            question = messages[asked[-1]]
+            del messages[asked[-1] :]
+            self.session._write_journal()
+            return question
 
     def reset(self) -> None:
         """Forget the conversation, but for the system message it began with."""

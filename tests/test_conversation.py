@@ -178,3 +178,41 @@ def test_chat_resets_to_its_system_message():
     chat.send("x")
     chat.reset()
     assert chat.messages == [{"role": "system", "content": "S"}] and chat.session.tokens == []
+
+
+def test_undo_takes_back_the_last_question():
+    chat = fake_model(says("one", "two", "three"))[0].chat(system="S")
+    assert chat.undo() is None
+    chat.send("x")
+    chat.send("y")
+    chat.send({"role": "tool", "content": "4"})
+    assert chat.undo() == {"role": "user", "content": "y"}
+    assert [m["content"] for m in chat.messages] == ["S", "x", "one"]
+    assert chat.send("z").usage.cached_tokens > 0
+    assert chat.messages[-2] == {"role": "user", "content": "z"}
+
+
+def test_undo_ends_an_answer_under_way():
+    chat = fake_model(says("hello", "two"))[0].chat()
+    stream = chat.stream("x")
+    next(stream)
+    assert chat.undo() == {"role": "user", "content": "x"}
+    with pytest.raises(InputError, match="taken over"):
+        next(stream)
+    assert chat.messages == []
+    chat.send("y")
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"]
+
+
+def test_another_system_message_counts_from_the_next_question_on():
+    model, _ = fake_model(says("one", "two", "three"))
+    chat = model.chat()
+    chat.send("x")
+    chat.system = "S"
+    chat.send("y")
+    assert [m["content"] for m in model.template.seen[0]] == ["S", "x", "one", "y"]
+    chat.system = "T"
+    assert [m["content"] for m in chat.messages] == ["T", "x", "one", "y", "two"]
+    chat.system = None
+    chat.reset()
+    assert chat.messages == [] and chat.system is None
