@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 from fake_model import ROOT
 
+from edge.cli.wrap import cells
+
+#: Without prompt_toolkit there is readline; how the two draw a prompt differs.
+READLINE, TOOLKIT = "sys.modules['prompt_toolkit'] = None\n", ""
+
 FAKE = (
     f"sys.path.insert(0, {str(ROOT / 'tests')!r}); import edge, fake_model as t\n"
     "edge.__dict__['load'] = t.FakeModel; t.FakeSource.pause = {pause}; "
@@ -38,7 +43,7 @@ class Terminal:
         pause: float = 0.0,
         n: int = 3,
         cache: Path,
-        code: str = "",
+        code: str = READLINE,
         rows: int = 0,
         columns: int = 0,
     ) -> None:
@@ -66,6 +71,15 @@ class Terminal:
             except OSError:  # the other end was closed
                 raise AssertionError(repr(self.seen)) from None
         before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def prompt(self) -> str:
+        """Wait until a conversation reads what is typed, whatever edits it; what was shown before.
+
+        Pastes are marked meanwhile, too: between two prompts the mode goes off and on twice.
+        """
+        before = self.wait_for("\x1b[?2004l")
+        self.wait_for("\x1b[?2004h")
         return before
 
     def type(self, text: str) -> None:
@@ -120,16 +134,20 @@ class Screen:
             elif token == "\r":
                 self.column, self.wraps = 0, False
             else:
-                assert token.isprintable(), repr(token)
+                assert token.isprintable() or not cells(token), repr(token)
                 self.put(token)
 
     def put(self, c: str) -> None:
-        if self.wraps:
+        width = cells(c)
+        if width == 0:
+            self.screen[self.row][self.column - (not self.wraps)] += c
+            return
+        if self.wraps or self.column + width > self.columns:
             self.column = 0
             self.down()
-        self.screen[self.row][self.column] = c
-        self.wraps = self.column == self.columns - 1
-        self.column += not self.wraps
+        self.screen[self.row][self.column : self.column + width] = [c, ""][:width]
+        self.wraps = self.column + width == self.columns
+        self.column = min(self.column + width, self.columns - 1)
 
     def down(self) -> None:
         self.wraps = False
@@ -148,8 +166,12 @@ class Screen:
             self.row, self.column, self.wraps = given[0] - 1, 0, False
         elif kind == "A":
             self.row, self.wraps = max(self.row - 1, 0), False
+        elif kind == "D":
+            assert not self.wraps
+            self.column -= given[0]
         elif kind == "K":
-            self.screen[self.row] = [" "] * self.columns
+            start = 0 if numbers == "2" else self.column
+            self.screen[self.row][start:] = [" "] * (self.columns - start)
         elif kind == "J":
             self.screen[self.row][self.column :] = [" "] * (self.columns - self.column)
             for i in range(self.row + 1, self.rows):

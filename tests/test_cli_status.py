@@ -11,8 +11,8 @@ import pytest
 from terminals import Screen, Terminal, needs_pty, resize
 
 from edge.cli import status
-from edge.cli.status import Status, cells, duration
-from edge.cli.terminal import write
+from edge.cli.status import Status, duration
+from edge.cli.terminal import Writer
 
 #: Draw at every token, to have many draws.
 ALWAYS = "from edge.cli.status import Status; Status.AFTER_SECONDS = Status.EVERY_SECONDS = 0\n"
@@ -134,10 +134,11 @@ def test_the_text_stays_whole(
     on_terminal(monkeypatch)
     screen, before = Screen(12, 40, keeps_wrap), "\n" * start
     screen.feed(before)
+    writer = Writer()
     with Status(300, shown=True, quiet=False) as progress:
         for i, word in enumerate(re.findall(r"\w+\s?", TEXT)):
-            write(word)
-            progress(word, i, 10)
+            writer.write(word)
+            progress(writer.column, i, 10)
             screen.feed(capsys.readouterr().out.replace("\n", "\r\n"))
         assert f"{i + 1} of 300 tokens" in screen.lines[-1]
     screen.feed(capsys.readouterr().out)
@@ -148,11 +149,11 @@ def test_the_text_stays_whole_when_the_window_changes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     window = on_terminal(monkeypatch)
-    screen = Screen(12, 40)
+    screen, writer = Screen(12, 40), Writer()
     with Status(300, shown=True, quiet=False) as progress:
         for i, word in enumerate(re.findall(r"\w+\s?", TEXT)):
-            write(word)
-            progress(word, i, 10)
+            writer.write(word)
+            progress(writer.column, i, 10)
             screen.feed(capsys.readouterr().out.replace("\n", "\r\n"))
             if i % 50 == 25:  # in the middle of a line
                 window[1] = (17, 11, 5, 24, 10, 12)[i // 50]
@@ -170,10 +171,10 @@ def test_a_line_of_stderr_where_the_text_goes_elsewhere(
     monkeypatch.setattr(status.time, "monotonic", lambda: next(times) / 4)
     with Status(None, shown=True, quiet=False) as progress:
         for i in range(50):
-            progress("word", i, 100)
+            progress(0, i, 100)
     with Status(50, shown=True, quiet=False) as progress:
         for i in range(30):
-            progress("word", i, 100)
+            progress(0, i, 100)
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.endswith("\r")
     lines = [line.rstrip() for line in shown.err.split("\r")]
@@ -190,7 +191,7 @@ def test_the_speed_is_that_of_late(
     with Status(None, shown=False, quiet=False) as progress:
         for i in range(100):
             now[0] += 0.01 if i < 60 else 1.0
-            progress("", i, 0)
+            progress(0, i, 0)
     assert "100 tokens, 1.0/s" in capsys.readouterr().err
 
 
@@ -204,17 +205,15 @@ def test_a_status_is_rare_and_needs_a_terminal(
     monkeypatch.setattr(status.time, "monotonic", lambda: next(times) / 100)  # 10 ms a token
     with Status(300, shown=True, quiet=False) as progress:
         for i in range(101):
-            progress("a", i, 0)
+            progress(1, i, 0)
     assert capsys.readouterr().out.count("at depth") in (3, 4)
     for name, value in (("TERM", "dumb"), ("TERM", "xterm")):
         monkeypatch.setenv(name, value)
         with Status(300, shown=True, quiet=value == "xterm") as progress:
-            progress("a", 0, 0)
-            progress("a", 0, 0)
+            progress(1, 0, 0)
+            progress(1, 0, 0)
     assert capsys.readouterr() == ("", "")
 
 
-def test_cells_and_durations() -> None:
-    assert cells("abc", 2) == 5 and cells("a\tb") == 9 and cells("", 7) == 7
-    assert cells("\u00fc\u6f22e\u0301\u200d") == 1 + 2 + 1
+def test_durations() -> None:
     assert [duration(s) for s in (0, 7.4, 754, 3723)] == ["0:00", "0:07", "12:34", "1:02:03"]

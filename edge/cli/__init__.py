@@ -134,7 +134,16 @@ def _show_warning(
 def _say(text: str) -> None:
     """A line on stderr, safe for a terminal."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    click.echo(f"edge-run: {text}", err=True)
+    click.echo(_fit(f"edge-run: {text}"), err=True)
+
+
+def _fit(line: str) -> str:
+    """The line; as rows of the terminal, if it goes to one."""
+    if not sys.stderr.isatty():
+        return line
+    from edge.cli.terminal import fit
+
+    return fit(line)
 
 
 def _root(error: BaseException) -> BaseException:

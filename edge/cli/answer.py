@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.cli.status import Status
-from edge.cli.terminal import Interrupt, Progress, figures, note, write
+from edge.cli.terminal import Interrupt, Progress, Writer, figures, note
 from edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,14 +61,15 @@ def stream(
         Progress("reading the prompt") as progress,
         Status(options.get("max_tokens"), shown=show, quiet=quiet) as status,
     ):
+        writer = Writer()
         pieces = source.stream(prompt, progress=progress, **options)
         if interrupt.hit:  # before there was anything to cancel
             pieces.cancel()
         for piece in pieces:
             progress.clear()
             if show:
-                write(piece.text)
-            status(piece.text, piece.token, pieces.usage.prompt_tokens)
+                writer.write(piece.text)
+            status(writer.column, piece.token, pieces.usage.prompt_tokens)
     completion: Completion = pieces.completion
     return completion
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-import unicodedata
 from collections import deque
 from typing import Protocol
 
@@ -24,7 +23,7 @@ class Status:
     limit: tokens that the answer may have. shown: the answer's text goes to stdout. With the text
     on the same terminal a row is kept for it, if the answer may be a long one; with the text
     elsewhere it is a line of stderr; without a terminal, and when quiet, it is nothing. Call it
-    with each piece that was written, and leave it, or it keeps the row.
+    after each piece was written, and leave it, or it keeps the row.
     """
 
     AFTER_SECONDS, EVERY_SECONDS = 0.3, 0.25
@@ -54,11 +53,13 @@ class Status:
         if self._place is not None:
             self._place.clear()
 
-    def __call__(self, text: str, token: int | None, n_prompt: int) -> None:
-        """A piece, written. n_prompt: tokens before the answer."""
+    def __call__(self, column: int, token: int | None, n_prompt: int) -> None:
+        """A piece was written. column: cells of stdout since the last newline. n_prompt: tokens
+        before the answer.
+        """
         if self._place is None:
             return
-        self._place.wrote(text)
+        self._place.stands(column)
         if token is None:
             return
         now = time.monotonic()
@@ -86,8 +87,8 @@ class Status:
 class _Place(Protocol):
     """Where a status stands."""
 
-    def wrote(self, text: str) -> None:
-        """Text went to stdout."""
+    def stands(self, column: int) -> None:
+        """The text on stdout ends so many cells after a newline."""
 
     def draw(self, line: str) -> None:
         """Show this instead of what was shown."""
@@ -110,10 +111,9 @@ class Row:
         self._size: tuple[int, int] | None = None  # columns and rows it was set up for
         self._column = 0  # cells since the last newline
 
-    def wrote(self, text: str) -> None:
+    def stands(self, column: int) -> None:
         """Follow the cursor."""
-        _, newline, rest = text.rpartition("\n")
-        self._column = cells(rest, 0 if newline else self._column)
+        self._column = column
 
     def draw(self, line: str) -> None:
         """Show this; a terminal that became too small gets its row back."""
@@ -153,18 +153,6 @@ class Row:
     def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def cells(text: str, start: int = 0) -> int:
-    """The column after a text of one line that begins in column `start`."""
-    if text.isascii() and text.isprintable():
-        return start + len(text)
-    for c in text:
-        if c == "\t":
-            start += 8 - start % 8
-        elif unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cc"):
-            start += 2 if unicodedata.east_asian_width(c) in "WF" else 1
-    return start
 
 
 def duration(seconds: float) -> str:

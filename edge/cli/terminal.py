@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from edge import memory
+from edge.cli.wrap import Wrap, cells
 
 #: Control characters, which a model could use to take over a terminal; tab and newline stay.
 _CONTROL = {i: None for i in (*range(32), *range(127, 160)) if i not in (9, 10)}
@@ -40,7 +41,7 @@ class Line:
     def __init__(self) -> None:
         self._width = 0
 
-    def wrote(self, text: str) -> None:
+    def stands(self, column: int) -> None:
         """What goes to stdout is elsewhere."""
 
     def draw(self, line: str) -> None:
@@ -149,18 +150,48 @@ class Interrupt:
         self.hit = True
 
 
-def write(text: str) -> None:
-    """Text of a model to stdout, at once; a terminal is spared its control characters."""
-    if sys.stdout.isatty():
-        text = text.translate(_CONTROL)
-    if text:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+class Writer:
+    """Text of a model to stdout, as it comes. A terminal is spared its control characters, and has
+    no words broken at its edge; elsewhere the text is as it was. column: see `Wrap`.
+    """
+
+    def __init__(self) -> None:
+        self._shows = sys.stdout.isatty()
+        self._moves = is_terminal(sys.stdout) and sys.platform != "win32"
+        self._wrap = Wrap()
+
+    @property
+    def column(self) -> int:
+        """Cells since the last newline, on a terminal."""
+        return self._wrap.column
+
+    def write(self, text: str) -> None:
+        """Show a piece, at once."""
+        if self._shows:
+            columns = size(sys.stdout)[0] if self._moves else 0
+            text = self._wrap.push(text.translate(_CONTROL), columns)
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 def note(text: str) -> None:
-    """A line beside the answer, on stderr."""
-    click.secho(text, err=True, dim=True)
+    """Lines beside the answer, on stderr."""
+    click.secho(fit(text), err=True, dim=True)
+
+
+def fit(text: str) -> str:
+    """Lines for stderr: where that is a terminal, no words are broken at its edge."""
+    columns = size(sys.stderr)[0]
+    return "\n".join(row for line in text.split("\n") for row in _rows(line, columns - 1))
+
+
+def _rows(line: str, width: int) -> list[str]:
+    if width < 1 or cells(line) <= width:
+        return [line]
+    import textwrap
+
+    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def figures(usage: Any, engine: Any) -> str:
