@@ -270,5 +270,5 @@ def test_a_refused_question_keeps_the_conversation(
     talk = model.chat()
     monkeypatch.setattr(FakeSource, "error", ContextError("too long", needed=9, limit=8))
     settings = Settings({}, None, None, False, False, edge.SamplingOptions())
-    chat._answer(model, talk, "hello", settings)  # type: ignore[arg-type]
+    chat._answer(model, talk, "hello", settings, {})  # type: ignore[arg-type]
     assert capsys.readouterr().err == "edge-run: too long\n"

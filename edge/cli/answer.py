@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.cli.single import as_dict
 from edge.cli.status import Status
 from edge.cli.terminal import Interrupt, Progress, Writer, figures, note
-from edge.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edge.cli.options import Settings
+    from edge.conversation import Message
     from edge.loading import LoadOptions
     from edge.model import Model
     from edge.results import Completion
@@ -49,7 +49,7 @@ def explain(model: Model, settings: Settings) -> None:
 
 
 def stream(
-    source: Any, prompt: str, *, show: bool = True, quiet: bool = False, **options: Any
+    source: Any, prompt: str | Message, *, show: bool = True, quiet: bool = False, **options: Any
 ) -> Completion:
     """Stream the answer of a Session or Chat to stdout; return what it was.
 
@@ -92,20 +92,25 @@ def report(model: Model, completion: Completion, settings: Settings) -> None:
 
 
 def once(
-    model: Model, ask: Callable[[], Completion], settings: Settings, *, newline: bool
-) -> Completion:
-    """One answer for a program that ends with it: Ctrl-C leaves with it."""
-    completion = ask()
-    if newline:
+    model: Model,
+    source: Any,
+    prompt: str,
+    settings: Settings,
+    *,
+    as_json: bool,
+    newline: bool,
+    **options: Any,
+) -> None:
+    """One answer of a Session or Chat for a program that ends with it: streamed, or as JSON at the
+    end. Ctrl-C leaves with what came. newline: end the text with one. options: as for its stream().
+    """
+    completion = stream(source, prompt, show=not as_json, quiet=settings.quiet, **options)
+    if newline and not as_json:
         click.echo()
     report(model, completion, settings)
     if completion.finish_reason == "cancelled":
         raise click.exceptions.Exit(130)  # as for Ctrl-C anywhere else
-    return completion
+    if as_json:
+        import json
 
-
-def not_empty(prompt: str) -> str:
-    """The prompt. Raises InputError when there is nothing in it."""
-    if not prompt:
-        raise InputError("the prompt is empty")
-    return prompt
+        click.echo(json.dumps(as_dict(completion, model.tokenizer), ensure_ascii=False))

@@ -6,13 +6,20 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge.cli import COMMANDS, complain
-from edge.cli.options import Settings, model_options, read_stdin, sampling_options, utf8
+from edge.cli.options import (
+    Settings,
+    model_options,
+    read_file,
+    read_stdin,
+    sampling_options,
+    utf8,
+)
+from edge.cli.single import asked, check, not_empty, single_options
 from edge.errors import EdgeError, InputError, brief
 
 if TYPE_CHECKING:
@@ -33,43 +40,53 @@ _SAVE_EVERY = 32  # tokens
 @click.option("-p", "--prompt", metavar="TEXT", help="Ask this, answer, and leave.")
 @click.option("-s", "--system", metavar="TEXT", help="What the model is told before the talk.")
 @click.option(
-    "--session",
-    "file",
-    metavar="FILE",
-    help="Keep the conversation in FILE, and go on with the one that is there.",
+    "--session", metavar="FILE", help="Keep the conversation in FILE, and go on with the one there."
 )
+@single_options
 @sampling_options(seed=-1)
 def chat(
-    model: str | None, prompt: str | None, system: str | None, file: str | None, **flags: Any
+    model: str | None,
+    prompt: str | None,
+    file: str | None,
+    system: str | None,
+    session: str | None,
+    **flags: Any,
 ) -> None:
     """Talk with a model, or ask it one question.
 
-    With --prompt, or a question on standard input, it answers once and leaves. Else it is a
+    With --prompt, --file, or a question on standard input, it answers once and leaves. Else it is a
     conversation: /help lists what can be typed, Ctrl-C stops an answer, a second one leaves.
     With --session it survives the program, however that ends.
     """
-    from edge.cli.answer import explain, not_empty, once, open_model, stream
+    from edge.cli.answer import explain, once, open_model
 
-    settings = Settings.take(flags)
+    check(flags)
     if system is not None:
         system = utf8(system, "the system message")
-    if prompt is not None:
-        prompt = not_empty(utf8(prompt, "the prompt").strip())
-    elif not sys.stdin.isatty():
-        prompt = not_empty(read_stdin().strip())
+    question = _question(prompt, file)
+    if question is None and flags["as_json"]:
+        raise click.UsageError("--json wants a question: --prompt, --file, or standard input.")
+    settings = Settings.take(flags)
+    options = asked(flags, settings)
     with open_model(model, **settings.loading) as loaded:
         explain(loaded, settings)
-        talk = _begin(loaded, system, file, settings)
-        if prompt is None:
-            _converse(loaded, talk, settings)
+        talk = _begin(loaded, system, session, settings)
+        if question is None:
+            _converse(loaded, talk, settings, options)
             return
-        ask = partial(stream, talk, prompt, quiet=settings.quiet, **_options(settings))
-        once(loaded, ask, settings, newline=True)
+        shown = {"as_json": flags["as_json"], "newline": True}
+        once(loaded, talk, question, settings, **shown, **options)
 
 
-def _options(settings: Settings) -> dict[str, Any]:
-    """What an answer wants of them."""
-    return {"max_tokens": settings.max_tokens, "sampling": settings.sampling}
+def _question(prompt: str | None, file: str | None) -> str | None:
+    """The one question; None for a conversation. Raises InputError, UsageError."""
+    if prompt is not None and file is not None:
+        raise click.UsageError("Give the question with one of --prompt TEXT and --file FILE.")
+    if prompt is not None:
+        return not_empty(utf8(prompt, "the prompt").strip())
+    if file is None and sys.stdin.isatty():
+        return None
+    return not_empty((read_stdin() if file is None else read_file(file)).strip())
 
 
 def _begin(model: Model, system: str | None, file: str | None, settings: Settings) -> Chat:
@@ -101,7 +118,9 @@ def _begin(model: Model, system: str | None, file: str | None, settings: Setting
     return found
 
 
-def _converse(model: Model, talk: Chat, settings: Settings) -> None:
+def _converse(
+    model: Model, talk: Chat, settings: Settings, options: dict[str, Any]
+) -> None:
     """The conversation, until /quit, the end of input, or Ctrl-C at the prompt."""
     if not settings.quiet:
         click.secho("/help lists what can be typed, Ctrl-D leaves", err=True, dim=True)
@@ -116,7 +135,7 @@ def _converse(model: Model, talk: Chat, settings: Settings) -> None:
             elif line.startswith("/") and line[1:].isalpha():
                 click.echo(f"{line} is not known: /help lists what is", err=True)
             elif line:
-                _answer(model, talk, line, settings)
+                _answer(model, talk, line, settings, options)
 
 
 def _read_line() -> str | None:
@@ -132,12 +151,14 @@ def _read_line() -> str | None:
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
 
 
-def _answer(model: Model, talk: Chat, line: str, settings: Settings) -> None:
+def _answer(
+    model: Model, talk: Chat, line: str, settings: Settings, options: dict[str, Any]
+) -> None:
     """Stream one answer; what goes wrong with it leaves the conversation as it is."""
     from edge.cli.answer import report, stream
 
     try:
-        completion = stream(talk, line, quiet=settings.quiet, **_options(settings))
+        completion = stream(talk, line, quiet=settings.quiet, **options)
         click.echo()
         report(model, completion, settings)
     except EdgeError as e:
