@@ -59,6 +59,7 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.messages: list[dict[str, Any]] = []
         self.cancelled = False
 
     def stream(self, prompt: str, **options: Any) -> FakeStream:
@@ -66,13 +67,14 @@ class FakeSource:
         self.asked.append((prompt, {"logprobs": 0} | options))
         if self.error is not None:
             raise self.error
+        self.messages += [{"role": "user", "content": prompt}, {"role": "assistant"}]
         return FakeStream(self, self.asked[-1][1])
 
     def cancel(self) -> None:
         self.cancelled = True
 
     def reset(self) -> None:
-        self.asked.clear()
+        self.messages.clear()
 
 
 class FakeModel:
@@ -86,6 +88,15 @@ class FakeModel:
         self.tokenizer = SimpleNamespace(token_text=lambda token: f"<{token}>")
         self.sources: list[FakeSource] = []
         self.system: str | None = None
+
+    def info(self) -> dict[str, Any]:
+        facts = {"name": "Fake", "path": "models/m.gguf", "architecture": "llama"}
+        types = {"F32": 9, "Q4_0": 5, "Q6_K": 1}
+        sizes = {"parameters": 3_800_000_000, "file_bytes": 5 << 20, "context": 4096}
+        return {**facts, **sizes, "types": types}
+
+    def close(self) -> None:
+        pass
 
     def session(self, when_full: str = "stop") -> FakeSource:
         self.when_full = when_full

@@ -85,15 +85,20 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
 
-    def exit_code(self, press: str = "") -> int:
-        """Read until the program ends. press: type this, and again as long as nothing comes of it:
-        readline misses a Ctrl-C between its prompt and its waiting for a key."""
+    def press(self, key: str, seconds: float = 5) -> None:
+        """Type it, and again as long as nothing comes of it: readline misses a Ctrl-C between its
+        prompt and its waiting for a key."""
         import select
 
+        self.type(key)
+        while not select.select([self.fd], [], [], seconds)[0]:
+            self.type(key)
+
+    def exit_code(self, press: str = "") -> int:
+        """Read until the program ends. press: press this."""
         try:
-            self.type(press)
-            while press and not select.select([self.fd], [], [], 0.5)[0]:
-                self.type(press)
+            if press:
+                self.press(press, seconds=0.5)
             while chunk := os.read(self.fd, 4096):
                 self.seen += chunk.decode(errors="replace")
         except OSError:

@@ -10,14 +10,13 @@ from typing import Any
 
 import click
 import pytest
-from fake_model import ROOT, USAGE, FakeModel, FakeSource, assert_one_line, run
+from fake_model import ROOT, USAGE, FakeModel, assert_one_line, run
 
 import edge
 from edge import store
 from edge.cli import COMMANDS, cli
-from edge.cli.options import Settings
 from edge.cli.terminal import figures
-from edge.errors import ContextError, InputError, ModelFileError
+from edge.errors import InputError, ModelFileError
 
 
 @pytest.fixture
@@ -259,16 +258,3 @@ def test_pull(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(store, "pull", lambda **_: (tmp_path / "m.gguf", next(fetched)))
     assert run("pull").output == f"{store.DEFAULT.name}: {tmp_path / 'm.gguf'}\n"
     assert run("pull").output.endswith("(already there)\n")
-
-
-def test_a_refused_question_keeps_the_conversation(
-    monkeypatch: pytest.MonkeyPatch, loaded: list[FakeModel], capsys: pytest.CaptureFixture[str]
-) -> None:
-    from edge.cli import chat
-
-    model = FakeModel()
-    talk = model.chat()
-    monkeypatch.setattr(FakeSource, "error", ContextError("too long", needed=9, limit=8))
-    settings = Settings({}, None, None, False, False, edge.SamplingOptions())
-    chat._answer(model, talk, "hello", settings, {})  # type: ignore[arg-type]
-    assert capsys.readouterr().err == "edge-run: too long\n"

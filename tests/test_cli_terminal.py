@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from fake_model import ROOT, edge_run
-from terminals import FAKE, Terminal, needs_pty
+from terminals import FAKE, READLINE, TOOLKIT, Screen, Terminal, needs_pty
 
-from edge.cli.terminal import Interrupt, Progress, size, write
+from edge.cli import keyboard
+from edge.cli.keyboard import History, Keyboard, parse
+from edge.cli.terminal import Interrupt, Progress, size
 
 
 def test_reader_that_leaves_is_no_error() -> None:
@@ -76,6 +78,156 @@ def test_end_of_input_leaves_and_history_stays(tmp_path: Path) -> None:
     assert history.stat().st_mode & 0o077 == 0
 
 
+#: The fake says what it was asked.
+ECHOES = (
+    "t.FakeSource.stream = lambda self, prompt, real=t.FakeSource.stream, **o: (\n"
+    "    setattr(t.FakeSource, 'words', (repr(prompt),)), real(self, prompt, **o))[1]\n"
+)
+
+
+@pytest.fixture(params=["prompt_toolkit", "readline"])
+def editor(request: pytest.FixtureRequest) -> str:
+    """What edits the prompt, as code that picks it."""
+    pytest.importorskip(request.param)
+    return READLINE if request.param == "readline" else TOOLKIT
+
+
+@needs_pty
+@pytest.mark.parametrize(
+    ("typed", "question"),
+    [
+        (("\x1b[200~one\ntwo\nthree\x1b[201~", "\r"), "one\\ntwo\\nthree"),
+        (('"""one\r', "  two\r", 'three"""\r'), "one\\n  two\\nthree"),
+        (('"""/help"""\r',), "/help"),
+        (("not this #", "\x03", "but this\r"), "but this"),
+        (('"""not this\r', "nor this #", "\x03", "but this\r"), "but this"),
+    ],
+    ids=["paste", "quotes", "no command", "taken back", "quotes taken back"],
+)
+def test_what_is_one_question(
+    tmp_path: Path, editor: str, typed: tuple[str, ...], question: str
+) -> None:
+    terminal = Terminal("chat", "-q", cache=tmp_path, code=editor + ECHOES)
+    terminal.prompt()
+    for keys in typed:
+        if keys == "\x03":
+            terminal.press(keys)
+            terminal.wait_for("\x1b")
+            continue
+        terminal.type(keys)
+        if "#" in keys:  # Ctrl-C takes what was not read yet with it
+            terminal.wait_for("#")
+    shown = terminal.wait_for(f"'{question}'")
+    terminal.prompt()
+    terminal.type("/quit\r")
+    assert terminal.exit_code() == 0
+    assert "'" not in shown + terminal.seen and "Traceback" not in terminal.seen  # one question
+
+
+@needs_pty
+def test_what_is_typed_meanwhile_waits(tmp_path: Path, editor: str) -> None:
+    terminal = Terminal("chat", "-q", pause=0.02, n=60, cache=tmp_path, code=editor)
+    terminal.prompt()
+    terminal.type("hello\r")
+    terminal.prompt()  # of the one that was left
+    terminal.wait_for("word word")
+    terminal.type("meanwhile")
+    terminal.type("\x1b[200~ pasted\nlines\x1b[201~")
+    assert terminal.prompt().split() == ["word"] * 58
+    terminal.wait_for("lines")  # at the prompt, as one message
+    terminal.type("\r")
+    terminal.prompt()
+    assert terminal.prompt().split() == ["word"] * 60
+    terminal.type("/bye\r")
+    assert terminal.exit_code() == 0
+
+
+@needs_pty
+@pytest.mark.parametrize("end", ["/quit\r", "\x04", "\x03"], ids=["quit", "end", "ctrl-c"])
+def test_the_terminal_is_left_as_it_was(tmp_path: Path, editor: str, end: str) -> None:
+    import termios
+
+    code = (
+        "import atexit; atexit.register(lambda: (print('left', flush=True), sys.stdin.read(1)))\n"
+    )
+    terminal = Terminal("chat", "-q", cache=tmp_path, code=editor + code)
+    terminal.prompt()
+    terminal.type("hello\r")
+    terminal.prompt()
+    terminal.prompt()
+    if editor == READLINE:
+        terminal.wait_for("> ")
+    terminal.press(end)
+    assert "\x1b[?2004l" in terminal.wait_for("left")
+    wanted = termios.ECHO | termios.ICANON
+    assert termios.tcgetattr(terminal.fd)[3] & wanted == wanted
+    terminal.type("\n")
+    assert terminal.exit_code() == (130 if end == "\x03" else 0)
+
+
+def test_lines_that_come_together_are_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without GNU readline nobody says what is a paste."""
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
+    monkeypatch.setitem(sys.modules, "readline", None)
+    waiting = iter((True, True, False, False))
+    monkeypatch.setattr(keyboard, "_waits", lambda: next(waiting))
+    lines = iter(("one", "two", "three", "four"))
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    keys = Keyboard()
+    assert (keys.read(), keys.read()) == ("one\ntwo\nthree", "four")
+
+
+@needs_pty
+def test_words_stay_whole_at_the_edge(tmp_path: Path) -> None:
+    text = "several words of which none is broken where the row of the terminal ends"
+    code = f"t.FakeSource.words = tuple({text!r}[i : i + 3] for i in range(0, {len(text)}, 3))\n"
+    for args, rows in ((("chat", "-p", "x"), 12), (("complete", "-p", "x", "-n", "300"), 12)):
+        terminal = Terminal(*args, cache=tmp_path, code=code, rows=rows, columns=30)
+        assert terminal.exit_code() == 0
+        screen = Screen(rows, 30)
+        screen.feed(terminal.seen)
+        assert screen.lines[:3] == [
+            "several words of which none",
+            "is broken where the row of",
+            "the terminal ends",
+        ]
+
+
+def test_a_history_of_messages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(History, "MOST", 5)
+    for i in range(12):
+        History().add(f"question {i}\nof two lines")
+    History().add("")
+    History().add("x" * (History.LONGEST + 1))
+    assert History().entries == [f"question {i}\nof two lines" for i in range(7, 12)]
+    path = tmp_path / "chat_history"
+    assert len(path.read_bytes().splitlines()) <= 24 and path.stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("EDGE_CACHE", str(path / "no folder"))
+    History().add("hurts nobody")
+
+
+@pytest.mark.parametrize(
+    ("line", "typed"),
+    [
+        ("/retry", ("retry", "", False)),
+        ("/Set  top-k 3", ("set", "top-k 3", False)),
+        ("/?", ("?", "", False)),
+        ("/etc/hosts is what?", (None, "/etc/hosts is what?", False)),
+        ("/", (None, "/", False)),
+        ('"""', (None, "", True)),
+        ('"""one\ntwo', (None, "one\ntwo", True)),
+        ('"""one\n"two" \n"""', (None, 'one\n"two"', False)),
+        ('"""/quit"""', (None, "/quit", False)),
+        ('/system """be\nbrief', ("system", "be\nbrief", True)),
+        ('/system """be\nbrief"""', ("system", "be\nbrief", False)),
+        ('what is """?', (None, 'what is """?', False)),
+    ],
+)
+def test_what_was_typed(line: str, typed: tuple[str | None, str, bool]) -> None:
+    assert parse(line) == typed
+
+
 @needs_pty
 def test_ctrl_c_stops_the_answer_and_the_next_leaves(tmp_path: Path) -> None:
     terminal = Terminal("chat", pause=0.02, n=100_000, cache=tmp_path)
@@ -132,14 +284,6 @@ def test_bytes_that_are_no_text_keep_the_conversation(tmp_path: Path) -> None:
     terminal.wait_for("> ")
     terminal.type("/quit\n")
     assert terminal.exit_code() == 0
-
-
-def test_a_terminal_is_spared_control_characters(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    write("a\x1b[2J\tb\n\x9bc")
-    assert capsys.readouterr().out == "a[2J\tb\nc"
 
 
 def test_a_file_has_no_size(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ HEAVY = {
     "cffi": set(),
     "onnx": set(),
     "onnxruntime": set(),
+    "prompt_toolkit": set(),
 }
 
 

@@ -1,0 +1,255 @@
+"""What is typed at a conversation's prompt: editing, history, pastes, and no echo meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import click
+
+from edge.cli.terminal import is_terminal
+from edge.errors import UnsupportedError
+from edge.store import cache_dir, replacing
+
+_PROMPT, _MORE = "> ", ". "
+_QUOTES = '"""'
+_COMMAND = re.compile(r"\s*/([A-Za-z]+|\?)(?=\s|$)(.*)", re.DOTALL)
+_MARK_PASTES, _MARK_NO_PASTES = "\x1b[?2004h", "\x1b[?2004l"
+
+
+class Keyboard:
+    """Messages from the terminal. In a `with`: between two calls of `read` nothing that is typed
+    shows up in what is written; it waits for the next prompt.
+
+    prompt_toolkit (extra `chat`) edits, else `input`, with readline where Python has that. Make it
+    before a model is loaded: the ledger counts what the process has by then.
+    """
+
+    def __init__(self) -> None:
+        self._history = History()
+        self._editor: _Editor
+        try:
+            self._editor = _Toolkit(self._history.entries)
+        except ImportError:
+            self._editor = _Lines(self._history.entries)
+        self._modes: list[Any] | None = None  # the terminal's own
+
+    def __enter__(self) -> Keyboard:
+        with contextlib.suppress(ImportError):  # no such terminals
+            import termios
+
+            with contextlib.suppress(termios.error):
+                self._modes = termios.tcgetattr(sys.stdin)
+        self._hush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def read(self) -> str | None:
+        """The next message, without the space around it; None at the end of input.
+
+        Raises KeyboardInterrupt for Ctrl-C at an empty prompt; one that has text is emptied by it.
+        """
+        self._restore()
+        try:
+            text = self._editor.read()
+        except EOFError:
+            click.echo()
+            return None
+        except UnicodeDecodeError:
+            click.echo("edge-run: that line is not UTF-8", err=True)
+            return ""
+        finally:
+            self._hush()
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+        self._history.add(text)
+        return text
+
+    def _hush(self) -> None:
+        """No echo, and keys as they are pressed; Ctrl-C stays a signal."""
+        if self._modes is None:
+            return
+        import termios
+
+        modes = list(self._modes)
+        modes[3] &= ~(termios.ECHO | termios.ICANON)
+        self._mode(modes)
+        self._mark_pastes(_MARK_PASTES)
+
+    def _restore(self) -> None:
+        if self._modes is not None:
+            self._mark_pastes(_MARK_NO_PASTES)
+            self._mode(self._modes)
+
+    @staticmethod
+    def _mode(modes: list[Any]) -> None:
+        import termios
+
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
+
+    def _mark_pastes(self, how: str) -> None:
+        if self._editor.knows_pastes and is_terminal(sys.stdout):
+            sys.stdout.write(how)
+            sys.stdout.flush()
+
+
+class Typed(NamedTuple):
+    """A message, or a command and what is behind it. is_open: three quotes want their end yet."""
+
+    command: str | None
+    text: str
+    is_open: bool = False
+
+
+def parse(line: str) -> Typed:
+    """What was typed: `/command text`, text, and either with the text in three double quotes, where
+    it may have several lines.
+    """
+    match = _COMMAND.match(line)
+    command, text = (match[1].lower(), match[2]) if match else (None, line)
+    text = text.strip()
+    if not text.startswith(_QUOTES):
+        return Typed(command, text)
+    body = text[len(_QUOTES) :]
+    return Typed(command, body.removesuffix(_QUOTES).strip(), not body.endswith(_QUOTES))
+
+
+class _Editor(Protocol):
+    """knows_pastes: it takes a paste that the terminal marks as one message."""
+
+    knows_pastes: bool
+
+    def read(self) -> str:
+        """A message. Raises EOFError, KeyboardInterrupt, UnicodeDecodeError."""
+
+
+class _Lines:
+    """`input`. GNU readline knows pastes; elsewhere, lines that have come already are one."""
+
+    def __init__(self, history: list[str]) -> None:
+        self.knows_pastes = False
+        self._readline: Any = None
+        with contextlib.suppress(ImportError):
+            import readline
+
+            self._readline = readline
+            readline.set_auto_history(False)  # a message is an entry, not each of its lines
+            for entry in history:
+                readline.add_history(entry)
+            if "libedit" not in (readline.__doc__ or "") and is_terminal(sys.stdout):
+                readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
+                self.knows_pastes = True
+
+    def read(self) -> str:
+        text = ""
+        while True:
+            try:
+                text = input(_PROMPT)
+                while parse(text).is_open or (not self.knows_pastes and _waits()):
+                    text += "\n" + input(_MORE)
+                break
+            except KeyboardInterrupt:
+                if not text and (self._readline is None or not self._readline.get_line_buffer()):
+                    raise
+                text = ""
+                click.echo()
+        if self._readline is not None and text.strip():
+            self._readline.add_history(text)
+        return text
+
+
+def _waits() -> bool:
+    """Whether a terminal has more lines already."""
+    import select
+
+    try:
+        return sys.stdin.isatty() and bool(select.select([sys.stdin], [], [], 0)[0])
+    except OSError:  # select takes no terminals here
+        return False
+
+
+class _Toolkit:
+    """prompt_toolkit's editor. Raises ImportError where it is not installed, or has no terminal."""
+
+    knows_pastes = True
+
+    def __init__(self, history: list[str]) -> None:
+        if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+            raise ImportError("prompt_toolkit needs a terminal")
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import InMemoryHistory
+        from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.output import create_output
+
+        def enter(event: Any) -> None:
+            if parse(event.current_buffer.text).is_open:
+                event.current_buffer.insert_text("\n")
+            else:
+                event.current_buffer.validate_and_handle()
+
+        def new_line(event: Any) -> None:
+            event.current_buffer.insert_text("\n")
+
+        def take_back(event: Any) -> None:
+            if event.current_buffer.text:
+                event.current_buffer.reset()
+            else:
+                event.app.exit(exception=KeyboardInterrupt)
+
+        keys = KeyBindings()
+        keys.add("enter")(enter)
+        keys.add("escape", "enter")(new_line)
+        keys.add("c-c")(take_back)
+        output: Any = create_output()
+        output.enable_cpr = False  # no questions to the terminal, whose answers come as if typed
+        self._session: Any = PromptSession(
+            _PROMPT,
+            multiline=True,
+            prompt_continuation=_MORE,
+            key_bindings=keys,
+            history=InMemoryHistory(history),
+            output=output,
+        )
+
+    def read(self) -> str:
+        text: str = self._session.prompt()
+        return text
+
+
+class History:
+    """What was typed in this conversation and in earlier ones: a file in the cache folder, for its
+    owner alone. A message is a line of it, its newlines are carriage returns there.
+    """
+
+    MOST, LONGEST = 1000, 10_000  # messages; characters of one
+
+    def __init__(self) -> None:
+        self.entries: list[str] = []
+        self._path: Path | None = None
+        with contextlib.suppress(OSError, UnsupportedError):  # no home for it
+            self._path = cache_dir() / "chat_history"
+            text = self._path.read_bytes().decode("utf-8", "replace")
+            lines = [line for line in text.split("\n") if line]
+            self.entries = [line.replace("\r", "\n") for line in lines[-self.MOST :]]
+            if len(lines) > 2 * self.MOST:
+                with replacing(self._path, ".history-") as file:
+                    os.chmod(file.fileno(), 0o600)
+                    file.write("".join(f"{line}\n" for line in lines[-self.MOST :]).encode())
+
+    def add(self, text: str) -> None:
+        """Keep a message, unless it is empty or long; a disk that refuses hurts nobody."""
+        if self._path is None or not text or len(text) > self.LONGEST:
+            return
+        line = text.replace("\r\n", "\n").replace("\n", "\r") + "\n"
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
+            handle = os.open(self._path, flags, 0o600)
+            with open(handle, "ab", buffering=0) as file:
+                file.write(line.encode())

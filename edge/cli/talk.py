@@ -1,0 +1,382 @@
+"""A conversation in a terminal: questions, answers, and commands that begin with a slash."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from edge.cli import complain
+from edge.cli.answer import explain, open_model, report, stream
+from edge.cli.keyboard import Keyboard, parse
+from edge.cli.options import Settings
+from edge.cli.terminal import mebibytes, note, plain, size
+from edge.errors import CancelledError, EdgeError, InputError, TemplateError, brief
+from edge.sampler import sampling_fields
+
+if TYPE_CHECKING:
+    from edge.conversation import Chat, Message
+    from edge.kv import WhenFull
+    from edge.model import Model
+    from edge.sampler import SamplingOptions
+
+_SAVE_EVERY = 32  # tokens
+
+
+def begin(model: Model, system: str | None, file: str | None, settings: Settings) -> Chat:
+    """A new conversation, or the one in the file. Raises InputError where its options differ."""
+    when_full = settings.when_full
+    if file is None or not os.path.lexists(file):
+        chat = model.chat(system=system, when_full=when_full or "stop")
+        if file is not None:
+            chat.autosave(file, _SAVE_EVERY)
+        return chat
+    found = _resume(file, model, autosave=_SAVE_EVERY)
+    if system is not None and system != found.system:
+        told = "none" if found.system is None else brief(found.system)
+        raise InputError(
+            f"{file} has another system message, {told}: leave --system out, or name another file"
+        )
+    if when_full is not None and when_full != found.session.when_full:
+        raise InputError(
+            f"{file} was begun with --when-full {found.session.when_full}: leave that out, or name "
+            "another file"
+        )
+    if not settings.quiet:
+        note(f"resumed: {len(found.session.tokens):,} tokens")
+    return found
+
+
+def _resume(file: str, model: Model, *, autosave: int | None = None) -> Chat:
+    """The conversation in a file. Raises InputError for one that holds a text."""
+    import edge
+
+    found = edge.resume(file, model, autosave=autosave)
+    if not isinstance(found, edge.Chat):
+        found.close()
+        raise InputError(f"{file} holds a text, not a conversation: resume it from Python")
+    return found
+
+
+def banner(model: Model) -> str:
+    """One line: the model's name, file, parameters, most frequent type and size; the context."""
+    facts = model.info()
+    parts = [plain(os.path.basename(os.path.normpath(facts["path"])))]
+    if n := facts.get("parameters"):
+        parts.append(f"{_short(n)} parameters")
+    if types := facts.get("types"):
+        matrices = {name: n for name, n in types.items() if name != "F32"} or types
+        parts.append(max(matrices, key=lambda name: matrices[name]))
+    parts += [mebibytes(facts["file_bytes"]), f"context {facts['context']:,} tokens"]
+    return f"{plain(facts['name']) or facts['architecture']}: {', '.join(parts)}"
+
+
+def _short(n: int) -> str:
+    """`3.8B`, `135M`, `79K`."""
+    return f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.0f}M" if n >= 1e6 else f"{n / 1e3:.0f}K"
+
+
+class Talk:
+    """The conversation: what it runs on, and what its commands change. Close it, or use a `with`.
+
+    path: of the model, None: the default one. options: what `stream` is called with. file: where
+    the conversation saves itself, if it does.
+    """
+
+    def __init__(self, path: str | None, settings: Settings, options: dict[str, Any]) -> None:
+        self.settings, self.options = settings, options
+        self.file: str | None = None
+        self._failed: str | Message | None = None  # the last question, where no answer came
+        self._over = False
+        self._kept: _Kept | None = None  # the conversation, while it has no model
+        self._chat: Chat | None = None
+        self._model: Model | None = open_model(path, **settings.loading)
+
+    def __enter__(self) -> Talk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def begin(self, system: str | None, file: str | None) -> None:
+        """Begin, or resume what is in the file."""
+        explain(self.model, self.settings)
+        self._chat, self.file = begin(self.model, system, file, self.settings), file
+
+    @property
+    def model(self) -> Model:
+        """What answers. Raises InputError where /model failed, and the one before it, too."""
+        if self._model is None:
+            raise InputError("there is no model any more: /model PATH loads one")
+        return self._model
+
+    @property
+    def chat(self) -> Chat:
+        """The conversation, on the model. Raises InputError as `model` does."""
+        if self._chat is None:
+            raise InputError("there is no model any more: /model PATH loads one")
+        return self._chat
+
+    def run(self, keyboard: Keyboard) -> None:
+        """Until /quit, the end of input, or Ctrl-C at an empty prompt."""
+        if not self.settings.quiet:
+            note(banner(self.model))
+            note("/help lists what can be typed, Ctrl-D leaves")
+        while not self._over and (line := keyboard.read()) is not None:
+            try:
+                command, text, _ = parse(line)
+                if command is not None:
+                    self._command(command, text)
+                elif text:
+                    self._ask(text)
+            except Exception as e:
+                if sys.flags.dev_mode and not isinstance(e, EdgeError):
+                    raise
+                complain(e)
+
+    def _command(self, name: str, text: str) -> None:
+        """Do it. Raises whatever goes wrong; the conversation is then as it was."""
+        command = _COMMANDS.get(_OTHER_NAMES.get(name, name))
+        if command is None:
+            raise InputError(f"/{name} is not known: /help lists what is")
+        command.run(self, text)
+
+    def _ask(self, question: str | Message) -> None:
+        """Stream one answer; a question that gets none leaves no trace."""
+        n_before, self._failed = len(self.chat.messages), question
+        completion = stream(self.chat, question, quiet=self.settings.quiet, **self.options)
+        if len(self.chat.messages) > n_before:
+            self._failed = None
+        click.echo()
+        report(self.model, completion, self.settings)
+
+    # ---- commands: `text` is what is behind the name ----
+
+    def _help(self, text: str) -> None:
+        commands = [(f"/{name} {row.usage}".strip(), row.help) for name, row in _COMMANDS.items()]
+        _table([*commands, *_KEYS])
+
+    def _quit(self, text: str) -> None:
+        self._over = True
+
+    def _reset(self, text: str) -> None:
+        self.chat.reset()
+        self._failed = None
+
+    def _system(self, text: str) -> None:
+        if text:
+            self.chat.system = text
+        else:
+            note(self.chat.system or "there is no system message")
+
+    def _undo(self, text: str) -> None:
+        question = self.chat.undo()
+        if question is None:
+            raise InputError("there is no question to take back")
+        self._failed = None
+        note(f"taken back: {brief(question['content'])}")
+
+    def _retry(self, text: str) -> None:
+        if self._failed is not None:
+            self._ask(self._failed)
+            return
+        before = list(self.chat.messages)
+        question = self.chat.undo()
+        if question is None:
+            raise InputError("there is no question to answer anew")
+        try:
+            self._ask(question)
+        finally:
+            lost = self._failed is not None
+            if lost:
+                self.chat.messages[:], self._failed = before, None
+        if not lost and self.chat.messages[-1] == before[-1]:
+            note("the same answer: /set seed, or temperature, for another")
+
+    def _set(self, text: str) -> None:
+        name, *values = text.split() or [""]
+        now: SamplingOptions = self.options["sampling"]
+        if values:
+            self.options["sampling"] = replace(now, **_read_option(name, values))
+            return
+        shown = [o for o in sampling_fields() if name in ("", _flag(o.name), o.name)]
+        if not shown:
+            _read_option(name, [""])  # raises what the option's flag would
+        _table([(f"{_flag(o.name)} {_plain(getattr(now, o.name))}", o.help) for o in shown])
+
+    def _tokens(self, text: str) -> None:
+        from edge.conversation import encode_messages
+
+        chat, n, limit = self.chat, 0, self.chat.session.n_context
+        if chat.messages:
+            template, tokenizer = self.model.template, self.model.tokenizer
+            with contextlib.suppress(TemplateError):  # it may want a question
+                n = len(encode_messages(tokenizer, template, chat.messages, chat.tools))
+        left = f"{max(limit - n, 0):,} left" if chat.session.when_full == "stop" else "it slides"
+        messages = f"{len(chat.messages)} message{'s' * (len(chat.messages) != 1)}"
+        note(f"{n:,} tokens, {messages}; context {limit:,} tokens, {left}")
+
+    def _save(self, text: str) -> None:
+        path = os.path.expanduser(text) or self.file
+        if path is None:
+            raise InputError("/save wants the name of a file")
+        self.chat.save(path)
+        note(f"saved: {path}")
+
+    def _load(self, text: str) -> None:
+        path = os.path.expanduser(text)
+        if not path:
+            raise InputError("/load wants the name of a session file")
+        if self.file is not None and os.path.realpath(path) == os.path.realpath(self.file):
+            raise InputError(f"{path} is the file of this conversation")
+        with self._instead():
+            self.chat.close()  # there may be no memory for two
+            self._chat = _resume(path, self.model)
+        self._failed = None
+        note(f"loaded: {len(self.chat.messages)} messages")
+
+    def _change(self, text: str) -> None:
+        path = os.path.expanduser(text)
+        if path:
+            if not os.path.exists(path):
+                raise InputError(f"{path}: there is no such file")
+            with self._instead() as kept:
+                self._close()
+                self._model = open_model(path, **self.settings.loading)
+                self._chat = kept.on(self.model)
+        note(banner(self.model))
+
+    # ---- what the conversation runs on ----
+
+    def _close(self) -> None:
+        """Close the model and let go of it: there may be no memory for two."""
+        model, self._model, self._chat = self._model, None, None
+        if model is not None:
+            model.close()
+            del model
+            gc.unfreeze()
+            gc.collect()
+
+    @contextlib.contextmanager
+    def _instead(self) -> Iterator[_Kept]:
+        """Another conversation, or model, takes the place of the one that is there. Where it fails,
+        they are as they were; else what comes is not in the conversation's own file.
+        """
+        path = None if self._model is None else self._model.engine.path
+        self._kept = kept = self._kept or _Kept.of(self.chat)
+        try:
+            yield kept
+        except BaseException as e:
+            self._bring_back(kept, path)
+            if isinstance(e, KeyboardInterrupt):
+                raise CancelledError("stopped: the conversation is as it was") from None
+            raise
+        self._kept = None
+        if self.file is not None:
+            note(f"{self.file} has the conversation up to here; /save FILE keeps what comes now")
+            self.file = None
+
+    def _bring_back(self, kept: _Kept, path: str | None) -> None:
+        """The conversation again, on the model that was there. path: of that, None: there was none.
+        Raises what stands in the way; then there is no model.
+        """
+        if self._model is None or self._model.engine.path != path:
+            self._close()
+            if path is None:
+                return
+            self._model = open_model(path, **self.settings.loading)
+        if self.file is None:
+            self._chat = kept.on(self._model)
+        else:
+            self._chat = _resume(self.file, self._model, autosave=_SAVE_EVERY)
+        self._kept = None
+
+
+class _Kept(NamedTuple):
+    """What a conversation is without its model."""
+
+    messages: list[Message]
+    system: str | None
+    tools: list[dict[str, Any]] | None
+    when_full: WhenFull
+
+    @classmethod
+    def of(cls, chat: Chat) -> _Kept:
+        return cls(list(chat.messages), chat.system, chat.tools, chat.session.when_full)
+
+    def on(self, model: Model) -> Chat:
+        """The same conversation, for this model to go on with."""
+        chat = model.chat(self.system, self.tools, self.when_full)
+        chat.messages[:] = self.messages
+        return chat
+
+
+class _Command(NamedTuple):
+    run: Callable[[Talk, str], None]
+    usage: str
+    help: str
+
+
+_COMMANDS = {
+    "help": _Command(Talk._help, "", "this list (/?)"),
+    "system": _Command(Talk._system, "[TEXT]", "show, or change, what the model is told first"),
+    "set": _Command(Talk._set, "[NAME VALUE]", "show, or change, how tokens are chosen"),
+    "retry": _Command(Talk._retry, "", "answer the last question anew"),
+    "undo": _Command(Talk._undo, "", "take back the last question and its answer"),
+    "tokens": _Command(Talk._tokens, "", "how much of the context is in use"),
+    "save": _Command(Talk._save, "FILE", "write the conversation to a session file"),
+    "load": _Command(Talk._load, "FILE", "go on with the one in a session file"),
+    "model": _Command(Talk._change, "[PATH]", "show the model, or go on with another one"),
+    "reset": _Command(Talk._reset, "", "forget the conversation (/clear)"),
+    "quit": _Command(Talk._quit, "", "leave (/bye, /exit, Ctrl-D)"),
+}
+#: What other programs call the same.
+_OTHER_NAMES = {"?": "help", "clear": "reset", "bye": "quit", "exit": "quit", "regen": "retry"}
+_KEYS = [
+    ('"""', "begins and ends a message of several lines; a paste needs none"),
+    ("Ctrl-C", "stops an answer, empties the prompt; at an empty one it leaves"),
+]
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns on stderr, as wide as the terminal."""
+    formatter = click.HelpFormatter(width=(size(sys.stderr)[0] or 80) - 1)
+    formatter.write_dl(rows)
+    click.echo(formatter.getvalue(), err=True, nl=False)
+
+
+def _read_option(name: str, values: list[str]) -> dict[str, Any]:
+    """A field of SamplingOptions and its value, read as its flag is. Raises InputError.
+
+    values: one; several for a flag that may be repeated.
+    """
+    from edge.cli.chat import chat
+
+    fields = {option.name for option in sampling_fields()}
+    flags = [flag for flag in chat.params if flag.name in fields]
+    command = click.Command("/set", params=flags, add_help_option=False)
+    flag, field = f"--{_flag(name)}", name.replace("-", "_")
+    try:
+        read = command.make_context("/set", [f"{flag}={value}" for value in values])
+    except click.UsageError as e:
+        raise InputError(e.format_message()) from e
+    if len(values) > 1 and not isinstance(read.params[field], dict):
+        raise InputError(f"/set {name} wants one value, not {len(values)}")
+    return {field: read.params[field]}
+
+
+def _flag(field: str) -> str:
+    return field.replace("_", "-")
+
+
+def _plain(value: Any) -> str:
+    """As /set takes it."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{token}={bias}" for token, bias in value.items())
+    return "-1" if value is None else str(value)
