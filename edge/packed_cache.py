@@ -4,7 +4,7 @@
 
 A file there is used when its header, its key and all its data check out; else it is made again.
 The least recently used ones make room for a new one. Whatever the disk refuses, a run goes on
-with weights in memory of its own.
+with weights in memory of its own; so it does where another user could write what it would map.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF
 from edge.native import lib
 from edge.packed import PackedFile
-from edge.store import cache_dir, only_one, replacing
+from edge.store import cache_dir, is_own, only_one, replacing
 from edge.weights import SAMPLED_BYTES, Weights
 
 __all__ = ["CachedFile", "clear", "files", "find_or_make", "folder", "key_of", "limit", "write_to"]
@@ -104,11 +104,12 @@ def find_or_make(
 ) -> PackedFile | None:
     """A verified packed file of these weights; None: the cache is off, or the disk refuses.
 
-    Raises ModelFileError for NaN or infinity in a tensor, InputError for a bad EDGE_CACHE_SIZE.
+    Raises ModelFileError for NaN or infinity in a tensor, InputError for a bad EDGE_CACHE_SIZE;
+    warns of a folder that is not ours alone to write to.
     """
     try:
         most = limit()
-        if most == 0:
+        if most == 0 or not store.can_keep(folder()):
             return None
         key = key_of(gguf, weights)
         stem = os.path.basename(gguf.path).removesuffix(".gguf")[:100]
@@ -143,6 +144,8 @@ def _use(path: Path, key: str, pool: Any, progress: Progress | None) -> PackedFi
     """The file, verified, when it is there and right; one that is damaged or foreign goes."""
     gguf = None
     try:
+        if path.exists() and not is_own(path):
+            raise ModelFileError("another user can write to it", path=path, field="owner")
         gguf = GGUF.open(path)
         found = PackedFile(gguf)
         if found.key != key:
@@ -171,8 +174,7 @@ def _make(
 ) -> PackedFile | None:
     """Pack, unless another process does so right now, then use the file. Raises OSError."""
     gguf, weights, most = source
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(path.parent / ".lock") as is_only:
+    with only_one(path.parent / ".lock", at_work=_scratch_bytes) as is_only:
         found = _use(path, key, pool, progress)
         if found is not None:
             return found
@@ -184,6 +186,11 @@ def _make(
             return None
         write_to(path, (gguf, weights, key, False), pool, progress)
         return _use(path, key, pool, None)
+
+
+def _scratch_bytes() -> list[int]:
+    """How far those who pack are."""
+    return [_size(path) for path in folder().glob(f"{_SCRATCH}*")]
 
 
 def _paths() -> Iterator[Path]:

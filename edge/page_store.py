@@ -4,23 +4,25 @@
 
 The key is a hash of all that decides a page's bytes: the model, the form of its pages, and every
 token up to the page's last. So files are never changed, only added and removed, and several
-processes may share a folder. The least recently used ones make room for new ones.
+processes may share a folder. The least recently used ones make room for new ones. Pages give the
+text away that they were computed of: they are for their owner alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edge import forked, native
 from edge.errors import InputError
 from edge.memory import show
 from edge.native import ffi, lib
-from edge.store import only_one, replacing
+from edge.store import make_folder, only_one, open_own, replacing
 
 __all__ = ["PageStore"]
 
@@ -35,7 +37,7 @@ class PageStore:
     """A folder of pages; made when it is missing. Safe for several threads and processes.
 
     error: why the last page could not be written, None after one that was.
-    Raises InputError for a folder that cannot be made or written to.
+    Raises InputError for a folder that cannot be made or written to, or that others can write to.
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int = _MOST) -> None:
@@ -45,8 +47,11 @@ class PageStore:
         forked.watch(self)
         self._threads = native.new_pool(1)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with only_one(self.folder / ".lock") as is_only:
+            make_folder(self.folder, 0o700)
+            with (
+                contextlib.suppress(TimeoutError),  # whoever writes there makes room
+                only_one(self.folder / ".lock", seconds=0) as is_only,
+            ):
                 self._make_room(0, is_only)
         except OSError as error:
             raise self._error(error) from error
@@ -58,11 +63,12 @@ class PageStore:
     def read(self, key: bytes, page: memoryview) -> bool:
         """Fill `page` with the page of this key, whole; False: it is not there.
 
-        A file with anything wrong is removed; the page's bytes are undefined then.
+        A file with anything wrong is removed; the page's bytes are undefined then. Raises
+        InputError once closed.
         """
         path = self._path(key)
         try:
-            with self._lock, open(path, "rb", buffering=0) as file:
+            with os.fdopen(open_own(path, os.O_RDONLY), "rb", buffering=0) as file:
                 header = file.read(_HEADER.size)
                 n = file.readinto(page)
                 if n == len(page) and header == self._header(key, page) and not file.read(1):
@@ -78,20 +84,23 @@ class PageStore:
 
     def write(self, key: bytes, page: memoryview, *, durable: bool = False) -> None:
         """Keep a page. durable: it survives a power cut from now on; without, the cut may leave a
-        damaged file, which `read` removes.
+        damaged file, which `read` removes, and a page is passed over, instead of waiting,
+        while another process writes one.
 
         Raises InputError when it cannot be written: nothing is left of it then.
         """
-        path = self._path(key)
+        path, n_bytes = self._path(key), _HEADER.size + len(page)
         try:
-            with self._lock, only_one(self.folder / ".lock") as is_only:
-                if self._threads is None:
-                    raise OSError("the model was closed")
-                if not _touch(path, _HEADER.size + len(page)):
-                    self._make_room(_HEADER.size + len(page), is_only)
-                    self._write(path, key, page, durable)
+            if not _touch(path, n_bytes):
+                header = self._header(key, page)
+                lock = only_one(self.folder / ".lock", seconds=None if durable else 0)
+                with lock as is_only:
+                    self._make_room(n_bytes, is_only)
+                    self._write(path, (header, page), durable)
             self.error = None
         except OSError as error:
+            if isinstance(error, TimeoutError) and not durable:
+                return
             refusal = self._error(error)
             self.error = str(refusal)
             raise refusal from error
@@ -112,15 +121,17 @@ class PageStore:
         return self.folder / f"{key.hex()}{_SUFFIX}"
 
     def _header(self, key: bytes, page: memoryview) -> bytes:
-        """The header that a page's file has."""
+        """The header that a page's file has. Raises InputError once closed."""
         total = ffi.new("uint64_t[2]")
-        with ffi.from_buffer("uint8_t[]", page) as data:
+        with self._lock, ffi.from_buffer("uint8_t[]", page) as data:
+            if self._threads is None:
+                raise InputError("the model was closed")
             native.check(lib.edge_checksum(self._threads, data, len(page), total))
         return _HEADER.pack(_MAGIC, _VERSION, key, len(page), *total)
 
-    def _write(self, path: Path, key: bytes, page: memoryview, durable: bool) -> None:
-        with replacing(path, _SCRATCH, durable=durable) as file:
-            for part in (self._header(key, page), page):
+    def _write(self, path: Path, parts: Sequence[bytes | memoryview], durable: bool) -> None:
+        with replacing(path, _SCRATCH, durable=durable, mode=0o600) as file:
+            for part in parts:
                 if file.write(part) != len(part):
                     raise OSError("the disk took only a part of it")
 
@@ -147,20 +158,21 @@ class PageStore:
                     if entry.name.startswith(_SCRATCH) and is_only:
                         os.unlink(entry.path)
                     elif entry.name.endswith(_SUFFIX):
-                        stat = entry.stat()
-                        yield stat.st_mtime_ns, stat.st_size, entry.path
+                        found = entry.stat(follow_symlinks=False)
+                        yield found.st_mtime_ns, found.st_size, entry.path
 
     def _error(self, error: OSError) -> InputError:
         return InputError(
             f"{self.folder}: prompts cannot be kept there: {error.strerror or error}; "
-            "free some space, or name another folder as prefix_cache"
+            "put that right, or name another folder as prefix_cache"
         )
 
 
 def _touch(path: Path, n_bytes: int) -> bool:
     """Mark a file as used now; False: it is not there, or not whole."""
     try:
-        if path.stat().st_size != n_bytes:
+        found = path.lstat()
+        if found.st_size != n_bytes or not stat.S_ISREG(found.st_mode):
             return False
         os.utime(path)
     except FileNotFoundError:

@@ -40,7 +40,7 @@ from edge import forked, native
 from edge.errors import SessionFileError
 from edge.native import ffi, lib
 from edge.session_contents import RECORD, Bytes, Contents, Kind, Part, Record, check_size
-from edge.store import sync_folder
+from edge.store import SAFELY, sync_folder
 
 __all__ = ["VERSION", "SessionFile"]
 
@@ -94,7 +94,7 @@ class SessionFile:
                     _check_kind(held._handle(), target)
                 elif os.path.lexists(target):
                     stack.callback(os.close, _lock_old(target))
-                made = cls(target, _lock(scratch, os.O_RDWR | os.O_CREAT), write=True)
+                made = cls(target, _lock_new(scratch), write=True)
                 failed = stack.enter_context(contextlib.ExitStack())
                 failed.callback(made.close)
                 failed.callback(_remove, scratch)
@@ -120,8 +120,7 @@ class SessionFile:
         try:
             if not stat.S_ISREG(os.stat(target).st_mode):
                 raise SessionFileError("is no file", path=path)
-            flags = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-            handle = _lock(target, os.O_RDWR) if write else os.open(target, os.O_RDONLY | flags)
+            handle = _lock(target, os.O_RDWR) if write else os.open(target, os.O_RDONLY | SAFELY)
         except OSError as e:
             raise SessionFileError(f"cannot be opened: {e.strerror or e}", path=path) from e
         file = cls(target, handle, write=write)
@@ -421,10 +420,11 @@ class _Pages(Sequence["memoryview | None"]):
 
 def _lock(path: str, flags: int) -> int:
     """Open a file that nobody else writes to. Raises SessionFileError, OSError."""
-    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        handle = os.open(path, flags, 0o600)  # a talk is its owner's alone
+        handle = os.open(path, flags | SAFELY, 0o600)  # a talk is its owner's alone
         try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise SessionFileError("is no file", path=path)
             _lock_handle(handle, path)
             if _is_at(handle, path):
                 return handle
@@ -432,6 +432,21 @@ def _lock(path: str, flags: int) -> int:
             os.close(handle)
             raise
         os.close(handle)  # renamed, or replaced, before we had the lock: once more
+
+
+def _lock_new(path: str) -> int:
+    """Make a file, one that was not there, and lock it. What a killed process left goes first.
+
+    Raises SessionFileError for one that somebody writes to, OSError.
+    """
+    while True:
+        try:
+            return _lock(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as left:
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    left.callback(os.close, _lock(path, os.O_RDWR))
+                os.unlink(path)
 
 
 def _lock_handle(handle: int, path: str) -> None:

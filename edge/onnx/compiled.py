@@ -323,10 +323,9 @@ def limit() -> int:
 def _place(name: str, want: Mapping[str, Any]) -> Path | None:
     """Where the cache has what is wanted, or would have it; None: the cache is off."""
     try:
-        if limit() == 0:
+        if limit() == 0 or not store.can_keep(folder()):
             return None
         digest = hashlib.sha256(json.dumps(want, sort_keys=True).encode()).hexdigest()
-        folder().mkdir(parents=True, exist_ok=True)
         return folder() / f"{name[:100]}-{digest[:16]}"
     except (OSError, UnsupportedError):  # unsupported: there is no home folder
         return None
