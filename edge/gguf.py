@@ -14,7 +14,9 @@ Versions 2 and 3 differ in name only (3 may be big-endian, which is refused).
 
 The map shows the file as it is now: whoever changes a file while it is in use changes the weights
 under us, and whoever truncates it makes the kernel raise SIGBUS at the next read. Nothing in a
-process can prevent that; replace a model by renaming a new file over it.
+library can prevent that; replace a model by renaming a new file over it. `edge.load` reads all but
+the weights before it returns, and has packed those of a GGUF file by then: what stays mapped is
+the packed file. `edge-run` ends with one line (`edge_exit_on_bus_error`).
 """
 
 from __future__ import annotations

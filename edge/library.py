@@ -14,12 +14,15 @@ from typing import Any
 import edge
 from edge.errors import InputError, NativeError
 
-__all__ = ["BINDINGS", "NAMES", "load"]
+__all__ = ["BINDINGS", "NAMES", "load", "on_bus_error"]
 
 #: What the library is called, by system.
 NAMES = ("libedge.so", "libedge.dylib", "edge.dll")
 #: The values of EDGE_BINDING. Without it: cffi, which calls faster, where it is installed.
 BINDINGS = ("cffi", "ctypes")
+#: What a program says on stderr, and ends with code 1, when a mapped file is cut short under it, or
+#: its disk fails: set it before the library is loaded. "": that ends the process as it always does.
+on_bus_error = ""
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 _AGAIN = "install the package again"
@@ -41,6 +44,8 @@ def load() -> tuple[Any, Any]:
         raise NativeError(
             f"{path} is of version {version}, the package of {edge.__version__}: {advice}"
         )
+    if on_bus_error:
+        lib.edge_exit_on_bus_error(on_bus_error.encode())
     return ffi, lib
 
 

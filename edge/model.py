@@ -13,7 +13,7 @@ from warnings import warn
 from edge import check, forked
 from edge.conversation import Chat, uses_tools
 from edge.engine import Engine
-from edge.errors import EdgeWarning, InputError, ModelFileError
+from edge.errors import EdgeError, EdgeWarning, InputError, ModelFileError
 from edge.kv import WhenFull
 from edge.loading import Loading, LoadOptions
 from edge.onnx import is_onnx
@@ -41,6 +41,7 @@ def load(
     path: the file, or the first of a split model's; a folder, or one of its .onnx files; None: the
     default model in the cache.
     progress(bytes done, bytes in all). options: see `edge.loading.Loading`.
+    What is in the file besides weights has been read when this returns.
     Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError.
     """
     loading = Loading.of(options)  # checked before anything is read
@@ -58,6 +59,7 @@ def load(
             opened=lambda engine: making.append(_Soon(engine)),
             **options,
         )
+        making[0].join()  # the file may be cut short from now on: nobody reads in it any more
     except BaseException:
         for tokenizer in making:
             tokenizer.join()
@@ -91,7 +93,7 @@ class Model:
         self._engine, self._soon = engine, tokenizer
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
         self._tokenizer: Tokenizer | None = None
-        self._template: ChatTemplate | None = None
+        self._template = tokenizer.template if tokenizer is not None else None
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.closed = False
         forked.watch(self)
@@ -205,26 +207,32 @@ class Model:
 
 
 class _Soon(threading.Thread):
-    """A tokenizer that is built while the weights are loaded, which needs little of the GIL."""
+    """A tokenizer that is built while the weights are loaded, which needs little of the GIL.
+
+    template: the chat template, when that is done; None: there is none, or it is wrong.
+    """
 
     def __init__(self, engine: Backend) -> None:
         super().__init__(name="edge tokenizer")
-        self._make = engine.new_tokenizer
+        self._make, self._make_template = engine.new_tokenizer, engine.new_template
+        self.template: ChatTemplate | None = None
         self._made: Tokenizer | None = None
         self._error: BaseException | None = None
-        with contextlib.suppress(RuntimeError):  # no more threads: `result` does it
+        try:
             self.start()
+        except RuntimeError:  # no more threads
+            self.run()
 
     def run(self) -> None:
         try:
+            with contextlib.suppress(EdgeError):  # who asks for it is told
+                self.template = self._make_template()
             self._made = self._make()
         except BaseException as error:
             self._error = error
 
     def result(self) -> Tokenizer:
         """The tokenizer, or what went wrong with it."""
-        if self.ident is None:
-            return self._make()
         self.join()
         if self._error is not None:
             raise self._error

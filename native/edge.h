@@ -2,7 +2,8 @@
  *
  * Sizes: m tokens, n output rows, k shared dimension, in elements; _bytes in bytes.
  * Functions that can fail return an edge_status and fill *error when it is not NULL.
- * Nothing here calls exit, prints, or keeps a pointer longer than it says.
+ * Nothing here calls exit or prints, unless a program asks for it by edge_exit_on_bus_error, or
+ * keeps a pointer longer than it says.
  */
 
 typedef enum {
@@ -27,6 +28,11 @@ typedef struct {
 
 /* The version of this library; it must equal the Python package's. */
 const char *edge_version(void);
+
+/* For programs, never for a library inside one: from now on a bus error (a mapped file was cut
+ * short, its disk fails) writes text, at most 256 bytes of it, to stderr and ends the process with
+ * code 1. Does nothing on Windows, where mapped files cannot be cut short. */
+void edge_exit_on_bus_error(const char *text);
 
 /* ---- instruction sets -------------------------------------------------------------------- */
 

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import click
 
+from edge import library
 from edge.errors import EdgeError, EdgeWarning
 
 __all__ = ["COMMANDS", "cli", "main"]
@@ -96,6 +97,12 @@ def _prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where a character cannot be shown: ?
             stream.reconfigure(errors="replace")
+    if not sys.flags.dev_mode:
+        library.on_bus_error = (
+            "edge-run: a file in use was cut short, or its disk failed: see that the model is "
+            "whole, and start again
+"
+        )
 
 
 def complain(error: BaseException) -> None:

@@ -1,0 +1,32 @@
+/* A mapped file that is cut short, or whose disk fails, raises SIGBUS at the next read of it. */
+#include "api.h"
+
+#ifdef _WIN32 /* where a file that is mapped cannot be cut short */
+
+void edge_exit_on_bus_error(const char *text) { (void)text; }
+
+#else
+
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+static char said[256];
+static size_t n_said;
+
+/* Only what a handler may call. */
+static void say_and_exit(int number) {
+    (void)number;
+    (void)!write(STDERR_FILENO, said, n_said);
+    _exit(1);
+}
+
+void edge_exit_on_bus_error(const char *text) {
+    struct sigaction action = {.sa_handler = say_and_exit};
+    n_said = strnlen(text, sizeof said);
+    memcpy(said, text, n_said);
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
+}
+
+#endif
