@@ -100,8 +100,7 @@ def _prepare() -> None:
     if not sys.flags.dev_mode:
         library.on_bus_error = (
             "edge-run: a file in use was cut short, or its disk failed: see that the model is "
-            "whole, and start again
-"
+            "whole, and start again\n"
         )
 
 
