@@ -1,6 +1,7 @@
 """The memory of an ONNX model, part by part, before onnxruntime takes any of it.
 
-weights           of every graph: onnxruntime lays those that its kernels read out anew
+weights           of every graph: onnxruntime lays those that its kernels read out anew, and
+                  holds int8 weights twice where products would be cut off
 keys and values   of all sessions that are planned for, full
 buffers           of a run: logits of each token where the graph makes them, activations
 the rest          as `edge.ledger` counts it
@@ -17,6 +18,7 @@ from edge import ledger, memory
 from edge.errors import MemoryBudgetError
 from edge.onnx.folder import Decoder, Folder
 from edge.onnx.runners import most_tokens
+from edge.onnx.saturation import exact_bytes
 
 if TYPE_CHECKING:
     from edge.loading import Loading
@@ -55,7 +57,7 @@ class Budget:
         copies = 2 if isinstance(folder, Decoder) and not folder.is_shared else 1
         text = ledger.text_parts(ledger.TOKENIZER_BYTES["gpt2"], folder.n_vocab, n_context)
         parts = {
-            "weights": folder.weight_bytes,
+            "weights": folder.weight_bytes + sum(map(exact_bytes, folder.graphs.values())),
             "keys and values": copies * loading.sessions * positions * position,
             "sessions": _sessions(folder),
             "buffers": _buffers(folder, most_tokens(folder), positions),

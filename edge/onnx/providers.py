@@ -219,6 +219,8 @@ def _attach_openvino(ort: Any, options: Any, target: Target) -> list[Any]:
     settings = {"device_type": target.device}
     if target.device == "CPU":
         settings["num_of_threads"] = str(target.threads)
+        # or floats are computed in 16 bits on CPUs that have instructions for it
+        settings["load_config"] = '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'
     return [(_OPENVINO, settings)]
 
 

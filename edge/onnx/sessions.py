@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
-from edge.onnx import context
+from edge.onnx import context, saturation
 from edge.onnx.partition import Partition
 from edge.onnx.proto import OnnxFile
 from edge.onnx.providers import Target, is_simulated, onnxruntime
@@ -22,6 +22,7 @@ __all__ = ["ON_CPU", "Opened", "explain", "open_graph"]
 #: The graph that is always run on the CPU: rows of tables, looked up by token and position.
 ON_CPU = "embedding"
 _REFUSED = "fallback to CPU EP has been explicitly disabled"
+_SHARED = "Attempt to replace the existing tensor"  # what 1.32.0 says while it makes them uint8
 _BAD_FILE = ("InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
 
 
@@ -45,13 +46,14 @@ def open_graph(graph: OnnxFile, target: Target, config: Mapping[str, str] | None
     """
     path = graph.path
     context.require(graph, target)
+    config = {**saturation.settings(graph), **(config or {})}
     if target.provider.name == "cpu":
         return Opened(_session(path, target, config), Partition.of_cpu(graph), target)
     strict = {} if target.fallback else {"session.disable_cpu_ep_fallback": "1"}
     try:
-        session = _session(path, target, {**(config or {}), **strict})
+        session = _session(path, target, {**config, **strict})
     except _PartlyOnCpu:
-        session = _session(path, target, None)  # again, to learn which operators
+        session = _session(path, target, {})  # again, to learn which operators
         raise _partly(path, target, Partition.of(session, target.provider.ep, graph)) from None
     partition = Partition.of(session, target.provider.ep, graph)
     is_there = target.provider.ep in session.get_providers()
@@ -64,12 +66,12 @@ class _PartlyOnCpu(Exception):
     """onnxruntime would give a part of the graph to the CPU."""
 
 
-def _session(path: Path, target: Target, config: Mapping[str, str] | None) -> Any:
+def _session(path: Path, target: Target, config: Mapping[str, str]) -> Any:
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = target.threads
     options.log_severity_level = 4  # what it says in an error is in the exception, too
-    entries = {"session.record_ep_graph_assignment_info": "1", **(config or {})}
+    entries = {"session.record_ep_graph_assignment_info": "1", **config}
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
     try:
@@ -82,6 +84,8 @@ def _session(path: Path, target: Target, config: Mapping[str, str] | None) -> An
         message = " ".join(str(e).split())
         if _REFUSED in message:
             raise _PartlyOnCpu from e
+        if _SHARED in message:
+            raise saturation.inexact(path, "several nodes share a weight or a zero point") from e
         if target.provider.name == "cpu" or type(e).__name__ in _BAD_FILE:
             raise ModelFileError(
                 f"onnxruntime cannot load it: {message}{_hint(target)}", path=path
