@@ -6,7 +6,7 @@ Exact in float32 to about 1e-5 of a logit, in float64 to all digits that matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import refmath
 from edge.graph import Graph, Op, Rope
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Rounding = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Run:
 
     tokens: Array  # (t,)
     weights: Mapping[str, Array]  # by the graph's names
-    quantised: Container[str]  # the tensors whose matmul's input goes through int8
+    quantised: Mapping[str, Rounding] | tuple[()]  # tensor -> what becomes of its matmul's input
     cache: type[np.floating[Any]]  # what keys and values are rounded to
 
 
@@ -34,16 +35,19 @@ def run(
     tokens: Sequence[int],
     *,
     dtype: type[np.floating[Any]] = np.float32,
-    quantised: Container[str] = (),
+    quantised: Collection[str] | Mapping[str, Rounding] = (),
     cache: type[np.floating[Any]] | None = None,
 ) -> Array:
     """Logits (tokens, vocab) of all positions, the first at position 0.
 
     weights: tensor name, with its suffix, -> float array. dtype: of every value on the way.
     quantised: the tensors whose matmul's input goes through int8 with a scale per 32, as in the
-    kernels. cache: keys and values are rounded to this type, None: dtype.
+    kernels, or tensor -> what becomes of it. cache: keys and values are rounded to this type, None:
+    dtype.
     """
     held = {name: np.asarray(weights[f"{name}.weight"], dtype) for name in graph.weights}
+    if not isinstance(quantised, Mapping):
+        quantised = dict.fromkeys(quantised, q8)
     state = Run(np.asarray(tokens), held, quantised, cache or dtype)
     last = {name: i for i, op in enumerate(graph.ops) for name in op.inputs}
     values: dict[str, Array] = {}
@@ -67,6 +71,20 @@ def q8(x: Array) -> Array:
     return groups.reshape(x.shape).astype(x.dtype)
 
 
+def any_rounding(rng: np.random.Generator, group: int) -> Rounding:
+    """What int8 with a scale per `group` may make of x: each number is off by up to half a step,
+    evenly spread. It stands for every kernel that quantises so, whatever it then rounds to where.
+    """
+
+    def rounded(x: Array) -> Array:
+        groups = x.reshape(*x.shape[:-1], -1, group)
+        step = np.abs(groups).max(-1, keepdims=True) / 127
+        off = rng.uniform(-0.5, 0.5, groups.shape) * step
+        return (groups + off).reshape(x.shape).astype(x.dtype)
+
+    return rounded
+
+
 def embed(r: Run, op: Op) -> Array:
     """(t, dim): a row of the table per token."""
     return r.weights[op.weights[0]][r.tokens]
@@ -82,7 +100,9 @@ def matmul(r: Run, op: Op, x: Array) -> Array:
     """[x W0^T | x W1^T | ...]."""
     parts = []
     for name in op.weights:
-        seen = q8(x) if f"{name}.weight" in r.quantised else x
+        seen = x
+        if f"{name}.weight" in r.quantised:
+            seen = r.quantised[f"{name}.weight"](x)
         parts.append(seen @ r.weights[name].T)
     return np.concatenate(parts, -1)
 
