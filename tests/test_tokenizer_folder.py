@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_tokenizer import CHATML, CONTROL, NORMAL, PIECES, USER, bpe, spm
 
 from edge.chat import ChatTemplate
-from edge.errors import ModelFileError, TemplateError, UnsupportedError
+from edge.errors import InputError, ModelFileError, TemplateError, UnsupportedError
 from edge.onnx.config import write_tokenizer
 from edge.tokenizer import Tokenizer
 
@@ -107,6 +107,47 @@ def test_ids_without_a_text(folder: Path) -> None:
         Tokenizer.from_folder(folder, 200)
 
 
+def add_token(folder: Path, **token: Any) -> None:
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    rest = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    change(folder / "tokenizer.json", added_tokens=[*added, {**rest, **token}])
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_beyond_the_models_rows(folder: Path, special: bool) -> None:
+    """They are left out until a text needs one."""
+    before = Tokenizer.from_folder(folder, 261)
+    add_token(folder, id=261, content="[PAD]", special=special)
+    tokenizer = Tokenizer.from_folder(folder, 261)
+    assert tokenizer.n_vocab == 261 and tokenizer.eos_ids == before.eos_ids
+    assert tokenizer.encode("ab [pad]") == before.encode("ab [pad]")
+    with pytest.raises(InputError, match=r"the token '\[PAD\]', .* the model of 261 tokens"):
+        tokenizer.encode("ab[PAD]", special=True)
+    if special:  # what a user types is letters
+        assert tokenizer.encode("ab[PAD]") == before.encode("ab[PAD]")
+        quoted = tokenizer.quote("ab[PAD]")
+        assert tokenizer.encode(quoted, special=True) == before.encode("ab[PAD]")
+
+
+def test_surplus_that_is_no_accident(folder: Path) -> None:
+    add_token(folder, id=261, content="[PAD]", special=True)
+    change(folder / "tokenizer_config.json", bos_token="[PAD]")
+    with pytest.raises(ModelFileError, match=r"bos_token: '\[PAD\]' is outside the vocabulary"):
+        Tokenizer.from_folder(folder, 261)
+    change(folder / "tokenizer_config.json", bos_token=None)
+    many = [{"id": 261 + i, "content": f"[{i}]", "special": True} for i in range(1025)]
+    change(folder / "tokenizer.json", added_tokens=many)
+    with pytest.raises(ModelFileError, match="token 1285, the model has 261"):
+        Tokenizer.from_folder(folder, 261)
+
+
+def test_added_tokens_with_a_gap_of_ids(folder: Path) -> None:
+    """`tokenizers` would number them otherwise than the file."""
+    add_token(folder, id=270, content="[PAD]", special=True)
+    with pytest.raises(ModelFileError, match=r"'\[PAD\]' leaves a gap of ids"):
+        Tokenizer.from_folder(folder, 300)
+
+
 def test_what_only_tokenizer_config_names(folder: Path) -> None:
     config = folder / "tokenizer_config.json"
     change(config, bos_token={"content": "<|im_start|>"}, eos_token="<think>", add_bos_token=True)
@@ -144,7 +185,7 @@ def test_control_tokens_that_are_looked_for_after_the_normalizer(folder: Path) -
         ({"model": {"type": "BPE", "vocab": {"a": "x"}}}, ModelFileError, "'a' with the id 'x'"),
         ({"model": {"type": "BPE", "vocab": {"a": -1}}}, ModelFileError, "token -1"),
         ({"added_tokens": [3]}, ModelFileError, "3 is no token"),
-        ({"added_tokens": [{"id": 900, "content": "x"}]}, ModelFileError, "token 900, the model"),
+        ({"model": {"type": "BPE", "vocab": {"a": 900}}}, ModelFileError, "token 900, the model"),
         ({"added_tokens": [{"content": "x"}]}, ModelFileError, "with the id None"),
         ({"model": {"type": "BPE", "vocab": {}}, "added_tokens": []}, ModelFileError, "is empty"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a z"]}}, ModelFileError, "build"),

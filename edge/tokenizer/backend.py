@@ -13,7 +13,7 @@ from importlib import import_module
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from edge.errors import ModelFileError, UnsupportedError
+from edge.errors import ModelFileError, UnsupportedError, brief
 from edge.tokenizer.presplit import pre_split
 from edge.tokenizer.vocabulary import TokenType, Vocabulary
 
@@ -107,12 +107,16 @@ def _of_file(vocabulary: Vocabulary, file: str) -> Backend:
                 backend.normalizer = whole.normalizer
             if whole.pre_tokenizer is not None:
                 backend.pre_tokenizer = whole.pre_tokenizer
-            in_order = [token for _, token in sorted(whole.get_added_tokens_decoder().items())]
+            added = sorted(whole.get_added_tokens_decoder().items())
+            in_order = [token for _, token in added]
             for is_special, tokens in groupby(in_order, lambda token: token.special):
                 if is_special:
                     backend.add_special_tokens([_special(token) for token in tokens])
                 else:
                     backend.add_tokens(list(tokens))
+        for i, token in added:  # `tokenizers` numbers them without gaps, whatever the file says
+            if i < len(vocabulary.tokens) and vocabulary.tokens[i] != token.content:
+                raise ValueError(f"the added token {brief(token.content)} leaves a gap of ids")
         guard = normalizers.Replace(GUARD, "")
         steps = [guard] if whole.normalizer is None else [guard, whole.normalizer]
         marked.normalizer = normalizers.Sequence(steps)

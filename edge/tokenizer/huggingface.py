@@ -17,11 +17,13 @@ from edge.tokenizer.vocabulary import TokenType, Vocabulary, settle_control_toke
 __all__ = ["read_folder", "token_text"]
 
 _MOST_BYTES = 96 << 20  # of tokenizer.json: the largest in use have some 35
+_MOST_SURPLUS = 1024
 _SPM_SPACE = "\u2581"
 
 
 def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[int]) -> Vocabulary:
-    """The vocabulary of a folder, filled up to the n_vocab ids that the model has.
+    """The vocabulary of a folder, filled up to the n_vocab ids that the model has. Added tokens
+    beyond them are its surplus.
 
     bos_id, ends: what the model's own files name; tokenizer_config.json may name more.
     Raises ModelFileError for files that are missing, damaged or contradict themselves,
@@ -30,11 +32,13 @@ def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[i
     file = JsonFile.read(folder / "tokenizer.json", _MOST_BYTES)
     config = JsonFile.find(folder / "tokenizer_config.json")
     is_spm = _is_spm(file)
-    tokens, types = _tokens(file, n_vocab, is_spm)
+    tokens, types, surplus = _tokens(file, n_vocab, is_spm)
     ids = {token: i for i, token in enumerate(tokens) if token}
 
     def named(key: str, given: Iterable[int]) -> list[int]:
         text = token_text(config, key)
+        if text in surplus:
+            raise file.error(key, f"{brief(text)} is outside the vocabulary of {n_vocab}")
         found = [*given, *([ids[text]] if text in ids else [])]
         for token in found:
             if token >= n_vocab:
@@ -61,6 +65,7 @@ def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[i
         add_eos=config.get("add_eos_token", bool, False) and bool(eos),
         space_prefix=is_spm and _puts_space(file),
         file=str(file.path),
+        surplus=surplus,
     )
 
 
@@ -111,13 +116,21 @@ def _puts_space(file: JsonFile) -> bool:
     return False
 
 
-def _tokens(file: JsonFile, n_vocab: int, is_spm: bool) -> tuple[list[str], list[int]]:
-    """Text and type of each id; ids that are none are UNUSED, and empty."""
+def _tokens(
+    file: JsonFile, n_vocab: int, is_spm: bool
+) -> tuple[list[str], list[int], dict[str, bool]]:
+    """Text and type of each id, ids that are none are UNUSED, and empty; and the added tokens
+    beyond them: text -> whether it is special.
+    """
     tokens, types = [""] * n_vocab, [int(TokenType.UNUSED)] * n_vocab
+    surplus = dict[str, bool]()
 
     def put(text: Any, token: Any, kind: TokenType, where: str) -> None:
         if not isinstance(text, str) or isinstance(token, bool) or not isinstance(token, int):
             raise file.error(where, f"{brief(text)} with the id {brief(token)}")
+        if token >= n_vocab and where == "added_tokens" and len(surplus) < _MOST_SURPLUS:
+            surplus[text] = kind != TokenType.USER_DEFINED
+            return
         if not 0 <= token < n_vocab:
             raise file.error(where, f"token {token}, the model has {n_vocab}")
         tokens[token], types[token] = text, int(kind)
@@ -137,7 +150,7 @@ def _tokens(file: JsonFile, n_vocab: int, is_spm: bool) -> tuple[list[str], list
         put(added.get("content"), added.get("id"), kind, "added_tokens")
     if not any(tokens):
         raise file.error("model.vocab", "the vocabulary is empty")
-    return tokens, types
+    return tokens, types, surplus
 
 
 def _adds(file: JsonFile, tokens: list[str], bos_id: int | None) -> bool:

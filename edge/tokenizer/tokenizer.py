@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import check
-from edge.errors import InputError, UnsupportedError
+from edge.errors import InputError, UnsupportedError, brief
 from edge.tokenizer.backend import GUARD, SPM_SPACE, build
 from edge.tokenizer.decoder import StreamDecoder
 from edge.tokenizer.huggingface import read_folder
@@ -57,6 +57,7 @@ class Tokenizer:
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
         self.space_prefix, self.notes = vocabulary.space_prefix, vocabulary.notes
         marks = {self._tokens[i] for i in vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN)}
+        marks |= {text for text, is_special in vocabulary.surplus.items() if is_special}
         longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
         self._marks = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -96,8 +97,9 @@ class Tokenizer:
         bos: begin with the bos token, once; None: if the file says so.
 
         Bytes for which a byte-level vocabulary has no token are left out, as in the original
-        tokenizers. Raises InputError for text that is not valid Unicode (lone surrogates),
-        UnsupportedError where the package `tokenizers` is not installed.
+        tokenizers. Raises InputError for text that is not valid Unicode (lone surrogates) or needs
+        a token that the model does not have, UnsupportedError where the package `tokenizers` is not
+        installed.
         """
         if self._missing is not None:
             raise self._missing
@@ -105,6 +107,11 @@ class Tokenizer:
         bos = check.optional(check.flag, "bos", bos)
         backend = self._backend.marked if special else self._backend.plain
         ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        if (most := max(ids, default=0)) >= self.n_vocab:
+            raise InputError(
+                f"the text has the token {brief(backend.id_to_token(most))}, which the tokenizer "
+                f"has, but the model of {self.n_vocab} tokens does not: leave it out"
+            )
         add_bos = self.add_bos if bos is None else bos
         if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from itertools import repeat
@@ -45,7 +45,8 @@ class Vocabulary:
     model: one of MODELS. scores: empty unless "llama"; merges: empty unless "gpt2".
     end_ids: the tokens that end a turn, eos_id included. file: a tokenizer.json that says how text
     is cut and merged, in the place of pre, scores and merges; None: these do. notes: what the file
-    should say and does not, and what was taken instead, a line each.
+    should say and does not, and what was taken instead, a line each. surplus: its added tokens for
+    which the model has no row, and whether they are special: a text must not need one.
     """
 
     path: str
@@ -63,6 +64,7 @@ class Vocabulary:
     space_prefix: bool
     file: str | None = None
     notes: tuple[str, ...] = ()
+    surplus: Mapping[str, bool] = field(default_factory=dict)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], path: str) -> Vocabulary:
