@@ -185,7 +185,7 @@ def _map_file(path: str) -> mmap.mmap:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             raise ModelFileError(
-                "is a folder: name the .gguf file in it (ONNX graphs are for `chat` and `info`)",
+                "is a folder: name the .gguf file in it (this command takes no ONNX graphs)",
                 path=path,
             )
         if not stat.S_ISREG(mode):

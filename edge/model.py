@@ -53,7 +53,7 @@ def load(
     path = check.path("path", path)
     making: list[_Soon] = []
     try:
-        engine = _engine_of(path, loading)(
+        engine = engine_of(path, loading)(
             path,
             progress=progress,
             opened=lambda engine: making.append(_Soon(engine)),
@@ -67,7 +67,7 @@ def load(
     return Model(engine, making[0])
 
 
-def _engine_of(path: str, loading: Loading) -> Callable[..., Backend]:
+def engine_of(path: str, loading: Loading) -> Callable[..., Backend]:
     """What loads it. Raises InputError for a provider of ONNX models with a GGUF file."""
     if is_onnx(path):
         from edge.onnx.engine import OnnxEngine

@@ -301,5 +301,6 @@ def test_the_program_says_so_in_one_line(tiny_gguf: Callable[..., Path], tmp_pat
     (tmp_path / "packed").chmod(0o777)
     env = {**os.environ, "EDGE_CACHE": str(tmp_path), "EDGE_CACHE_SIZE": "1GB"}
     done = edge_run("complete", tiny_gguf(), "-", "-n", "1", "--quiet", stdin=b"Hello", env=env)
-    want = f"edge-run: warning: {tmp_path}/packed: everybody may write to the folder: nothing is kept there"
+    what = f"{tmp_path}/packed: everybody may write to the folder: nothing is kept there"
+    want = f"edge-run: warning: {what}"
     assert (done.returncode, done.stderr.decode().splitlines()) == (0, [want])

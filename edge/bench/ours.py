@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import edge
 from edge.bench.runner import Case
 from edge.engine import Engine
+from edge.loading import Loading
+from edge.model import engine_of
 
 if TYPE_CHECKING:
-    from edge.kv import KVCache
+    from edge.backend import Cache
 
 __all__ = ["Ours", "Work", "work"]
 
 
 class Ours:
-    """A loaded model. options: more arguments of `Engine.load`, whose errors it raises."""
+    """A loaded model. options: more arguments of `edge.load`, whose errors it raises."""
 
     def __init__(
         self,
@@ -28,11 +30,11 @@ class Ours:
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> None:
-        self.engine = Engine.load(
-            path, context=context, threads=threads, progress=progress, **options
-        )
+        options |= {"context": context, "threads": threads}
+        load = engine_of(os.fspath(path), Loading.of(options))
+        self.engine = load(path, progress=progress, **options)
         self.n_vocab, self.batch = self.engine.n_vocab, self.engine.chunk
-        self._caches: dict[int, KVCache] = {}  # one per depth: a deep one takes long to fill
+        self._caches: dict[int, Cache] = {}  # one per depth: a deep one takes long to fill
         self._depth = 0
 
     def build(self) -> str:

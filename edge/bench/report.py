@@ -22,7 +22,7 @@ class Report:
     rows: one per number of threads, runtime and case:
       threads, runtime ("edge" or the peer's name), test ("prompt", "decode"), tokens, depth
       tokens_per_second: of each round; median, min, max: of them; or error: why there are none
-    those of edge also:
+    those of edge also, unless onnxruntime does the work:
       gmacs_per_second: multiply-adds with weights; gigabytes_per_second: packed weights read;
       peak_share, bandwidth_share: of the int8 peak and the read bandwidth measured in between;
       macs_per_byte; cache_bytes: of keys and values that a decoded token reads besides
@@ -42,8 +42,8 @@ class Report:
             "model": self.model,
             "cpu": cpu_name(),
             "isa": first.isa,
-            "packed_bytes": first.packed_bytes,
-            "kv": self.settings.kv,
+            "packed_bytes": first.weight_bytes,
+            "kv": first.kv,
             "builds": self.builds(),
             "rounds": self.settings.rounds,
             "roofs": [roofs(one) for one in self.measured],
@@ -58,8 +58,8 @@ class Report:
     def lines(self) -> list[str]:
         """The table for people."""
         first = self.measured[0]
-        packed = f"packed weights {show(first.packed_bytes)}"
-        kept = f"keys and values {self.settings.kv}"
+        packed = f"{'packed weights' if first.work else 'weights'} {show(first.weight_bytes)}"
+        kept = f"keys and values {first.kv}"
         lines = [f"{self.model}: kernels {first.isa}, {packed}, {kept}"]
         for one in self.measured:
             roof = roofs(one)
@@ -107,7 +107,10 @@ def _rows(one: Measured, settings: Settings) -> list[Row]:
             good = [o for o in one.rounds[name] if o.error is None]
             if good:
                 row |= _speeds([o.speeds[i] for o in good])
-                row |= _against_machine(one, i, row) if name == "edge" else _ratios(one, name, i)
+                if name != "edge":
+                    row |= _ratios(one, name, i)
+                elif one.work:
+                    row |= _against_machine(one, i, row)
             else:
                 row["error"] = one.rounds[name][0].error
             rows.append(row)
@@ -155,6 +158,8 @@ def _figures(row: Row) -> str:
     if "ratio" in row:
         low, high = row["ratio_min"], row["ratio_max"]
         return f"{speeds}   edge is {row['ratio']:.2f} x as fast ({low:.2f} to {high:.2f})"
+    if "peak_share" not in row:
+        return speeds
     if row["test"] == "decode":
         share = f"{row['bandwidth_share']:.0%} of the read bandwidth"
         return f"{speeds}   {row['gigabytes_per_second']:.1f} GB/s, {share}"

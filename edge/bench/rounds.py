@@ -22,9 +22,10 @@ from edge import cores
 from edge.bench.machine import Machine, Roofs
 from edge.bench.ours import Ours, Work, work
 from edge.bench.runner import KV_TYPES, PEERS, Case, seconds, speed, warm_up
-from edge.engine import describe
+from edge.engine import Engine, describe
 from edge.errors import EdgeError, InputError, UnsupportedError
 from edge.gguf import GGUF
+from edge.onnx import is_onnx
 
 __all__ = ["Measured", "Outcome", "Peer", "Settings", "measure"]
 
@@ -101,13 +102,15 @@ class Outcome:
 class Measured:
     """All rounds with one number of threads.
 
-    rounds: runtime ("edge" or a peer's name) -> its outcomes; work: by case; roofs: as often as
-    they were measured.
+    weight_bytes: in memory; kv: how keys and values are kept; rounds: runtime ("edge" or a peer's
+    name) -> its outcomes; work: by case, none where onnxruntime does it; roofs: as often as they
+    were measured.
     """
 
     threads: int
     isa: str = ""
-    packed_bytes: int = 0
+    weight_bytes: int = 0
+    kv: str = ""
     work: tuple[Work, ...] = ()
     roofs: list[Roofs] = field(default_factory=list)
     rounds: dict[str, list[Outcome]] = field(default_factory=dict)
@@ -120,8 +123,9 @@ def measure(path: str, settings: Settings, progress: Progress | None = None) -> 
     `Engine.load` raises, ContextError for a depth that the model does not have, InputError.
     """
     settings.check()
-    with closing(GGUF.open(path)) as gguf:
-        describe(gguf, context=settings.context)  # raises what would else end a process of its own
+    if not is_onnx(path):
+        with closing(GGUF.open(path)) as gguf:
+            describe(gguf, context=settings.context)  # raises what would else end another process
     report = progress or (lambda what, done, total: None)
     one = _beside_peers if settings.peers else _alone
     return [one(path, threads, settings, report) for threads in settings.threads]
@@ -152,8 +156,14 @@ def _alone(path: str, threads: int | None, settings: Settings, progress: Progres
 
 def _described(ours: Ours, cases: Sequence[Case]) -> Measured:
     engine = ours.engine
-    done = tuple(work(engine, case) for case in cases)
-    return Measured(engine.threads, engine.isa, engine.packed_bytes, done)
+    if isinstance(engine, Engine):
+        done = tuple(work(engine, case) for case in cases)
+        return Measured(engine.threads, engine.isa, engine.packed_bytes, engine.kv.type, done)
+    from edge.onnx.engine import OnnxEngine
+
+    assert isinstance(engine, OnnxEngine)
+    weights = engine.budget.parts["weights"]
+    return Measured(engine.threads, engine.isa, weights, engine.folder.dtype)
 
 
 # ---- beside peers ----------------------------------------------------------------------------
@@ -193,7 +203,8 @@ def _ours_once(path: str, threads: int | None, settings: Settings, into: Measure
     got = _run([sys.executable, "-m", "edge.bench", json.dumps(job)], env)
     if "error" in got:
         raise EdgeError(got["error"])
-    into.threads, into.isa, into.packed_bytes = got["threads"], got["isa"], got["packed_bytes"]
+    into.threads, into.isa, into.kv = got["threads"], got["isa"], got["kv"]
+    into.weight_bytes = got["weight_bytes"]
     into.work = tuple(Work(*w) for w in got["work"])
     into.roofs += [Roofs(*r) for r in got["roofs"]]
     return Outcome(got["build"], tuple(got["speeds"]))
@@ -221,7 +232,8 @@ def _run_ours(job: dict[str, Any]) -> dict[str, Any]:
             "build": ours.build(),
             "threads": about.threads,
             "isa": about.isa,
-            "packed_bytes": about.packed_bytes,
+            "weight_bytes": about.weight_bytes,
+            "kv": about.kv,
             "work": [(w.macs, w.bytes, w.cache_bytes) for w in about.work],
             "roofs": roofs,
             "speeds": speeds,

@@ -12,7 +12,7 @@ import click
 
 from edge import memory
 from edge.cli import COMMANDS
-from edge.cli.options import layout_option, memory_option, model_argument
+from edge.cli.options import PROVIDER, layout_option, memory_option, model_argument, provider_options
 from edge.cli.terminal import Progress, mebibytes
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str
 )
 @memory_option
 @layout_option
+@provider_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any) -> None:
     """Measure prompt and decode speed.
@@ -148,7 +149,8 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
     Tokens per second of the engine alone: the median of the rounds, the slowest and the fastest.
     Decode reads all weights for each token, so it is held against the bandwidth at which this
     machine reads memory, measured between the rounds; a prompt is held against its peak of int8
-    multiply-adds.
+    multiply-adds. MODEL may be a folder of ONNX graphs, which onnxruntime runs: what it reads and
+    multiplies is then not counted.
 
     --against measures other runtimes in the same rounds, each in a fresh process: llama.cpp
     through the package llama-cpp-python, ik_llama.cpp through ik-llama-cpp-python.
@@ -166,7 +168,7 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
         plot.require()  # before minutes of measuring
     cases = [Case("prompt", n) for n in prompts]
     cases += [Case("decode", flags["n_decode"], d) for d in flags["depths"] if flags["n_decode"]]
-    options = {name: flags[name] for name in ("layout", "memory")}
+    options = {name: flags[name] for name in ("layout", "memory", *PROVIDER)}
     threads, rounds = flags["threads"] or (None,), flags["repeat"]
     settings = Settings(tuple(cases), threads, rounds, peers, flags["kv"], options)
     path = model if model is not None else str(default_model())

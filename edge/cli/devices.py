@@ -22,17 +22,18 @@ def devices(as_json: bool) -> None:
     from edge.onnx import providers
 
     rows = [_facts(row) for row in providers.PROVIDERS.values()]
+    simulated = providers.is_simulated() and any(r["name"] == "qnn" and r["here"] for r in rows)
     if as_json:
         facts = {
             "providers": rows,
             "socs": list(providers.SOCS),
-            "simulated": providers.is_simulated(),
+            "simulated": simulated,
         }
         click.echo(json.dumps(facts))
         return
     for row in rows:
         click.echo(_lines(row))
-    if providers.is_simulated():
+    if simulated:
         click.echo(f"\nqnn is simulated on this machine: --soc {', '.join(providers.SOCS)}")
 
 

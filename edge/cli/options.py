@@ -22,7 +22,7 @@ _NO_LIMIT = 2**31 - 1
 LOADING = ("context", "threads", "layout", "memory", "kv")
 
 #: Those of ONNX models, see `provider_options`.
-_PROVIDER = ("ep", "fallback", "soc")
+PROVIDER = ("ep", "fallback", "soc")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -99,14 +99,19 @@ def context_option(command: Command) -> Command:
     )(command)
 
 
+def explained_provider_options(command: Command) -> Command:
+    """Those of `provider_options`, and --explain."""
+    explain = click.option(
+        "--explain",
+        is_flag=True,
+        help="Say what runs the model, and how much of it.",
+    )
+    return provider_options(explain(command))
+
+
 def provider_options(command: Command) -> Command:
-    """--ep, --fallback, --soc and --explain, of all who run ONNX models."""
+    """--ep, --fallback and --soc, of all who run ONNX models."""
     for decorate in (
-        click.option(
-            "--explain",
-            is_flag=True,
-            help="Say what runs the model, and how much of it.",
-        ),
         click.option(
             "--soc",
             metavar="NAME",
@@ -156,7 +161,7 @@ def model_options(command: Command) -> Command:
             metavar="FOLDER",
             help="Keep computed system messages there, for the next start.",
         ),
-        provider_options,
+        explained_provider_options,
         layout_option,
         threads_option,
         memory_options,
@@ -206,7 +211,7 @@ class Settings:
     def take(cls, flags: dict[str, Any]) -> Settings:
         """Take them out of a command's flags; its own stay. Raises InputError."""
         sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
-        loading = {name: flags.pop(name) for name in (*LOADING, *_PROVIDER, "prefix_cache")}
+        loading = {name: flags.pop(name) for name in (*LOADING, *PROVIDER, "prefix_cache")}
         names = ("when_full", "max_tokens", "quiet", "report", "explain")
         others = {name: flags.pop(name) for name in names}
         return cls(loading, **others, sampling=SamplingOptions(**sampling))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edge.packed import PackedFile
 
 _DEPTHS = (0, 4096, 32768)
+_NOT_OF_GRAPHS = "onnxruntime runs the graphs: `edge-run bench` measures it"
 
 
 @click.command(short_help=COMMANDS["plan"])
@@ -49,21 +50,27 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
 
     From the header alone: MODEL may be the first part of a download. Each part of the memory,
     the largest context for each type of keys and values, what would fit when it does not, and
-    tokens per second, from the bandwidth of this machine, which is measured for it. Exit code 1
-    when it does not fit.
+    tokens per second, from the bandwidth of this machine, which is measured for it. Of a folder of
+    ONNX graphs all but the speed. Exit code 1 when it does not fit.
     """
     from edge import cores
     from edge.engine import describe
+    from edge.onnx import is_onnx
     from edge.packed import open_model
     from edge.store import default_model
 
     path = model if model is not None else str(default_model())
     choice = cores.choose(options["threads"])
-    with open_model(path, header_only=True) as file:
-        description = describe(file, **options)
-        facts = {"model": path, **_file(file), **_memory(description)}
-        facts |= {"rotary": _rotary(description), "threads": asdict(choice)}
-        facts["speed"] = _speed(description, choice.threads)
+    if is_onnx(path):
+        from edge.onnx.plan import plan as plan_graphs
+
+        facts = {**plan_graphs(path, **options), "threads": asdict(choice), "speed": _NOT_OF_GRAPHS}
+    else:
+        with open_model(path, header_only=True) as file:
+            description = describe(file, **options)
+            facts = {"model": path, **_file(file), **_memory(description)}
+            facts |= {"rotary": _rotary(description), "threads": asdict(choice)}
+            facts["speed"] = _speed(description, choice.threads)
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
@@ -160,6 +167,7 @@ def _lines(facts: dict[str, Any], stated: str | None) -> list[str]:
     lines = [f"{plain(facts['model'])} ({there})", ""]
     lines += [f"{name.replace('_', ' '):<18}{show(n):>12}" for name, n in facts["parts"].items()]
     lines[2] += f"   {', '.join(f'{n} {layout}' for layout, n in facts['layouts'].items())}"
+    lines[2] = lines[2].rstrip()
     lines[3] += f"   {sessions}{facts['context']} tokens in {facts['kv']}"
     lines.append(f"{'in all':<18}{show(facts['needed_bytes']):>12}")
     if budget is not None:

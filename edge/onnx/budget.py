@@ -38,7 +38,8 @@ _WIDE, _SCORES = 8, 4
 @dataclass(frozen=True)
 class Budget:
     """The plan of a model's memory. parts: bytes by name; budget: for the whole process, None: the
-    system does not say; is_stated: the caller did.
+    system does not say; is_stated: the caller did; is_fixed: keys and values take the same whatever
+    the context.
     """
 
     path: str
@@ -47,6 +48,7 @@ class Budget:
     sessions: int
     budget: int | None
     is_stated: bool
+    is_fixed: bool
 
     @classmethod
     def draw_up(cls, folder: Folder, n_context: int, loading: Loading) -> Budget:
@@ -67,23 +69,29 @@ class Budget:
         }
         budget = ledger.budget_of(loading.memory)
         stated = loading.memory is not None
-        return cls(str(folder.path), parts, n_context, loading.sessions, budget, stated)
+        is_fixed = not isinstance(folder, Decoder)
+        return cls(str(folder.path), parts, n_context, loading.sessions, budget, stated, is_fixed)
 
     @property
     def needed(self) -> int:
         """Bytes in all."""
         return sum(self.parts.values())
 
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.budget is None or self.needed <= self.budget
+
     def require(self) -> None:
         """Raise MemoryBudgetError unless it fits."""
-        if self.budget is None or self.needed <= self.budget:
+        if self.budget is None or self.fits:
             return
         show, kv = memory.show, self.parts["keys and values"]
         listed = ", ".join(f"{name} {show(size)}" for name, size in self.parts.items() if size)
         there = "the budget is" if self.is_stated else "there is"
         over = self.needed - self.budget
-        fits = int(self.context * (1 - over / kv)) if kv > over else 0
-        hint = f"Try --context {fits}" if fits else "Keys and values are not what is too much"
+        fits = int(self.context * (1 - over / kv)) if kv > over and not self.is_fixed else 0
+        hint = f"Try --context {fits}" if fits else "A smaller context would not do"
         raise MemoryBudgetError(
             f"{self.path} needs {show(self.needed)}, {there} {show(self.budget)}: {listed}. {hint}",
             needed=self.needed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edge.onnx.runners import Runner, Want
     from edge.tokenizer import Tokenizer
 
-__all__ = ["OnnxConfig", "OnnxEngine"]
+__all__ = ["OnnxConfig", "OnnxEngine", "config_of", "loading_of"]
 
 _CONTEXT = 4096  # tokens, where neither the caller nor a fixed shape says otherwise
 _SAMPLES, _SAMPLE_BYTES = 1024, 4096  # of each file, for the fingerprint
@@ -67,7 +67,7 @@ class OnnxEngine:
 
     def __init__(self, folder: Folder, loading: Loading, target: providers.Target) -> None:
         self.folder, self.target = folder, target
-        self.config = _config(folder, loading.context)
+        self.config = config_of(folder, loading.context)
         self.chunk, self.n_vocab = most_tokens(folder), folder.n_vocab
         self.isa = f"onnxruntime {target.provider.name}"
         self.budget = Budget.draw_up(folder, self.config.n_context, loading)
@@ -92,10 +92,7 @@ class OnnxEngine:
         options: see `edge.loading.Loading`. Raises ModelFileError, UnsupportedError,
         MemoryBudgetError, ContextError, InputError for an option that is of GGUF models alone.
         """
-        loading = Loading.of(options)
-        for name, hint in _FOREIGN.items():
-            if getattr(loading, name) != getattr(Loading(), name):
-                raise InputError(f"{name} is an option of GGUF models: {hint}")
+        loading = loading_of(options)
         folder = open_folder(path)
         target = providers.choose(
             loading.ep,
@@ -291,7 +288,16 @@ class OnnxEngine:
         return made
 
 
-def _config(folder: Folder, wanted: int | None) -> OnnxConfig:
+def loading_of(options: LoadOptions | Mapping[str, Any]) -> Loading:
+    """Checked options. Raises InputError, for those of GGUF models alone, too."""
+    loading = Loading.of(options)
+    for name, hint in _FOREIGN.items():
+        if getattr(loading, name) != getattr(Loading(), name):
+            raise InputError(f"{name} is an option of GGUF models: {hint}")
+    return loading
+
+
+def config_of(folder: Folder, wanted: int | None) -> OnnxConfig:
     """How many positions sessions have. Raises InputError, ContextError."""
     most, is_fixed = folder.context, isinstance(folder, Static)
     if wanted is not None and most is not None and wanted > most:
