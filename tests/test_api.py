@@ -77,7 +77,8 @@ def test_model_module_needs_no_tokenizer_nor_template():
 
 
 def test_import_is_quick():
-    code = "import time; t = time.perf_counter(); import edge; print(time.perf_counter() - t)"
+    """In processor time, which other programs hardly change: some 0.02 s; numpy takes 0.15."""
+    code = "import time; t = time.process_time(); import edge; print(time.process_time() - t)"
     assert min(float(run(code)) for _ in range(3)) < 0.15
 
 

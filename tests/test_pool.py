@@ -139,7 +139,7 @@ def test_cancel_from_another_thread(slow: Engine) -> None:
             cache.trim(len(prompt))
     took = time.monotonic() - set_at[0]
     timer.join()
-    assert took < 1  # a chunk of work takes some milliseconds
+    assert took < 10  # a chunk of work takes some milliseconds, far more on a busy machine
     assert cache.length == len(prompt)
     assert_goes_on(slow, cache, prompt, cancel)
 
