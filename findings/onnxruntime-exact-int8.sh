@@ -40,9 +40,9 @@ def value(name):
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, K])
 
 
-def model(nodes, tensors):
+def model(nodes, tensors, *more):
     tensors = [numpy_helper.from_array(t, name) for name, t in tensors.items()]
-    graph = helper.make_graph(nodes, "g", [value("x")], [value("y")], tensors)
+    graph = helper.make_graph(nodes, "g", [value("x"), *more], [value("y")], tensors)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     checker.check_model(made)
     return made.SerializeToString()
@@ -56,7 +56,8 @@ def run(content, exact):
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as e:
         return str(e)
-    return session.run(None, {"x": X})[0]
+    names = [i.name for i in session.get_inputs()]
+    return session.run(None, {"x": X, **({"yes": np.array(True)} if "yes" in names else {})})[0]
 
 
 zero = np.zeros((), np.int8)
@@ -78,7 +79,8 @@ branches = {
 }
 inside = model(
     [helper.make_node("If", ["yes"], ["y"], **branches)],
-    {"w": W[0], "z": zero, "yes": np.bool_(True)},
+    {"w": W[0], "z": zero},
+    helper.make_tensor_value_info("yes", TensorProto.BOOL, []),
 )
 
 print(f"onnxruntime {ort.__version__}")

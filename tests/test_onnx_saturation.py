@@ -40,11 +40,10 @@ def dynamic(path: Path, *, shared: str = "", inside: bool = False) -> Path:
             for name in ("then", "else")
         }
         steps[1] = [helper.make_node("If", ["yes"], ["y"], **bodies)]
-        tensors["yes"] = np.bool_(True)
     graph = helper.make_graph(
         [*steps[0], *steps[1]],
         "small",
-        [value("x")],
+        [value("x"), *([helper.make_tensor_value_info("yes", TensorProto.BOOL, [])] * inside)],
         [value("y")],
         [numpy_helper.from_array(np.asarray(t), name) for name, t in tensors.items()],
     )
@@ -82,7 +81,9 @@ def renamed(nodes: list[Any], prefix: str) -> list[Any]:
 
 def run(path: Path, x: np.ndarray) -> np.ndarray:
     opened = open_graph(OnnxFile.read(path), choose("cpu", "cpu", threads=1))
-    return opened.session.run(None, {"x": x})[0]
+    values = {"x": x, "yes": np.array(True)}
+    names = [i.name for i in opened.session.get_inputs()]
+    return opened.session.run(None, {name: values[name] for name in names})[0]
 
 
 def exact(path: Path, x: np.ndarray) -> np.ndarray:
