@@ -12,7 +12,13 @@ import click
 
 from edge import memory
 from edge.cli import COMMANDS
-from edge.cli.options import PROVIDER, layout_option, memory_option, model_argument, provider_options
+from edge.cli.options import (
+    PROVIDER,
+    layout_option,
+    memory_option,
+    model_argument,
+    provider_options,
+)
 from edge.cli.terminal import Progress, mebibytes
 
 if TYPE_CHECKING:
