@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ Bytes: TypeAlias = "bytes | memoryview"
 RECORD = struct.Struct("<4sIQQQQQQII")
 
 _MOST_JSON = 16 << 20  # bytes of a META or STATE record
-_MOST_TOKENS = 1 << 24  # of a session
+_MOST_TOKENS = 1 << 23  # of a session: a week of answers
 
 
 class Kind(IntEnum):
@@ -126,7 +127,11 @@ class Contents:
             if record.a + record.n_bytes // 4 > _MOST_TOKENS:
                 raise ValueError(f"more than {_MOST_TOKENS} tokens")
             self._cut(record.a)
-            self.tokens.extend(struct.unpack(f"<{len(data) // 4}i", data))
+            ids = array("i")
+            ids.frombytes(data)
+            if sys.byteorder == "big":
+                ids.byteswap()
+            self.tokens.extend(ids)
         else:
             value = json.loads(bytes(data))
             if not isinstance(value, dict):

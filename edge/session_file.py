@@ -257,7 +257,7 @@ class SessionFile:
             for record, data in batch:
                 try:
                     self.contents.apply(record, data)
-                except (ValueError, RecursionError) as e:
+                except (ValueError, RecursionError, MemoryError) as e:
                     raise self._damaged(record.at, "record", str(e)) from e
             if first < snapshot_end != self.end:
                 raise self._damaged(first, "snapshot")

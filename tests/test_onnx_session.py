@@ -126,9 +126,13 @@ def test_trim_fork_and_reuse(model: edge.Model) -> None:
     assert twin.generate([*tokens, 5], reuse=True, max_tokens=1).usage.cached_tokens >= n - 1
 
 
-def test_a_full_context(model: edge.Model) -> None:
+def test_a_full_context(model: edge.Model, tmp_path: Path) -> None:
     session = model.session()
     assert session.generate(list(range(120)), max_tokens=50).finish_reason == "context"
+    session.save(tmp_path / "s")
+    with edge.resume(tmp_path / "s", model) as again:
+        assert isinstance(again, edge.Session) and len(again.tokens) == 129
+        assert again.generate("").finish_reason == "context"
     with pytest.raises(ContextError, match="more than the context of 128 holds"):
         model.session().stream(list(range(129)))
 
