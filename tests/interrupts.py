@@ -25,9 +25,11 @@ def interrupted(call: Callable[[], object], at: int, modules: list[ModuleType]) 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
         if frame.f_code.co_filename not in files or frame.f_code.co_name == "abandon":
             return None  # in a finalizer nobody hears of it
+        frame.f_trace = step  # in this order: Python 3.13 looks for it when the next is set
         frame.f_trace_opcodes = True
         return step
 
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks whether any frame has it
     sys.settrace(enter)
     try:
         call()

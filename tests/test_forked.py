@@ -17,8 +17,6 @@ from edge.engine import Engine
 from edge.session_file import SessionFile
 
 pytestmark = [
-    pytest.mark.native,
-    pytest.mark.all_isas,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]

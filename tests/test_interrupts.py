@@ -20,8 +20,6 @@ from edge.kv_pool import PagePool
 from edge.session_contents import Kind, Part
 from edge.session_file import SessionFile
 
-pytestmark = pytest.mark.native
-
 FILES = [session_file, session_contents, journal]
 OTHER = [9, 8, 7] * 50
 

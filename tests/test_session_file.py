@@ -150,6 +150,7 @@ def test_a_torn_append_is_dropped_and_overwritten(tmp_path: Path, torn: str) -> 
     assert read(path) == states[-1]
 
 
+@pytest.mark.all_isas
 @pytest.mark.parametrize("behind", ["zeros", "noise", "one byte", "its own start", "a hole"])
 @pytest.mark.parametrize("write", [False, True])
 def test_a_torn_append_with_bytes_behind_it_is_dropped(

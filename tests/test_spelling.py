@@ -197,7 +197,6 @@ def babble(model: edge.Model, letters: str, seed: int) -> edge.SamplingOptions:
     return edge.SamplingOptions(temperature=1.0, seed=seed, logit_bias=bias)
 
 
-@pytest.mark.native
 def test_a_chat_that_slides_computes_what_is_new(model: edge.Model) -> None:
     """And its bits are those of a session with these tokens, whatever their text encodes to."""
     chat = model.chat("the world", when_full="slide")

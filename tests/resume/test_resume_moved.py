@@ -14,8 +14,6 @@ from sessions import PROMPT, options, resumed, same_pages
 
 import edge
 
-pytestmark = pytest.mark.native
-
 
 def emptied(path: Path) -> None:
     os.truncate(path, 0)

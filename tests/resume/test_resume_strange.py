@@ -19,8 +19,6 @@ from edge.restore import _known
 from edge.session_contents import Contents, Kind, Part, Record
 from edge.session_file import SessionFile
 
-pytestmark = [pytest.mark.native, pytest.mark.all_isas]
-
 GONE = object()
 STRANGE: list[Any] = [
     GONE, None, True, -1, 0, 7, 10**30, 10**400, 1e308, float("inf"), float("nan"), "", "x",
