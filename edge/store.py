@@ -247,11 +247,9 @@ def make_folder(folder: Path, mode: int = 0o755) -> None:
     what is wrong with one that is there.
     """
     folder.mkdir(mode, parents=True, exist_ok=True)
-    found = os.stat(folder)  # a link to a folder on another disk is fine, the folder counts
-    if not _is_ours(found):
-        raise PermissionError(errno.EPERM, "the folder belongs to another user", str(folder))
-    if found.st_mode & stat.S_IWOTH and hasattr(os, "geteuid"):
-        raise PermissionError(errno.EPERM, "everybody may write to the folder", str(folder))
+    objection = _objection(os.stat(folder))  # of the folder, which may be behind a link
+    if objection:
+        raise PermissionError(errno.EPERM, objection, str(folder))
 
 
 def can_keep(folder: Path) -> bool:
@@ -275,27 +273,33 @@ def is_own(path: Path) -> bool:
     Raises OSError.
     """
     found = os.stat(path)
-    is_open = found.st_mode & stat.S_IWOTH and hasattr(os, "geteuid")
-    return stat.S_ISREG(found.st_mode) and _is_ours(found) and not is_open
+    return stat.S_ISREG(found.st_mode) and not _objection(found)
 
 
 def open_own(path: str | os.PathLike[str], flags: int) -> int:
-    """A handle of a regular file of our own, or root's; a file that it makes is for us alone.
+    """A handle of a regular file that nobody but we, and root, can write to; one that it makes is
+    for us alone.
 
     Links are not followed, pipes and devices not waited for. Raises OSError.
     """
     handle = os.open(path, flags | SAFELY, 0o600)
     found = os.fstat(handle)
-    if stat.S_ISREG(found.st_mode) and _is_ours(found):
-        return handle
-    os.close(handle)
-    what = "is another user's" if stat.S_ISREG(found.st_mode) else "is no regular file"
-    raise PermissionError(errno.EPERM, what, os.fspath(path))
+    objection = _objection(found) if stat.S_ISREG(found.st_mode) else "it is no regular file"
+    if objection:
+        os.close(handle)
+        raise PermissionError(errno.EPERM, objection, os.fspath(path))
+    return handle
 
 
-def _is_ours(found: os.stat_result) -> bool:
-    """Ours or root's; the only user, where there are no owners (Windows)."""
-    return not hasattr(os, "geteuid") or found.st_uid in (0, os.geteuid())
+def _objection(found: os.stat_result) -> str:
+    """Why another user could have written this; "" where nobody but we, and root, could, and where
+    files have no owners (Windows).
+    """
+    if not hasattr(os, "geteuid"):
+        return ""
+    if found.st_uid not in (0, os.geteuid()):
+        return "it belongs to another user"
+    return "everybody may write to it" if found.st_mode & stat.S_IWOTH else ""
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def test_who_is_at_work_is_waited_for(tmp_path: Path) -> None:
         assert is_only and other.closed
 
 
-@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "another's"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "another's", "open to all"])
 def test_a_lock_is_a_regular_file_of_our_own(
     tmp_path: Path, kind: str, anothers: Callable[[Path], Path]
 ) -> None:
@@ -107,10 +107,11 @@ def test_a_lock_is_a_regular_file_of_our_own(
         "pipe": lambda: os.mkfifo(lock),
         "folder": lock.mkdir,
         "another's": lambda: anothers(target).rename(lock),
+        "open to all": lambda: (target.chmod(0o666), target.rename(lock)),
     }[kind]()
     with pytest.raises(OSError, match=r"\.lock"), store.only_one(lock):
         pass
-    assert (lock if kind == "another's" else target).read_text() == "kept"
+    assert (target if target.exists() else lock).read_text() == "kept"
 
 
 def test_a_lock_is_its_owner_s_alone(tmp_path: Path, anybody: None) -> None:
@@ -202,7 +203,7 @@ def test_pages_go_to_no_folder_of_others(
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("kind", ["pipe", "link", "another's"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "another's", "open to all"])
 def test_a_page_is_a_file_of_our_own(
     tmp_path: Path, kind: str, anothers: Callable[[Path], Path]
 ) -> None:
@@ -211,6 +212,8 @@ def test_a_page_is_a_file_of_our_own(
     (path,) = tmp_path.glob("*.page")
     if kind == "another's":
         anothers(path)
+    elif kind == "open to all":
+        path.chmod(0o666)
     else:
         path.rename(tmp_path / "elsewhere")
         os.mkfifo(path) if kind == "pipe" else path.symlink_to(tmp_path / "elsewhere")
@@ -226,7 +229,7 @@ def test_weights_come_from_no_folder_of_others(
     path = tiny_gguf(type="Q4_0")
     want = logits(path)
     (tmp_path / "packed").chmod(0o777)
-    with pytest.warns(edge.EdgeWarning, match="everybody may write to the folder: nothing is kept"):
+    with pytest.warns(edge.EdgeWarning, match="everybody may write to it: nothing is kept"):
         assert np.array_equal(logits(path), want)
 
 
@@ -301,6 +304,6 @@ def test_the_program_says_so_in_one_line(tiny_gguf: Callable[..., Path], tmp_pat
     (tmp_path / "packed").chmod(0o777)
     env = {**os.environ, "EDGE_CACHE": str(tmp_path), "EDGE_CACHE_SIZE": "1GB"}
     done = edge_run("complete", tiny_gguf(), "-", "-n", "1", "--quiet", stdin=b"Hello", env=env)
-    what = f"{tmp_path}/packed: everybody may write to the folder: nothing is kept there"
+    what = f"{tmp_path}/packed: everybody may write to it: nothing is kept there"
     want = f"edge-run: warning: {what}"
     assert (done.returncode, done.stderr.decode().splitlines()) == (0, [want])

@@ -182,7 +182,10 @@ class Kiosk:
         for question, facts, answer in EXAMPLES:
             chat.messages.append({"role": "user", "content": f"{question}\n({facts})"})
             chat.messages.append({"role": "assistant", "content": answer})
-        chat.autosave(file)
+        try:
+            chat.autosave(file)
+        except edge.SessionFileError as e:  # a disk that is full, say: it is answered all the same
+            print(e, file=sys.stderr)
         return chat
 
 
