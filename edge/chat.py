@@ -7,6 +7,7 @@ jinja2 is imported when the first template is rendered.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,16 +22,29 @@ from edge.tokenizer.huggingface import token_text
 from edge.tokenizer.vocabulary import named_token
 
 if TYPE_CHECKING:
+    from edge.cancel import Cancel
     from edge.jinja.environment import Program
 
-__all__ = ["ChatTemplate", "Limits"]
+__all__ = ["ChatTemplate", "Limits", "compiled_bytes"]
 
 _MAX_NESTING = 64  # levels of lists and dicts in a message or a tool
+
+#: Memory of a rendering, and more of it for each token of the context: templates make ten to
+#: fifteen times the text of a conversation, of 5 bytes a token, or of 20 where one of its
+#: characters takes 4.
+_RENDER_BYTES, _RENDER_TOKEN_BYTES = 4 << 20, 320
+
+#: Memory of a compiled template for each of its words and signs, at most.
+_WORD_BYTES = 4000
+_WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one rendering may cost; a real template needs a small part of it."""
+    """What compiling, and one rendering, may cost; a real template needs a small part of it.
+
+    seconds: of the thread's CPU time: a busy machine takes nothing away.
+    """
 
     seconds: float = 3.0
     steps: int = 1_000_000  # loop iterations, calls, filters
@@ -38,6 +52,19 @@ class Limits:
     total_bytes: int = 128 << 20  # everything made, kept or not
     call_depth: int = 50  # macros inside macros
     source_chars: int = 48 << 10
+
+    @classmethod
+    def of_context(cls, n_tokens: int) -> Limits:
+        """Those of conversations that fill a context; memory is planned for total_bytes."""
+        total = _RENDER_BYTES + _RENDER_TOKEN_BYTES * n_tokens
+        return cls(value_bytes=total // 2, total_bytes=total)
+
+
+def compiled_bytes(source: str) -> int:
+    """Memory of a compiled template, at most; one that is too long is not compiled."""
+    if len(source) > Limits.source_chars:
+        return 0
+    return _WORD_BYTES * sum(1 for _ in _WORDS.finditer(source))
 
 
 class ChatTemplate:
@@ -57,7 +84,10 @@ class ChatTemplate:
 
     @classmethod
     def from_metadata(
-        cls, metadata: Mapping[str, Any], path: str | PathLike[str] = "model"
+        cls,
+        metadata: Mapping[str, Any],
+        path: str | PathLike[str] = "model",
+        limits: Limits | None = None,
     ) -> ChatTemplate:
         """The template of a GGUF file.
 
@@ -72,10 +102,10 @@ class ChatTemplate:
         if not isinstance(source, str):
             raise ModelFileError("not a text", path=path, field="tokenizer.chat_template")
         bos, eos = (named_token(metadata, fspath(path), name) for name in ("bos", "eos"))
-        return cls(source, bos, eos)
+        return cls(source, bos, eos, limits=limits)
 
     @classmethod
-    def from_folder(cls, folder: str | PathLike[str]) -> ChatTemplate:
+    def from_folder(cls, folder: str | PathLike[str], limits: Limits | None = None) -> ChatTemplate:
         """The template of a folder in the form of Hugging Face: chat_template.jinja, or what
         tokenizer_config.json has, the one named "default" where there are several.
 
@@ -94,7 +124,8 @@ class ChatTemplate:
             raise TemplateError(f"{root} has no chat template: use `complete`, or pass a template")
         if not isinstance(source, str):
             raise config.error("chat_template", "not a text")
-        return cls(source, token_text(config, "bos_token"), token_text(config, "eos_token"))
+        bos, eos = token_text(config, "bos_token"), token_text(config, "eos_token")
+        return cls(source, bos, eos, limits=limits)
 
     def render(
         self,
@@ -103,6 +134,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        cancel: Cancel | None = None,
     ) -> str:
         """The prompt for some messages.
 
@@ -111,9 +143,10 @@ class ChatTemplate:
         tools: JSON schemas of the functions that the model may call.
         add_generation_prompt: end where the assistant begins to speak.
         variables: more names for the template, such as `enable_thinking`.
+        cancel: looked at in each step.
 
         Raises InputError for messages that are none, TemplateError when the template refuses
-        them, fails, or goes beyond its limits.
+        them, fails, or goes beyond its limits, CancelledError.
         """
         variables = {} if variables is None else variables
         if not isinstance(variables, Mapping) or not all(isinstance(k, str) for k in variables):
@@ -128,17 +161,17 @@ class ChatTemplate:
             "bos_token": self.bos,
             "eos_token": self.eos,
         }
-        return self._compiled().render(names)
+        return self._compiled(cancel).render(names, cancel)
 
     def _forked(self) -> None:
         self._lock = threading.Lock()  # a thread of the parent may have had it; it guards no more
 
-    def _compiled(self) -> Program:
+    def _compiled(self, cancel: Cancel | None) -> Program:
         with self._lock:
             if self._program is None:
                 from edge.jinja.environment import Program
 
-                self._program = Program(self.source, self.limits)
+                self._program = Program(self.source, self.limits, cancel)
             return self._program
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from edge.cancel import Cancel
 from edge.chat import ChatTemplate, Limits
-from edge.errors import InputError, ModelFileError, TemplateError
+from edge.errors import CancelledError, InputError, ModelFileError, TemplateError
 
 USER = [{"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -314,6 +315,73 @@ def test_a_long_conversation_is_within_the_limits() -> None:
     messages = [{"role": "user", "content": "word " * 200}] * 600
     source = "{% set ns = namespace(s='') %}{% for m in messages %}{% set ns.s = ns.s ~ '[' ~ m.role ~ ']' %}{{ m.content|trim ~ '\n' }}{% endfor %}"  # noqa: E501
     assert len(render(source, messages)) == 600 * 1000
+
+
+def test_time_is_the_threads_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others do with the CPU, and what the clock on the wall says, is nobody's fault here."""
+    clock = iter(range(0, 10**9, 1000))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert render("{% for i in range(999) %}{{ i }}{% endfor %}")
+    monkeypatch.setattr(time, "thread_time", lambda: next(clock))
+    with pytest.raises(TemplateError, match="it ran longer than 3 s"):
+        render("{% for i in range(999) %}{{ i }}{% endfor %}")
+
+
+SLOW_FILTERS = {
+    "sort": "{{ (['a'] * 50000)|sort(attribute='%s') }}",
+    "unique": "{{ (['a'] * 50000)|unique(attribute='%s')|list }}",
+    "groupby": "{{ (['a'] * 50000)|groupby('%s') }}",
+    "join": "{{ (['a'] * 50000)|join('', '%s') }}",
+    "min": "{{ (['a'] * 50000)|min(attribute='%s') }}",
+}
+
+
+@pytest.mark.parametrize("name", SLOW_FILTERS)
+def test_time_is_bounded_inside_a_filter(name: str) -> None:
+    template = ChatTemplate(SLOW_FILTERS[name] % ".".join("0" * 9000), limits=Limits(seconds=0.2))
+    began = time.thread_time()
+    with pytest.raises(TemplateError, match=r"it ran longer than 0\.2 s"):
+        template.render(USER)
+    assert time.thread_time() - began < 2  # without a look inside: minutes
+
+
+@pytest.mark.parametrize("part", ["{{ a.b }}", "{% if a %}{% endif %}", "{{ [1, a, 2] }}"])
+def test_time_is_bounded_in_compiling(part: str) -> None:
+    render("a")  # what is imported for the first of them
+    template = ChatTemplate(part * 2000, limits=Limits(seconds=0.02))
+    with pytest.raises(TemplateError, match=r"refused: it ran longer than 0\.02 s"):
+        template.render(USER)
+
+
+@pytest.mark.parametrize(
+    "source", ["{% for i in range(9999) %}{{ i }}{% endfor %}", "{{ 1|abs }}", "{{ a }}" * 999]
+)
+def test_a_rendering_can_be_cancelled(source: str) -> None:
+    cancel = Cancel()
+    cancel.set()
+    with pytest.raises(CancelledError):
+        ChatTemplate(source).render(USER, cancel=cancel)
+
+
+def test_limits_follow_from_the_context() -> None:
+    """A conversation that fills it is well within them, whatever its characters."""
+    for context in (256, 4096, 131072):
+        limits, n = Limits.of_context(context), context // 60
+        messages = [{"role": "user", "content": "word \U0001f600 " * 48}] * n
+        source = "{% for m in messages[1:] %}{{ '<|' + m.role + '|>' + m.content|trim + '\n' }}{% endfor %}"  # noqa: E501
+        assert ChatTemplate(source, limits=limits).render(messages)
+
+
+def test_joined_texts_are_as_wide_as_the_widest() -> None:
+    """A character of four bytes makes all others take four."""
+    limits = Limits(value_bytes=3 << 20, total_bytes=9 << 20)
+    wide = "{% set a = 'a' * 1000000 %}{{ (JOINED)|length }}"
+    for joined in ("a ~ b", "a + b", "[a, b]|join", "a.replace('a', b, 1)", "b.join([a, a])"):
+        source = wide.replace("JOINED", joined)
+        assert ChatTemplate("{% set b = 'b' %}" + source, limits=limits).render(USER)
+        with pytest.raises(TemplateError, match="more than 3 MiB"):
+            ChatTemplate("{% set b = '\U0001f600' %}" + source, limits=limits).render(USER)
 
 
 # --- threads, metadata ----------------------------------------------------------------------

@@ -6,15 +6,21 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
+from edge.errors import CancelledError
+
 if TYPE_CHECKING:
+    from edge.cancel import Cancel
     from edge.chat import Limits
 
-__all__ = ["ITEM_BYTES", "Budget", "Refused", "n_bytes", "running", "spending"]
+__all__ = ["ITEM_BYTES", "Budget", "Refused", "joined_bytes", "n_bytes", "running", "spending"]
 
 ITEM_BYTES = 64  # an entry of a list or dict, without what it refers to
+_LIST_BYTES = 384  # a list or dict itself, and what is noted of it
+_TICKS = 32  # of `tick`, between two looks at the clock
 _MAX_NESTING = 100
 
 
@@ -30,23 +36,46 @@ def n_bytes(text: str) -> int:
 _EMPTY_BYTES = getsizeof("")
 
 
+def joined_bytes(texts: Iterable[str], times: Iterable[int] = repeat(1)) -> int:
+    """Memory of texts, each so many times, as one: its widest character makes all as wide."""
+    length, width = 0, 1
+    for text, n in zip(texts, times, strict=False):
+        if text:
+            length += n * len(text)
+            width = max(width, n_bytes(text) // len(text))
+    return length * width
+
+
 class Budget:
     """Counts down; every method raises Refused when there is nothing left."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._deadline = time.monotonic() + limits.seconds
+    def __init__(self, limits: Limits, cancel: Cancel | None = None) -> None:
+        self._limits, self._cancel = limits, cancel
+        self._deadline = time.thread_time() + limits.seconds
+        self._ticks = 0
         self._steps, self._bytes = limits.steps, limits.total_bytes
         self._depth = 0
         self._weights: dict[int, tuple[Any, int, int]] = {}  # id -> (it, kept alive; size, depth)
 
     def step(self) -> None:
-        """One iteration, call or filter."""
+        """One iteration, call or filter. Raises CancelledError."""
         self._steps -= 1
         if self._steps < 0:
             raise Refused(f"it took more than {self._limits.steps:,} steps")
-        if time.monotonic() > self._deadline:
+        self.look()
+
+    def look(self) -> None:
+        """Look at the clock, and whether the call was cancelled. Raises CancelledError."""
+        if time.thread_time() > self._deadline:
             raise Refused(f"it ran longer than {self._limits.seconds:g} s")
+        if self._cancel is not None and self._cancel.is_set():
+            raise CancelledError("the call was cancelled")
+
+    def tick(self) -> None:
+        """`look`, now and then: for what is cheap and happens often. Raises CancelledError."""
+        self._ticks += 1
+        if self._ticks % _TICKS == 0:
+            self.look()
 
     def iterate(self, values: Iterable[Any]) -> Iterator[Any]:
         """The same values, a step each."""
@@ -72,7 +101,11 @@ class Budget:
         self.reserve(size)
         self._bytes -= size
         if self._bytes < 0:
-            raise Refused(f"it makes more than {self._limits.total_bytes >> 20} MiB of values")
+            most = self._limits.total_bytes
+            raise Refused(
+                f"it makes more than {most >> 20} MiB of values: a conversation that fills the "
+                "context needs less"
+            )
 
     def made(self, value: Any) -> Any:
         """Pay for a new value and pass it on."""
@@ -93,7 +126,7 @@ class Budget:
         known = self._weights.get(id(value))
         if known is not None:
             return known[1], known[2]
-        size, depth = ITEM_BYTES, 1
+        size, depth = _LIST_BYTES, 1
         for part in _parts(value) if level <= _MAX_NESTING else ():
             inner, below = self.weigh(part, level + 1)
             size += ITEM_BYTES + inner
@@ -141,7 +174,7 @@ def running() -> Budget:
 
 @contextmanager
 def spending(budget: Budget) -> Iterator[None]:
-    """Make `budget` this thread's own for the time of a rendering."""
+    """Make `budget` this thread's own for the time of a rendering, or of compiling."""
     outer, _running.budget = _running.budget, budget
     try:
         yield

@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2 import nodes, pass_context
+from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension
+from jinja2.lexer import Token, TokenStream
 from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
-from edge.errors import TemplateError
-from edge.jinja.budget import Budget, Refused, n_bytes, running, spending
+from edge.errors import CancelledError, TemplateError
+from edge.jinja.budget import (
+    ITEM_BYTES,
+    Budget,
+    Refused,
+    joined_bytes,
+    n_bytes,
+    running,
+    spending,
+)
 from edge.jinja.filters import allowed_filters
 from edge.jinja.text import (
     OTHER_METHODS,
@@ -30,6 +40,7 @@ from edge.jinja.text import (
 )
 
 if TYPE_CHECKING:
+    from edge.cancel import Cancel
     from edge.chat import Limits
 
 __all__ = ["Program"]
@@ -41,30 +52,36 @@ _VIEWS: Any = (type({}.items()), type({}.keys()), type({}.values()))
 
 
 class Program:
-    """A compiled template. Raises TemplateError where it does not compile."""
+    """A compiled template. Raises TemplateError where it does not compile, CancelledError."""
 
-    def __init__(self, source: str, limits: Limits) -> None:
+    def __init__(self, source: str, limits: Limits, cancel: Cancel | None = None) -> None:
         self._limits = limits
         if len(source) > limits.source_chars:
             raise TemplateError(
                 f"the chat template has {len(source)} characters, at most {limits.source_chars}"
             )
-        environment = _environment()
+        environment, budget = _environment(), Budget(limits, cancel)
         try:
-            tree = _Bounding(environment).visit(environment.parse(source))
-            code = environment.compile(tree)
+            with spending(budget):
+                tree = _Bounding(environment).visit(environment.parse(source))
+                code = environment.compile(tree)
+                budget.look()
             self._template = jinja2.Template.from_code(environment, code, environment.globals)
         except Refused as error:
             raise TemplateError(f"the chat template was refused: {error}") from None
+        except CancelledError:
+            raise
         except jinja2.TemplateSyntaxError as error:
             message = _one_line(error.message or "")
             raise TemplateError(f"the chat template, line {error.lineno}: {message}") from error
         except Exception as error:  # RecursionError, MemoryError, what Python's compiler says
             raise TemplateError(f"the chat template does not compile: {_reason(error)}") from error
 
-    def render(self, names: dict[str, Any]) -> str:
-        """The output. TemplateError says what the template raised or which bound it broke."""
-        budget = Budget(self._limits)
+    def render(self, names: dict[str, Any], cancel: Cancel | None = None) -> str:
+        """The output. TemplateError says what the template raised or which bound it broke.
+        Raises CancelledError.
+        """
+        budget = Budget(self._limits, cancel)
         try:
             with spending(budget):
                 return self._run(budget, names)
@@ -72,6 +89,8 @@ class Program:
             raise TemplateError(f"the chat template says: {_one_line(str(error))}") from None
         except Refused as error:
             raise TemplateError(f"the chat template was stopped: {error}") from None
+        except CancelledError:
+            raise
         except Exception as error:  # a template can raise anything that Python can
             raise TemplateError(f"the chat template failed: {_reason(error)}") from error
 
@@ -81,8 +100,10 @@ class Program:
         for piece in self._template.root_render_func(self._template.new_context(names)):
             size += n_bytes(piece)
             budget.reserve(size)
+            budget.charge(ITEM_BYTES)
             budget.step()
             pieces.append(piece)
+        budget.charge(joined_bytes(pieces))
         return "".join(pieces)
 
 
@@ -105,6 +126,10 @@ class _Bounding(NodeTransformer):
 
     def __init__(self, environment: jinja2.Environment) -> None:
         self._environment = environment
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        running().tick()
+        return super().visit(node, *args, **kwargs)
 
     def _through(self, name: str, node: nodes.Node) -> nodes.Expr:
         wrapped = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
@@ -167,6 +192,23 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+class _Ticking(Extension):
+    """A look at the clock while a template is taken apart."""
+
+    def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
+        for token in stream:
+            running().tick()
+            yield token
+
+
+class _Generator(CodeGenerator):
+    """And while its code is written."""
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        running().tick()
+        return super().visit(node, *args, **kwargs)
+
+
 class _Namespace(Namespace):
     """namespace(): as jinja2's, but printing it does not print what it holds."""
 
@@ -177,6 +219,7 @@ class _Namespace(Namespace):
 class _Environment(ImmutableSandboxedEnvironment):
     """Operators and calls go through the budget of the rendering that is under way."""
 
+    code_generator_class = _Generator
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -185,13 +228,19 @@ class _Environment(ImmutableSandboxedEnvironment):
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, (str, list, tuple)) and isinstance(times, int):
                     budget.reserve(budget.size(value) * times)
-        elif operator == "+" and isinstance(left, (str, list, tuple)):
+        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
+            budget.reserve(joined_bytes((left, right)))
+        elif operator == "+" and isinstance(left, (list, tuple)):
             budget.reserve(budget.size(left) + budget.size(right))
         elif operator == "%" and isinstance(left, str):
             check_percent(left, right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             _check_bits(left.bit_length() * abs(right))
         return budget.made(_sane(super().call_binop(context, operator, left, right)))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        running().tick()  # filters call it for each part of an attribute's path
+        return super().getitem(obj, argument)
 
     def call(
         __self,  # as jinja2 spells it: keyword arguments may have any name
@@ -294,7 +343,7 @@ def _concat(context: Context, values: list[Any]) -> str:
 def _joined(pieces: Iterable[str]) -> str:
     """What macros and {% set %} blocks have gathered."""
     texts = list(pieces)
-    running().charge(sum(map(n_bytes, texts)))
+    running().charge(joined_bytes(texts))
     return "".join(texts)
 
 
@@ -319,7 +368,7 @@ def _environment() -> _Environment:
         autoescape=False,
         finalize=_finalize,
         cache_size=0,
-        extensions=["jinja2.ext.loopcontrols", _Generation],
+        extensions=["jinja2.ext.loopcontrols", _Generation, _Ticking],
     )
     environment.concat = _joined  # type: ignore[method-assign]
     internal: dict[str, Callable[..., Any]] = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from string import Formatter
 from typing import Any
 
-from edge.jinja.budget import ITEM_BYTES, Refused, n_bytes, running
+from edge.jinja.budget import ITEM_BYTES, Refused, joined_bytes, n_bytes, running
 
 __all__ = [
     "OTHER_METHODS",
@@ -91,11 +92,11 @@ def _padded(text: str, width: Any, fillchar: Any = " ", /) -> int:
 def _replaced(text: str, old: Any, new: Any, count: Any = -1) -> int:
     if not isinstance(old, str) or not isinstance(new, str):
         return 0
-    return n_bytes(text) + text.count(old) * n_bytes(new)
+    return joined_bytes((text, new), (1, text.count(old)))
 
 
 def _joined(text: str, items: Any, /) -> int:
-    return sum(map(n_bytes, items)) + len(items) * n_bytes(text)
+    return joined_bytes((*items, text), (*repeat(1, len(items)), len(items)))
 
 
 def _split(text: str, sep: Any = None, maxsplit: Any = -1) -> int:
