@@ -115,10 +115,10 @@ class InputError(EdgeError):
 
 
 class ContextError(InputError):
-    """More tokens than the context holds. needed, limit: tokens."""
+    """More tokens than the context holds. needed, limit: tokens; at_least: more may be needed."""
 
-    def __init__(self, message: str, *, needed: int, limit: int) -> None:
-        self.needed, self.limit = needed, limit
+    def __init__(self, message: str, *, needed: int, limit: int, at_least: bool = False) -> None:
+        self.needed, self.limit, self.at_least = needed, limit, at_least
         super().__init__(message)
 
 

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
-from edge.gguf_reader import MAX_KEYS, Array, Reader, shown
+from edge.gguf_reader import MAX_KEYS, STRING, Array, Reader, shown
 from edge.tensor_types import TENSOR_TYPES, TensorType, type_name
 
 __all__ = ["GGUF", "TENSOR_TYPES", "Metadata", "Tensor", "TensorType"]
@@ -126,6 +126,16 @@ class Metadata(Mapping[str, Any]):
     def is_array(self, key: str) -> bool:
         """Whether the value is an array; does not decode it."""
         return isinstance(self._values[key], Array)
+
+    def extent(self, key: str) -> tuple[int, int]:
+        """Items of an array, and their bytes, of strings without their lengths; does not decode it.
+        (0, 0) where there is none.
+        """
+        value = self._values.get(key)
+        if not isinstance(value, Array):
+            return 0, 0
+        n_bytes = self._spans[key][1] - value.offset
+        return value.n, n_bytes - (8 * value.n if value.kind == STRING else 0)
 
     def forget(self) -> None:
         """Let go of the lists that were decoded; they can be decoded again. A vocabulary of

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
 
-__all__ = ["MAX_KEYS", "Array", "Reader", "shown"]
+__all__ = ["MAX_KEYS", "STRING", "Array", "Reader", "shown"]
 
 MAX_BYTES = 64 << 20  # of one string, or of one array
 MAX_ITEMS = 1 << 22  # of one array; the largest vocabularies have some 600,000 merges
 MAX_KEYS = 65_536  # arrays within arrays count too
 MAX_DEPTH = 4  # of arrays in arrays
-_BOOL, _STRING, _ARRAY = 7, 8, 9
+_BOOL, STRING, _ARRAY = 7, 8, 9
 #: Value types of fixed size, by number: struct code.
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, _BOOL, 10, 11, 12), "BbHhIifBQqd", strict=True))
 _U64 = struct.Struct("<Q").unpack_from
@@ -85,7 +85,7 @@ class Reader:
         """A metadata value: str, bool, int, float, or an Array."""
         at = self.pos
         kind = self.scalar("I", field)
-        if kind == _STRING:
+        if kind == STRING:
             return self.string(field)
         if kind == _ARRAY:
             return self.array(field, self.pos + MAX_BYTES)
@@ -107,7 +107,7 @@ class Reader:
         kind = self.scalar("I", field)
         n = self.count(MAX_ITEMS, field)
         start, inner = self.pos, list[Array]()
-        if kind == _STRING:
+        if kind == STRING:
             self._skip_strings(n, min(end, self.size), field)
         elif kind == _ARRAY:
             for _ in range(n):
@@ -151,7 +151,7 @@ class Reader:
         """The items of an array that was stepped over."""
         if self.map.closed:
             raise ModelFileError("the file was closed", path=self.path, field=field)
-        if array.kind == _STRING:
+        if array.kind == STRING:
             return self._decode_strings(array.n, array.offset, field)
         if array.kind == _ARRAY:
             return [self.decode(item, field) for item in array.inner]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge.errors import InputError, ModelFileError, UnsupportedError
 from edge.tokenizer import Tokenizer
-from edge.tokenizer.backend import GUARD
+from edge.tokenizer.pieces import GUARD
 from edge.tokenizer.presplit import PRE_SPLITS
 from edge.tokenizer.tokenizer import _BYTES
 from edge.tokenizer.vocabulary import TokenType

@@ -17,7 +17,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from edge.graph import Graph
-from edge.tokenizer.backend import SPM_SPACE, build
+from edge.tokenizer.backend import build
+from edge.tokenizer.pieces import SPM_SPACE
 from edge.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -14,16 +14,15 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError, brief
+from edge.tokenizer.cost import MOST_SPM_MERGES
+from edge.tokenizer.pieces import GUARD, SPM_SPACE
 from edge.tokenizer.presplit import pre_split
 from edge.tokenizer.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["GUARD", "Backend", "build", "spm_merges"]
-
-GUARD = "\ufdd0"  # a noncharacter; inside a control token's spelling it makes it ordinary text
-SPM_SPACE = "\u2581"
+__all__ = ["Backend", "build", "spm_merges"]
 
 # Phi-3's control tokens swallow the white space after them; GGUF has no field to say so, but
 # these three beside a SentencePiece vocabulary are Phi-3's alone.
@@ -32,10 +31,13 @@ _PHI3_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 
 
 class Backend(NamedTuple):
-    """plain: for ordinary text; marked: control tokens in the text count as such."""
+    """plain: for ordinary text; marked: control tokens in the text count as such; added: the tokens
+    that either looks for before all else.
+    """
 
     plain: tokenizers.Tokenizer
     marked: tokenizers.Tokenizer
+    added: list[tokenizers.AddedToken]
 
 
 def build(vocabulary: Vocabulary) -> Backend:
@@ -45,8 +47,10 @@ def build(vocabulary: Vocabulary) -> Backend:
     try:
         import_module("tokenizers")
     except ImportError as error:
+        there = not isinstance(error, ModuleNotFoundError)
         raise UnsupportedError(
-            f"a prompt that is text needs the package tokenizers: {error}",
+            "a prompt that is text needs the package tokenizers"
+            f"{', which is there and cannot be loaded' * there}: {error}",
             what="text",
             supported=["token ids"],
         ) from error
@@ -70,6 +74,7 @@ def _of_lists(vocabulary: Vocabulary) -> Backend:
                 unk_token=vocabulary.tokens[unknown[0]] if unknown else None,
                 fuse_unk=True,
                 byte_fallback=True,
+                cache_capacity=0,  # of words: a text is one
             )
         else:
             ignore_merges = pre_split(vocabulary.pre).ignore_merges
@@ -89,8 +94,9 @@ def _of_lists(vocabulary: Vocabulary) -> Backend:
     plain.add_tokens(user_defined)
     marked.add_tokens(user_defined)
     swallow = vocabulary.model == "llama" and all(m in ids for m in _PHI3_MARKS)
-    marked.add_special_tokens(added(TokenType.CONTROL, TokenType.UNKNOWN, swallow=swallow))
-    return Backend(plain, marked)
+    control = added(TokenType.CONTROL, TokenType.UNKNOWN, swallow=swallow)
+    marked.add_special_tokens(control)
+    return Backend(plain, marked, [*user_defined, *control])
 
 
 def _of_file(vocabulary: Vocabulary, file: str) -> Backend:
@@ -121,7 +127,7 @@ def _of_file(vocabulary: Vocabulary, file: str) -> Backend:
         steps = [guard] if whole.normalizer is None else [guard, whole.normalizer]
         marked.normalizer = normalizers.Sequence(steps)
         plain.encode_special_tokens = True
-    return Backend(plain, marked)
+    return Backend(plain, marked, in_order)
 
 
 def _special(token: tokenizers.AddedToken) -> tokenizers.AddedToken:
@@ -143,6 +149,8 @@ def _failures(vocabulary: Vocabulary, key: str = "") -> Iterator[None]:
     """Turn what `tokenizers` raises, bare Exception and what comes of a panic, into ours."""
     try:
         yield
+    except ModelFileError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -186,7 +194,8 @@ def spm_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """The merges that SentencePiece's scores imply, best first.
 
     SentencePiece joins the neighbours whose union has the highest score; so every way to cut a
-    piece into two pieces is a merge, ranked by the score of the whole.
+    piece into two pieces is a merge, ranked by the score of the whole. Raises ModelFileError for
+    many more of them than pieces: memory is planned for MOST_SPM_MERGES.
     """
     normal = (TokenType.NORMAL, TokenType.UNDEFINED)
     pieces = {
@@ -196,10 +205,20 @@ def spm_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
         )
         if t in normal
     }
-    ranked = sorted(pieces, key=pieces.__getitem__, reverse=True)  # stable: ties by id
-    return [
-        (left, right)
-        for piece in ranked
-        for cut in range(1, len(piece))
-        if (left := piece[:cut]) in pieces and (right := piece[cut:]) in pieces
-    ]
+    lengths = set(map(len, pieces))
+    each, beyond = MOST_SPM_MERGES
+    most = each * len(vocabulary.tokens) + beyond
+    merges: list[tuple[str, str]] = []
+    for piece in sorted(pieces, key=pieces.__getitem__, reverse=True):  # stable: ties by id
+        for cut in range(1, len(piece)):
+            if cut in lengths and len(piece) - cut in lengths:
+                left, right = piece[:cut], piece[cut:]
+                if left in pieces and right in pieces:
+                    merges.append((left, right))
+        if len(merges) > most:
+            raise ModelFileError(
+                f"the pieces can be cut into others in more than {most} ways",
+                path=vocabulary.path,
+                field="tokenizer.ggml.tokens",
+            )
+    return merges

@@ -12,13 +12,13 @@ from typing import Any
 
 from edge.errors import UnsupportedError, brief
 from edge.json_file import JsonFile
+from edge.tokenizer.pieces import SPM_SPACE
 from edge.tokenizer.vocabulary import TokenType, Vocabulary, settle_control_tokens
 
 __all__ = ["read_folder", "token_text"]
 
 _MOST_BYTES = 96 << 20  # of tokenizer.json: the largest in use have some 35
 _MOST_SURPLUS = 1024
-_SPM_SPACE = "\u2581"
 
 
 def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[int]) -> Vocabulary:
@@ -66,6 +66,7 @@ def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[i
         space_prefix=is_spm and _puts_space(file),
         file=str(file.path),
         surplus=surplus,
+        steps=(*_steps(file, "normalizer"), *_steps(file, "pre_tokenizer")),
     )
 
 
@@ -85,7 +86,7 @@ def _is_spm(file: JsonFile) -> bool:
     if kind == "BPE":
         if any(step.get("type") == "ByteLevel" for step in steps):
             return False
-        if any(step.get("type") == "Metaspace" or _SPM_SPACE in str(step) for step in steps):
+        if any(step.get("type") == "Metaspace" or SPM_SPACE in str(step) for step in steps):
             return True
     raise UnsupportedError(
         f"{file.path}: a tokenizer of another kind, {brief(kind)}",

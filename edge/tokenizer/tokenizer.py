@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge import check
-from edge.errors import InputError, UnsupportedError, brief
-from edge.tokenizer.backend import GUARD, SPM_SPACE, build
+from edge.errors import CancelledError, ContextError, InputError, UnsupportedError, brief
+from edge.tokenizer.backend import build
 from edge.tokenizer.decoder import StreamDecoder
 from edge.tokenizer.huggingface import read_folder
+from edge.tokenizer.pieces import GUARD, SPM_SPACE, Pieces
 from edge.tokenizer.vocabulary import TokenType, Vocabulary, byte_of
 
+if TYPE_CHECKING:
+    from edge.cancel import Cancel
+
 __all__ = ["Tokenizer"]
+
+#: Bytes of text for each token of the context, at most, that anybody makes room for.
+_MOST_TOKEN_BYTES = 112
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -49,9 +56,11 @@ class Tokenizer:
         self._missing: UnsupportedError | None = None
         try:
             self._backend = build(vocabulary)
+            self._pieces = Pieces(vocabulary, self._backend.added)
         except UnsupportedError as error:  # ids can still become text
             self._missing = error
         self.n_vocab = len(vocabulary.tokens)
+        self._longest = max(len(text.encode("utf-8", "replace")) for text in vocabulary.tokens)
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
         self.eos_ids = vocabulary.end_ids
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
@@ -63,14 +72,18 @@ class Tokenizer:
 
     @classmethod
     def from_metadata(
-        cls, metadata: Mapping[str, Any], path: str | PathLike[str] = "model"
+        cls,
+        metadata: Mapping[str, Any],
+        path: str | PathLike[str] = "model",
+        n_vocab: int | None = None,
     ) -> Tokenizer:
         """Build from the keys `tokenizer.ggml.*` of a GGUF file.
 
-        path: the file's name, for messages. Raises ModelFileError for metadata that is missing
-        or contradicts itself, UnsupportedError for a tokenizer that edge does not know.
+        path: the file's name, for messages; n_vocab: tokens that the model has. Raises
+        ModelFileError for metadata that is missing or contradicts itself, UnsupportedError for a
+        tokenizer that edge does not know.
         """
-        return cls(Vocabulary.from_metadata(metadata, fspath(path)))
+        return cls(Vocabulary.from_metadata(metadata, fspath(path), n_vocab))
 
     @classmethod
     def from_folder(
@@ -88,34 +101,68 @@ class Tokenizer:
         """
         return cls(read_folder(Path(folder), n_vocab, bos_id, eos_ids))
 
-    def encode(self, text: str, *, special: bool = False, bos: bool | None = None) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        special: bool = False,
+        bos: bool | None = None,
+        room: int | None = None,
+        cancel: Cancel | None = None,
+    ) -> list[int]:
         """The ids of a text.
 
         special: control tokens written in the text (`<|im_start|>`) count as such; otherwise
             they are letters like any others. User-defined tokens are ordinary text and are
             always one token.
         bos: begin with the bos token, once; None: if the file says so.
+        room: most tokens; a text that cannot have so few is not encoded, of others no more than
+            is needed to know that they have more. cancel: looked at between pieces of the text.
 
         Bytes for which a byte-level vocabulary has no token are left out, as in the original
-        tokenizers. Raises InputError for text that is not valid Unicode (lone surrogates) or needs
-        a token that the model does not have, UnsupportedError where the package `tokenizers` is not
-        installed.
+        tokenizers. Raises InputError for text that is not valid Unicode (lone surrogates), has
+        stretches of more than 32 KiB without a place to cut them, or needs a token that the model
+        does not have; UnsupportedError where the package `tokenizers` is not installed,
+        CancelledError, and ContextError for more tokens than `room`.
         """
+        ids: list[int] = []
+        text = check.text("text", text)
+        if room is not None and len(text) > self.most_bytes(room):
+            raise _too_long(-(-len(text) // self.most_bytes(1)), room, at_least=True)
+        pieces = self.pieces(text, special=special, bos=bos)
+        for found in pieces:
+            if cancel is not None and cancel.is_set():
+                raise CancelledError("the call was cancelled")
+            ids += found
+            if room is not None and len(ids) > room:
+                raise _too_long(len(ids), room, at_least=next(pieces, None) is not None)
+        return ids
+
+    def pieces(
+        self, text: str, *, special: bool = False, bos: bool | None = None
+    ) -> Iterator[list[int]]:
+        """`encode`, piece by piece: ids that follow each other, some thousands at a time."""
         if self._missing is not None:
             raise self._missing
         text, special = check.text("text", text), check.flag("special", special)
         bos = check.optional(check.flag, "bos", bos)
         backend = self._backend.marked if special else self._backend.plain
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        if (most := max(ids, default=0)) >= self.n_vocab:
-            raise InputError(
-                f"the text has the token {brief(backend.id_to_token(most))}, which the tokenizer "
-                f"has, but the model of {self.n_vocab} tokens does not: leave it out"
-            )
-        add_bos = self.add_bos if bos is None else bos
-        if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
-            ids.insert(0, self.bos_id)
-        return ids
+        starts = (self.add_bos if bos is None else bos) and self.bos_id is not None
+        for piece in self._pieces.of(text):
+            ids: list[int] = backend.encode(piece.text, add_special_tokens=False).ids
+            if (most := max(ids, default=0)) >= self.n_vocab:
+                raise InputError(
+                    f"the text has the token {brief(backend.id_to_token(most))}, which the "
+                    f"tokenizer has, but the model of {self.n_vocab} tokens does not: leave it out"
+                )
+            if starts and self.bos_id is not None and ids[:1] != [self.bos_id]:
+                ids.insert(0, self.bos_id)
+            starts = False
+            yield ids[piece.drop :] if piece.drop else ids
+
+    def most_bytes(self, n_tokens: int) -> int:
+        """Bytes of UTF-8 that n_tokens tokens can stand for: so many of the longest one."""
+        return n_tokens * max(1, min(self._longest, _MOST_TOKEN_BYTES))
 
     def quote(self, text: str) -> str:
         """Mark a text so that `encode(..., special=True)` takes no control token out of it.
@@ -182,3 +229,13 @@ class Tokenizer:
         if token >= self.n_vocab:
             raise InputError(f"token {token} is outside the vocabulary of {self.n_vocab}")
         return token
+
+
+def _too_long(n_tokens: int, room: int, *, at_least: bool) -> ContextError:
+    return ContextError(
+        f"the text has {'at least ' * at_least}{n_tokens} tokens, there is room for {room}: "
+        "shorten it, or load the model with a larger context",
+        needed=n_tokens,
+        limit=room,
+        at_least=at_least,
+    )

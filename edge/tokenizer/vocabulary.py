@@ -12,6 +12,7 @@ from itertools import repeat
 from typing import Any
 
 from edge.errors import ModelFileError, UnsupportedError
+from edge.tokenizer.cost import MOST_ADDED_BYTES, extent
 from edge.tokenizer.marks import end_marks
 from edge.tokenizer.presplit import pre_split
 
@@ -19,6 +20,7 @@ __all__ = ["MODELS", "TokenType", "Vocabulary", "byte_of", "named_token", "settl
 
 MODELS = ("gpt2", "llama")  # byte-level BPE; SentencePiece BPE with byte fallback
 _PREFIX = "tokenizer.ggml."
+_MOST_PIECE = 1024  # characters; those of SentencePiece have 16, unless somebody asked for more
 _PRE_UNNAMED = "default"  # what llama.cpp takes for byte-level BPE that names no `pre`
 # How SentencePiece vocabularies spell what a file does not name by id; the first that is there.
 _SPELLED = {"bos": ("<bos>", "<s>"), "eos": ("<eos>", "</s>")}
@@ -44,9 +46,10 @@ class Vocabulary:
 
     model: one of MODELS. scores: empty unless "llama"; merges: empty unless "gpt2".
     end_ids: the tokens that end a turn, eos_id included. file: a tokenizer.json that says how text
-    is cut and merged, in the place of pre, scores and merges; None: these do. notes: what the file
-    should say and does not, and what was taken instead, a line each. surplus: its added tokens for
-    which the model has no row, and whether they are special: a text must not need one.
+    is cut and merged, in the place of pre, scores and merges; None: these do. steps: what the file
+    does before it merges. notes: what the file should say and does not, and what was taken instead,
+    a line each. surplus: its added tokens for which the model has no row, and whether they are
+    special: a text must not need one.
     """
 
     path: str
@@ -63,13 +66,17 @@ class Vocabulary:
     add_eos: bool
     space_prefix: bool
     file: str | None = None
+    steps: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     surplus: Mapping[str, bool] = field(default_factory=dict)
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any], path: str) -> Vocabulary:
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], path: str, n_vocab: int | None = None
+    ) -> Vocabulary:
         """Read and check the keys `tokenizer.ggml.*`.
 
+        n_vocab: how many tokens there must be; counts are compared before any list is decoded.
         Raises ModelFileError for what is missing or wrong, UnsupportedError for an unknown
         `model` or `pre`.
         """
@@ -80,6 +87,8 @@ class Vocabulary:
                 f"{path}: unknown tokenizer model {model!r}", what=model, supported=MODELS
             )
         is_spm = model == "llama"
+        if n_vocab is not None:
+            fields.check_count("tokens", n_vocab)
         tokens = fields.strings("tokens")
         if not tokens:
             raise fields.error("tokens", "the vocabulary is empty")
@@ -98,7 +107,7 @@ class Vocabulary:
         add_bos = fields.flag("add_bos_token", is_spm or pre_split(pre).add_bos)
         if add_bos and bos_id is None:
             fields.note("bos_token_id", "texts begin without the token that the model expects")
-        return cls(
+        vocabulary = cls(
             path=path,
             model=model,
             pre=pre,
@@ -114,10 +123,30 @@ class Vocabulary:
             space_prefix=is_spm and fields.flag("add_space_prefix", True),
             notes=tuple(fields.notes),
         )
+        vocabulary._check_sizes(fields)
+        return vocabulary
 
     def ids_of(self, *types: TokenType) -> list[int]:
         """The ids of all tokens of these types that have a text, in order; not for NORMAL."""
         return [i for i in self._uncommon if self.types[i] in types and self.tokens[i]]
+
+    def _check_sizes(self, fields: _Fields) -> None:
+        """Raise ModelFileError for texts with which building takes minutes, or more memory than
+        was planned.
+        """
+        added = self.ids_of(TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+        n_bytes = sum(len(self.tokens[i].encode("utf-8", "replace")) for i in added)
+        each, beyond = MOST_ADDED_BYTES
+        if n_bytes > each * len(added) + beyond:
+            raise fields.error(
+                "tokens",
+                f"{len(added)} control and user-defined tokens have {n_bytes} bytes: too much",
+            )
+        longest = max(self.tokens, key=len)
+        if self.model == "llama" and len(longest) > _MOST_PIECE:
+            raise fields.error(
+                "tokens", f"a piece of {len(longest)} characters: at most {_MOST_PIECE}"
+            )
 
     @cached_property
     def _uncommon(self) -> list[int]:
@@ -240,6 +269,7 @@ class _Fields:
                 elif byte_of(text) is not None:
                     kinds[i] = TokenType.BYTE
             return list(kinds)
+        self.check_count("token_type", n)
         values: Sequence[Any] = self._get("token_type", (list, tuple), None)
         self._check_length("token_type", len(values), n)
         if not set(map(type, values)) <= {int, TokenType}:
@@ -256,6 +286,7 @@ class _Fields:
         if "scores" not in self:
             self.note("scores", "pieces are joined in the order of the vocabulary")
             return [-float(i) for i in range(n)]
+        self.check_count("scores", n)
         values: Sequence[Any] = self._get("scores", (list, tuple), None)
         self._check_length("scores", len(values), n)
         if not (set(map(type, values)) <= {float} and all(map(math.isfinite, values))):
@@ -271,6 +302,12 @@ class _Fields:
         sides = " ".join(merges).split(" ") if merges else []  # one split: 200,000 are slow
         return list(zip(sides[::2], sides[1::2], strict=True))
 
+    def check_count(self, key: str, n: int) -> None:
+        """Raise ModelFileError for a list of another length than n, before it is decoded."""
+        if found := extent(self._metadata, key)[0]:
+            self._check_length(key, found, n)
+
     def _check_length(self, key: str, n: int, expected: int) -> None:
         if n != expected:
-            raise self.error(key, f"{n} values for {expected} tokens")
+            what = "tokens, the model has" if key == "tokens" else "values, the tokens are"
+            raise self.error(key, f"{n} {what} {expected}")

@@ -1,0 +1,161 @@
+"""Where a long text can be cut, so that its pieces have the tokens of the whole.
+
+Encoding takes 100 bytes and more of memory for each byte of text, and hears nothing meanwhile; so
+it is done piece by piece. A cut may be wherever no token can span it:
+
+byte-level BPE  between two words of the pre-split: every row of presplit.py ends a word between a
+                letter or digit and ASCII punctuation (but for an apostrophe) or white space,
+                between a letter and a digit, and before a space that follows something else.
+SentencePiece   between two characters that no token of the vocabulary holds side by side: nothing
+                that could be merged goes across. Encoding puts a space before each piece, as before
+                the text; so the space at the cut is left out, or else the first token is.
+
+Tokens that are cut out of a text before all else (control and user-defined ones) are not cut
+through, nor from the white space that they swallow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from edge.errors import InputError
+from edge.tokenizer.presplit import PRE_SPLITS
+from edge.tokenizer.vocabulary import TokenType, Vocabulary
+
+__all__ = ["GUARD", "SPM_SPACE", "Piece", "Pieces"]
+
+GUARD = "\ufdd0"  # a noncharacter; inside a control token's spelling it makes it ordinary text
+SPM_SPACE = "\u2581"
+
+#: Characters of a piece, where the text can be cut there.
+PIECE = 8192
+#: UTF-8 bytes of a stretch that cannot be cut, at most; encoding takes 140 bytes for each.
+MOST_STRETCH = 32 << 10
+#: Places that are looked at in vain before a longer piece is tried.
+_MOST_TRIES = 256
+
+_LETTERS = "A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+#: Behind a letter or digit: ASCII punctuation, white space, the commonest marks of Chinese.
+_WORD_ENDS = re.compile(
+    rf"(?<=[0-9{_LETTERS}])(?=[\t\n\r !-&(-/:-@\[-`{{-~\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a])"
+    rf"|(?<=[A-Za-z])(?=[0-9])|(?<=[^\s{GUARD}])(?= )"
+)
+
+
+class Piece(NamedTuple):
+    """text: to be encoded; drop: how many of its first tokens are not the text's."""
+
+    text: str
+    drop: int
+
+
+class Pieces:
+    """Cuts texts for one vocabulary.
+
+    added: the tokens that are looked for in the text before all else, as `tokenizers.AddedToken`.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, added: list[Any]) -> None:
+        self._tokens, self._is_spm = vocabulary.tokens, vocabulary.model == "llama"
+        self._prefix = vocabulary.space_prefix
+        self._cuts = _knows(vocabulary) and not any(token.single_word for token in added)
+        self._inside = {pair for t in added for pair in map("".join, pairwise(t.content))}
+        self._firsts = {token.content[:1] for token in added} | {GUARD}
+        self._lasts = {token.content[-1:] for token in added}
+        self._swallow = {token.content[-1:] for token in added if token.rstrip}
+        n_bytes = len(vocabulary.ids_of(TokenType.BYTE))
+        self._known = None if n_bytes == 256 else {t for t in self._tokens if len(t) == 1}
+        self._joined: dict[str, bool] = {}  # two characters -> whether a token has them
+
+    def of(self, text: str) -> Iterator[Piece]:
+        """The pieces, in order, of a text without lone surrogates. Raises InputError for a stretch
+        of more than MOST_STRETCH bytes that cannot be cut.
+        """
+        start = drop = 0
+        while len(text) - start > PIECE and self._cuts:
+            end = self._end(text, start)
+            if end is None:
+                break
+            yield Piece(text[start:end], drop)
+            start, drop = end, 0
+            if self._is_spm and self._prefix:
+                skips = text[end] == " "
+                start, drop = end + skips, 1 - skips
+        yield Piece(text[start:] if start else text, drop)
+
+    def _end(self, text: str, start: int) -> int | None:
+        """Where the piece that begins at `start` ends; None: with the text."""
+        low = start
+        while (high := low + PIECE) < len(text):
+            for place in self._places(text, low, high):
+                if self._is_border(text, place):
+                    return place
+            low = high
+            if len(text[start:high].encode()) > MOST_STRETCH:
+                raise InputError(
+                    f"the text cannot be cut for {MOST_STRETCH >> 10} KiB from character {start} "
+                    "on: break it by spaces or new lines"
+                )
+        return None
+
+    def _places(self, text: str, low: int, high: int) -> Iterator[int]:
+        """Places to try, the last first, none of them `low`."""
+        if not self._is_spm:
+            ends = [match.start() for match in _WORD_ENDS.finditer(text, low + 1, high)]
+            yield from reversed(ends)
+            return
+        place = high
+        while (place := text.rfind(" ", low + 1, place)) > 0:
+            yield place
+        yield from range(high - 1, max(low, high - _MOST_TRIES), -1)
+
+    def _is_border(self, text: str, place: int) -> bool:
+        before, behind = text[place - 1], text[place]
+        if before + behind in self._inside or (before in self._swallow and behind.isspace()):
+            return False
+        if not self._is_spm:
+            return True
+        if self._swallow and before.isspace():
+            return False
+        if before in (" ", GUARD, SPM_SPACE) or behind in (GUARD, SPM_SPACE):
+            return False
+        spelled = SPM_SPACE if behind == " " else behind
+        if self._has(before + spelled) or not (self._known is None or spelled in self._known):
+            return False
+        if not self._prefix:
+            return True
+        first = text[place + 1 : place + 2] if behind == " " else behind
+        if before in self._lasts or first in self._firsts:  # which get a space of their own
+            return False
+        if first == SPM_SPACE or not first or first.isspace():
+            return False
+        return behind == " " or not self._has(SPM_SPACE + behind)
+
+    def _has(self, pair: str) -> bool:
+        """Whether a token holds these two characters side by side."""
+        found = self._joined.get(pair)
+        if found is None:
+            found = self._joined[pair] = any(pair in token for token in self._tokens)
+        return found
+
+
+def _knows(vocabulary: Vocabulary) -> bool:
+    """Whether a text is cut into words as this module thinks."""
+    if vocabulary.file is None:
+        return True
+    rules = {row.pattern for row in PRE_SPLITS.values() if row.pattern}
+    cuts = vocabulary.model == "llama"
+    for step in vocabulary.steps:
+        kind = step.get("type")
+        if kind == "ByteLevel" and not step.get("add_prefix_space", True):
+            cuts |= step.get("use_regex") is not False
+        elif kind == "Split" and (step.get("pattern") or {}).get("Regex") in rules:
+            cuts = True
+        elif kind == "Replace" and (step.get("pattern") or {}).get("String") in (" ", GUARD):
+            pass
+        elif kind not in (None, "Sequence", "NFC", "Prepend", "Digits", "Metaspace"):
+            return False
+    return cuts
