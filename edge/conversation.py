@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edge import check
 from edge.errors import EdgeError, InputError, TemplateError
 from edge.kv import WhenFull
-from edge.request import Options
+from edge.request import Options, Request
 from edge.results import Completion
 from edge.session_contents import take
 from edge.spelling import common_text
@@ -21,11 +21,12 @@ from edge.stream import Stream
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edge.cancel import Cancel
     from edge.chat import ChatTemplate
     from edge.model import Model
     from edge.tokenizer import Tokenizer
 
-__all__ = ["Chat", "Message", "encode_messages"]
+__all__ = ["Chat", "Message", "render_messages"]
 
 #: `role` and `content`, and whatever else the model's template knows (`tool_calls`, `name`, ...).
 Message = dict[str, Any]
@@ -109,10 +110,16 @@ class Chat:
         elif not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InputError("a message is text, or a dict with a role")
         model, asked = self._model, dict(message)
-        ids = encode_messages(model.tokenizer, model.template, [*self.messages, asked], self.tools)
-        ids = self._keeping(ids)
-        options["reuse"] = True
-        stream = self.session.stream(ids, **options)
+        messages = [*self.messages, asked]
+
+        def encode(request: Request, cancel: Cancel) -> list[int]:
+            if isinstance(asked.get("content"), str):
+                self.session._check_text(asked["content"], request)
+            text = render_messages(model.tokenizer, model.template, messages, self.tools, cancel)
+            return self._keeping(self.session._encode(text, request, cancel))
+
+        options["reuse"] = options["special"] = True
+        stream = self.session._begin(encode, options)
         self._live, self._asked = None, (stream, asked)
         stream.watch(partial(self._record, stream, asked))
         return stream
@@ -225,8 +232,8 @@ class Chat:
         """
         with suppress(EdgeError):
             model = self._model
-            alone = encode_messages(model.tokenizer, model.template, self._first, self.tools)
-            self.session._keep_prefix(alone)
+            alone = render_messages(model.tokenizer, model.template, self._first, self.tools)
+            self.session._keep_prefix(model.tokenizer.encode(alone, special=True))
 
 
 def _message(value: Any) -> Message:
@@ -261,26 +268,27 @@ def _text_of(tokenizer: Tokenizer, tokens: Sequence[int], start: int, stop: Sequ
     return "".join(pieces) + stops.push(decoder.flush()) + stops.flush()
 
 
-def encode_messages(
+def render_messages(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] | None = None,
-) -> list[int]:
-    """Token ids of a conversation, up to where the assistant speaks.
+    cancel: Cancel | None = None,
+) -> str:
+    """The text of a conversation, up to where the assistant speaks; to be encoded as `special`.
 
     Control tokens come from the template alone: one that is written in a message, or in a tool, is
     quoted before the template sees it (`Tokenizer.quote`) and ends up as plain letters, so that
     nobody can end their own turn and begin another's. All other text goes through the template as
     it is, since templates trim, compare and split contents.
-    Raises InputError for text that is not Unicode, TemplateError.
+    Raises TemplateError, CancelledError.
     """
-    text = template.render(
+    return template.render(
         _quoted(list(messages), tokenizer.quote),
         tools=_quoted(tools, tokenizer.quote),
         add_generation_prompt=True,
+        cancel=cancel,
     )
-    return tokenizer.encode(text, special=True)
 
 
 def _quoted(value: Any, quote: Callable[[str], str], depth: int = 0) -> Any:

@@ -13,10 +13,12 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from edge import check, forked, journal, native
+from edge.cancel import Cancel
 from edge.errors import CancelledError, ContextError, InputError, SessionFileError
 from edge.kv import PAGE, WhenFull
 from edge.request import Options, Request
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from edge.model import Model
 
 __all__ = ["Session"]
+
+#: What gives the token ids of a call's prompt; it raises CancelledError when the flag is set.
+Encode = Callable[[Request, Cancel], list[int]]
 
 
 class Session:
@@ -55,6 +60,7 @@ class Session:
         self._cache = self._engine.cache(when_full)
         self._tokens: list[int] = []
         self._current: Stream | None = None
+        self._flag = Cancel()  # of the call under way, from before its prompt is encoded
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
         self._user: int | None = None  # the thread that has the lock
         self._closed = False
@@ -90,16 +96,7 @@ class Session:
         Raises InputError for a prompt or an option that cannot be, ContextError when the tokens
         do not fit.
         """
-        request = self._defaults.but(options).settled(self._engine.n_vocab)
-        with self._exclusive():
-            fresh = request.reuse or not self._tokens
-            ids = self._encode(prompt, request.special, fresh)
-            if not ids and fresh:
-                raise InputError("the prompt is empty")
-            if ids or not self._is_full:
-                self._check_fits(ids, common_prefix(self._tokens, ids) if request.reuse else None)
-            self._current = Stream(self, request, ids)
-            return self._current
+        return self._begin(partial(self._encode, prompt), options)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
         """As `stream`, run to the end."""
@@ -107,9 +104,7 @@ class Session:
 
     def cancel(self) -> None:
         """End the call that is under way, from any thread, within one chunk of its work."""
-        current = self._current
-        if current is not None:
-            current.cancel()
+        self._flag.set()
 
     def trim(self, n_tokens: int) -> None:
         """Keep the first n_tokens tokens. Ends a stream under way. Raises InputError."""
@@ -223,12 +218,59 @@ class Session:
             finally:
                 self._user = None
 
-    def _encode(self, prompt: str | Sequence[int], special: bool, fresh: bool) -> list[int]:
-        """Token ids of a prompt. fresh: it starts a text."""
-        tokenizer = self._model.tokenizer
+    def _begin(self, encode: Encode, options: Options) -> Stream:
+        """A call whose prompt is encoded here: it can be cancelled from now on."""
+        request = self._defaults.but(options).settled(self._engine.n_vocab)
+        with self._exclusive():
+            before, self._flag = self._flag, Cancel()
+            try:
+                ids = encode(request, self._flag)
+                if not ids and (request.reuse or not self._tokens):
+                    raise InputError("the prompt is empty")
+                if ids or not self._is_full:
+                    n_common = common_prefix(self._tokens, ids) if request.reuse else None
+                    self._check_fits(len(ids), n_common)
+            except CancelledError:
+                ids = []  # the stream ends as cancelled
+            except BaseException:
+                self._flag = before
+                raise
+            self._current = Stream(self, request, ids, self._flag)
+            return self._current
+
+    def _encode(self, prompt: str | Sequence[int], request: Request, cancel: Cancel) -> list[int]:
+        """Token ids of a prompt. Raises CancelledError, ContextError where a text is too long."""
         if isinstance(prompt, str):
-            return list(tokenizer.encode(prompt, special=special, bos=None if fresh else False))
+            fresh = request.reuse or not self._tokens
+            try:
+                return self._model.tokenizer.encode(
+                    prompt,
+                    special=request.special,
+                    bos=None if fresh else False,
+                    room=self._room(request),
+                    cancel=cancel,
+                )
+            except ContextError as error:
+                n_common = len(self._tokens) if request.reuse else None
+                self._check_fits(error.needed, n_common, at_least=error.at_least)
+                raise
         return check.tokens("the prompt", prompt, self._engine.n_vocab)
+
+    def _room(self, request: Request) -> int:
+        """The most tokens that the prompt of a call may have."""
+        n_held = len(self._tokens)
+        room = self._cache.limit - (0 if request.reuse else n_held)
+        if self._cache.when_full == "slide":
+            room = min(room, self.n_context + (n_held if request.reuse else 0))
+        return max(room, 0)
+
+    def _check_text(self, text: str, request: Request) -> None:
+        """Raise ContextError for a text that cannot fit, however it is encoded."""
+        tokenizer = self._model.tokenizer
+        if len(text) > tokenizer.most_bytes(self._room(request)):
+            n_tokens = -(-len(text) // tokenizer.most_bytes(1))
+            n_common = len(self._tokens) if request.reuse else None
+            self._check_fits(n_tokens, n_common, at_least=True)
 
     def _check_holds(self, n_tokens: int) -> int:
         n_tokens = check.whole("n_tokens", n_tokens)
@@ -248,13 +290,13 @@ class Session:
         """Whether no token can come any more: the last one cannot be run."""
         return len(self._tokens) >= self._most_tokens
 
-    def _check_fits(self, ids: Sequence[int], n_common: int | None) -> None:
-        """Raise ContextError when a prompt does not fit. n_common: tokens of it that the session
-        holds, None: it goes behind them.
+    def _check_fits(self, n_prompt: int, n_common: int | None, *, at_least: bool = False) -> None:
+        """Raise ContextError when a prompt of n_prompt tokens, or at_least so many, does not fit.
+        n_common: tokens of it that the session holds, None: it goes behind them.
         """
         limit, slides = self._cache.limit, self._cache.when_full == "slide"
-        n_tokens = len(ids) if n_common is not None else len(self._tokens) + len(ids)
-        n_new = len(ids) - (n_common or 0)
+        n_tokens = n_prompt + (len(self._tokens) if n_common is None else 0)
+        n_new = n_prompt - (n_common or 0)
         hint = "shorten the prompt, or load the model with a larger context"
         what = f"the context of {limit} holds"
         if slides and n_new > self.n_context:
@@ -265,9 +307,11 @@ class Session:
             hint = "start a new session"
         if n_tokens > limit:
             raise ContextError(
-                f"{n_tokens} tokens are {n_tokens - limit} more than {what}: {hint}",
+                f"{'at least ' * at_least}{n_tokens} tokens are {n_tokens - limit} more than "
+                f"{what}: {hint}",
                 needed=n_tokens,
                 limit=limit,
+                at_least=at_least,
             )
 
     def _can_cut(self, n_tokens: int) -> bool:
@@ -322,6 +366,8 @@ class Session:
 
     def _read_prompt(self, out: Stream) -> Floats | None:
         """Logits (n_vocab,) after the prompt; None when it was cancelled, and taken back."""
+        if out.cancel_flag.is_set():  # the prompt may not be whole
+            return None
         ids, reuse = out.prompt, out.request.reuse
         start = common_prefix(self._tokens, ids) if reuse else len(self._tokens)
         self._cut(start)

@@ -7,12 +7,12 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from edge.cancel import Cancel
 from edge.errors import InputError
 from edge.request import Request
 from edge.results import Completion, FinishReason, Piece, TokenLogprob, Usage
 
 if TYPE_CHECKING:
+    from edge.cancel import Cancel
     from edge.session import Session
 
 __all__ = ["Stream"]
@@ -26,10 +26,12 @@ class Stream(Iterator[Piece]):
     in this moment from another thread; errors of the engine come as they are.
     """
 
-    def __init__(self, session: Session, request: Request, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, session: Session, request: Request, prompt: Sequence[int], cancel: Cancel
+    ) -> None:
         self.request = request
         self.prompt = prompt
-        self.cancel_flag = Cancel()
+        self.cancel_flag = cancel
         #: How it ended; None while it runs, and after an error.
         self.finish_reason: FinishReason | None = None
         self.usage = Usage()

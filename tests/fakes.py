@@ -61,7 +61,15 @@ class FakeTokenizer:
     def __init__(self, add_bos: bool = True) -> None:
         self.add_bos = add_bos
 
-    def encode(self, text: str, *, special: bool = False, bos: bool | None = None) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        special: bool = False,
+        bos: bool | None = None,
+        room: int | None = None,
+        cancel: Any = None,
+    ) -> list[int]:
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise InputError("a lone surrogate")
         out = [BOS] if (self.add_bos if bos is None else bos) else []
@@ -72,6 +80,9 @@ class FakeTokenizer:
             out += [256 + SPECIALS.index(found)] if found else ids(text[0].replace(GUARD, ""))
             text = text[len(found or "x") :]
         return out
+
+    def most_bytes(self, n_tokens: int) -> int:
+        return n_tokens
 
     def quote(self, text: str) -> str:
         for special in SPECIALS:
@@ -99,6 +110,7 @@ class FakeTemplate:
         *,
         tools: Any = None,
         add_generation_prompt: bool = True,
+        cancel: Any = None,
     ) -> str:
         self.seen = messages, tools
         turns = (f"<{m['role']}>{m['content'].strip()}<end>" for m in messages)

@@ -9,7 +9,7 @@ from fakes import BOS, END, FakeTemplate, cancel_at, fake_model, ids, says
 
 from edge.chat import ChatTemplate
 from edge.conversation import uses_tools
-from edge.errors import ContextError, InputError, ModelFileError
+from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 
 
 def test_chat_remembers_and_computes_only_what_is_new():
@@ -178,6 +178,64 @@ def test_chat_resets_to_its_system_message():
     chat.send("x")
     chat.reset()
     assert chat.messages == [{"role": "system", "content": "S"}] and chat.session.tokens == []
+
+
+def test_a_message_that_cannot_fit_is_not_rendered():
+    model, _ = fake_model(context=64)
+    chat, model.template.render = model.chat(), None
+    with pytest.raises(ContextError, match="at least 65 tokens are 1 more than the context of 64"):
+        chat.send("a" * 65)
+    assert chat.messages == []
+
+
+# ---- cancel before the first token ----
+
+
+class CancelledAt:
+    """Cancels from within: as another thread, or Ctrl-C, would while a prompt is prepared."""
+
+    def __init__(self, source, function):
+        self.source, self.function = source, function
+
+    def __call__(self, *args, cancel=None, **options):
+        self.source.cancel()
+        if cancel.is_set():
+            raise CancelledError("cancelled")
+        return self.function(*args, cancel=cancel, **options)
+
+
+@pytest.mark.parametrize("stage", ["render", "encode"])
+def test_cancel_is_heard_before_there_is_a_prompt(stage):
+    model, engine = fake_model(says("one", "two"))
+    chat = model.chat()
+    assert chat.send("a").text == "one"
+    tokens, runs, messages = chat.session.tokens, len(engine.runs), list(chat.messages)
+    place = model.template if stage == "render" else model.tokenizer
+    setattr(place, stage, CancelledAt(chat, getattr(place, stage)))
+    done = chat.send("b")
+    assert (done.text, done.finish_reason) == ("", "cancelled")
+    assert (chat.session.tokens, len(engine.runs), chat.messages) == (tokens, runs, messages)
+    delattr(place, stage)
+    assert chat.send("b").text == "two"  # it is over with that call
+
+
+def test_cancel_while_the_text_of_a_session_is_encoded():
+    model, engine = fake_model(says("one"))
+    session = model.session()
+    model.tokenizer.encode = CancelledAt(session, model.tokenizer.encode)
+    assert session.generate("ab").finish_reason == "cancelled"
+    assert session.tokens == [] and engine.runs == []
+
+
+def test_a_call_that_fails_leaves_the_one_before_to_be_cancelled():
+    model, _ = fake_model(says("hello"))
+    session = model.session()
+    stream = session.stream("ab")
+    assert next(stream).text == "h"
+    with pytest.raises(InputError):
+        session.stream("\ud800")
+    session.cancel()
+    assert list(stream) == [] and stream.finish_reason == "cancelled"
 
 
 def test_undo_takes_back_the_last_question():

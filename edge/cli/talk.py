@@ -211,13 +211,14 @@ class Talk:
         _table([(f"{_flag(o.name)} {_plain(getattr(now, o.name))}", o.help) for o in shown])
 
     def _tokens(self, text: str) -> None:
-        from edge.conversation import encode_messages
+        from edge.conversation import render_messages
 
         chat, n, limit = self.chat, 0, self.chat.session.n_context
         if chat.messages:
             template, tokenizer = self.model.template, self.model.tokenizer
             with contextlib.suppress(TemplateError):  # it may want a question
-                n = len(encode_messages(tokenizer, template, chat.messages, chat.tools))
+                text = render_messages(tokenizer, template, chat.messages, chat.tools)
+                n = len(tokenizer.encode(text, special=True))
         left = f"{max(limit - n, 0):,} left" if chat.session.when_full == "stop" else "it slides"
         messages = f"{len(chat.messages)} message{'s' * (len(chat.messages) != 1)}"
         note(f"{n:,} tokens, {messages}; context {limit:,} tokens, {left}")
