@@ -26,14 +26,18 @@ __all__ = [
 #: on it they would abort the process instead of raising an error.
 _THREAD_ADDRESSES = 160 << 20
 
+#: Stacks of threads, of 8 MiB each, under a limit on data: all of a stack counts at once.
+_THREAD_DATA = 64 << 20
+
 _POINTER_BYTES = struct.calcsize("P")
 
 
 def available() -> int | None:
     """Bytes that can be had now without swapping: free memory, within the limits on the control
-    group and on the address space. None where the system does not say (other than Linux).
+    group, on the address space and on data. None where the system does not say (other than Linux).
     """
-    limits = [x for x in (_free(), _control_group(), _address_space()) if x is not None]
+    found = (_free(), _control_group(), _address_space(), _data())
+    limits = [x for x in found if x is not None]
     return min(limits) if limits else None
 
 
@@ -217,16 +221,27 @@ def _address_space() -> int | None:
     left: list[int] = []
     if _POINTER_BYTES == 4:
         left.append(_addresses_of_32_bits())
+    limit, used = _limit("RLIMIT_AS"), _status("VmSize:")
+    if limit is not None and used is not None:
+        left.append(limit - used)
+    return max(0, min(left) - _THREAD_ADDRESSES) if left else None
+
+
+def _data() -> int | None:
+    """What is left of a limit on data: on all memory that is private and can be written."""
+    limit, used = _limit("RLIMIT_DATA"), _status("VmData:")
+    return None if limit is None or used is None else max(0, limit - used - _THREAD_DATA)
+
+
+def _limit(name: str) -> int | None:
+    """A limit of this process; None: there is none."""
     try:
         import resource
 
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
-            with open("/proc/self/statm", encoding="ascii") as statm:
-                left.append(limit - int(statm.read().split()[0]) * resource.getpagesize())
-    except (ImportError, OSError):
-        pass
-    return max(0, min(left) - _THREAD_ADDRESSES) if left else None
+        limit = resource.getrlimit(getattr(resource, name))[0]
+    except (ImportError, AttributeError, OSError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _addresses_of_32_bits(maps: str = "/proc/self/maps") -> int:
