@@ -273,15 +273,16 @@ class Engine:
         """Its tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
         from edge.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer.from_metadata(self.gguf.metadata, self.path)
+        tokenizer = Tokenizer.from_metadata(self.gguf.metadata, self.path, self.n_vocab)
         self.gguf.metadata.forget()
         return tokenizer
 
     def new_template(self) -> ChatTemplate:
         """Its chat template. Raises TemplateError where it has none, ModelFileError."""
-        from edge.chat import ChatTemplate
+        from edge.chat import ChatTemplate, Limits
 
-        return ChatTemplate.from_metadata(self.gguf.metadata, self.path)
+        limits = Limits.of_context(self.ledger.context)
+        return ChatTemplate.from_metadata(self.gguf.metadata, self.path, limits)
 
     def facts(self) -> dict[str, Any]:
         """What a session depends on, plain values for JSON."""

@@ -6,7 +6,10 @@ The total is an upper bound of what the whole process ever has resident:
     keys and values   the pages of all sessions that are planned for, full
     buffers           of the activations
     logits            a row of them, and what the sampler makes of it
-    tokenizer         while it is built, or with a prompt as long as the context, whichever is more
+    tokenizer         by the sizes of its lists; building it takes more than it keeps, of which what
+                      comes afterwards counts as its own
+    template          the chat template, compiled, and what one rendering may make
+    prompt            as long as the context: its text, its tokens, and what encoding it takes
     program           what the process has now, and what it has still to import
     packing           a first start needs it while the keys and values are not there yet: what it
                       needs beyond them
@@ -24,31 +27,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from edge import memory
+from edge.chat import Limits, compiled_bytes
 from edge.errors import MemoryBudgetError, UnsupportedError
 from edge.kv import KVShape, kv_types
 from edge.loading import Loading
 from edge.models.common import Config
 from edge.native import lib
+from edge.tokenizer.cost import tokenizer_bytes
 from edge.weights import Layout, Weights
 
 __all__ = [
     "MARGIN_BYTES",
-    "TOKENIZER_BYTES",
     "Ledger",
     "Option",
     "budget_of",
+    "logits_bytes",
     "program_bytes",
     "text_parts",
 ]
 
-#: Memory of a tokenizer per entry of its vocabulary, merges included, while it is built and
-#: afterwards; by tokenizer.ggml.model. Measured: 836 and 610 with 49,152 entries of byte-level BPE,
-#: 773 and 390 with 200,064; 1,320 and 960 with 32,000 of SentencePiece, which has several merges
-#: for each.
-TOKENIZER_BYTES = {"gpt2": (850, 640), "llama": (1450, 1000)}
-
-#: Memory per token of a prompt while it is encoded: 220 to 620, by the text.
-_PROMPT_BYTES = 640
+#: Memory for each token that the context holds, of a prompt: 64 for its id in several lists, and
+#: its text, of up to 112 bytes (`Tokenizer.most_bytes`), 5 for each while it is read. Beyond that
+#: what encoding a piece takes, up to 32 KiB of text (`edge.tokenizer.pieces`): 140 for each byte.
+_PROMPT_TOKEN_BYTES = 640
+_PIECE_BYTES = 5 << 20
 
 #: float32 numbers per entry of the vocabulary: a row of logits, and at most 11.4 in the sampler.
 _ROWS = 13
@@ -81,9 +83,9 @@ class Ledger:
 
     weights: packed, in the layout that was chosen; least_weights: in the compact one throughout,
     where that can be chosen. context: tokens of each of the sessions. n_vocab: tokens; tokenizer:
-    bytes for each of them, while it is built and afterwards. packing: what packing needs besides
-    the weights. budget: for the whole process, None: the system does
-    not say; is_stated: the caller did.
+    bytes while it is built and afterwards; template: bytes, compiled. packing: what packing needs
+    besides the weights. budget: for the whole process, None: the system does not say; is_stated:
+    the caller did.
     """
 
     path: str
@@ -97,6 +99,7 @@ class Ledger:
     buffers: int
     n_vocab: int
     tokenizer: tuple[int, int]
+    template: int
     packing: int
     program: int
     budget: int | None
@@ -113,8 +116,8 @@ class Ledger:
         """
         budget = budget_of(loading.memory)
         program = program_bytes()
-        tokenizer = config.keys.metadata.get("tokenizer.ggml.model")
-        per_entry = TOKENIZER_BYTES["llama" if tokenizer == "llama" else "gpt2"]
+        tokenizer = tokenizer_bytes(config.keys.metadata)
+        template = config.keys.metadata.get("tokenizer.chat_template")
         for kv in _shapes(config, loading):
             ledger = cls(
                 path=config.path,
@@ -127,7 +130,8 @@ class Ledger:
                 sessions=loading.sessions,
                 buffers=buffers,
                 n_vocab=n_vocab,
-                tokenizer=per_entry,
+                tokenizer=tokenizer,
+                template=compiled_bytes(template) if isinstance(template, str) else 0,
                 packing=weights.packing_bytes,
                 program=program,
                 budget=budget,
@@ -147,12 +151,11 @@ class Ledger:
             "keys and values": self.n_pages * self.kv.page_bytes,
             "buffers": self.buffers,
         }
-        text = text_parts(self.tokenizer, self.n_vocab, self.context)
-        later["logits"] = text["logits"]
+        later["logits"] = logits_bytes(self.n_vocab)
         return {
             "weights": self.weights,
             **later,
-            "tokenizer": text["tokenizer"],
+            **text_parts(self.tokenizer, self.template, self.context),
             "program": self.program,
             "packing": max(0, self.packing - sum(later.values())),
             "margin": MARGIN_BYTES,
@@ -254,10 +257,17 @@ class Ledger:
         changed += [t for t in types if self._auto(t).fits][:1]
         if self.layout == "fast" and self.least_weights < self.weights:
             changed.append(self._least())
-        changed += [replace(self, sessions=n) for n in range(self.sessions - 1, 0, -1)][:1]
+        if 0 < (sessions := self._most_sessions()) < self.sessions:
+            changed.append(replace(self, sessions=sessions))
         for ledger in map(self._auto, changed):
             if ledger.fits:
                 yield self._option(ledger)
+
+    def _most_sessions(self) -> int:
+        """How many have room in the budget. Layout "auto" may become compact."""
+        one = replace(self._least() if self.layout == "auto" else self, sessions=1)
+        rest = replace(one, sessions=0, packing=0).needed
+        return max(0, (self.budget or 0) - rest) // (one.n_pages * one.kv.page_bytes)
 
     def _auto(self, ledger: Ledger) -> Ledger:
         """The layout that "auto" would take, at worst."""
@@ -306,13 +316,19 @@ def _shapes(config: Config, loading: Loading) -> list[KVShape]:
     return shapes
 
 
-def text_parts(per_entry: tuple[int, int], n_vocab: int, context: int) -> dict[str, int]:
-    """Bytes of logits and of the tokenizer. per_entry: see TOKENIZER_BYTES."""
-    build, rest = (n * n_vocab for n in per_entry)
-    return {
-        "logits": 4 * _ROWS * n_vocab,
-        "tokenizer": max(build, rest + _PROMPT_BYTES * context),
-    }
+def logits_bytes(n_vocab: int) -> int:
+    """Bytes of a row of logits, and of what the sampler makes of it."""
+    return 4 * _ROWS * n_vocab
+
+
+def text_parts(tokenizer: tuple[int, int], template: int, context: int) -> dict[str, int]:
+    """Bytes of what text takes. tokenizer: bytes while it is built, and afterwards; template:
+    bytes, compiled, 0: there is none.
+    """
+    build, rest = tokenizer
+    later = {"prompt": _PROMPT_TOKEN_BYTES * context + _PIECE_BYTES}
+    later["template"] = template + Limits.of_context(context).total_bytes if template else 0
+    return {"tokenizer": max(rest, build - sum(later.values())), **later}
 
 
 def program_bytes(more: Mapping[str, int] | None = None) -> int:

@@ -61,6 +61,14 @@ def test_a_stated_budget_grants_more_pages(drawn: Callable[..., Ledger]) -> None
     assert drawn(memory=needed).most_pages == ledger.n_pages
 
 
+@pytest.mark.parametrize("sessions", [2, 5, 10**18])
+def test_sessions_that_fit_are_divided_for(drawn: Callable[..., Ledger], sessions: int) -> None:
+    for n in (1, 4):
+        ledger = drawn(memory=drawn(sessions=n).needed + 9 * MIB, sessions=sessions)
+        found = [option.flags for option in ledger._options()]
+        assert (f"--sessions {n}" in found) == (n < sessions)
+
+
 def test_packing_counts_where_nothing_comes_after_it(drawn: Callable[..., Ledger]) -> None:
     ledger = drawn(context=64)
     assert replace(ledger, packing=0).needed < replace(ledger, packing=50 * MIB).needed

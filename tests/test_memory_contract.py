@@ -15,11 +15,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import ggufbytes
 import pytest
 from fake_model import ROOT, assert_one_line
 
 from edge import memory
+from edge.gguf import GGUF
 from edge.memory import parse_size
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -62,10 +65,16 @@ def complete(
     """Run `edge-run complete` with a prompt of n_prompt tokens. before: shell commands; cache:
     EDGE_CACHE_SIZE, of a cache in the folder.
     """
-    (folder / "peak").write_text("0")
     (folder / "prompt").write_text(" a" * n_prompt)  # a token each
-    command = [sys.executable, "-c", _MAIN, "complete", str(model), "-f", str(folder / "prompt")]
+    command = ["complete", str(model), "-f", str(folder / "prompt")]
     command += ["-n", "4", "--top-k", "0", "--top-p", "0.999", *args]
+    return edge_run(folder, *command, before=before, cache=cache)
+
+
+def edge_run(folder: Path, *args: str | Path, before: str = "", cache: str = "0") -> Run:
+    """Run `edge-run` with these arguments."""
+    (folder / "peak").write_text("0")
+    command = [sys.executable, "-c", _MAIN, *map(str, args)]
     result = subprocess.run(
         ["/bin/sh", "-c", f'{before}\nexec "$@"', "sh", *command],
         cwd=ROOT,
@@ -161,6 +170,104 @@ def test_address_space_at_the_budget(
         run = complete(tmp_path, model, *args, n_prompt=context - 4, before=limit, cache="1GB")
         assert run.answered or run.stdout == b""
         assert run.peak <= budget
+
+
+# ---- text, templates and vocabularies ---------------------------------------------------------
+
+#: What a stranger gives -> arguments, and what the refusal says. TEXT: a file of 3 MB.
+LONG: dict[str, tuple[list[str], str]] = {
+    "file": (["complete", "MODEL", "-f", "TEXT"], "more than"),
+    "perplexity": (["perplexity", "MODEL", "-f", "TEXT", "-c", "64"], "of text that the memory"),
+    "template": (["chat", "MODEL", "-p", "Hi"], "at least"),
+    "values": (["chat", "MODEL", "-p", "Hi"], "MiB"),
+    "compiling": (["chat", "MODEL", "-p", "Hi"], "needs"),
+}
+TEMPLATES = {
+    "template": "{{ 'ab 12, ' * 57000 }}",
+    "values": "{% set a = 'b' * 10000000 %}" * 6,
+    "compiling": "{{ [" + "a," * 24000 + "] }}",
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_what_is_long_is_refused_within_the_budget(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    model, (args, reason) = tiny_gguf("llama"), LONG[name]
+    budget = needed(tmp_path, model)
+    if name in TEMPLATES:
+        model = with_strings(model, tmp_path, {"tokenizer.chat_template": TEMPLATES[name]})
+    (tmp_path / "text").write_text("ab 12, the world\n" * 180_000)
+    paths = {"MODEL": model, "TEXT": tmp_path / "text"}
+    memory = ("--memory", str(budget))
+    run = edge_run(tmp_path, *(paths.get(arg, arg) for arg in args), *memory)
+    assert not run.answered
+    assert_one_line(run.code, run.stderr, reason)
+    assert 0 < run.peak <= budget
+
+
+@pytest.mark.parametrize("name", ["long tokens", "merges", "tokens", "control tokens"])
+def test_vocabularies_are_planned_by_their_arrays(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    """As long a vocabulary as the embedding, but with much in it."""
+    model = tiny_gguf("llama")
+    budget = needed(tmp_path, model) + 24 * MIB
+    with GGUF.open(model) as gguf:
+        tokens, types, merges = (
+            list(gguf.metadata[f"tokenizer.ggml.{key}"])
+            for key in ("tokens", "token_type", "merges")
+        )
+    if name == "long tokens":
+        tokens[276:284] = [f"{i}" * (2 << 20) for i in range(8)]
+    elif name == "merges":
+        merges *= 20_000
+    elif name == "tokens":
+        tokens += [f"<{i}>" for i in range(300_000)]
+        types += [1] * 300_000
+    else:
+        tokens[276:284], types[276:284] = [f"{i}" * 5000 for i in range(8)], [3] * 8
+    changed = {"tokens": tokens, "token_type": types, "merges": merges}
+    model = with_strings(model, tmp_path, {f"tokenizer.ggml.{k}": v for k, v in changed.items()})
+    run = complete(tmp_path, model, "--memory", str(budget), n_prompt=8)
+    assert not run.answered
+    assert 0 < run.peak <= budget
+
+
+def with_strings(model: Path, folder: Path, changed: dict[str, Any]) -> Path:
+    """A copy of a model with other values of some keys: texts, lists of texts or of numbers."""
+    with GGUF.open(model) as gguf:
+        raw = model.read_bytes()
+        start = len(gguf.headers()[0])
+        entries = []
+        for name in gguf.metadata:
+            new = changed.get(name)
+            if new is None:
+                entries.append(raw[slice(*gguf.metadata.span(name))])
+            elif isinstance(new, str):
+                entries.append(ggufbytes.key(name, ggufbytes.STRING, new))
+            else:
+                kind = ggufbytes.STRING if isinstance(new[0], str) else ggufbytes.I32
+                entries.append(ggufbytes.key(name, ggufbytes.ARRAY, (kind, new)))
+        end = max(gguf.metadata.span(name)[1] for name in gguf.metadata)
+        infos = sum(24 + len(t.name) + 8 * len(t.shape) for t in gguf.tensors.values())
+        head = ggufbytes.header(len(gguf.tensors), len(entries), gguf.version)
+        head += b"".join(entries) + raw[end : end + infos]
+    copy = folder / "changed.gguf"
+    copy.write_bytes(head + bytes(-len(head) % 32) + raw[start:])
+    return copy
+
+
+@pytest.mark.parametrize("share", [1, 2, 4])
+def test_data_at_the_budget(tiny_gguf: Callable[..., Path], tmp_path: Path, share: int) -> None:
+    """RLIMIT_DATA counts all private memory that can be written."""
+    model, context = with_much_cache(tiny_gguf)
+    budget = share * needed(tmp_path, model)
+    limit = f"ulimit -d {budget // 1024}"
+    run = complete(tmp_path, model, n_prompt=context - 4, before=limit)
+    assert run.answered or b"there is" in run.stderr
+    assert run.answered == (share > 1)
+    assert run.peak <= budget
 
 
 MAPS = """\

@@ -28,7 +28,8 @@ KEYS = {
     *("needed_bytes", "parts", "context", "context_trained", "sessions", "kv", "kv_types"),
     *("layouts", "compact", "options", "rotary", "threads", "speed"),
 }
-PARTS = ["weights", "keys_and_values", "buffers", "logits", "tokenizer", "program", "packing"]
+PARTS = ["weights", "keys_and_values", "buffers", "logits", "tokenizer", "prompt"]
+PARTS += ["template", "program", "packing"]
 
 
 @pytest.fixture(autouse=True)

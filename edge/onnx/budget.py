@@ -10,15 +10,18 @@ the rest          as `edge.ledger` counts it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge import ledger, memory
-from edge.errors import MemoryBudgetError
+from edge.chat import ChatTemplate, compiled_bytes
+from edge.errors import EdgeError, MemoryBudgetError
 from edge.onnx.folder import Decoder, Folder
 from edge.onnx.runners import most_tokens
 from edge.onnx.saturation import exact_bytes
+from edge.tokenizer.cost import folder_tokenizer_bytes
 
 if TYPE_CHECKING:
     from edge.loading import Loading
@@ -57,13 +60,14 @@ class Budget:
         position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim * element
         positions = n_context if isinstance(folder, Decoder) else folder.context or n_context
         copies = 2 if isinstance(folder, Decoder) and not folder.is_shared else 1
-        text = ledger.text_parts(ledger.TOKENIZER_BYTES["gpt2"], folder.n_vocab, n_context)
+        tokenizer = folder_tokenizer_bytes(folder.n_vocab, _size(folder.root / "tokenizer.json"))
         parts = {
             "weights": folder.weight_bytes + sum(map(exact_bytes, folder.graphs.values())),
             "keys and values": copies * loading.sessions * positions * position,
             "sessions": _sessions(folder),
             "buffers": _buffers(folder, most_tokens(folder), positions),
-            **text,
+            "logits": ledger.logits_bytes(folder.n_vocab),
+            **ledger.text_parts((tokenizer, tokenizer), _template(folder), n_context),
             "program": ledger.program_bytes(_RUNTIME),
             "margin": ledger.MARGIN_BYTES,
         }
@@ -98,6 +102,19 @@ class Budget:
             budget=self.budget,
             parts=self.parts,
         )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _template(folder: Folder) -> int:
+    """Bytes of the compiled chat template; one that is missing or damaged is not compiled."""
+    try:
+        return compiled_bytes(ChatTemplate.from_folder(folder.root).source)
+    except EdgeError:
+        return 0
 
 
 def _sessions(folder: Folder) -> int:

@@ -140,9 +140,10 @@ class OnnxEngine:
 
     def new_template(self) -> ChatTemplate:
         """Its chat template. Raises TemplateError where it has none, ModelFileError."""
-        from edge.chat import ChatTemplate
+        from edge.chat import ChatTemplate, Limits
 
-        return ChatTemplate.from_folder(self.folder.root)
+        limits = Limits.of_context(self.config.n_context)
+        return ChatTemplate.from_folder(self.folder.root, limits)
 
     def facts(self) -> dict[str, Any]:
         """What a session depends on, plain values for JSON."""
