@@ -25,7 +25,9 @@ is rounded, and both models are in memory at once.
 from __future__ import annotations
 
 import math
+import operator
 import statistics
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,17 +41,27 @@ from numpy.typing import NDArray
 from edge import check, native
 from edge.cancel import Cancel
 from edge.engine import Engine
-from edge.errors import ContextError, InputError, ModelFileError, UnsupportedError, brief
+from edge.errors import (
+    CancelledError,
+    ContextError,
+    InputError,
+    ModelFileError,
+    UnsupportedError,
+    brief,
+)
 
 if TYPE_CHECKING:
     from edge.model import Model
 
-__all__ = ["Divergence", "Perplexity", "Windows", "compare", "cut", "measure"]
+__all__ = ["Divergence", "Perplexity", "Windows", "compare", "cut", "measure", "most_text"]
 
 #: Rows of logits in memory at a time: 51 MB for a vocabulary of 200,000.
 ROWS = 64
 #: Fewest tokens of a window: three of them are scored.
 MIN_CONTEXT = 8
+#: Memory per byte of a text: 8 while it is read, and 8 for a token in the windows, of which half
+#: are scored: 8 for each figure of theirs, and 32 where they are sorted.
+_TEXT_BYTES = 40
 #: Nats per token. Guessing costs log(vocabulary), about 12; e to this power is still a float.
 _ABSURD = 700.0
 
@@ -60,9 +72,9 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Windows:
-    """A text cut for measuring. tokens: one tuple of `context` token ids for each window."""
+    """A text cut for measuring. tokens: `context` token ids for each window."""
 
-    tokens: tuple[tuple[int, ...], ...]
+    tokens: tuple[Sequence[int], ...]
     context: int
 
     @property
@@ -121,19 +133,33 @@ class Divergence:
     top1_error: float
 
 
-def cut(model: Model, text: str, *, context: int = 512, chunks: int | None = None) -> Windows:
+def cut(
+    model: Model,
+    text: str,
+    *,
+    context: int = 512,
+    chunks: int | None = None,
+    cancel: Cancel | None = None,
+) -> Windows:
     """Tokenise a text and cut it into windows for `measure` and `compare`.
 
-    context: tokens of a window, from 8; chunks: at most so many windows, None: all there are.
-    Raises InputError for a text too short for one window and for numbers out of range,
-    ContextError for a context that the model was not loaded for.
+    context: tokens of a window, from 8; chunks: at most so many windows, None: all there are. Of
+    the text no more is encoded than they need. cancel: see `Tokenizer.encode`.
+    Raises CancelledError, InputError for a text too short for one window and for numbers out of
+    range, ContextError for a context that the model was not loaded for.
     """
     text = check.text("text", text)
     context = check.whole("context", context, MIN_CONTEXT)
     chunks = check.optional(check.whole, "chunks", chunks, 1)
     _check_holds(model, context)
     tokenizer = model.tokenizer
-    tokens = tokenizer.encode(text)
+    tokens = array("i")
+    for found in tokenizer.pieces(text):
+        if cancel is not None and cancel.is_set():
+            raise CancelledError("the call was cancelled")
+        tokens.extend(found)
+        if chunks is not None and len(tokens) >= chunks * context:
+            break
     n_windows = len(tokens) // context
     if not n_windows:
         raise InputError(
@@ -145,8 +171,20 @@ def cut(model: Model, text: str, *, context: int = 512, chunks: int | None = Non
         window = tokens[i * context : (i + 1) * context]
         if tokenizer.add_bos and tokenizer.bos_id is not None:
             window[0] = tokenizer.bos_id
-        windows.append(tuple(window))
+        windows.append(window)
     return Windows(tuple(windows), context)
+
+
+def most_text(models: Sequence[Model]) -> int | None:
+    """Bytes of text, with its tokens, for which their memory budgets have room; None: any number.
+
+    The models are in memory, the last of them loaded last.
+    """
+    room = []
+    for ledger in (_engine(model).ledger for model in models):
+        if ledger.budget is not None:
+            room.append(ledger.budget - ledger.needed + ledger.parts["prompt"])
+    return min(room) // _TEXT_BYTES if room else None
 
 
 def measure(
@@ -161,7 +199,7 @@ def measure(
     Raises ContextError when the model was loaded for less than a window, CancelledError,
     MemoryBudgetError, ModelFileError when the weights turn out to be damaged.
     """
-    nll: list[float] = []
+    nll = array("d")
     with _runners([model], windows, progress, cancel) as (runner,):
         for token, (logits,) in _positions([runner], windows):
             nll.append(-float(native.log_softmax(logits)[token]))
@@ -182,10 +220,7 @@ def compare(
     Raises InputError when the vocabularies differ, and what `measure` raises.
     """
     _check_same_vocabulary(model, base)
-    nll: list[float] = []
-    nll_base: list[float] = []
-    kl: list[float] = []
-    same: list[bool] = []
+    nll, nll_base, kl, same = array("d"), array("d"), array("d"), array("b")
     with _runners([model, base], windows, progress, cancel) as runners:
         for token, (logits, logits_base) in _positions(runners, windows):
             log_q, log_p = native.log_softmax(logits), native.log_softmax(logits_base)
@@ -199,7 +234,7 @@ def compare(
     )
     if not all(map(math.isfinite, kl)):
         raise _damaged(runners[0])
-    log_ratio, log_ratio_error = _mean([a - b for a, b in zip(nll, nll_base, strict=True)])
+    log_ratio, log_ratio_error = _mean(array("d", map(operator.sub, nll, nll_base)))
     ratio = math.exp(log_ratio)
     mean_kl, kl_error = _mean(kl)
     top1, top1_error = _mean(same)

@@ -15,7 +15,7 @@ LAYERS = [
     {"__init__", "errors", "extras", "gguf_reader", "tensor_types"},
     {"ctypes_ffi", "forked", "library", "memory"},
     {"check"},
-    {"graph", "gguf", "json_file", "native", "jinja", "tokenizer"},
+    {"graph", "gguf", "json_file", "text_file", "native", "jinja", "tokenizer"},
     {"models", "plan", "packed", "chat", "store", "cores", "cancel"},
     {"weights"},
     {"packed_cache", "page_store", "fingerprint"},

@@ -152,8 +152,12 @@ def test_the_own_text(model: GGUF) -> None:
 def test_a_text_of_the_user(model: GGUF, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("Hello and a world", encoding="utf-8")
-    assert calibration_tokens(model, str(path)) == calibration_tokens(model, path)  # type: ignore[arg-type]
-    for content, message in ((b"\xff\xfe\xfd", "cannot be read as text"), (b" \n", "no text")):
+    tokens = calibration_tokens(model, str(path))
+    assert tokens == calibration_tokens(model, path)  # type: ignore[arg-type]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert calibration_tokens(model, str(path)) == tokens
+    bad = {b"\xff\xfe\xfd": "is UTF-16", b"a\xfd": "is not UTF-8", b" \n": "no text"}
+    for content, message in bad.items():
         path.write_bytes(content)
         with pytest.raises(InputError, match=message):
             calibration_tokens(model, str(path))

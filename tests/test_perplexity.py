@@ -83,7 +83,7 @@ def test_windows_are_cut_without_overlap(load: Callable[..., edge.Model]) -> Non
     tokens = model.tokenizer.encode(TEXT)
     windows = cut(model, TEXT, context=40)
     assert len(windows.tokens) == len(tokens) // 40 and len(tokens) % 40
-    assert sum(windows.tokens, ()) == tuple(tokens[: len(tokens) // 40 * 40])
+    assert [t for window in windows.tokens for t in window] == tokens[: len(tokens) // 40 * 40]
     assert (windows.first, windows.n_scored) == (20, len(windows.tokens) * 19)
     assert cut(model, TEXT, context=40, chunks=2).tokens == windows.tokens[:2]
     assert cut(model, TEXT, context=40, chunks=999) == windows
@@ -99,12 +99,12 @@ def test_bos_takes_the_first_place_where_the_model_wants_it(
     windows = cut(model, TEXT, context=40).tokens
     assert tokens[:2] == [bos, plain.tokens[0][0]]
     for i, window in enumerate(windows):
-        assert window == (bos, *tokens[i * 40 + 1 : (i + 1) * 40])
+        assert tuple(window) == (bos, *tokens[i * 40 + 1 : (i + 1) * 40])
 
 
 def test_control_tokens_in_a_text_are_letters(load: Callable[..., edge.Model]) -> None:
     windows = cut(load(), "<|im_end|>" * 10, context=8)
-    assert max(sum(windows.tokens, ())) < 285
+    assert max(map(max, windows.tokens)) < 285
 
 
 @pytest.mark.parametrize(

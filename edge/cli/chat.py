@@ -8,15 +8,9 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.options import (
-    Settings,
-    model_options,
-    read_file,
-    read_stdin,
-    sampling_options,
-    utf8,
-)
+from edge.cli.options import Settings, model_options, open_text, read_prompt, sampling_options
 from edge.cli.single import asked, check, not_empty, single_options
+from edge.text_file import TextFile, utf8
 
 
 @click.command(short_help=COMMANDS["chat"])
@@ -63,16 +57,21 @@ def chat(
 
     with open_model(model, **settings.loading) as loaded:
         explain(loaded, settings)
+        if isinstance(question, TextFile):
+            question = not_empty(read_prompt(question, loaded).strip())
         source = begin(loaded, system, session, settings)
         once(loaded, source, question, settings, as_json=flags["as_json"], newline=True, **options)
 
 
-def _question(prompt: str | None, file: str | None) -> str | None:
-    """The one question; None for a conversation. Raises InputError, UsageError."""
+def _question(prompt: str | None, file: str | None) -> str | TextFile | None:
+    """The one question; a long one is still to be read. None for a conversation. Raises InputError,
+    UsageError.
+    """
     if prompt is not None and file is not None:
         raise click.UsageError("Give the question with one of --prompt TEXT and --file FILE.")
     if prompt is not None:
         return not_empty(utf8(prompt, "the prompt").strip())
     if file is None and sys.stdin.isatty():
         return None
-    return not_empty((read_stdin() if file is None else read_file(file)).strip())
+    text = open_text(file)
+    return not_empty((text.read() or "").strip()) if text.ended else text

@@ -11,12 +11,12 @@ from edge.cli import COMMANDS
 from edge.cli.options import (
     Settings,
     model_options,
-    read_file,
-    read_stdin,
+    open_text,
+    read_prompt,
     sampling_options,
-    utf8,
 )
 from edge.cli.single import asked, check, not_empty, single_options
+from edge.text_file import TextFile, utf8
 
 
 @click.command(short_help=COMMANDS["complete"])
@@ -49,17 +49,25 @@ def complete(
     options = asked(flags, settings) | {"special": flags["special"]}
     with open_model(model, **settings.loading) as loaded:
         explain(loaded, settings)
+        if isinstance(text, TextFile):
+            text = not_empty(_stripped(read_prompt(text, loaded)))
         session = loaded.session(settings.when_full or "stop")
         shown = {"as_json": flags["as_json"], "newline": sys.stdout.isatty()}
         once(loaded, session, text, settings, **shown, **options)
 
 
-def _text(prompt: str | None, file: str | None, source: str | None) -> str:
-    """The text to continue, from exactly one place. Raises InputError, UsageError."""
+def _text(prompt: str | None, file: str | None, source: str | None) -> str | TextFile:
+    """The text to continue, from exactly one place; a long one is still to be read. Raises
+    InputError, UsageError.
+    """
     n_given = sum(x is not None for x in (prompt, file, source))
     if n_given > 1 or (n_given == 0 and sys.stdin.isatty()):
         raise click.UsageError("Give the text with one of --prompt TEXT, --file FILE or -.")
     if prompt is not None:
         return not_empty(utf8(prompt, "the prompt"))
-    text = read_stdin() if file is None else read_file(file)
-    return not_empty(text.removesuffix("\n").removesuffix("\r"))
+    text = open_text(file)
+    return not_empty(_stripped(text.read() or "")) if text.ended else text
+
+
+def _stripped(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")

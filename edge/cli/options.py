@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edge.errors import InputError
+from edge.errors import ContextError
 from edge.sampler import Option, SamplingOptions, sampling_fields
+from edge.text_file import TextFile
 
 if TYPE_CHECKING:
     from edge.kv import WhenFull
+    from edge.model import Model
 
 #: A field's largest value that is no limit, only what its integers can hold.
 _NO_LIMIT = 2**31 - 1
@@ -249,28 +251,24 @@ def _biases(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> 
     return biases
 
 
-def utf8(data: bytes | str, what: str) -> str:
-    """Text from bytes, or from an argument that the shell gave. what: its name, for the message.
-
-    Raises InputError with the offset of the first byte that is not UTF-8.
-    """
-    if isinstance(data, str):
-        data = data.encode("utf-8", "surrogateescape")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise InputError(f"{what} is not UTF-8: byte {e.start} is 0x{data[e.start]:02x}") from None
+def open_text(path: str | None) -> TextFile:
+    """A text file, None: standard input. Raises InputError."""
+    if path is None:
+        return TextFile(sys.stdin.buffer, "standard input")
+    return TextFile.open(path)
 
 
-def read_stdin() -> str:
-    """All of standard input. Raises InputError when it is not UTF-8."""
-    return utf8(sys.stdin.buffer.read(), "standard input")
-
-
-def read_file(path: str) -> str:
-    """A text file. Raises InputError when it cannot be read or is not UTF-8."""
-    try:
-        with open(path, "rb") as file:
-            return utf8(file.read(), path)
-    except OSError as e:
-        raise InputError(f"{path}: {e.strerror or e}") from e
+def read_prompt(file: TextFile, model: Model) -> str:
+    """The text of a prompt, no more of it than the context can hold. Raises InputError."""
+    context = model.engine.config.n_context
+    most_bytes = model.tokenizer.most_bytes(context)
+    text = file.read(most_bytes)
+    if text is None:
+        raise ContextError(
+            f"{file.name} has more than {most_bytes} bytes: no text of so many fits a context of "
+            f"{context} tokens: shorten it, or take a larger --context",
+            needed=context + 1,
+            limit=context,
+            at_least=True,
+        )
+    return text

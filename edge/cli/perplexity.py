@@ -17,15 +17,16 @@ from edge.cli.options import (
     layout_option,
     memory_options,
     model_argument,
-    read_file,
+    open_text,
     threads_option,
 )
 from edge.cli.terminal import Interrupt, Progress, mebibytes, note
-from edge.errors import CancelledError
+from edge.errors import CancelledError, MemoryBudgetError
 
 if TYPE_CHECKING:
     from edge.model import Model
     from edge.perplexity import Divergence, Perplexity
+    from edge.text_file import TextFile
 
 
 @click.command(short_help=COMMANDS["perplexity"])
@@ -74,7 +75,7 @@ def perplexity(
     is from a base model with the same vocabulary: KL divergence, and how often both have the same
     most likely token. A number behind ± is a standard error.
     """
-    text = read_file(file).removesuffix("\n")  # as llama.cpp does
+    text = open_text(file)
     with ExitStack() as stack:
         loading = {key: options[key] for key in LOADING}
         loading["context"] = options["session_context"] or options["context"]
@@ -89,20 +90,45 @@ def perplexity(
         note(_figures(result))
 
 
-def _measure(models: list[Model], text: str, options: dict[str, Any]) -> Perplexity | Divergence:
+def _measure(
+    models: list[Model], file: TextFile, options: dict[str, Any]
+) -> Perplexity | Divergence:
     """Measure the one model, or compare the first with the second. Ctrl-C: exit code 130."""
     from edge import perplexity as library
     from edge.cancel import Cancel
 
-    windows = library.cut(models[0], text, context=options["context"], chunks=options["chunks"])
-    cancel = Cancel()
+    cancel, context, chunks = Cancel(), options["context"], options["chunks"]
     try:
         with Interrupt(cancel.set), Progress("measuring") as progress:
+            text = _read(file, models, context, chunks)
+            windows = library.cut(models[0], text, context=context, chunks=chunks, cancel=cancel)
+            del text
             if len(models) == 1:
                 return library.measure(models[0], windows, progress=progress, cancel=cancel)
             return library.compare(models[0], models[1], windows, progress=progress, cancel=cancel)
     except CancelledError:
         raise click.exceptions.Exit(130) from None
+
+
+def _read(file: TextFile, models: list[Model], context: int, chunks: int | None) -> str:
+    """The text, or as much of it as its windows can need. Raises InputError, MemoryBudgetError."""
+    from edge import perplexity as library
+
+    most = library.most_text(models)
+    wanted = None if chunks is None else models[0].tokenizer.most_bytes(chunks * context)
+    if wanted is not None and (most is None or wanted <= most):
+        text = file.start(wanted)
+    elif (found := file.read(most)) is not None:
+        text = found
+    else:
+        assert most is not None
+        raise MemoryBudgetError(
+            f"{file.name} has more than the {memory.show(most)} of text that the memory budget has "
+            "room for: take fewer windows (--chunks), a shorter text or a larger --memory",
+            needed=most + 1,
+            budget=most,
+        )
+    return text.removesuffix("\n") if file.ended else text  # as llama.cpp does
 
 
 def _as_dict(

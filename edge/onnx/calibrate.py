@@ -32,12 +32,14 @@ from edge.onnx.providers import choose
 from edge.onnx.sessions import open_graph
 from edge.onnx.step import FUSED_NORM, Shape, StepLowering
 from edge.onnx.writer import DataFile, GraphWriter
+from edge.text_file import TextFile
 from edge.tokenizer import Tokenizer
 
 __all__ = ["calibrate", "calibration_tokens"]
 
 #: Tokens that go through at once, at most, and tokens that see each other.
 _CHUNK, _WINDOW = 64, 256
+_MOST_BYTES = 4 << 20  # of the text: more takes hours
 _TEXT = Path(__file__).with_name("calibration.txt")
 
 
@@ -48,10 +50,9 @@ def calibration_tokens(model: GGUF, file: str | None) -> list[int]:
     `Tokenizer.from_metadata` raises.
     """
     path = Path(file) if file is not None else _TEXT
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path} cannot be read as text to calibrate on: {e}") from e
+    text = TextFile.open(path).read(_MOST_BYTES)
+    if text is None:
+        raise InputError(f"{path} has more than {_MOST_BYTES >> 20} MiB to calibrate on: take less")
     tokens = Tokenizer.from_metadata(model.metadata, model.path).encode(text)
     model.metadata.forget()
     if not text.strip() or not tokens:
