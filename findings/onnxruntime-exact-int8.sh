@@ -1,7 +1,8 @@
 #!/bin/sh
 # onnxruntime 1.32.0 cannot load a valid graph with `session.x64quantprecision` = 1, the documented
 # cure for products of uint8 and int8 that overflow on x86 CPUs without VNNI, when two products share
-# a weight or a zero point: "Attempt to replace the existing tensor". And:
+# a weight or a zero point: "Attempt to replace the existing tensor". It loads with 1.24.4 and before,
+# and fails with 1.25.1, 1.27.0 and 1.32.0. And:
 #   - the header says that the setting is only effective on CPUs without VNNI; it rewrites the graph,
 #     and fails, on those with VNNI too;
 #   - products in the branches of an If stay as they are, and overflow on CPUs without VNNI.

@@ -22,7 +22,7 @@ __all__ = ["ON_CPU", "Opened", "explain", "open_graph"]
 #: The graph that is always run on the CPU: rows of tables, looked up by token and position.
 ON_CPU = "embedding"
 _REFUSED = "fallback to CPU EP has been explicitly disabled"
-_SHARED = "Attempt to replace the existing tensor"  # what 1.32.0 says while it makes them uint8
+_SHARED = "Attempt to replace the existing tensor"  # 1.25.1 to 1.32.0, making them uint8
 _BAD_FILE = ("InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
 
 
