@@ -115,7 +115,8 @@ def test_extras_are_those_of_the_project() -> None:
 
 
 def test_no_message_asks_for_a_package_that_no_index_has() -> None:
-    pages = Path(ROOT, "README.md"), *Path(ROOT, "docs").glob("*.md"), *ROOT.glob("examples/**/*.*")
-    for path in (*Path(ROOT, "edge").rglob("*.py"), *pages):
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "edge").rglob("*.py")]
+    files += [f for f in (ROOT / "examples").rglob("*.*") if f.suffix in (".md", ".py", ".sh")]
+    for path in files:
         text = path.read_text(encoding="utf-8")
         assert "edge-run[" not in text and "pip install edge-run" not in text, path
