@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["EXTRAS", "install"]
 
-#: Extra -> its packages, as pyproject.toml has them.
+#: Extras that messages speak of -> their packages, as pyproject.toml has them.
 EXTRAS = {
     "bench": ("matplotlib>=3.7",),
     "onnx": ("onnx>=1.18", "onnxruntime>=1.22"),
