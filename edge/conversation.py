@@ -31,6 +31,9 @@ __all__ = ["Chat", "Message", "render_messages"]
 #: `role` and `content`, and whatever else the model's template knows (`tool_calls`, `name`, ...).
 Message = dict[str, Any]
 
+#: The text of an answer may take more tokens than those that were sampled, which are kept.
+_TIMES_SPELLED = 4
+
 _MAX_NESTING = 64  # levels of lists and dicts in a message
 
 
@@ -116,7 +119,8 @@ class Chat:
             if isinstance(asked.get("content"), str):
                 self.session._check_text(asked["content"], request)
             text = render_messages(model.tokenizer, model.template, messages, self.tools, cancel)
-            return self._keeping(self.session._encode(text, request, cancel))
+            ids = self.session._encode(text, request, cancel, times=_TIMES_SPELLED)
+            return self._keeping(ids)
 
         options["reuse"] = options["special"] = True
         stream = self.session._begin(encode, options)

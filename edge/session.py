@@ -238,8 +238,12 @@ class Session:
             self._current = Stream(self, request, ids, self._flag)
             return self._current
 
-    def _encode(self, prompt: str | Sequence[int], request: Request, cancel: Cancel) -> list[int]:
-        """Token ids of a prompt. Raises CancelledError, ContextError where a text is too long."""
+    def _encode(
+        self, prompt: str | Sequence[int], request: Request, cancel: Cancel, *, times: int = 1
+    ) -> list[int]:
+        """Token ids of a prompt, of a text at most so many times those that there is room for.
+        Raises CancelledError, ContextError.
+        """
         if isinstance(prompt, str):
             fresh = request.reuse or not self._tokens
             try:
@@ -247,7 +251,7 @@ class Session:
                     prompt,
                     special=request.special,
                     bos=None if fresh else False,
-                    room=self._room(request),
+                    room=times * self._room(request),
                     cancel=cancel,
                 )
             except ContextError as error:
