@@ -100,14 +100,13 @@ INLINE void score(tile *t, const block *b, int i_panel, int n) {
 
 /* p += what the base of a page adds to the scores of n queries: their products with the mean key,
  * and with the direction times what each key's codes missed of it. */
-INLINE void add_base(tile *t, const block *b, int n) {
-    const kv_base base = kv_base_of(b->keys, b->type, b->head_dim);
+ONCE void add_base(tile *t, kv_base base, int32_t head_dim, int n) {
     float center[MAX_HEAD_DIM], direction[MAX_HEAD_DIM];
-    FN(get_base)(base, 0, b->head_dim, center);
-    FN(get_base)(base, 1, b->head_dim, direction);
+    FN(get_base)(base, 0, head_dim, center);
+    FN(get_base)(base, 1, head_dim, direction);
     for (int i = 0; i < n; i++) {
         vf with_center = vf_zero(), with_direction = vf_zero();
-        for (int32_t d = 0; d < b->head_dim; d += 16) {
+        for (int32_t d = 0; d < head_dim; d += 16) {
             const vf q = vf_load(&t->q[i][d]);
             with_center = vf_fma(q, vf_load(center + d), with_center);
             with_direction = vf_fma(q, vf_load(direction + d), with_direction);
@@ -122,7 +121,7 @@ INLINE void add_base(tile *t, const block *b, int n) {
 }
 
 /* Scores of query i in a block, first <= slot < last, to exp(score - most); rescales its sums. */
-INLINE void soften(tile *t, int i, int first, int last, int32_t head_dim) {
+ONCE void soften(tile *t, int i, int first, int last, int32_t head_dim) {
     vf s[KEY_PANELS], block_most = vf_set1(-INFINITY);
     for (int panel = 0; panel < KEY_PANELS; panel++) {
         s[panel] = vf_keep(vf_load(&t->p[i][16 * panel]), first - 16 * panel, last - 16 * panel,
@@ -215,25 +214,47 @@ INLINE void scale_weights(tile *t, const block *b, int32_t d, int n) {
     }
 }
 
+/* The same for one query, type known to the compiler. */
+INLINE void gather_as(tile *t, block b, int32_t type, const int slots[2], int i, int32_t d,
+                      bool two) {
+    b.type = type;
+    b.info = kv_type_table[type];
+    gather_some(t, &b, slots[0], slots[1], i, 1, d, two);
+}
+
+/* The same for one query, over what others of its tile do not see: at the ends of what is seen, and
+ * rare. The block comes as a copy: of one whose address was given away nothing would be known. */
+ONCE void gather_alone(tile *t, block b, int first, int last, int i, int32_t d, bool two) {
+    const int slots[2] = {first, last};
+    if (first >= last) {
+        return;
+    }
+    switch (b.type) {
+    case EDGE_KV_F16: gather_as(t, b, EDGE_KV_F16, slots, i, d, two); break;
+    case EDGE_KV_Q8: gather_as(t, b, EDGE_KV_Q8, slots, i, d, two); break;
+    default: gather_as(t, b, EDGE_KV_Q4, slots, i, d, two); break;
+    }
+}
+
 /* Slots that a block's queries see: each of them first .. last - 1, all together from the largest
- * first to the least last. */
+ * first to the least last, any of them from the least first to the largest last. */
 typedef struct {
     int first[QUERIES], last[QUERIES];
-    int all_first, all_last;
+    int all_first, all_last, any_first, any_last;
 } sight;
 
 INLINE void gather_columns(tile *t, const block *b, const sight *s, int n, int32_t d, bool two) {
     if (s->all_first < s->all_last) { /* what each sees alone before, all together, and after */
-        for (int i = 0; i < n; i++) {
-            gather_some(t, b, s->first[i], s->all_first, i, 1, d, two);
+        for (int i = 0; i < n && s->any_first < s->all_first; i++) {
+            gather_alone(t, *b, s->first[i], s->all_first, i, d, two);
         }
         gather_some(t, b, s->all_first, s->all_last, 0, n, d, two);
-        for (int i = 0; i < n; i++) {
-            gather_some(t, b, s->all_last, s->last[i], i, 1, d, two);
+        for (int i = 0; i < n && s->all_last < s->any_last; i++) {
+            gather_alone(t, *b, s->all_last, s->last[i], i, d, two);
         }
     } else {
         for (int i = 0; i < n; i++) {
-            gather_some(t, b, s->first[i], s->last[i], i, 1, d, two);
+            gather_alone(t, *b, s->first[i], s->last[i], i, d, two);
         }
     }
 }
@@ -256,22 +277,21 @@ static inline int clamp(int32_t x, int32_t low, int32_t high) {
 
 /* All n queries over the block that starts at position `base`. */
 INLINE void attend_block(tile *t, const block *b, int32_t base, bool is_sink, int n) {
-    sight s = {.all_first = 0, .all_last = PAGE_POSITIONS};
-    int low = PAGE_POSITIONS, high = 0;
+    sight s = {.all_last = PAGE_POSITIONS, .any_first = PAGE_POSITIONS};
     for (int i = 0; i < n; i++) {
         s.first[i] = clamp((is_sink ? t->first_sink : t->first)[i] - base, 0, PAGE_POSITIONS);
         s.last[i] = clamp(t->last[i] - base, s.first[i], PAGE_POSITIONS);
-        low = s.first[i] < low ? s.first[i] : low;
-        high = s.last[i] > high ? s.last[i] : high;
+        s.any_first = s.first[i] < s.any_first ? s.first[i] : s.any_first;
+        s.any_last = s.last[i] > s.any_last ? s.last[i] : s.any_last;
         s.all_first = s.first[i] > s.all_first ? s.first[i] : s.all_first;
         s.all_last = s.last[i] < s.all_last ? s.last[i] : s.all_last;
     }
-    for (int panel = low / 16 / ATTENTION_WIDTH * ATTENTION_WIDTH; 16 * panel < high;
+    for (int panel = s.any_first / 16 / ATTENTION_WIDTH * ATTENTION_WIDTH; 16 * panel < s.any_last;
          panel += ATTENTION_WIDTH) {
         score(t, b, panel, n);
     }
     if (b->info.based) {
-        add_base(t, b, n);
+        add_base(t, kv_base_of(b->keys, b->type, b->head_dim), b->head_dim, n);
     }
     for (int i = 0; i < n; i++) {
         if (s.first[i] < s.last[i]) {
@@ -282,7 +302,8 @@ INLINE void attend_block(tile *t, const block *b, int32_t base, bool is_sink, in
 }
 
 /* Queries j0 .. j0 + n - 1 into the tile; query j is head j % group of row j / group. */
-INLINE void begin(tile *t, const attention_args *a, int64_t j0, int n, kv_type_info type) {
+ONCE void begin(tile *t, const attention_args *a, int64_t j0, int n) {
+    const kv_type_info type = kv_type_table[a->kv->shape.type];
     const float scale = 1.0f / sqrtf((float)a->head_dim);
     const int64_t first_head = (int64_t)a->i_kv_head * a->group;
     for (int i = 0; i < n; i++) {
@@ -308,7 +329,8 @@ INLINE void begin(tile *t, const attention_args *a, int64_t j0, int n, kv_type_i
 }
 
 /* What the queries saw, to where it belongs. */
-INLINE void end(tile *t, const attention_args *a, int64_t j0, int n, kv_type_info type) {
+ONCE void end(tile *t, const attention_args *a, int64_t j0, int n) {
+    const kv_type_info type = kv_type_table[a->kv->shape.type];
     const int64_t first_head = (int64_t)a->i_kv_head * a->group;
     for (int i = 0; i < n; i++) {
         const int64_t row = (j0 + i) / a->group, head = first_head + (j0 + i) % a->group;
@@ -322,10 +344,10 @@ INLINE void end(tile *t, const attention_args *a, int64_t j0, int n, kv_type_inf
     }
 }
 
-INLINE void attend(const attention_args *a, int64_t j0, int n, int32_t type) {
+SPECIALIZED void attend(const attention_args *a, int64_t j0, int n, int32_t type) {
     tile t;
     block b = {.type = type, .info = kv_type_table[type], .head_dim = a->head_dim};
-    begin(&t, a, j0, n, b.info);
+    begin(&t, a, j0, n);
     const int32_t key_bytes = (int32_t)kv_values_at(type, a->head_dim);
     int32_t base = t.first_sink[0] / PAGE_POSITIONS * PAGE_POSITIONS;
     const int32_t gap_end = t.first[0] / PAGE_POSITIONS * PAGE_POSITIONS;
@@ -345,7 +367,7 @@ INLINE void attend(const attention_args *a, int64_t j0, int n, int32_t type) {
         attend_block(&t, &b, base, is_sink, n);
         base = next;
     }
-    end(&t, a, j0, n, b.info);
+    end(&t, a, j0, n);
 }
 
 /* One function per type and number of queries. */

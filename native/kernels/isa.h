@@ -13,6 +13,8 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
 #endif
+/* ONCE: what costs little beside a call of it, and is not to be compiled into each caller. */
+#define ONCE static __attribute__((noinline))
 
 #include <float.h>
 
