@@ -10,7 +10,7 @@ import pytest
 
 from edge.native import ffi, lib
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
 CHUNK = 1 << 20
 SIZES = [0, 1, 7, 63, 64, 65, 4096, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 77]

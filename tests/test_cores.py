@@ -345,6 +345,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.any_isa
 def test_tune(quick: None, tiny_gguf: Callable[..., Path]) -> None:
     result = run("tune", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -358,6 +359,7 @@ def test_tune(quick: None, tiny_gguf: Callable[..., Path]) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.any_isa
 def test_tune_for_people(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_THREADS", "7")
     result = run("tune")
@@ -416,7 +418,7 @@ def test_times_of_others(tmp_path: Path) -> None:
     assert Times.now((0,), str(stat)) is None
 
 
-@pytest.mark.native
+@pytest.mark.any_isa
 def test_no_memory_to_tune(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.bench.machine.available", lambda: 10 << 20)
     with pytest.raises(MemoryBudgetError, match=r"8\.0 MiB .* 10\.0 MiB are available"):

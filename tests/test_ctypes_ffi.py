@@ -13,7 +13,7 @@ import pytest
 from edge import ctypes_ffi, library
 from edge._declarations import STRUCTS
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
 #: What a wrong argument raises: ctypes wraps what cffi raises as it is.
 WRONG = (OverflowError, TypeError, ctypes.ArgumentError)

@@ -101,23 +101,6 @@ def test_locks_that_a_thread_had(model: edge.Model) -> None:
     assert said == [BEFORE, *["None"] * 5]
 
 
-def test_a_tokenizer_that_is_being_built(
-    tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, may = Engine.new_tokenizer, threading.Event()
-
-    def slow(engine: Engine) -> object:
-        may.wait()
-        return real(engine)
-
-    monkeypatch.setattr(Engine, "new_tokenizer", slow)
-    with edge.load(tiny_gguf(), threads=1) as model:
-        said = in_child(lambda: model.tokenizer, lambda: model.session().generate("x"), model.close)
-        may.set()
-        assert model.tokenizer.n_vocab
-    assert said == [BEFORE, BEFORE, "None"]
-
-
 def test_a_template_that_is_being_compiled() -> None:
     """It is of no process: a child may render."""
     template = ChatTemplate("{{ messages[0].content }}")

@@ -25,7 +25,7 @@ BUILT = next(
     if (path := folder / name).exists()
 )
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs ELF")
 
 

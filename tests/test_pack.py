@@ -30,7 +30,7 @@ from edge import native
 from edge.errors import NativeError
 from edge.native import ffi, lib
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
 CASES = [(t, "fast") for t in TYPES] + [(t, "compact") for t in COMPACT_TYPES]
 ROWS = [1, 15, 16, 17, 33, 300]

@@ -26,7 +26,7 @@ from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF
 from edge.packed import PackedFile, open_model
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
 TOKENS = [5, 17, 200, 3, 77]
 

@@ -12,7 +12,7 @@ import pytest
 from edge.errors import InputError
 from edge.page_store import _HEADER, PageStore
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
 SIZE = 4096
 

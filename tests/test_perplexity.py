@@ -24,8 +24,6 @@ from edge.cancel import Cancel
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 from edge.perplexity import Windows, compare, cut, measure
 
-pytestmark = pytest.mark.native
-
 Tiny = Callable[..., Path]
 WORDS = ("the", "and", "world", "hello", "a", "in", "on", "we", "all", "or", "her")
 TEXT = " ".join(random.Random(7).choices(WORDS, k=600))

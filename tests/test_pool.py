@@ -25,7 +25,7 @@ from edge.errors import CancelledError, NativeError
 from edge.native import ffi, lib
 from edge.plan import F32, LOGITS
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
 
 def small_plan() -> Plan:

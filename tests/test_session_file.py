@@ -18,7 +18,7 @@ from edge.errors import SessionFileError
 from edge.session_contents import RECORD, Contents, Kind, Part, Record
 from edge.session_file import SessionFile
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
 PAGES = [random.Random(i).randbytes(80) for i in range(4)]
 State = tuple[list[int], dict[str, Any], dict[int, tuple[int, bytes]]]

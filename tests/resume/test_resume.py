@@ -15,9 +15,6 @@ import edge
 from edge import journal
 from edge.session_file import SessionFile
 
-pytestmark = pytest.mark.native
-
-
 # ---- save ----
 
 

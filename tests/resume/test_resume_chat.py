@@ -15,8 +15,6 @@ from sessions import options
 import edge
 from edge.session_file import SessionFile
 
-pytestmark = pytest.mark.native
-
 
 def test_a_chat_comes_back(model: edge.Model, tmp_path: Path) -> None:
     tools = [{"name": "clock", "parameters": {"zone": "str"}}]

@@ -14,8 +14,6 @@ import edge
 from edge.session_contents import Kind, Part
 from edge.session_file import SessionFile
 
-pytestmark = pytest.mark.native
-
 Make = Callable[..., Path]
 
 
