@@ -85,9 +85,11 @@ def test_compare_of_known_distributions() -> None:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("kv, most", [("q8", 0.002), ("q4", 0.02)])
-def test_perplexity_of_cached_codes(smollm2: Path, kv: KVType, most: float) -> None:
-    """How much more perplexed a model is by 8,000 tokens of prose when its cache has fewer bits."""
+@pytest.mark.parametrize("kv, most, kl", [("q8", 0.002, 0.0045), ("q4", 0.02, 0.026)])
+def test_perplexity_of_cached_codes(smollm2: Path, kv: KVType, most: float, kl: float) -> None:
+    """How much more perplexed a model is by 2,000 tokens of prose when its cache has fewer bits.
+
+    The KL divergence is the sharper measure: 0.0038 and 0.0231, of 8,000 tokens 0.0037 and 0.021."""
     text = (Path(__file__).parent / "data" / "prose.txt").read_text(encoding="utf-8")
     with (
         edge.load(smollm2, context=N_TOKENS) as base,
@@ -97,4 +99,5 @@ def test_perplexity_of_cached_codes(smollm2: Path, kv: KVType, most: float) -> N
         assert len(windows.tokens) == 1
         got = compare_models(model, base, windows)
     print(f"{kv}: {100 * (got.ratio - 1):.2f} % +- {100 * got.ratio_error:.2f}, KL {got.kl:.4f}")
-    assert got.ratio <= 1 + most
+    assert got.kl <= kl
+    assert got.ratio <= 1 + most + 2 * got.ratio_error
