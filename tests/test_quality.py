@@ -89,7 +89,8 @@ def test_compare_of_known_distributions() -> None:
 def test_perplexity_of_cached_codes(smollm2: Path, kv: KVType, most: float, kl: float) -> None:
     """How much more perplexed a model is by 2,000 tokens of prose when its cache has fewer bits.
 
-    The KL divergence is the sharper measure: 0.0038 and 0.0231, of 8,000 tokens 0.0037 and 0.021."""
+    The KL divergence is the sharper measure: 0.0038 and 0.0231; of 8,000 tokens 0.0037 and 0.021.
+    """
     text = (Path(__file__).parent / "data" / "prose.txt").read_text(encoding="utf-8")
     with (
         edge.load(smollm2, context=N_TOKENS) as base,
