@@ -369,6 +369,7 @@ def test_tune_for_people(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.any_isa
 @pytest.mark.parametrize(
     ("limit", "why"),
     [("MOST_OTHERS", "other programs took 40% of"), ("MOST_SPREAD", "the rounds differ by")],
@@ -418,6 +419,7 @@ def test_times_of_others(tmp_path: Path) -> None:
     assert Times.now((0,), str(stat)) is None
 
 
+@pytest.mark.native
 @pytest.mark.any_isa
 def test_no_memory_to_tune(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.bench.machine.available", lambda: 10 << 20)
