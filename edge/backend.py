@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -28,7 +29,7 @@ class Limits(Protocol):
 class Cache(Protocol):
     """Keys and values of one session's tokens, see `edge.kv.KVCache`."""
 
-    tokens: list[int]
+    tokens: array[int]
     limit: int
     when_full: WhenFull
 

@@ -15,7 +15,7 @@ from edge.request import Options, Request
 from edge.results import Completion
 from edge.session_contents import take
 from edge.spelling import common_text
-from edge.stops import StopFilter
+from edge.stops import AnswerText
 from edge.stream import Stream
 
 if TYPE_CHECKING:
@@ -212,13 +212,13 @@ class Chat:
         """A prompt's tokens with those of the session in place of its first ones, as far as the
         text is the same.
         """
-        held, tokenizer = self.session.tokens, self._model.tokenizer
+        held, tokenizer = self.session._tokens, self._model.tokenizer
         n, n_same = common_text(tokenizer, held, ids)
         if not self.session._can_cut(n):
             trimmed = common_text(tokenizer, held, ids, trimmed=True)
             if self.session._can_cut(trimmed[0]):
                 n, n_same = trimmed
-        return held[:n] + ids[n_same:]
+        return [*held[:n], *ids[n_same:]]
 
     def _record(self, stream: Stream, asked: Message) -> None:
         """Take question and answer into the messages once there is an answer."""
@@ -267,9 +267,9 @@ def uses_tools(
 
 def _text_of(tokenizer: Tokenizer, tokens: Sequence[int], start: int, stop: Sequence[str]) -> str:
     """The text of an answer, tokens[start:], with the stop strings that it had."""
-    decoder, stops = tokenizer.decoder(after=tokens[start - 1]), StopFilter(stop)
-    pieces = [stops.push(decoder.push(t)) for t in tokens[start:] if t not in tokenizer.eos_ids]
-    return "".join(pieces) + stops.push(decoder.flush()) + stops.flush()
+    answer = AnswerText(tokenizer, stop, after=tokens[start - 1])
+    pieces = [answer.push(token) for token in tokens[start:] if token not in tokenizer.eos_ids]
+    return "".join(pieces) + answer.flush()
 
 
 def render_messages(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import weakref
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -106,7 +107,7 @@ class KVCache:
                 )
             self.limit, self.window_pages = n_positions, n_pages - _SINK_PAGES
         self.pool, self.n_context, self.when_full = pool, n_context, when_full
-        self.tokens: list[int] = []
+        self.tokens = array("i")
         self._pages: list[Page | None] = []  # None: given back, behind the window
         self._table = ffi.new("void *[]", max(1, n_pages))
         self._handle: Any = ffi.new("edge_kv *", {"pages": self._table})
@@ -159,7 +160,7 @@ class KVCache:
     def append(self, tokens: Sequence[int]) -> None:
         """The tokens were run: they are in the cache now. Pages that are full are published."""
         first = self.length // PAGE
-        self.tokens += tokens
+        self.tokens.extend(tokens)
         for i in range(first, min(self.length // PAGE, self._full_pages)):
             before, page = (self._pages[i - 1] if i else None), self._pages[i]
             if page is None or (i and (before is None or before.node is None)):
@@ -189,7 +190,7 @@ class KVCache:
         tokens: from the first on, beginning with those that it holds. Returns the new length.
         """
         _ = self.handle
-        if list(tokens[: self.length]) != self.tokens:
+        if array("i", tokens[: self.length]) != self.tokens:
             return self.length
         self._drop(_pages_of(self.length))
         i = self.length // PAGE
@@ -205,7 +206,7 @@ class KVCache:
             else:
                 self._push(page)
             i += 1
-            self.tokens += tokens[self.length : i * PAGE]
+            self.tokens.extend(tokens[self.length : i * PAGE])
         return self.length
 
     def fork(self) -> KVCache:
@@ -214,7 +215,7 @@ class KVCache:
         twin = KVCache(self.pool, self.n_context, when_full=self.when_full, n_positions=self.limit)
         for page in self._pages[: _pages_of(self.length)]:
             twin._push(page and self.pool.share(page))
-        twin.tokens = list(self.tokens)
+        twin.tokens = self.tokens[:]
         return twin
 
     def keep(self, n_tokens: int) -> int:
@@ -299,7 +300,7 @@ class KVCache:
     def close(self) -> None:
         """Give the memory back."""
         self._handle = None
-        self.tokens = []
+        self.tokens = array("i")
         self._drop(0)
 
     def __enter__(self) -> KVCache:

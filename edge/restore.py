@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -201,7 +202,7 @@ def _fill(session: Session, file: SessionFile) -> bool:
     is_ours = bool(contents.meta["edge"] == __version__)
     if not is_ours:
         contents.pages.clear()
-    session._tokens = contents.tokens.tolist()
+    session._tokens = array("i", contents.tokens)
     known = _known(cache, contents)
     for i in cache.unseen(known):
         contents.pages.pop(i, None)

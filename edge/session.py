@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ from edge.request import Options, Request
 from edge.results import Completion, FinishReason, Piece, TokenLogprob
 from edge.sampler import Floats, Sampler, largest
 from edge.spelling import common_prefix
-from edge.stops import StopFilter
+from edge.stops import AnswerText
 from edge.stream import Stream
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Session:
         self._defaults = Request().but(options)
         self._engine = model.engine
         self._cache = self._engine.cache(when_full)
-        self._tokens: list[int] = []
+        self._tokens = array("i")
         self._current: Stream | None = None
         self._flag = Cancel()  # of the call under way, from before its prompt is encoded
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
@@ -157,7 +158,7 @@ class Session:
         """
         with self._exclusive():
             twin = self._model.session(self._cache.when_full)
-            twin._defaults, twin._tokens = self._defaults, list(self._tokens)
+            twin._defaults, twin._tokens = self._defaults, self._tokens[:]
             twin._cache = self._cache.fork()  # the one it had was empty
             return twin
 
@@ -377,7 +378,7 @@ class Session:
         self._cut(start)
         read = False
         try:
-            self._tokens += ids[start:] if reuse else ids
+            self._tokens.extend(ids[start:] if reuse else ids)
             if self._cache.length >= len(self._tokens):  # the last token again, for its logits
                 self._cache.trim(len(self._tokens) - 1)
             self._cache.adopt(self._tokens[:-1])
@@ -421,7 +422,7 @@ class Session:
     def _decode(self, logits: Floats, out: Stream) -> Generator[Piece, None, None]:
         """Token by token until something ends it; then the text that was held back."""
         request, tokenizer = out.request, self._model.tokenizer
-        decoder, stops = tokenizer.decoder(after=self._tokens[-1]), StopFilter(request.stop)
+        answer = AnswerText(tokenizer, request.stop, after=self._tokens[-1])
         sampler = Sampler(request.sampling)
         sampler.draws = len(self._tokens)  # by position: going on later gives the same answer
         limit = request.max_tokens
@@ -444,16 +445,12 @@ class Session:
             if ended:
                 reason = "stop"
                 break
-            text = stops.push(decoder.push(token))
-            if tokenizer.is_special(token):  # in no text, but a stop string may be spelled like it
-                text += stops.push(tokenizer.token_text(token), hidden=True)
-            yield _piece(text, token, logits, request.logprobs)
-            if stops.stopped:
+            yield _piece(answer.push(token), token, logits, request.logprobs)
+            if answer.stopped:
                 reason = "stop"
                 break
         out.finish_reason = reason
-        rest = stops.push(decoder.flush()) + stops.flush()
-        if rest:
+        if rest := answer.flush():
             yield Piece(rest)
 
     @staticmethod

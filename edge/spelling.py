@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -31,55 +31,60 @@ def common_text(
     while start and not tokenizer.is_special(a[start - 1]):  # where no character is half done
         start -= 1
     after = a[start - 1] if start else None
-    left, right = (_signs(tokenizer, ids[start:], after) for ids in (a, b))
-    i, j, ahead, behind = 0, 0, "", ""  # text of left[:i] and right[:j] that the other has not
+    left, right = (_Side(_signs(tokenizer, ids[start:], after)) for ids in (a, b))
     best = 0, 0
     while True:
-        i, ahead = _more(left, i, ahead)
-        j, behind = _more(right, j, behind)
-        if not ahead and not behind:  # the next is a control token, or none
-            if left[i : i + 1] != right[j : j + 1] or i == len(left):
+        left.read()
+        right.read()
+        if not left.text and not right.text:  # the next is a control token, or none
+            if left.next is None or left.next != right.next:
                 break
-            i, j = i + 1, j + 1
-        elif n := _same(ahead, behind):
-            ahead, behind = ahead[n:], behind[n:]
-        elif trimmed and ahead[:1].isspace():
-            ahead = ahead[1:]
+            left.skip()
+            right.skip()
+        elif n := _same(left.text, right.text):
+            left.text, right.text = left.text[n:], right.text[n:]
+        elif trimmed and left.text[:1].isspace():
+            left.text = left.text[1:]
         else:
             break
-        if not ahead and not behind:
-            best = i, j
+        if not left.text and not right.text:
+            best = left.n, right.n
     return start + best[0], start + best[1]
 
 
-def _signs(tokenizer: Tokenizer, tokens: Sequence[int], after: int | None) -> list[Sign]:
+class _Side:
+    """One of two token sequences. text: of the first n tokens, what the other has not; next: the
+    sign of the token behind them, None at the end.
+    """
+
+    def __init__(self, signs: Iterator[Sign]) -> None:
+        self._signs, self.n, self.text = signs, 0, ""
+        self.next = next(signs, None)
+
+    def read(self) -> None:
+        """Have some text, unless a control token or the end comes first."""
+        while not self.text and isinstance(self.next, str):
+            self.text = self.next
+            self.skip()
+
+    def skip(self) -> None:
+        """Go on to the next token."""
+        self.n, self.next = self.n + 1, next(self._signs, None)
+
+
+def _signs(tokenizer: Tokenizer, tokens: Sequence[int], after: int | None) -> Iterator[Sign]:
     """What each of these tokens adds to the text behind the token `after`, None: to its start."""
-    decoder, signs = tokenizer.decoder(after=after), list[Sign]()
-
-    def end(text: str) -> None:
-        """The last token's, where it left a character half done."""
-        if text and isinstance(signs[-1], str):
-            signs[-1] += text
-
+    decoder, last = tokenizer.decoder(after=after), list[Sign]()  # last: the one before, if any
     for token in tokens:
         text = decoder.push(token)
-        if tokenizer.is_special(token):
-            end(text)
-            signs.append(token)
-        else:
-            signs.append(text)
-    end(decoder.flush())
-    return signs
-
-
-def _more(signs: Sequence[Sign], i: int, text: str) -> tuple[int, str]:
-    """Some text, unless a control token or the end comes first; where the next sign is."""
-    while not text and i < len(signs):
-        sign = signs[i]
-        if isinstance(sign, int):
-            break
-        i, text = i + 1, sign
-    return i, text
+        if not tokenizer.is_special(token):
+            yield from last
+            last = [text]
+            continue
+        yield from (sign if isinstance(sign, int) else sign + text for sign in last)
+        last = [token]  # text: what the one before left half done
+    rest = decoder.flush()
+    yield from (sign if isinstance(sign, int) else sign + rest for sign in last)
 
 
 def _same(a: str, b: str) -> int:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["StopFilter"]
+if TYPE_CHECKING:
+    from edge.tokenizer import Tokenizer
+
+__all__ = ["AnswerText", "StopFilter"]
 
 
 class StopFilter:
@@ -55,3 +59,30 @@ class StopFilter:
             if any(s.startswith(self._held[-n:]) for s in self._stops):
                 return n
         return 0
+
+
+class AnswerText:
+    """The text of an answer's tokens, up to a stop string. after: the token before them.
+
+    A stop string may be spelled like a control token, which is in no text itself.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], after: int) -> None:
+        self._tokenizer, self._stops = tokenizer, StopFilter(stops)
+        self._decoder = tokenizer.decoder(after=after)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came."""
+        return self._stops.stopped
+
+    def push(self, token: int) -> str:
+        """The text that became certain with a token."""
+        text = self._stops.push(self._decoder.push(token))
+        if self._tokenizer.is_special(token):
+            text += self._stops.push(self._tokenizer.token_text(token), hidden=True)
+        return text
+
+    def flush(self) -> str:
+        """What was held back, at the end."""
+        return self._stops.push(self._decoder.flush()) + self._stops.flush()

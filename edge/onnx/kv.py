@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -76,7 +77,7 @@ class HostCache(ABC):
             )
         self.layout, self.limit = layout, limit
         self.when_full: WhenFull = when_full
-        self.tokens: list[int] = []
+        self.tokens = array("i")
         self.bindings: dict[str, Any] = {}
         self._closed = False
         try:
@@ -133,7 +134,7 @@ class HostCache(ABC):
 
     def append(self, tokens: Sequence[int]) -> None:
         """The tokens were run: they are in the cache now."""
-        self.tokens += tokens
+        self.tokens.extend(tokens)
 
     def adopt(self, tokens: Sequence[int]) -> int:
         """Nothing is shared between caches; the length."""
@@ -154,7 +155,7 @@ class HostCache(ABC):
         n = self.length
         for mine, its in zip(self._slices(0, n), twin._slices(0, n), strict=True):
             its[:] = mine
-        twin.tokens = list(self.tokens)
+        twin.tokens = self.tokens[:]
         return twin
 
     def keep(self, n_tokens: int) -> int:
@@ -182,7 +183,7 @@ class HostCache(ABC):
     def close(self) -> None:
         """Give the memory back."""
         self._closed = True
-        self.tokens = []
+        self.tokens = array("i")
         self.bindings = {}
         self._free()
 
@@ -233,9 +234,9 @@ class FixedCache(HostCache):
     def write(self, start: int, n: int, new: Sequence[Array]) -> None:
         """Put the first n positions of new arrays at start."""
         places = {axis: (_positions(axis, start, n), _positions(axis, 0, n)) for axis in (2, 3)}
-        for axis, array, piece in zip(self._axes, self.arrays, new, strict=True):
+        for axis, whole, piece in zip(self._axes, self.arrays, new, strict=True):
             there, here = places[axis]
-            array[there] = piece[here]
+            whole[there] = piece[here]
 
     def _allocate(self) -> None:
         layout, self._axes = self.layout, self.layout.axes
