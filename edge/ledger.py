@@ -10,6 +10,7 @@ The total is an upper bound of what the whole process ever has resident:
                       comes afterwards counts as its own
     template          the chat template, compiled, and what one rendering may make
     prompt            as long as the context: its text, its tokens, and what encoding it takes
+    history           what sessions that slide keep of the tokens beyond the context
     program           what the process has now, and what it has still to import
     packing           a first start needs it while the keys and values are not there yet: what it
                       needs beyond them
@@ -52,6 +53,10 @@ __all__ = [
 _PROMPT_TOKEN_BYTES = 640
 _PIECE_BYTES = 5 << 20
 
+#: Memory for each token beyond the context, which a session that slides goes on to: its id in the
+#: session and in its cache, 4 bytes each, and some 5 bytes of text while its answer is under way.
+_HISTORY_TOKEN_BYTES = 16
+
 #: float32 numbers per entry of the vocabulary: a row of logits, and at most 11.4 in the sampler.
 _ROWS = 13
 
@@ -82,10 +87,11 @@ class Ledger:
     """The plan of a model's memory; sizes in bytes.
 
     weights: packed, in the layout that was chosen; least_weights: in the compact one throughout,
-    where that can be chosen. context: tokens of each of the sessions. n_vocab: tokens; tokenizer:
-    bytes while it is built and afterwards; template: bytes, compiled. packing: what packing needs
-    besides the weights. budget: for the whole process, None: the system does not say; is_stated:
-    the caller did.
+    where that can be chosen. context: tokens of each of the sessions; most_context: positions that
+    the model was made for; positions: those that a session which slides goes on to. n_vocab:
+    tokens; tokenizer: bytes while it is built and afterwards; template: bytes, compiled. packing:
+    what packing needs besides the weights. budget: for the whole process, None: the system does not
+    say; is_stated: the caller did.
     """
 
     path: str
@@ -95,6 +101,7 @@ class Ledger:
     kv: KVShape
     context: int
     most_context: int
+    positions: int
     sessions: int
     buffers: int
     n_vocab: int
@@ -127,6 +134,7 @@ class Ledger:
                 kv=kv,
                 context=config.n_context,
                 most_context=config.n_context_train,
+                positions=config.n_positions,
                 sessions=loading.sessions,
                 buffers=buffers,
                 n_vocab=n_vocab,
@@ -156,10 +164,16 @@ class Ledger:
             "weights": self.weights,
             **later,
             **text_parts(self.tokenizer, self.template, self.context),
+            "history": self._history,
             "program": self.program,
             "packing": max(0, self.packing - sum(later.values())),
             "margin": MARGIN_BYTES,
         }
+
+    @property
+    def _history(self) -> int:
+        beyond = max(0, self.positions - self.context)
+        return self.sessions * _HISTORY_TOKEN_BYTES * beyond
 
     @property
     def needed(self) -> int:
@@ -267,7 +281,7 @@ class Ledger:
         """How many have room in the budget. Layout "auto" may become compact."""
         one = replace(self._least() if self.layout == "auto" else self, sessions=1)
         rest = replace(one, sessions=0, packing=0).needed
-        return max(0, (self.budget or 0) - rest) // (one.n_pages * one.kv.page_bytes)
+        return max(0, (self.budget or 0) - rest) // (one.n_pages * one.kv.page_bytes + one._history)
 
     def _auto(self, ledger: Ledger) -> Ledger:
         """The layout that "auto" would take, at worst."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -126,14 +125,14 @@ class _Answer:
 
     def __init__(self) -> None:
         self.tokens = array("i")
-        self._text = io.StringIO()
+        self._text = bytearray()  # UTF-8
         self._lengths = array("i")  # of the texts of the tokens, where there are log-probabilities
         self._top = array("i")
         self._logprobs = array("d")  # of each token: its own, then those of the top ones
 
     def add(self, piece: Piece) -> None:
         """Behind the others."""
-        self._text.write(piece.text)
+        self._text += piece.text.encode()
         if piece.token is None:
             return
         self.tokens.append(piece.token)
@@ -144,7 +143,7 @@ class _Answer:
 
     @property
     def text(self) -> str:
-        return self._text.getvalue()
+        return self._text.decode()
 
     def pieces(self) -> Iterator[Piece]:
         """Those of tokens, all of which have log-probabilities."""
