@@ -88,10 +88,7 @@ def _bounds(file: SessionFile) -> Iterator[None]:
     """What strange values end in is a SessionFileError."""
     try:
         yield
-    except ContextError:
-        raise
     except (
-        InputError,
         LookupError,
         TypeError,
         ValueError,
@@ -164,8 +161,10 @@ def _make(model: Model, contents: Contents, made: list[Session | Chat]) -> Sessi
         made.append(model.session(when_full, **options))
         return made[0]
     state = take(contents.state, "chat", dict)
-    take(state, "tools", list, type(None))
-    chat = model.chat(None, state["tools"], when_full, require_tools=False, **options)
+    tools = take(state, "tools", list, type(None))
+    if not all(isinstance(tool, dict) for tool in tools or ()):
+        raise TypeError("tools are no dicts")
+    chat = model.chat(None, tools, when_full, require_tools=False, **options)
     made.append(chat)
     chat._resume(state, contents.tokens)
     return chat

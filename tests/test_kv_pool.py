@@ -379,13 +379,13 @@ class Machine(RuleBasedStateMachine):
         cache = self.pick(i)
         tokens = [*cache.tokens, *[value] * min(n, cache.limit - cache.length)]
         length = cache.adopt(tokens) if adopts else cache.length
-        assert length == cache.length >= 0 and cache.tokens == tokens[:length]
+        assert length == cache.length >= 0 and list(cache.tokens) == tokens[:length]
         try:
             if fails and length < len(tokens):
                 cache.reserve(length + cache.room(len(tokens) - length))
             else:
                 run_all(cache, tokens[length:])
-                assert cache.tokens == tokens
+                assert list(cache.tokens) == tokens
         except MemoryBudgetError:
             assert self.plan[1] is not None
         if cache.window_pages:
@@ -396,7 +396,7 @@ class Machine(RuleBasedStateMachine):
         cache = self.pick(i)
         before, n = list(cache.tokens), int(share * cache.length)
         cache.trim(n)
-        assert cache.tokens == before[: cache.length] and cache.length <= n
+        assert list(cache.tokens) == before[: cache.length] and cache.length <= n
         assert cache.length == n or cache.length == PAGE < n
 
     @rule(i=which)

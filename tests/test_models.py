@@ -328,5 +328,5 @@ def test_referee_with_the_kernels_activations(tmp_path: Path) -> None:
     """Int8 inputs move the logits a little."""
     case = CASES["llama"]
     path = write_case(tmp_path / "m.gguf", case)
-    inexact = by_referee(path, case, quantised=tensors(case.model))
+    inexact = by_referee(path, case, quantised=list(tensors(case.model)))
     assert 1e-3 < np.abs(inexact - by_referee(path, case)).max() < 0.5

@@ -35,7 +35,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*arguments: str, code: int | None = 0) -> str:
     done = CliRunner().invoke(cli, arguments)
     assert code is None or done.exit_code == code, done.output
-    return done.output
+    return done.stdout if code is None else done.output
 
 
 def test_plan_is_what_the_engine_is_held_to(folder: Path) -> None:

@@ -29,7 +29,7 @@ KEYS = {
     *("layouts", "compact", "options", "rotary", "threads", "speed"),
 }
 PARTS = ["weights", "keys_and_values", "buffers", "logits", "tokenizer", "prompt"]
-PARTS += ["template", "program", "packing"]
+PARTS += ["template", "history", "program", "packing"]
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,8 @@ from edge.errors import EdgeError, MemoryBudgetError
 if TYPE_CHECKING:
     from edge.engine import Description
     from edge.gguf import GGUF
+    from edge.ledger import Ledger
+    from edge.onnx.budget import Budget
     from edge.packed import PackedFile
 
 _DEPTHS = (0, 4096, 32768)
@@ -61,13 +63,16 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
 
     path = model if model is not None else str(default_model())
     choice = cores.choose(options["threads"])
+    held_to: Budget | Ledger
     if is_onnx(path):
         from edge.onnx.plan import plan as plan_graphs
 
-        facts = {**plan_graphs(path, **options), "threads": asdict(choice), "speed": _NOT_OF_GRAPHS}
+        facts, held_to = plan_graphs(path, **options)
+        facts |= {"threads": asdict(choice), "speed": _NOT_OF_GRAPHS}
     else:
         with open_model(path, header_only=True) as file:
             description = describe(file, **options)
+            held_to = description.ledger
             facts = {"model": path, **_file(file), **_memory(description)}
             facts |= {"rotary": _rotary(description), "threads": asdict(choice)}
             facts["speed"] = _speed(description, choice.threads)
@@ -75,7 +80,7 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
         click.echo("\n".join([*_lines(facts, options["memory"]), *choice.lines()]))
-    description.ledger.require()
+    held_to.require()
 
 
 def _file(file: GGUF | PackedFile) -> dict[str, Any]:

@@ -18,8 +18,9 @@ __all__ = ["plan"]
 _MOST_CONTEXT = 1 << 24  # where the model names none
 
 
-def plan(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """The facts of `edge-run plan`, but for threads and speed, as JSON values. Sizes in bytes.
+def plan(path: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], Budget]:
+    """The facts of `edge-run plan`, but for threads and speed, as JSON values, sizes in bytes; and
+    what loading is held to.
 
     options: see `edge.loading.Loading`. Raises ModelFileError, UnsupportedError, ContextError,
     InputError for an option that is of GGUF models alone, MemoryBudgetError for a stated budget
@@ -33,7 +34,7 @@ def plan(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim
     n_bytes = sum(file.stat().st_size for file in folder.files)
     fitting = [largest] if largest and not budget.fits else []
-    return {
+    facts = {
         "model": os.fspath(path),
         "file_bytes": n_bytes,
         "whole_bytes": n_bytes,
@@ -64,6 +65,7 @@ def plan(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         ],
         "rotary": None,
     }
+    return facts, budget
 
 
 def _largest_context(folder: Folder, loading: Loading) -> int | None:
