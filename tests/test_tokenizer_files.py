@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_tokenizer import ALPHABET, CONTROL, NORMAL, USER, bpe, build, spm
 
-from edge.errors import ModelFileError
+from edge.errors import ModelFileError, UnsupportedError
 from edge.tokenizer import Tokenizer
 from edge.tokenizer.marks import END_MARKS
 
@@ -124,6 +124,21 @@ def test_bos_that_a_file_asks_for_and_does_not_name() -> None:
 
 def test_no_end_at_all_is_noted() -> None:
     assert build().notes == ("no tokenizer.ggml.eos_token_id: answers end at no token",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("suppress_tokens", [3]),
+        ("normalizer.lowercase", True),
+        ("remove_extra_whitespaces", True),
+        ("add_sep_token", True),
+    ],
+)
+def test_keys_that_would_make_other_tokens_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(UnsupportedError, match=rf"tokenizer.ggml.{key} is .*not built"):
+        build(**{key: value})
+    assert build(**{key: type(value)()}).n_vocab == 256  # what it is without the key
 
 
 # --- end marks ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import repeat
 from typing import Any
 
-from edge.errors import ModelFileError, UnsupportedError
+from edge.errors import ModelFileError, UnsupportedError, brief
 from edge.tokenizer.cost import MOST_ADDED_BYTES, extent
 from edge.tokenizer.marks import end_marks
 from edge.tokenizer.presplit import pre_split
@@ -25,6 +25,14 @@ _PRE_UNNAMED = "default"  # what llama.cpp takes for byte-level BPE that names n
 # How SentencePiece vocabularies spell what a file does not name by id; the first that is there.
 _SPELLED = {"bos": ("<bos>", "<s>"), "eos": ("<eos>", "</s>")}
 _UNKNOWN = "<unk>"
+# Not built: keys that make other tokens, or other probabilities of them, and the value that does not.
+_NEUTRAL: dict[str, Any] = {
+    "add_sep_token": False,
+    "normalizer.lowercase": False,
+    "normalizer.strip_accents": False,
+    "remove_extra_whitespaces": False,
+    "suppress_tokens": [],
+}
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
@@ -86,6 +94,7 @@ class Vocabulary:
             raise UnsupportedError(
                 f"{path}: unknown tokenizer model {model!r}", what=model, supported=MODELS
             )
+        fields.check_neutral()
         is_spm = model == "llama"
         if n_vocab is not None:
             fields.check_count("tokens", n_vocab)
@@ -207,6 +216,15 @@ class _Fields:
         if not isinstance(value, kind):
             raise self.error(key, f"a {type(value).__name__} where another type belongs")
         return value
+
+    def check_neutral(self) -> None:
+        """Raise UnsupportedError for a key that is not built, unless it changes nothing."""
+        for key, neutral in _NEUTRAL.items():
+            value = self._metadata.get(_PREFIX + key, neutral)
+            if value != neutral:
+                what = _PREFIX + key
+                message = f"{what} is {brief(value)}, which is not built, but {neutral!r}"
+                raise UnsupportedError(f"{self._path}: {message}", what=what)
 
     def text(self, key: str, default: str | None = None) -> str:
         value: str = self._get(key, str, default)
