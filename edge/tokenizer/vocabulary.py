@@ -25,7 +25,7 @@ _PRE_UNNAMED = "default"  # what llama.cpp takes for byte-level BPE that names n
 # How SentencePiece vocabularies spell what a file does not name by id; the first that is there.
 _SPELLED = {"bos": ("<bos>", "<s>"), "eos": ("<eos>", "</s>")}
 _UNKNOWN = "<unk>"
-# Not built: keys that make other tokens, or other probabilities of them, and the value that does not.
+# Not built: keys that make other tokens, or probabilities of them, and the value that does not.
 _NEUTRAL: dict[str, Any] = {
     "add_sep_token": False,
     "normalizer.lowercase": False,
