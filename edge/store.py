@@ -317,6 +317,7 @@ def only_one(
         patience = _LOCK_SECONDS if seconds is None else seconds
         yield _lock(handle, path, patience, at_work or (lambda: None))
     finally:
+        _unlock(handle)
         os.close(handle)
 
 
@@ -342,6 +343,14 @@ def _lock(handle: int, path: Path, seconds: float, at_work: Callable[[], object]
         except OSError:
             return False
         time.sleep(_POLL_SECONDS)
+
+
+def _unlock(handle: int) -> None:
+    """Closing is not enough: a child that was forked meanwhile has the file open, too."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager

@@ -298,6 +298,20 @@ def test_a_fetched_model_is_for_all(tmp_path: Path, anybody: None) -> None:
     assert mode(tmp_path / "model") == 0o666
 
 
+def test_a_child_that_was_forked_meanwhile_keeps_no_lock(tmp_path: Path) -> None:
+    source, target = os.pipe()
+    with store.only_one(tmp_path / "lock", seconds=0):
+        child = os.fork()
+        if child == 0:
+            os.close(target)
+            os.read(source, 1)  # until the parent is done
+            os._exit(0)
+    with store.only_one(tmp_path / "lock", seconds=0) as is_only:
+        assert is_only
+    os.close(target)
+    os.waitpid(child, 0)
+
+
 @pytest.mark.native
 def test_the_program_says_so_in_one_line(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "packed").mkdir()

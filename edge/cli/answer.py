@@ -86,7 +86,10 @@ def report(model: Model, completion: Completion, settings: Settings) -> None:
         return
     if completion.finish_reason == "context":
         limit = model.engine.config.n_context
-        note(f"the context of {limit} tokens is full; --context asks for more")
+        full = f"the context of {limit} tokens is full; --context asks for more"
+        if settings.when_full == "slide":
+            full = "the positions that the model was made for are used up: begin anew"
+        note(full)
     seed = "" if completion.seed is None else f"; seed {completion.seed}"
     note(figures(completion.usage, model.engine) + seed)
 
