@@ -22,11 +22,9 @@ static void say_and_exit(int number) {
 }
 
 void edge_exit_on_bus_error(const char *text) {
-    struct sigaction action = {.sa_handler = say_and_exit};
     n_said = strnlen(text, sizeof said);
     memcpy(said, text, n_said);
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGBUS, &action, NULL);
+    signal(SIGBUS, say_and_exit); /* not sigaction, whose struct is another one on Android */
 }
 
 #endif
