@@ -12,8 +12,6 @@ import pytest
 import edge
 from edge.ledger import _HISTORY_TOKEN_BYTES
 
-pytestmark = [pytest.mark.native, pytest.mark.all_isas]
-
 TOKENS = 1000
 
 
@@ -39,8 +37,8 @@ def test_an_answer_without_end(tiny_gguf: Callable[..., Path], logprobs: int) ->
         finally:
             tracemalloc.stop()
         assert len(session.tokens) > 2 * TOKENS
-        # arrays have room for some more: up to a fourth
-        assert grown < 1.5 * (_HISTORY_TOKEN_BYTES + 12 * (logprobs + 1) * bool(logprobs))
+        # arrays have room for more, and a thousand tokens are few; lists were ten times as much
+        assert grown < 4 * (_HISTORY_TOKEN_BYTES + 12 * (logprobs + 1) * bool(logprobs))
         done = stream.completion
         assert list(done.tokens) == session.tokens[-2 * TOKENS :]
         assert len(done.logprobs) == (2 * TOKENS if logprobs else 0)
