@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -400,6 +401,11 @@ class Engine:
 
     def _forked(self) -> None:
         self._lock = forked.REFUSAL
+
+    def __del__(self) -> None:
+        """What nobody closed: in order, before a collector takes it apart in any."""
+        with contextlib.suppress(Exception):  # it may not be whole
+            self.close()
 
     def _start(self, choice: Choice, isa: int, progress: Callable[[int, int], None] | None) -> None:
         """Take the memory: threads, packed weights, plan."""

@@ -524,3 +524,22 @@ def test_command_with_a_bad_setting(cache: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("EDGE_CACHE_SIZE", "lots")
     result = run("cache")
     assert_one_line(result.exit_code, result.stderr, "EDGE_CACHE_SIZE")
+
+
+def test_models_that_nobody_closed_are_taken_apart_in_order(
+    tiny_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By the collector, and at the end of the process; weights are mapped from the cache."""
+    code = (
+        "import edge, gc, sys\n"
+        "for i in range(3):\n"
+        "    model = edge.load(sys.argv[1], threads=1)\n"
+        "    model.session().generate('a', max_tokens=3)\n"
+        "    if i < 2:\n"
+        "        del model\n"
+        "        gc.collect()\n"
+    )
+    env = {**os.environ, "EDGE_CACHE": str(tmp_path), "EDGE_CACHE_SIZE": "1GB"}
+    command = [sys.executable, "-c", code, str(tiny_gguf(type="Q4_0"))]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -127,7 +127,7 @@ def test_peak_is_within_the_budget(
         assert run.answered, run.stderr
         assert 0 < run.peak <= budget
         peaks.append(run.peak)
-    assert least <= 1.5 * max(peaks)  # nor is much asked for that is never used
+    assert least <= 1.7 * max(peaks)  # nor is much asked for that is never used
 
 
 def test_a_smaller_context_and_type_fit_a_smaller_budget(
