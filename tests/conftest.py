@@ -6,10 +6,13 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tiny import Tiny, write_tiny
+
+if TYPE_CHECKING:
+    from fake_model import FakeModel
 
 os.environ["EDGE_CACHE_SIZE"] = "0"  # tests that want packed files in a cache say so
 if (
@@ -41,3 +44,20 @@ def smollm2() -> Path:
     from edge.store import default_model
 
     return default_model()
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeModel]:
+    """The models that were loaded, fakes all of them."""
+    from fake_model import FakeModel
+
+    import edge
+
+    models: list[FakeModel] = []
+
+    def load(path: str | None = None, **options: Any) -> FakeModel:
+        models.append(FakeModel(path, **options))
+        return models[-1]
+
+    monkeypatch.setitem(edge.__dict__, "load", load)
+    return models

@@ -18,20 +18,6 @@ from edge.cli import COMMANDS, cli
 from edge.cli.terminal import figures
 from edge.errors import InputError, ModelFileError
 
-
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeModel]:
-    """The models that were loaded, fakes all of them."""
-    models: list[FakeModel] = []
-
-    def load(path: str | None = None, **options: Any) -> FakeModel:
-        models.append(FakeModel(path, **options))
-        return models[-1]
-
-    monkeypatch.setitem(edge.__dict__, "load", load)
-    return models
-
-
 # ---- the program ----
 
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_model import ROOT, USAGE, FakeModel, FakeStream, run
@@ -16,19 +15,6 @@ import edge
 from edge.errors import InputError
 from edge.extras import EXTRAS, install
 from edge.results import Completion
-
-
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeModel]:
-    """The models that were loaded, fakes all of them."""
-    models: list[FakeModel] = []
-
-    def load(path: str | None = None, **options: Any) -> FakeModel:
-        models.append(FakeModel(path, **options))
-        return models[-1]
-
-    monkeypatch.setitem(edge.__dict__, "load", load)
-    return models
 
 
 @pytest.mark.parametrize(

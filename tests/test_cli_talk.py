@@ -262,18 +262,6 @@ def test_banner() -> None:
 # ---- chat with one question ----
 
 
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeModel]:
-    models: list[FakeModel] = []
-
-    def load(path: str | None = None, **options: Any) -> FakeModel:
-        models.append(FakeModel(path, **options))
-        return models[-1]
-
-    monkeypatch.setitem(edge.__dict__, "load", load)
-    return models
-
-
 def test_one_question_takes_what_complete_takes(loaded: list[FakeModel], tmp_path: Path) -> None:
     (tmp_path / "q").write_text("Why ü?\n", encoding="utf-8")
     args = (

@@ -57,3 +57,47 @@ def test_this_environment_is_of_this_tree(tmp_path: Path) -> None:
     for folder in (ROOT, tmp_path):
         said = output_of(sys.executable, "-c", code, model, cwd=folder)
         assert Path(said.strip()) == ROOT / "edge" / "__init__.py"
+
+
+STUB = """#!/bin/sh
+# Stands for Python: makes what venv and pip would, and writes down what pip was asked for.
+case "$*" in
+*venv*) mkdir -p .venv/bin .venv/lib/python3/site-packages && cp "$0" .venv/bin/python ;;
+*"pip install"*)
+    echo "$*" >>asked
+    cd .venv/lib/python3/site-packages
+    printf 'import hook\\n/the/clone\\n' >_editable_skbc_edge_run.pth ;;
+esac
+"""
+
+
+def set_up(tree: Path, stderr: int) -> None:
+    env = {**os.environ, "PYTHON": str(tree / "stub")}
+    subprocess.run(["sh", "scripts/setup"], cwd=tree, env=env, stderr=stderr, check=True)
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_setup_says_what_it_does(tmp_path: Path, on_terminal: bool) -> None:
+    """Its phases; on a terminal pip is not silent. The second time there is nothing to do."""
+    for name in ("scripts", "edge", "native"):
+        (tmp_path / name).mkdir()
+    for name in ("pyproject.toml", "CMakeLists.txt", "CMakePresets.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "edge" / "__init__.py").touch()
+    shutil.copy(ROOT / "scripts" / "setup", tmp_path / "scripts")
+    (tmp_path / "scripts" / "build").write_text("touch edge/_cffi.py edge/libedge.so\n")
+    (tmp_path / "stub").write_text(STUB)
+    (tmp_path / "stub").chmod(0o755)
+    source, target = os.openpty() if on_terminal else os.pipe()
+    set_up(tmp_path, target)
+    said = os.read(source, 10_000).decode().split("\n")
+    phases = [line.partition(" (")[0] for line in said if line.startswith("setup: ")]
+    assert phases == ["setup: packages into .venv", "setup: compiling the native library"]
+    assert ("--quiet" in (tmp_path / "asked").read_text()) is not on_terminal
+    (path,) = (tmp_path / ".venv").glob("lib/*/site-packages/*.pth")
+    assert path.read_text() == "/the/clone\n"  # a hook would come before PYTHONPATH
+    set_up(tmp_path, target)
+    os.write(target, b"end")
+    assert os.read(source, 10_000) == b"end"
+    os.close(source)
+    os.close(target)
