@@ -27,6 +27,7 @@ from edge.errors import (
     TemplateError,
     UnsupportedError,
 )
+from edge.version import __version__
 
 if TYPE_CHECKING:
     from edge.conversation import Chat
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from edge.sampler import SamplingOptions
     from edge.session import Session
     from edge.stream import Stream
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CancelledError",

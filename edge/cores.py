@@ -33,11 +33,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import edge
 from edge import check
 from edge.errors import EdgeWarning, InputError, UnsupportedError
 from edge.memory import control_groups
 from edge.store import cache_dir, replacing
+from edge.version import __version__
 
 __all__ = ["MOST", "Choice", "Cluster", "Cores", "choose", "cpu_name", "store"]
 
@@ -305,5 +305,5 @@ def _path() -> Path:
 def _identity(cores: Cores) -> Any:
     """What the number depends on, as JSON gives it back."""
     isa = os.environ.get("EDGE_ISA", "")
-    facts = {"cpu": cpu_name(), "edge": edge.__version__, "isa": isa, **asdict(cores)}
+    facts = {"cpu": cpu_name(), "edge": __version__, "isa": isa, **asdict(cores)}
     return json.loads(json.dumps(facts))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import __version__, check, cores, forked, memory, models, native, packed_cache, plan
+from edge import check, cores, forked, memory, models, native, packed_cache, plan
 from edge.cancel import Cancel
 from edge.cores import Choice
 from edge.errors import (
@@ -38,6 +38,8 @@ from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.packed import PackedFile, open_model
 from edge.page_store import PageStore
+from edge.sizes import show
+from edge.version import __version__
 from edge.weights import LAYOUTS, Layout, Weights
 
 if TYPE_CHECKING:
@@ -420,7 +422,7 @@ class Engine:
             self._arena = memory.anonymous(self.arena_bytes)
         except (OSError, MemoryError) as e:
             raise MemoryBudgetError(
-                f"no memory for buffers of {memory.show(self.arena_bytes)}",
+                f"no memory for buffers of {show(self.arena_bytes)}",
                 needed=self.arena_bytes,
                 budget=memory.available() or 0,
                 parts={"buffers": self.arena_bytes},

@@ -11,8 +11,8 @@ import os
 import sys
 from typing import Any
 
-import edge
 from edge.errors import InputError, NativeError
+from edge.version import __version__
 
 __all__ = ["BINDINGS", "NAMES", "load", "on_bus_error"]
 
@@ -40,10 +40,8 @@ def load() -> tuple[Any, Any]:
     path, advice = _find()
     lib = _open(ffi, path, advice)
     version = ffi.string(lib.edge_version()).decode()
-    if version != edge.__version__:
-        raise NativeError(
-            f"{path} is of version {version}, the package of {edge.__version__}: {advice}"
-        )
+    if version != __version__:
+        raise NativeError(f"{path} is of version {version}, the package of {__version__}: {advice}")
     if on_bus_error:
         lib.edge_exit_on_bus_error(on_bus_error.encode())
     return ffi, lib

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from edge import __version__, check
+from edge import check
 from edge.conversation import Chat
 from edge.errors import ContextError, InputError, SessionFileError, brief
 from edge.journal import Journal
@@ -18,6 +18,7 @@ from edge.sampler import SamplingOptions
 from edge.session import Session
 from edge.session_contents import Contents, take
 from edge.session_file import SessionFile
+from edge.version import __version__
 
 if TYPE_CHECKING:
     from edge.backend import Backend, Cache

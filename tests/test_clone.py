@@ -83,7 +83,7 @@ def test_setup_says_what_it_does(tmp_path: Path, on_terminal: bool) -> None:
         (tmp_path / name).mkdir()
     for name in ("pyproject.toml", "CMakeLists.txt", "CMakePresets.json"):
         (tmp_path / name).touch()
-    (tmp_path / "edge" / "__init__.py").touch()
+    (tmp_path / "edge" / "version.py").touch()
     shutil.copy(ROOT / "scripts" / "setup", tmp_path / "scripts")
     (tmp_path / "scripts" / "build").write_text("touch edge/_cffi.py edge/libedge.so\n")
     (tmp_path / "stub").write_text(STUB)

@@ -254,7 +254,7 @@ def test_tuned_number_belongs_to_a_machine(phone: Cores, monkeypatch: pytest.Mon
         choice = choose(None, other)
         assert choice.why != "by edge-run tune"
         assert choice.ignored is not None and "of another machine" in choice.ignored
-    for name in ("edge.__version__", "edge.cores.cpu_name"):
+    for name in ("edge.cores.__version__", "edge.cores.cpu_name"):
         with monkeypatch.context() as m:
             m.setattr(name, "9.9" if "version" in name else lambda: "Z80")
             assert choose(None, phone).threads == 4

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import __version__, cores, forked
+from edge import cores, forked
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 from edge.kv import PAGE
 from edge.loading import Loading, LoadOptions
@@ -21,6 +21,7 @@ from edge.onnx.budget import Budget
 from edge.onnx.folder import Decoder, Folder, Static, open_folder
 from edge.onnx.runners import DecoderRunner, StaticRunner, most_tokens
 from edge.onnx.sessions import Opened, explain
+from edge.version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
