@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edge.errors import InputError, brief
-from edge.memory import parse_size
+from edge.sizes import parse_size
 
 __all__ = [
     "MOST",
@@ -111,7 +111,7 @@ def path(name: str, value: Any) -> str:
 
 
 def size(name: str, value: Any) -> int:
-    """Bytes, from 1; text as `edge.memory.parse_size` reads it."""
+    """Bytes, from 1; text as `edge.sizes.parse_size` reads it."""
     if isinstance(value, str):
         parsed = parse_size(value, name)
         whole(name, parsed, 1)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from edge import forked, memory
 from edge.errors import InputError, MemoryBudgetError
 from edge.native import ffi
+from edge.sizes import show
 
 if TYPE_CHECKING:
     from edge.kv import KVShape
@@ -429,8 +430,8 @@ class PagePool:
 
     def _too_much(self, needed: int, budget: int) -> MemoryBudgetError:
         return MemoryBudgetError(
-            f"no memory for keys and values of {memory.show(needed)} in all, there is "
-            f"{memory.show(budget)}: close a session, or load with a smaller context",
+            f"no memory for keys and values of {show(needed)} in all, there is "
+            f"{show(budget)}: close a session, or load with a smaller context",
             needed=needed,
             budget=budget,
             parts={"keys and values": needed},

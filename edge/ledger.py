@@ -34,6 +34,7 @@ from edge.kv import KVShape, kv_types
 from edge.loading import Loading
 from edge.models.common import Config
 from edge.native import lib
+from edge.sizes import show
 from edge.tokenizer.cost import tokenizer_bytes
 from edge.weights import Layout, Weights
 
@@ -245,7 +246,6 @@ class Ledger:
         """Raise MemoryBudgetError, with what would fit, unless this does."""
         if self.fits or self.budget is None:
             return
-        show = memory.show
         names = {"keys and values": f"keys and values of {self._tokens()} in {self.kv.type}"}
         parts = {names.get(name, name): size for name, size in self.parts.items() if size}
         listed = ", ".join(f"{name} {show(size)}" for name, size in parts.items())
@@ -359,8 +359,7 @@ def budget_of(stated: int | None) -> int | None:
     most = None if there is None else there + (memory.resident() or 0)
     if stated is not None and most is not None and stated > most:
         raise MemoryBudgetError(
-            f"a budget of {memory.show(stated)} is more than the machine has: "
-            f"{memory.show(most)} can be had now",
+            f"a budget of {show(stated)} is more than the machine has: {show(most)} can be had now",
             needed=stated,
             budget=most,
         )

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from edge import forked, native
 from edge.errors import InputError
-from edge.memory import show
 from edge.native import ffi, lib
+from edge.sizes import show
 from edge.store import make_folder, only_one, open_own, replacing
 
 __all__ = ["PageStore"]

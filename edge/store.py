@@ -29,8 +29,8 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from edge import memory
 from edge.errors import EdgeWarning, ModelFileError, UnsupportedError
+from edge.sizes import parse_size
 
 __all__ = [
     "DEFAULT",
@@ -117,7 +117,7 @@ def limit(folder: Path, held: int) -> int:
     Raises InputError for a setting that is no size, OSError.
     """
     if setting := os.environ.get("EDGE_CACHE_SIZE"):
-        return memory.parse_size(setting, "EDGE_CACHE_SIZE")
+        return parse_size(setting, "EDGE_CACHE_SIZE")
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return min(_MOST, (shutil.disk_usage(folder).free + held) // 2)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edge import native
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF, TENSOR_TYPES, Tensor
-from edge.memory import anonymous, available, resident_of, show
+from edge.memory import anonymous, available, resident_of
 from edge.native import ffi, lib
 from edge.packed import (
     ALIGN,
@@ -28,6 +28,7 @@ from edge.packed import (
     padded,
     supported_types,
 )
+from edge.sizes import show
 
 __all__ = ["LAYOUTS", "Layout", "Weights", "pack_rows", "supported_types"]
 

@@ -280,7 +280,7 @@ def test_what_is_taken_comes_back_plain() -> None:
 
 
 def test_sizes_speak_of_what_was_typed() -> None:
-    from edge.memory import parse_size, show
+    from edge.sizes import parse_size, show
 
     assert show(parse_size("2 GB")) == "2 GB (1.86 GiB)" and show(2 * 10**9) == "1.86 GiB"
     assert parse_size("9007199254740993") == 2**53 + 1  # exact, where a float is not

@@ -19,7 +19,7 @@ import pytest
 from kiosks import FOLDER, ROOT, VISITOR, running
 
 import edge
-from edge.memory import parse_size
+from edge.sizes import parse_size
 
 UNIT = FOLDER / "edge-kiosk.service"
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="systemd is Linux's")

@@ -16,6 +16,7 @@ from edge.gguf import GGUF
 from edge.kv import kv_types
 from edge.ledger import _ROOM, Ledger
 from edge.loading import Loading
+from edge.sizes import show
 
 MIB = 1 << 20
 Tiny = Callable[..., Path]
@@ -112,7 +113,7 @@ def test_refusal_says_what_would_fit(drawn: Callable[..., Ledger]) -> None:
     assert error.needed == ledger.needed > error.budget == ledger.budget
     assert error.parts == ledger.parts
     assert "\n" not in str(error)
-    assert all(memory.show(size) in str(error) for size in ledger.parts.values() if size)
+    assert all(show(size) in str(error) for size in ledger.parts.values() if size)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 0.99])

@@ -23,7 +23,7 @@ from fake_model import ROOT, assert_one_line
 
 from edge import memory
 from edge.gguf import GGUF
-from edge.memory import parse_size
+from edge.sizes import parse_size
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 

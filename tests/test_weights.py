@@ -16,9 +16,9 @@ from edge import ledger, memory, packed, weights
 from edge.engine import Engine
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.gguf import GGUF
-from edge.memory import parse_size
 from edge.native import ffi
 from edge.packed import FORMS
+from edge.sizes import parse_size
 from edge.weights import Weights
 
 pytestmark = pytest.mark.native

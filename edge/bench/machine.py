@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from edge import native
 from edge.cores import Cores
 from edge.errors import MemoryBudgetError
-from edge.memory import anonymous, available, show
+from edge.memory import anonymous, available
 from edge.native import ffi, lib
+from edge.sizes import show
 
 __all__ = ["Machine", "Roofs", "buffer_bytes", "largest_cache", "written"]
 

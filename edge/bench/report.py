@@ -8,7 +8,7 @@ from typing import Any
 
 from edge.bench.rounds import Measured, Outcome, Settings
 from edge.cores import cpu_name
-from edge.memory import show
+from edge.sizes import show
 
 __all__ = ["Report", "Row"]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge import memory
 from edge.cli import COMMANDS
 from edge.cli.terminal import mebibytes, plain
+from edge.sizes import show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{_day(file['used'])}"
         for file in facts["files"]
     ]
-    total, limit = mebibytes(facts["bytes"]), memory.show(facts["limit"])
+    total, limit = mebibytes(facts["bytes"]), show(facts["limit"])
     lines.append(f"{len(facts['files'])} packed in {facts['folder']}: {total} of at most {limit}")
     for row in facts["compiled"]:
         size, used = mebibytes(row["bytes"]), _day(row["used"])

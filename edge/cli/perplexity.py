@@ -22,6 +22,7 @@ from edge.cli.options import (
 )
 from edge.cli.terminal import Interrupt, Progress, mebibytes, note
 from edge.errors import CancelledError, MemoryBudgetError
+from edge.sizes import show
 
 if TYPE_CHECKING:
     from edge.model import Model
@@ -123,7 +124,7 @@ def _read(file: TextFile, models: list[Model], context: int, chunks: int | None)
     else:
         assert most is not None
         raise MemoryBudgetError(
-            f"{file.name} has more than the {memory.show(most)} of text that the memory budget has "
+            f"{file.name} has more than the {show(most)} of text that the memory budget has "
             "room for: take fewer windows (--chunks), a shorter text or a larger --memory",
             needed=most + 1,
             budget=most,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge import memory
 from edge.cli import COMMANDS
 from edge.cli.options import (
     context_option,
@@ -20,6 +19,7 @@ from edge.cli.options import (
 )
 from edge.cli.terminal import plain
 from edge.errors import EdgeError, MemoryBudgetError
+from edge.sizes import show
 
 if TYPE_CHECKING:
     from edge.engine import Description
@@ -164,7 +164,7 @@ def _speed(description: Description, threads: int) -> dict[str, Any] | str:
 
 def _lines(facts: dict[str, Any], stated: str | None) -> list[str]:
     """The facts for people. stated: the budget as it was typed."""
-    show, budget = memory.show, facts["budget_bytes"]
+    budget = facts["budget_bytes"]
     there = f"{show(facts['file_bytes'])}"
     if not facts["complete"]:
         there += f" of {show(facts['whole_bytes'])}: the header is there, which is enough to plan"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge import memory
+from edge.sizes import show
 
 if TYPE_CHECKING:
     from edge.backend import Backend
@@ -40,9 +41,9 @@ def _onnx_memory_lines(engine: OnnxEngine) -> list[str]:
     """Planned, part by part, and the peak: onnxruntime does not tell what its parts take."""
     budget, peak = engine.budget, memory.peak()
     lines = [f"{'memory':<16}{'planned':>12}{'real':>12}"]
-    lines += [f"{name:<16}{memory.show(size):>12}" for name, size in budget.parts.items()]
-    real = "?" if peak is None else memory.show(peak)
-    lines.append(f"{'peak':<16}{memory.show(budget.needed):>12}{real:>12}")
+    lines += [f"{name:<16}{show(size):>12}" for name, size in budget.parts.items()]
+    real = "?" if peak is None else show(peak)
+    lines.append(f"{'peak':<16}{show(budget.needed):>12}{real:>12}")
     lines[-1] += _of_budget(budget)
     return lines
 
@@ -59,8 +60,8 @@ def memory_lines(engine: Engine) -> list[str]:
     rows.append(("peak", ledger.needed, peak))
     lines = [f"{'memory':<16}{'planned':>12}{'real':>12}"]
     for name, planned, real in rows:
-        shown = "?" if real is None else memory.show(real)
-        lines.append(f"{name:<16}{memory.show(planned):>12}{shown:>12}")
+        shown = "?" if real is None else show(real)
+        lines.append(f"{name:<16}{show(planned):>12}{shown:>12}")
     lines[-1] += _of_budget(ledger)
     return lines
 
@@ -69,7 +70,7 @@ def _of_budget(plan: Ledger | Budget) -> str:
     if plan.budget is None:
         return ""
     kind = "stated" if plan.is_stated else "what was available"
-    return f", budget {memory.show(plan.budget)} ({kind})"
+    return f", budget {show(plan.budget)} ({kind})"
 
 
 def speed_line(engine: Engine, usage: Usage) -> str:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge import ledger, memory
+from edge import ledger
 from edge.chat import ChatTemplate, compiled_bytes
 from edge.errors import EdgeError, MemoryBudgetError
 from edge.onnx.folder import Decoder, Folder
 from edge.onnx.runners import most_tokens
 from edge.onnx.saturation import exact_bytes
+from edge.sizes import show
 from edge.tokenizer.cost import folder_tokenizer_bytes
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Budget:
         """Raise MemoryBudgetError unless it fits."""
         if self.budget is None or self.fits:
             return
-        show, kv = memory.show, self.parts["keys and values"]
+        kv = self.parts["keys and values"]
         listed = ", ".join(f"{name} {show(size)}" for name, size in self.parts.items() if size)
         there = "the budget is" if self.is_stated else "there is"
         over = self.needed - self.budget
