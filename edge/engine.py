@@ -33,14 +33,14 @@ from edge.graph import Graph, check_factors
 from edge.kv import KVCache, KVShape, WhenFull, kv_types
 from edge.kv_pool import PagePool
 from edge.ledger import Ledger
-from edge.loading import Loading, LoadOptions
+from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
 from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.packed import PackedFile, open_model
 from edge.page_store import PageStore
 from edge.sizes import show
 from edge.version import __version__
-from edge.weights import LAYOUTS, Layout, Weights
+from edge.weights import Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -31,12 +31,12 @@ from edge import memory
 from edge.chat import Limits, compiled_bytes
 from edge.errors import MemoryBudgetError, UnsupportedError
 from edge.kv import KVShape, kv_types
-from edge.loading import Loading
+from edge.loading import Layout, Loading
 from edge.models.common import Config
 from edge.native import lib
 from edge.sizes import show
 from edge.tokenizer.cost import tokenizer_bytes
-from edge.weights import Layout, Weights
+from edge.weights import Weights
 
 __all__ = [
     "MARGIN_BYTES",

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from edge import check, cores
-from edge.kv import kv_types
-from edge.weights import LAYOUTS, Layout
 
-__all__ = ["KVType", "LoadOptions", "Loading"]
+__all__ = ["KV_TYPES", "LAYOUTS", "KVType", "Layout", "LoadOptions", "Loading"]
 
-KVType = Literal["auto", "f16", "q8", "q4"]
+#: How keys and values are kept, the most precise first.
+KVType = Literal["f16", "q8", "q4"]
+KV_TYPES: tuple[KVType, ...] = get_args(KVType)
+
+#: How weights lie in memory.
+Layout = Literal["auto", "fast", "compact"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -23,7 +27,7 @@ class LoadOptions(TypedDict, total=False):
     threads: int | None
     layout: Layout
     memory: int | str | None
-    kv: KVType
+    kv: KVType | Literal["auto"]
     sessions: int
     prefix_cache: str | os.PathLike[str] | None
     ep: str | None
@@ -52,7 +56,7 @@ class Loading:
     threads: int | None = None
     layout: Layout = "auto"
     memory: int | None = None
-    kv: KVType = "f16"
+    kv: KVType | Literal["auto"] = "f16"
     sessions: int = 1
     prefix_cache: str | None = None
     ep: str | None = None
@@ -71,7 +75,7 @@ class Loading:
             "threads": check.optional(check.whole, "threads", self.threads, 1, cores.MOST),
             "layout": check.choice("layout", self.layout, LAYOUTS),
             "memory": check.optional(check.size, "memory", self.memory),
-            "kv": check.choice("kv", self.kv, ("auto", *kv_types())),
+            "kv": check.choice("kv", self.kv, ("auto", *KV_TYPES)),
             "sessions": check.whole("sessions", self.sessions, 1),
             "prefix_cache": check.optional(check.path, "prefix_cache", self.prefix_cache),
             "ep": check.optional(check.text, "ep", self.ep),

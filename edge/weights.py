@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edge import native
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.gguf import GGUF, TENSOR_TYPES, Tensor
+from edge.loading import LAYOUTS, Layout
 from edge.memory import anonymous, available, resident_of
 from edge.native import ffi, lib
 from edge.packed import (
@@ -30,10 +31,7 @@ from edge.packed import (
 )
 from edge.sizes import show
 
-__all__ = ["LAYOUTS", "Layout", "Weights", "pack_rows", "supported_types"]
-
-Layout = Literal["auto", "fast", "compact"]
-LAYOUTS = ("auto", *FORMS)
+__all__ = ["Weights", "pack_rows", "supported_types"]
 
 #: Bytes that are packed at a time: what packing needs besides the packed bytes.
 _SLICE = 8 << 20

@@ -20,6 +20,7 @@ from edge.bench.machine import Machine, buffer_bytes, largest_cache
 from edge.bench.ours import Ours, work
 from edge.bench.report import roofs
 from edge.errors import ContextError, InputError, MemoryBudgetError, UnsupportedError
+from edge.loading import KV_TYPES
 from edge.native import lib
 
 Tiny = Callable[..., Path]
@@ -243,7 +244,7 @@ def test_beside_a_peer(tiny_gguf: Tiny, peer: None) -> None:
     assert "x as fast" in text and "llama_cpp 1.2" in text and "decode 3 at 20" in text
 
 
-@pytest.mark.parametrize("kv", runner.KV_TYPES)
+@pytest.mark.parametrize("kv", KV_TYPES)
 def test_keys_and_values_of_a_type(
     tiny_gguf: Tiny, peer: None, monkeypatch: pytest.MonkeyPatch, kv: str
 ) -> None:

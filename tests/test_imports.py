@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edge"
 
 #: From the bottom up: a module imports from its own layer and those below.
 LAYERS = [
-    {"__init__", "errors", "extras", "gguf_reader", "tensor_types"},
+    {"__init__", "errors", "extras", "gguf_reader", "sizes", "tensor_types", "version"},
     {"ctypes_ffi", "forked", "library", "memory"},
     {"check"},
     {"graph", "gguf", "json_file", "text_file", "native", "jinja", "tokenizer"},
     {"models", "plan", "packed", "chat", "store", "cores", "cancel"},
+    {"loading"},
     {"weights"},
     {"packed_cache", "page_store", "fingerprint"},
     {
@@ -29,7 +30,6 @@ LAYERS = [
         "spelling",
         "stops",
     },
-    {"loading"},
     {"ledger"},
     {"engine", "request", "backend"},
     {"onnx"},

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from edge.bench.report import Report
 from edge.bench.rounds import Peer, Settings, measure
-from edge.bench.runner import KV_TYPES, PEERS, Case
+from edge.bench.runner import PEERS, Case
+from edge.loading import KV_TYPES
 
 __all__ = ["KV_TYPES", "PEERS", "Case", "Peer", "Report", "Settings", "measure"]

@@ -21,10 +21,11 @@ import edge
 from edge import cores
 from edge.bench.machine import Machine, Roofs
 from edge.bench.ours import Ours, Work, work
-from edge.bench.runner import KV_TYPES, PEERS, Case, seconds, speed, warm_up
+from edge.bench.runner import PEERS, Case, seconds, speed, warm_up
 from edge.engine import Engine, describe
 from edge.errors import EdgeError, InputError, UnsupportedError
 from edge.gguf import GGUF
+from edge.loading import KV_TYPES
 from edge.onnx import is_onnx
 
 __all__ = ["Measured", "Outcome", "Peer", "Settings", "measure"]
@@ -53,8 +54,8 @@ class Peer:
 @dataclass(frozen=True)
 class Settings:
     """What to measure. threads: None is the engine's own choice; rounds: after a warm-up; kv: how
-    keys and values are kept, here and by peers, one of `runner.KV_TYPES`; options: more arguments
-    of `Engine.load`, plain values."""
+    keys and values are kept, here and by peers, one of `edge.loading.KV_TYPES`; options: more
+    arguments of `Engine.load`, plain values."""
 
     cases: tuple[Case, ...]
     threads: tuple[int | None, ...] = (None,)

@@ -24,7 +24,7 @@ WARM_UP = (256, 4)  # tokens of a prompt, decode steps
 BATCH = 512  # tokens that a peer computes at once
 
 #: How keys and values may be kept -> the peers' number (ggml_type) of the type nearest to it.
-KV_TYPES = {"f16": 1, "q8": 8, "q4": 2}
+GGML_TYPES = {"f16": 1, "q8": 8, "q4": 2}
 
 
 class Case(NamedTuple):
@@ -108,7 +108,7 @@ class PeerError(Exception):
 class Peer:
     """A model in llama.cpp or ik: the defaults of the peer, but for what is given.
 
-    kv: one of KV_TYPES, for keys and values alike.
+    kv: one of GGML_TYPES, for keys and values alike.
     """
 
     batch = BATCH
@@ -128,7 +128,7 @@ class Peer:
         params = self.api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, BATCH, BATCH
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = KV_TYPES[kv]
+        params.type_k = params.type_v = GGML_TYPES[kv]
         if kv != "f16" and self.lib is None:  # without it llama.cpp keeps values in floats only
             params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self.context = self.api.llama_init_from_model(self.model, params)

@@ -20,6 +20,7 @@ from edge.cli.options import (
     provider_options,
 )
 from edge.cli.terminal import Progress, mebibytes
+from edge.loading import KV_TYPES
 
 if TYPE_CHECKING:
     from edge.bench import Peer
@@ -139,7 +140,7 @@ def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str
 )
 @click.option(
     "--kv",
-    type=click.Choice(["f16", "q8", "q4"]),
+    type=click.Choice(KV_TYPES),
     default="f16",
     show_default=True,
     metavar="TYPE",

@@ -15,9 +15,10 @@ from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from edge.gguf import GGUF
+    from edge.loading import Layout
     from edge.packed import PackedFile
     from edge.tokenizer.vocabulary import Vocabulary
-    from edge.weights import Layout, Weights
+    from edge.weights import Weights
 
 #: Our word -> the key in the metadata, after `<architecture>.`.
 _NUMBERS = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge.errors import ContextError
+from edge.loading import KV_TYPES, LAYOUTS
 from edge.sampler import Option, SamplingOptions, sampling_fields
 from edge.text_file import TextFile
 
@@ -44,7 +45,7 @@ def layout_option(command: Command) -> Command:
     """--layout, of all who load a model."""
     return click.option(
         "--layout",
-        type=click.Choice(["auto", "fast", "compact"]),
+        type=click.Choice(LAYOUTS),
         default="auto",
         show_default=True,
         metavar="LAYOUT",
@@ -67,7 +68,7 @@ def memory_options(command: Command) -> Command:
     """--memory and --kv."""
     kv = click.option(
         "--kv",
-        type=click.Choice(["auto", "f16", "q8", "q4"]),
+        type=click.Choice(["auto", *KV_TYPES]),
         default="f16",
         show_default=True,
         metavar="TYPE",

@@ -12,6 +12,7 @@ from edge.cli import COMMANDS
 from edge.cli.options import model_argument, threads_option
 from edge.cli.terminal import Progress, mebibytes
 from edge.errors import InputError
+from edge.loading import LAYOUTS
 
 
 @click.command(short_help=COMMANDS["pack"])
@@ -19,7 +20,7 @@ from edge.errors import InputError
 @click.option("-o", "--output", metavar="FILE", required=True, help="The file to write.")
 @click.option(
     "--layout",
-    type=click.Choice(["fast", "compact"]),
+    type=click.Choice([name for name in LAYOUTS if name != "auto"]),
     default="fast",
     show_default=True,
     metavar="LAYOUT",

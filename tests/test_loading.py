@@ -1,0 +1,21 @@
+"""The options of loading are plain values: they are those that the machinery below knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge.bench import predict, runner
+from edge.kv import kv_types
+from edge.loading import KV_TYPES, LAYOUTS
+from edge.packed import FORMS
+
+pytestmark = pytest.mark.any_isa
+
+
+def test_types_of_keys_and_values() -> None:
+    assert [*KV_TYPES] == kv_types()
+    assert [*KV_TYPES] == [*runner.GGML_TYPES] == [*predict.CACHE_SHARES]
+
+
+def test_layouts() -> None:
+    assert ("auto", *FORMS) == LAYOUTS
