@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge import check, forked
 from edge.errors import InputError, ModelFileError, TemplateError, brief
+from edge.jinja.budget import Limits
 from edge.json_file import JsonFile, read_text
 from edge.tokenizer.huggingface import token_text
 from edge.tokenizer.vocabulary import named_token
@@ -29,35 +29,9 @@ __all__ = ["ChatTemplate", "Limits", "compiled_bytes"]
 
 _MAX_NESTING = 64  # levels of lists and dicts in a message or a tool
 
-#: Memory of a rendering, and more of it for each token of the context: templates make ten to
-#: fifteen times the text of a conversation, of 5 bytes a token, or of 20 where one of its
-#: characters takes 4.
-_RENDER_BYTES, _RENDER_TOKEN_BYTES = 4 << 20, 320
-
 #: Memory of a compiled template for each of its words and signs, at most.
 _WORD_BYTES = 4000
 _WORDS = re.compile(r"\w+|[^\w\s]")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What compiling, and one rendering, may cost; a real template needs a small part of it.
-
-    seconds: of the thread's CPU time: a busy machine takes nothing away.
-    """
-
-    seconds: float = 3.0
-    steps: int = 1_000_000  # loop iterations, calls, filters
-    value_bytes: int = 32 << 20  # one string or list, everything inside it counted; the output
-    total_bytes: int = 128 << 20  # everything made, kept or not
-    call_depth: int = 50  # macros inside macros
-    source_chars: int = 48 << 10
-
-    @classmethod
-    def of_context(cls, n_tokens: int) -> Limits:
-        """Those of conversations that fill a context; memory is planned for total_bytes."""
-        total = _RENDER_BYTES + _RENDER_TOKEN_BYTES * n_tokens
-        return cls(value_bytes=total // 2, total_bytes=total)
 
 
 def compiled_bytes(source: str) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from edge.cancel import Cancel
-from edge.chat import ChatTemplate, Limits
+from edge.chat import ChatTemplate
 from edge.errors import CancelledError, InputError, ModelFileError, TemplateError
+from edge.jinja.budget import Limits
 
 USER = [{"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import repeat
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,49 @@ from edge.errors import CancelledError
 
 if TYPE_CHECKING:
     from edge.cancel import Cancel
-    from edge.chat import Limits
 
-__all__ = ["ITEM_BYTES", "Budget", "Refused", "joined_bytes", "n_bytes", "running", "spending"]
+__all__ = [
+    "ITEM_BYTES",
+    "Budget",
+    "Limits",
+    "Refused",
+    "joined_bytes",
+    "n_bytes",
+    "running",
+    "spending",
+]
 
 ITEM_BYTES = 64  # an entry of a list or dict, without what it refers to
 _LIST_BYTES = 384  # a list or dict itself, and what is noted of it
 _TICKS = 32  # of `tick`, between two looks at the clock
 _MAX_NESTING = 100
+
+
+#: Memory of a rendering, and more of it for each token of the context: templates make ten to
+#: fifteen times the text of a conversation, of 5 bytes a token, or of 20 where one of its
+#: characters takes 4.
+_RENDER_BYTES, _RENDER_TOKEN_BYTES = 4 << 20, 320
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What compiling, and one rendering, may cost; a real template needs a small part of it.
+
+    seconds: of the thread's CPU time: a busy machine takes nothing away.
+    """
+
+    seconds: float = 3.0
+    steps: int = 1_000_000  # loop iterations, calls, filters
+    value_bytes: int = 32 << 20  # one string or list, everything inside it counted; the output
+    total_bytes: int = 128 << 20  # everything made, kept or not
+    call_depth: int = 50  # macros inside macros
+    source_chars: int = 48 << 10
+
+    @classmethod
+    def of_context(cls, n_tokens: int) -> Limits:
+        """Those of conversations that fill a context; memory is planned for total_bytes."""
+        total = _RENDER_BYTES + _RENDER_TOKEN_BYTES * n_tokens
+        return cls(value_bytes=total // 2, total_bytes=total)
 
 
 class Refused(Exception):

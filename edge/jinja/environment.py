@@ -41,7 +41,7 @@ from edge.jinja.text import (
 
 if TYPE_CHECKING:
     from edge.cancel import Cancel
-    from edge.chat import Limits
+    from edge.jinja.budget import Limits
 
 __all__ = ["Program"]
 
