@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from edge.cancel import Cancel
     from edge.chat import ChatTemplate
-    from edge.kv import WhenFull
+    from edge.kv_shape import WhenFull
     from edge.tokenizer import Tokenizer
 
 __all__ = ["Backend", "Cache", "Limits"]

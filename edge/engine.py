@@ -30,8 +30,9 @@ from edge.errors import (
 from edge.fingerprint import fingerprint
 from edge.gguf import GGUF
 from edge.graph import Graph, check_factors
-from edge.kv import KVCache, KVShape, WhenFull, kv_types
+from edge.kv import KVCache
 from edge.kv_pool import PagePool
+from edge.kv_shape import KVShape, WhenFull, kv_types
 from edge.ledger import Ledger
 from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
 from edge.models.common import Config
@@ -282,7 +283,8 @@ class Engine:
 
     def new_template(self) -> ChatTemplate:
         """Its chat template. Raises TemplateError where it has none, ModelFileError."""
-        from edge.chat import ChatTemplate, Limits
+        from edge.chat import ChatTemplate
+        from edge.jinja.budget import Limits
 
         limits = Limits.of_context(self.ledger.context)
         return ChatTemplate.from_metadata(self.gguf.metadata, self.path, limits)

@@ -6,73 +6,19 @@ import struct
 import weakref
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from edge import check, native
-from edge.errors import ContextError, InputError, MemoryBudgetError
+from edge import check
+from edge.errors import InputError, MemoryBudgetError
 from edge.kv_pool import Page, PagePool
-from edge.models.common import Config
-from edge.native import ffi, lib
+from edge.kv_shape import PAGE, KVShape, WhenFull, kv_types, pages_of, too_many
+from edge.native import ffi
 
 __all__ = ["PAGE", "KVCache", "KVShape", "WhenFull", "kv_types", "too_many"]
-
-#: What a session does when its context is full, see `KVCache`.
-WhenFull = Literal["stop", "slide"]
-
-#: Positions of a page.
-PAGE = int(lib.edge_page_positions())
 
 _SINK_PAGES = 1
 _LEAST_PAGES = 4  # of a context that slides: the sinks, and a window worth the name
 _FULL_PAGE = struct.Struct(f"<{PAGE}i")
-
-
-def kv_types() -> list[str]:
-    """The types that keys and values may be kept in, the most precise first."""
-    names: list[str] = []
-    while (name := lib.edge_kv_type_name(len(names))) != ffi.NULL:
-        names.append(native.text(name))
-    return names
-
-
-def too_many(n_tokens: int, limit: int) -> ContextError:
-    """The error of a cache that cannot hold so many."""
-    return ContextError(
-        f"{n_tokens} tokens are {n_tokens - limit} more than the context of {limit} holds",
-        needed=n_tokens,
-        limit=limit,
-    )
-
-
-@dataclass(frozen=True)
-class KVShape:
-    """What a page holds: positions of all layers and key heads, in one of `kv_types`."""
-
-    type: str
-    n_layers: int
-    n_kv_heads: int
-    head_dim: int
-
-    @classmethod
-    def of(cls, config: Config, kv: str = "f16") -> KVShape:
-        """The shape of a model's pages."""
-        return cls(kv, config.n_layers, config.n_kv_heads, config.head_dim)
-
-    @property
-    def native(self) -> Any:
-        """An edge_kv_shape."""
-        numbers = [kv_types().index(self.type), self.n_layers, self.n_kv_heads, self.head_dim]
-        return ffi.new("edge_kv_shape *", numbers)
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of a page, -1: the type cannot keep such heads."""
-        return int(lib.edge_page_bytes(self.native))
-
-    def bytes(self, n_tokens: int) -> int:
-        """Bytes of the pages of n_tokens positions."""
-        return _pages_of(n_tokens) * self.page_bytes
 
 
 class KVCache:
@@ -140,8 +86,8 @@ class KVCache:
         if n_tokens > self.limit:
             raise too_many(n_tokens, self.limit)
         handle = self.handle
-        first, n_pages = self.length // PAGE, _pages_of(n_tokens)
-        self._drop(_pages_of(self.length))  # what an interrupt or an error left behind the tokens
+        first, n_pages = self.length // PAGE, pages_of(n_tokens)
+        self._drop(pages_of(self.length))  # what an interrupt or an error left behind the tokens
         self._slide(first)
         try:
             if first < len(self._pages):
@@ -149,7 +95,7 @@ class KVCache:
             while len(self._pages) < n_pages:
                 self._push(self.pool.take())
         except MemoryBudgetError:
-            self._drop(_pages_of(self.length))
+            self._drop(pages_of(self.length))
             raise
         for i in range(first, n_pages):  # an interrupt may have come before one was entered
             page = self._pages[i]
@@ -177,12 +123,12 @@ class KVCache:
         """
         if not 0 <= length <= self.length:
             raise InputError(f"the cache holds {self.length} tokens, cannot keep {length}")
-        seen = self._pages[: _pages_of(length)]
+        seen = self._pages[: pages_of(length)]
         seen[_SINK_PAGES : max(_SINK_PAGES, self._first_seen(length // PAGE))] = []
         if None in seen:
             length = min(length, self._pages.index(None) * PAGE)
         del self.tokens[length:]  # first: never more tokens than pages
-        self._drop(_pages_of(length))
+        self._drop(pages_of(length))
 
     def adopt(self, tokens: Sequence[int]) -> int:
         """Take over published pages that go on as `tokens` do, as many whole ones as there are.
@@ -192,7 +138,7 @@ class KVCache:
         _ = self.handle
         if array("i", tokens[: self.length]) != self.tokens:
             return self.length
-        self._drop(_pages_of(self.length))
+        self._drop(pages_of(self.length))
         i = self.length // PAGE
         while i < min(len(tokens) // PAGE, self._full_pages):
             before = self._pages[i - 1] if i else None
@@ -213,7 +159,7 @@ class KVCache:
         """Another cache with the same content, in the same memory until one of them writes."""
         _ = self.handle
         twin = KVCache(self.pool, self.n_context, when_full=self.when_full, n_positions=self.limit)
-        for page in self._pages[: _pages_of(self.length)]:
+        for page in self._pages[: pages_of(self.length)]:
             twin._push(page and self.pool.share(page))
         twin.tokens = self.tokens[:]
         return twin
@@ -234,7 +180,7 @@ class KVCache:
     @property
     def n_pages(self) -> int:
         """Pages that its tokens take, those that were given back included."""
-        return _pages_of(self.length)
+        return pages_of(self.length)
 
     def has_page(self, i: int) -> bool:
         """Whether page i is in memory, and not given back behind the window."""
@@ -276,7 +222,7 @@ class KVCache:
         Raises InputError for pages that cannot be those of the tokens, MemoryBudgetError,
         ContextError; it is empty then.
         """
-        if self.length or len(pages) != _pages_of(len(tokens)):
+        if self.length or len(pages) != pages_of(len(tokens)):
             raise InputError(f"{len(pages)} pages of {len(tokens)} tokens do not fill the cache")
         if len(tokens) > self.limit:
             self.reserve(len(tokens))  # says so
@@ -316,7 +262,7 @@ class KVCache:
         """Pages from the start whose positions see all before them: what they hold is the same in
         every cache with these tokens.
         """
-        return _SINK_PAGES + self.window_pages if self.window_pages else _pages_of(self.limit)
+        return _SINK_PAGES + self.window_pages if self.window_pages else pages_of(self.limit)
 
     @staticmethod
     def _tokens_of(i: int, tokens: Sequence[int]) -> bytes:
@@ -361,7 +307,3 @@ class KVCache:
         """Give back all pages but the first n_pages."""
         while len(self._pages) > n_pages:  # one by one: an interrupt loses no more than one
             self.pool.give([self._pages.pop()])
-
-
-def _pages_of(n_tokens: int) -> int:
-    return -(-n_tokens // PAGE)

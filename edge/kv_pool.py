@@ -33,7 +33,7 @@ from edge.native import ffi
 from edge.sizes import show
 
 if TYPE_CHECKING:
-    from edge.kv import KVShape
+    from edge.kv_shape import KVShape
     from edge.page_store import PageStore
 
 __all__ = ["Page", "PagePool"]

@@ -28,12 +28,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from edge import memory
-from edge.chat import Limits, compiled_bytes
+from edge.chat import compiled_bytes
 from edge.errors import MemoryBudgetError, UnsupportedError
-from edge.kv import KVShape, kv_types
+from edge.jinja.budget import Limits
+from edge.kv_shape import PAGE, KVShape, kv_types
 from edge.loading import Layout, Loading
 from edge.models.common import Config
-from edge.native import lib
 from edge.sizes import show
 from edge.tokenizer.cost import tokenizer_bytes
 from edge.weights import Weights
@@ -189,7 +189,7 @@ class Ledger:
     @property
     def n_pages(self) -> int:
         """Pages of keys and values of all sessions."""
-        return self.sessions * -(-self.context // _positions())
+        return self.sessions * -(-self.context // PAGE)
 
     @property
     def most_pages(self) -> int | None:
@@ -207,12 +207,12 @@ class Ledger:
         and is not asked for otherwise.
         """
         auto = self._least() if self.layout == "auto" else self
-        low, high = 0, -(-self.most_context // _positions())
+        low, high = 0, -(-self.most_context // PAGE)
         while low < high:
             middle = (low + high + 1) // 2
-            fits = replace(auto, context=middle * _positions()).fits
+            fits = replace(auto, context=middle * PAGE).fits
             low, high = (middle, high) if fits else (low, middle - 1)
-        return min(low * _positions(), self.most_context)
+        return min(low * PAGE, self.most_context)
 
     def options(self) -> list[Option]:
         """What would fit where this does not: changes of one thing, and of all that can change
@@ -239,7 +239,7 @@ class Ledger:
     def least(self) -> Option:
         """The least with which the model runs at all."""
         least = self._least().with_kv(self.types()[-1])
-        least = replace(least, context=min(self.context, _positions()), sessions=1)
+        least = replace(least, context=min(self.context, PAGE), sessions=1)
         return self._option(least)
 
     def require(self) -> None:
@@ -311,10 +311,6 @@ class Ledger:
     def _tokens(self) -> str:
         times = f"{self.sessions} x " if self.sessions > 1 else ""
         return f"{times}{self.context} tokens"
-
-
-def _positions() -> int:
-    return int(lib.edge_page_positions())
 
 
 def _shapes(config: Config, loading: Loading) -> list[KVShape]:

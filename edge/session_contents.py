@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from edge.errors import brief
-from edge.native import lib
+from edge.kv_shape import PAGE, pages_of
 
 __all__ = ["RECORD", "Bytes", "Contents", "Kind", "Part", "Record", "check_size", "take"]
 
@@ -117,8 +117,7 @@ class Contents:
     def apply(self, record: Record, data: Bytes) -> None:
         """Do what a record says. data: its payload, empty for a page. Raises ValueError."""
         if record.kind == Kind.PAGE:
-            size = int(lib.edge_page_positions())
-            if not 0 < record.b <= size or record.a * size + record.b > len(self.tokens):
+            if not 0 < record.b <= PAGE or record.a * PAGE + record.b > len(self.tokens):
                 raise ValueError("a page of tokens that are not there")
             self.pages[record.a] = record, record.b
         elif record.kind == Kind.TOKENS:
@@ -145,10 +144,9 @@ class Contents:
 
     def _cut(self, n_tokens: int) -> None:
         """A page keeps what it has of the first n_tokens: keys and values look back only."""
-        size = int(lib.edge_page_positions())
-        for i in range(n_tokens // size, -(-len(self.tokens) // size)):
+        for i in range(n_tokens // PAGE, pages_of(len(self.tokens))):
             record, n = self.pages.pop(i, (None, 0))
-            left = min(n, n_tokens - i * size)
+            left = min(n, n_tokens - i * PAGE)
             if record is not None and left > 0:
                 self.pages[i] = record, left
         del self.tokens[n_tokens:]

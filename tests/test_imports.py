@@ -23,6 +23,7 @@ LAYERS = [
     {
         "kv",
         "kv_pool",
+        "kv_shape",
         "sampler",
         "results",
         "session_contents",

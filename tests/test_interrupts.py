@@ -15,8 +15,9 @@ from toy_kv import SHAPE, check_content, marks, published, run_all
 
 import edge
 from edge import journal, kv, kv_pool, session_contents, session_file
-from edge.kv import PAGE, KVCache
+from edge.kv import KVCache
 from edge.kv_pool import PagePool
+from edge.kv_shape import PAGE
 from edge.session_contents import Kind, Part
 from edge.session_file import SessionFile
 

@@ -16,8 +16,9 @@ from toy_kv import SHAPE, check_content, check_pool, run, run_all
 
 from edge import memory
 from edge.errors import ContextError, InputError, MemoryBudgetError
-from edge.kv import PAGE, KVCache
+from edge.kv import KVCache
 from edge.kv_pool import PagePool
+from edge.kv_shape import PAGE
 from edge.page_store import PageStore
 
 pytestmark = pytest.mark.native

@@ -30,7 +30,7 @@ from edge.errors import (
     UnsupportedError,
 )
 from edge.gguf import GGUF
-from edge.kv import PAGE
+from edge.kv_shape import PAGE
 from edge.onnx.engine import OnnxEngine
 
 Tiny = Callable[..., Path]

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from edge.bench.machine import Machine
 from edge.cores import cpu_name
 from edge.errors import EdgeError
-from edge.kv import KVShape
+from edge.kv_shape import KVShape
 from edge.models.common import Config
 from edge.plan import Lowered
 from edge.store import cache_dir, replacing

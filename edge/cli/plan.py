@@ -94,13 +94,13 @@ def _file(file: GGUF | PackedFile) -> dict[str, Any]:
 
 def _memory(description: Description) -> dict[str, Any]:
     """The ledger, and what else there is to choose."""
-    from edge import native
+    from edge.kv_shape import PAGE
 
     ledger, weights = description.ledger, description.weights
-    types, positions = {}, native.lib.edge_page_positions()
+    types = {}
     for name in ledger.types():
         other = ledger.with_kv(name)
-        n_bytes = other.kv.page_bytes // positions
+        n_bytes = other.kv.page_bytes // PAGE
         types[name] = {"bytes_per_token": n_bytes, "largest_context": other.largest_context()}
     return {
         "fits": ledger.fits,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge import cores, forked
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
-from edge.kv import PAGE
+from edge.kv_shape import PAGE
 from edge.loading import Loading, LoadOptions
 from edge.onnx import compiled, providers
 from edge.onnx.budget import Budget
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from edge.cancel import Cancel
     from edge.chat import ChatTemplate
-    from edge.kv import WhenFull
+    from edge.kv_shape import WhenFull
     from edge.onnx.kv import HostCache
     from edge.onnx.runners import Runner, Want
     from edge.tokenizer import Tokenizer
@@ -141,7 +141,8 @@ class OnnxEngine:
 
     def new_template(self) -> ChatTemplate:
         """Its chat template. Raises TemplateError where it has none, ModelFileError."""
-        from edge.chat import ChatTemplate, Limits
+        from edge.chat import ChatTemplate
+        from edge.jinja.budget import Limits
 
         limits = Limits.of_context(self.config.n_context)
         return ChatTemplate.from_folder(self.folder.root, limits)
