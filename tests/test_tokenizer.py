@@ -17,7 +17,7 @@ from edge.errors import InputError, ModelFileError, UnsupportedError
 from edge.tokenizer import Tokenizer
 from edge.tokenizer.pieces import GUARD
 from edge.tokenizer.presplit import PRE_SPLITS
-from edge.tokenizer.tokenizer import _BYTES
+from edge.tokenizer.spelling import _BYTES
 from edge.tokenizer.vocabulary import TokenType
 
 ALPHABET = sorted(_BYTES, key=lambda c: _BYTES[c])  # byte b is spelled ALPHABET[b], and is id b

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from edge.tokenizer.tokenizer import Tokenizer
+from edge.tokenizer.spelling import Spelling
 
 __all__ = ["StreamDecoder"]
 
@@ -20,21 +18,21 @@ class StreamDecoder:
     `Tokenizer.decode` returns for the same ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, special: bool, after: int | None) -> None:
-        self._tokenizer, self._special = tokenizer, special
+    def __init__(self, spelling: Spelling, *, special: bool, after: int | None) -> None:
+        self._spelling, self._special = spelling, special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = after is None or tokenizer.is_added(after)
+        self._at_start = after is None or spelling.is_added(after)
 
     def push(self, token: int) -> str:
         """The text that this token completes, often empty. InputError for a bad id."""
-        data = self._tokenizer.token_bytes(token)
-        if self._tokenizer.is_added(token):
+        data = self._spelling.token_bytes(token)
+        if self._spelling.is_added(token):
             self._at_start = True
-            if self._tokenizer.is_special(token) and not self._special:
+            if self._spelling.is_special(token) and not self._special:
                 return self.flush()
         elif self._at_start:
             self._at_start = False
-            if self._tokenizer.space_prefix:  # encoding put a space before the text
+            if self._spelling.space_prefix:  # encoding put a space before the text
                 data = data.removeprefix(b" ")
         return self._utf8.decode(data)
 

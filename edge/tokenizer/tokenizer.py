@@ -13,8 +13,9 @@ from edge.errors import CancelledError, ContextError, InputError, UnsupportedErr
 from edge.tokenizer.backend import build
 from edge.tokenizer.decoder import StreamDecoder
 from edge.tokenizer.huggingface import read_folder
-from edge.tokenizer.pieces import GUARD, SPM_SPACE, Pieces
-from edge.tokenizer.vocabulary import TokenType, Vocabulary, byte_of
+from edge.tokenizer.pieces import GUARD, Pieces
+from edge.tokenizer.spelling import Spelling
+from edge.tokenizer.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from edge.cancel import Cancel
@@ -23,18 +24,6 @@ __all__ = ["Tokenizer"]
 
 #: Bytes of text for each token of the context, at most, that anybody makes room for.
 _MOST_TOKEN_BYTES = 112
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE spells each byte as one printable character: that character -> byte."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(b): b for b in plain}
-    others = (b for b in range(0x100) if b not in set(plain))
-    alphabet.update({chr(0x100 + i): b for i, b in enumerate(others)})
-    return alphabet
-
-
-_BYTES = _byte_alphabet()
 
 
 class Tokenizer:
@@ -51,8 +40,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._is_spm = vocabulary.model == "llama"
-        self._tokens, self._types = vocabulary.tokens, vocabulary.types
+        self._spelling = Spelling(vocabulary)
         self._missing: UnsupportedError | None = None
         try:
             self._backend = build(vocabulary)
@@ -65,7 +53,9 @@ class Tokenizer:
         self.eos_ids = vocabulary.end_ids
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
         self.space_prefix, self.notes = vocabulary.space_prefix, vocabulary.notes
-        marks = {self._tokens[i] for i in vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN)}
+        marks = {
+            vocabulary.tokens[i] for i in vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN)
+        }
         marks |= {text for text, is_special in vocabulary.surplus.items() if is_special}
         longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
         self._marks = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -189,46 +179,26 @@ class Tokenizer:
         after: the token that the text continues; None: the text begins here. It matters where
         encoding puts a space before a text: the space of a continued text is its own.
         """
-        return StreamDecoder(self, special=check.flag("special", special), after=after)
+        return StreamDecoder(self._spelling, special=check.flag("special", special), after=after)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for, its spelling for a control token.
 
         Raises InputError for an id outside the vocabulary.
         """
-        token = self._id(token)
-        text, kind = self._tokens[token], self._types[token]
-        if kind == TokenType.BYTE and (byte := byte_of(text)) is not None:
-            return bytes([byte])
-        if kind in (TokenType.UNKNOWN, TokenType.CONTROL):
-            return text.encode("utf-8", "replace")
-        if self._is_spm:
-            return text.replace(SPM_SPACE, " ").encode("utf-8", "replace")
-        if kind in (TokenType.NORMAL, TokenType.UNDEFINED):
-            try:
-                return bytes(map(_BYTES.__getitem__, text))
-            except KeyError:  # not spelled in the byte alphabet: the text itself
-                pass
-        return text.encode("utf-8", "replace")
+        return self._spelling.token_bytes(token)
 
     def token_text(self, token: int) -> str:
         """`token_bytes` as text for people: U+FFFD for a part of a character."""
-        return self.token_bytes(token).decode("utf-8", "replace")
+        return self._spelling.token_text(token)
 
     def is_special(self, token: int) -> bool:
         """A control token: no part of the text, hidden unless asked for."""
-        return self._types[self._id(token)] in (TokenType.UNKNOWN, TokenType.CONTROL)
+        return self._spelling.is_special(token)
 
     def is_added(self, token: int) -> bool:
         """A token that is cut out of the text before the rest is merged."""
-        return self.is_special(token) or self._types[token] == TokenType.USER_DEFINED
-
-    def _id(self, token: int) -> int:
-        """A token's id. Raises InputError for one outside the vocabulary."""
-        token = check.whole("token", token)
-        if token >= self.n_vocab:
-            raise InputError(f"token {token} is outside the vocabulary of {self.n_vocab}")
-        return token
+        return self._spelling.is_added(token)
 
 
 def _too_long(n_tokens: int, room: int, *, at_least: bool) -> ContextError:
