@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge import check, forked
 from edge.errors import InputError, ModelFileError, TemplateError, brief
+from edge.files.json_file import JsonFile, read_text
 from edge.jinja.budget import Limits
-from edge.json_file import JsonFile, read_text
 from edge.tokenizer.huggingface import token_text
 from edge.tokenizer.vocabulary import named_token
 

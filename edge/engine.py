@@ -20,15 +20,9 @@ from numpy.typing import NDArray
 from edge import check, cores, forked, memory, models, native, packed_cache, plan
 from edge.cancel import Cancel
 from edge.cores import Choice
-from edge.errors import (
-    EdgeError,
-    InputError,
-    MemoryBudgetError,
-    ModelFileError,
-    UnsupportedError,
-)
+from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
+from edge.files.gguf import GGUF
 from edge.fingerprint import fingerprint
-from edge.gguf import GGUF
 from edge.graph import Graph, check_factors
 from edge.kv import KVCache
 from edge.kv_pool import PagePool

@@ -12,7 +12,7 @@ from edge.graph import Graph
 from edge.native import ffi, lib
 
 if TYPE_CHECKING:
-    from edge.gguf import Metadata
+    from edge.files.gguf import Metadata
     from edge.weights import Weights
 
 __all__ = ["fingerprint"]

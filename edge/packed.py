@@ -31,7 +31,7 @@ from typing import IO, Any
 
 from edge import native
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
-from edge.gguf import GGUF, TENSOR_TYPES, Metadata
+from edge.files.gguf import GGUF, TENSOR_TYPES, Metadata
 from edge.native import ffi, lib
 
 __all__ = [

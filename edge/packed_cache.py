@@ -22,7 +22,7 @@ from typing import Any
 
 from edge import packed, store
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.native import lib
 from edge.packed import PackedFile
 from edge.store import cache_dir, is_own, only_one, replacing

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge import models
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.onnx import npu
 
 Array = np.ndarray[Any, np.dtype[Any]]

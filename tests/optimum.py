@@ -15,7 +15,7 @@ import refgraph
 from onnx import TensorProto, helper
 
 from edge import models
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Op, Rope
 from edge.onnx import config as beside
 from edge.onnx.lowering import Lowering, rotations

@@ -60,7 +60,7 @@ def run(
 
 
 def load_weights(gguf: Any) -> dict[str, Array]:
-    """Every tensor of an open `edge.gguf.GGUF` as float32, by its name in the file."""
+    """Every tensor of an open `edge.files.gguf.GGUF` as float32, by its name in the file."""
     return {t.name: refmath.dequantise(t.type, t.data, t.shape) for t in gguf.tensors.values()}
 
 

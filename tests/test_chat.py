@@ -425,7 +425,7 @@ def test_a_model_without_template_says_what_to_do() -> None:
 
 @pytest.mark.model
 def test_smollm2(smollm2: Path) -> None:
-    from edge.gguf import GGUF
+    from edge.files.gguf import GGUF
 
     with GGUF.open(smollm2) as gguf:
         template = ChatTemplate.from_metadata(gguf.metadata, gguf.path)

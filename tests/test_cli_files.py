@@ -199,7 +199,7 @@ def bad_template_syntax(tiny: Tiny, folder: Path) -> Path:
 
 def data_bytes(path: Path) -> int:
     """Bytes from the first tensor's data to the end of the file."""
-    from edge.gguf import GGUF
+    from edge.files.gguf import GGUF
 
     with GGUF.open(path) as gguf:
         return gguf.n_bytes - min(tensor.offset for tensor in gguf.tensors.values())

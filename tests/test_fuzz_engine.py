@@ -15,7 +15,7 @@ from test_fuzz_gguf import NUMBERS
 
 from edge.engine import Engine
 from edge.errors import EdgeError, NativeError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 
 pytestmark = pytest.mark.native
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge.engine import describe
 from edge.errors import EdgeError, ModelFileError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.packed import open_model
 
 #: Numbers that break sums and products, as the eight bytes of a count or an offset.

@@ -17,7 +17,7 @@ from ggufbytes import ARRAY, BOOL, F32, I16, STRING, U8, U16, U32, U64, key, ten
 from tiny import write_split, write_tiny
 
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
-from edge.gguf import GGUF, TENSOR_TYPES
+from edge.files.gguf import GGUF, TENSOR_TYPES
 
 
 @pytest.fixture

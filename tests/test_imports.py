@@ -4,41 +4,44 @@ from __future__ import annotations
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "edge"
 
-#: From the bottom up: a module imports from its own layer and those below.
+#: From the bottom up, the folders and files of `edge/`: each imports from itself and from those above
+#: it in this list.
 LAYERS = [
-    {"__init__", "errors", "extras", "gguf_reader", "sizes", "tensor_types", "version"},
-    {"ctypes_ffi", "forked", "library", "memory"},
-    {"check"},
-    {"graph", "gguf", "json_file", "text_file", "native", "jinja", "tokenizer"},
-    {"models", "plan", "packed", "chat", "store", "cores", "cancel"},
-    {"loading"},
-    {"weights"},
-    {"packed_cache", "page_store", "fingerprint"},
-    {
-        "kv",
-        "kv_pool",
-        "kv_shape",
-        "sampler",
-        "results",
-        "session_contents",
-        "session_file",
-        "spelling",
-        "stops",
-    },
-    {"ledger"},
-    {"engine", "request", "backend"},
-    {"onnx"},
-    {"journal", "stream", "session", "perplexity"},
-    {"conversation"},
-    {"model", "restore"},
-    {"bench"},
-    {"cli"},
+    "version",
+    "errors",  # what can go wrong, in words for users
+    "sizes",  # bytes as people write them
+    "progress",  # what callers are told while they wait
+    "extras",  # packages that are not always there
+    "forked",  # what a forked child may do
+    "check",  # options as callers give them
+    "binding",  # the native library: found, loaded
+    "native",  # called
+    "files",  # what strangers made, checked
+    "graph",  # the waist
+    "tokenizer",
+    "models",
+    "disk",  # what is ours: whole or not there
+    "template",  # programs of strangers, bounded
+    "device",  # what this machine has
+    "loading",  # the options, plain values
+    "weights",
+    "kv",
+    "engine",  # one of two engines
+    "onnx",  # the other
+    "backend",  # what sessions need of both
+    "session",
+    "model",  # the door
+    "perplexity",
+    "__init__",  # the face
+    "bench",  # who uses it
+    "cli",
 ]
 #: Packages that may be imported at the top of these modules only.
 HEAVY = {
@@ -64,12 +67,12 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path, *, at_load: bool) -> set[str]:
+def imports(path: Path, *, at_load: bool = False) -> set[str]:
     """Dotted names that a file imports; at_load: not those for type checkers or in functions."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if at_load and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return
         if at_load and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             return
@@ -84,17 +87,37 @@ def imports(path: Path, *, at_load: bool) -> set[str]:
     return found
 
 
-def layer(module: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if module in names)
+def file_of(name: str) -> Path | None:
+    """The file of a module, or of the module that a dotted name is in; None: it is not of ours."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        place = PACKAGE.parent.joinpath(*parts[:n])
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if parts[0] == "edge" and file.is_file():
+                return file
+    return None
+
+
+def ours(path: Path) -> set[Path]:
+    """The files of edge that a file imports, anywhere in it."""
+    found = {file for name in imports(path) if (file := file_of(name)) is not None}
+    return {file for file in found if file.name not in GENERATED}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_no_back_edge(path: Path) -> None:
-    for name in imports(path, at_load=True):
-        package, *rest = name.split(".")
-        if package == "edge" and rest:
-            known = rest[0] if any(rest[0] in names for names in LAYERS) else "__init__"
-            assert layer(known) <= layer(name_of(path)), f"{path.name} imports {name}"
+def test_imports_run_downwards(path: Path) -> None:
+    """Those for type checkers, and in functions, count too."""
+    for file in ours(path):
+        below, own = name_of(file), name_of(path)
+        if not {below, own} <= set(LAYERS):
+            continue
+        assert LAYERS.index(below) <= LAYERS.index(own), f"{path.name} imports {file.name}"
+
+
+@pytest.mark.skip(reason="in the making")
+def test_no_circle() -> None:
+    """Files can be put in an order in which each imports only those before it."""
+    TopologicalSorter({path: ours(path) - {path} for path in modules()}).prepare()
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -18,7 +18,7 @@ from test_models import built, described
 from tiny import write_tiny
 
 from edge.errors import ModelFileError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Rope
 from edge.models import build
 from edge.models.keys import HARMLESS, NEUTRAL, READ, SAME

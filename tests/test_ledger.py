@@ -12,7 +12,7 @@ import pytest
 from edge import memory
 from edge.engine import Engine, describe
 from edge.errors import InputError, MemoryBudgetError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.kv_shape import kv_types
 from edge.ledger import _ROOM, Ledger
 from edge.loading import Loading

@@ -22,7 +22,7 @@ import pytest
 from fake_model import ROOT, assert_one_line
 
 from edge import memory
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.sizes import parse_size
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")

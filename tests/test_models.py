@@ -16,7 +16,7 @@ from make_references import CASES, DATA, Case, llama3_divisors
 from tiny import Tiny, tensors, write_tiny
 
 from edge.errors import ContextError, EdgeError, InputError, ModelFileError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Graph
 from edge.models import architectures, build
 from edge.models.common import DEFAULT_CONTEXT, Config

@@ -15,7 +15,7 @@ from test_refmath import SIZES, random_blocks
 from tiny import quantise
 
 from edge.errors import ModelFileError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Op
 from edge.onnx import blocks
 from edge.onnx.blocks import Blocks, Form, floats, form_of, slices

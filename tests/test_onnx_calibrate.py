@@ -13,7 +13,7 @@ import tiny
 
 from edge import models
 from edge.errors import InputError, ModelFileError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Graph
 from edge.onnx import calibrate
 from edge.onnx.calibrate import calibration_tokens

@@ -12,7 +12,7 @@ import refgraph
 
 from edge import models
 from edge.errors import UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Graph
 from edge.onnx import cpu
 

@@ -29,7 +29,7 @@ from edge.errors import (
     ModelFileError,
     UnsupportedError,
 )
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.kv_shape import PAGE
 from edge.onnx.engine import OnnxEngine
 

@@ -18,7 +18,7 @@ from test_onnx_cpu import open_session
 
 from edge import engine
 from edge.errors import ContextError, InputError, ModelFileError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.onnx import config
 from edge.onnx.export import Recipe, export
 from edge.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from onnxrun import Runner, write_npu
 import edge
 from edge import models
 from edge.errors import InputError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Graph
 from edge.onnx import npu
 from edge.onnx.blocks import form_of

@@ -23,7 +23,7 @@ from edge import engine as engines
 from edge import native, packed, packed_cache
 from edge.engine import Engine
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.packed import PackedFile, open_model
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]

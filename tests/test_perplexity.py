@@ -263,7 +263,7 @@ def test_a_base_loaded_for_less_is_refused(
 
 @pytest.mark.parametrize("scale", [1e30, 1e38])
 def test_absurd_weights_are_an_error(tiny_gguf: Tiny, tmp_path: Path, scale: float) -> None:
-    from edge.gguf import GGUF
+    from edge.files.gguf import GGUF
 
     source = tiny_gguf()
     with GGUF.open(source) as gguf:

@@ -17,7 +17,7 @@ from edge.bench import predict
 from edge.bench.machine import Roofs
 from edge.engine import Engine, describe, pack
 from edge.errors import MemoryBudgetError, ModelFileError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.kv_shape import kv_types
 from edge.packed import open_model
 

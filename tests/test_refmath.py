@@ -9,7 +9,7 @@ import refmath
 from make_blocks import DATA, numbers
 from refmath import dequantise, quantise_activations
 
-from edge.gguf import TENSOR_TYPES
+from edge.files.gguf import TENSOR_TYPES
 
 SIZES = {kind.name: kind for kind in TENSOR_TYPES.values()}
 BLOCKS = dict(np.load(DATA))

@@ -11,8 +11,8 @@ from fake_model import FakeModel, assert_one_line, run
 
 import edge
 from edge.errors import InputError
+from edge.files.text_file import TextFile
 from edge.perplexity import MIN_CONTEXT
-from edge.text_file import TextFile
 
 BOM = b"\xef\xbb\xbf"
 TEXT = "Once upon a time ü\n"

@@ -416,7 +416,7 @@ def test_threads_share_a_tokenizer() -> None:
 
 @pytest.mark.model
 def test_smollm2(smollm2: Path) -> None:
-    from edge.gguf import GGUF
+    from edge.files.gguf import GGUF
 
     with GGUF.open(smollm2) as gguf:
         tokenizer = Tokenizer.from_metadata(gguf.metadata, gguf.path)

@@ -9,7 +9,7 @@ import pytest
 from test_tokenizer import PIECES, bpe, build, spm
 
 from edge.errors import ModelFileError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.tokenizer import Tokenizer
 from edge.tokenizer.cost import extent, folder_tokenizer_bytes, tokenizer_bytes
 

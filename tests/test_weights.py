@@ -15,7 +15,7 @@ from edge import engine as engines
 from edge import ledger, memory, packed, weights
 from edge.engine import Engine
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.native import ffi
 from edge.packed import FORMS
 from edge.sizes import parse_size

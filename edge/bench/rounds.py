@@ -24,7 +24,7 @@ from edge.bench.ours import Ours, Work, work
 from edge.bench.runner import PEERS, Case, seconds, speed, warm_up
 from edge.engine import Engine, describe
 from edge.errors import EdgeError, InputError, UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.loading import KV_TYPES
 from edge.onnx import is_onnx
 

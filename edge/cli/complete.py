@@ -8,15 +8,9 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.options import (
-    Settings,
-    model_options,
-    open_text,
-    read_prompt,
-    sampling_options,
-)
+from edge.cli.options import Settings, model_options, open_text, read_prompt, sampling_options
 from edge.cli.single import asked, check, not_empty, single_options
-from edge.text_file import TextFile, utf8
+from edge.files.text_file import TextFile, utf8
 
 
 @click.command(short_help=COMMANDS["complete"])

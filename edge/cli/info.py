@@ -14,7 +14,7 @@ from edge.cli.terminal import mebibytes, plain
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
-    from edge.gguf import GGUF
+    from edge.files.gguf import GGUF
     from edge.loading import Layout
     from edge.packed import PackedFile
     from edge.tokenizer.vocabulary import Vocabulary

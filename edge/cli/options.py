@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge.errors import ContextError
+from edge.files.text_file import TextFile
 from edge.loading import KV_TYPES, LAYOUTS
 from edge.sampler import Option, SamplingOptions, sampling_fields
-from edge.text_file import TextFile
 
 if TYPE_CHECKING:
     from edge.kv_shape import WhenFull

@@ -25,9 +25,9 @@ from edge.errors import CancelledError, MemoryBudgetError
 from edge.sizes import show
 
 if TYPE_CHECKING:
+    from edge.files.text_file import TextFile
     from edge.model import Model
     from edge.perplexity import Divergence, Perplexity
-    from edge.text_file import TextFile
 
 
 @click.command(short_help=COMMANDS["perplexity"])

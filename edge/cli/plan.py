@@ -23,7 +23,7 @@ from edge.sizes import show
 
 if TYPE_CHECKING:
     from edge.engine import Description
-    from edge.gguf import GGUF
+    from edge.files.gguf import GGUF
     from edge.ledger import Ledger
     from edge.onnx.budget import Budget
     from edge.packed import PackedFile

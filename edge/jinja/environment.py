@@ -20,15 +20,7 @@ from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
 from edge.errors import CancelledError, TemplateError
-from edge.jinja.budget import (
-    ITEM_BYTES,
-    Budget,
-    Refused,
-    joined_bytes,
-    n_bytes,
-    running,
-    spending,
-)
+from edge.jinja.budget import ITEM_BYTES, Budget, Refused, joined_bytes, n_bytes, running, spending
 from edge.jinja.filters import allowed_filters
 from edge.jinja.text import (
     OTHER_METHODS,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edge import native
 from edge.errors import UnsupportedError
-from edge.gguf import TENSOR_TYPES, Tensor
+from edge.files.gguf import TENSOR_TYPES, Tensor
 from edge.native import ffi, lib
 from edge.packed import ALIGN, describe_weight, supported_types
 from edge.weights import pack_rows

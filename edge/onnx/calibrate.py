@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from edge import cores
 from edge.errors import InputError, ModelFileError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
+from edge.files.text_file import TextFile
 from edge.graph import Graph, Op
 from edge.onnx.blocks import floats, slices
 from edge.onnx.folder import MASKED
@@ -32,7 +33,6 @@ from edge.onnx.providers import choose
 from edge.onnx.sessions import open_graph
 from edge.onnx.step import FUSED_NORM, Shape, StepLowering
 from edge.onnx.writer import DataFile, GraphWriter
-from edge.text_file import TextFile
 from edge.tokenizer import Tokenizer
 
 __all__ = ["calibrate", "calibration_tokens"]

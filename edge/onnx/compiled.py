@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge import cores, store
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
-from edge.json_file import JsonFile
+from edge.files.json_file import JsonFile
 from edge.onnx import providers, sessions
 from edge.onnx.partition import Partition
 from edge.onnx.proto import OnnxFile

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import tokenizers
 
-    from edge.gguf import GGUF
+    from edge.files.gguf import GGUF
     from edge.models.common import Config
 
 __all__ = ["GENAI", "TOKENIZER_FILES", "complete_tokenizer", "write_genai", "write_tokenizer"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge.errors import UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Graph, Op, Rope
 from edge.models.common import Config
 from edge.onnx.linear import BlockLinears

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from edge import check, models
 from edge.errors import InputError, ModelFileError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Graph, Op
 from edge.onnx import config as beside
 from edge.onnx import cpu, npu

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import ModelFileError, UnsupportedError, brief
-from edge.json_file import JsonFile
+from edge.files.json_file import JsonFile
 from edge.onnx.proto import OnnxFile, Value
 
 __all__ = ["MASKED", "Decoder", "Folder", "KVNames", "Static", "open_folder", "static_shapes"]

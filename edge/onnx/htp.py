@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import UnsupportedError
-from edge.gguf import GGUF, Tensor
+from edge.files.gguf import GGUF, Tensor
 from edge.graph import Op
 from edge.onnx.blocks import floats, slices
 from edge.onnx.writer import DataFile, GraphWriter, Stored, onnx

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.gguf import GGUF, Tensor
+from edge.files.gguf import GGUF, Tensor
 from edge.graph import Op
 from edge.onnx.blocks import Form, blocks, floats, form_of, slices
 from edge.onnx.writer import CONTRIB, DataFile, GraphWriter, Stored, onnx

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Graph, Op, Rope, check_factors
 from edge.onnx.blocks import floats
 from edge.onnx.writer import GraphWriter

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge import check
 from edge.errors import InputError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Graph, Op
 from edge.onnx.calibrate import calibrate, calibration_tokens
 from edge.onnx.config import write_json

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge.errors import UnsupportedError
-from edge.gguf import GGUF
+from edge.files.gguf import GGUF
 from edge.graph import Graph, Op, Rope
 from edge.onnx.lowering import Linears, Lowering
 from edge.onnx.writer import GraphWriter

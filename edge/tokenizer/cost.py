@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge.gguf import Metadata
+from edge.files.gguf import Metadata
 
 __all__ = [
     "MOST_ADDED_BYTES",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import UnsupportedError, brief
-from edge.json_file import JsonFile
+from edge.files.json_file import JsonFile
 from edge.tokenizer.pieces import SPM_SPACE
 from edge.tokenizer.vocabulary import TokenType, Vocabulary, settle_control_tokens
 

@@ -33,8 +33,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
-from edge.gguf_reader import MAX_KEYS, STRING, Array, Reader, shown
-from edge.tensor_types import TENSOR_TYPES, TensorType, type_name
+from edge.files.gguf_reader import MAX_KEYS, STRING, Array, Reader, shown
+from edge.files.tensor_types import TENSOR_TYPES, TensorType, type_name
 
 __all__ = ["GGUF", "TENSOR_TYPES", "Metadata", "Tensor", "TensorType"]
 
