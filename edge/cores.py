@@ -34,9 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from edge import check
+from edge.disk.atomic import replacing
+from edge.disk.room import cache_dir
 from edge.errors import EdgeWarning, InputError, UnsupportedError
 from edge.memory import control_groups
-from edge.store import cache_dir, replacing
 from edge.version import __version__
 
 __all__ = ["MOST", "Choice", "Cluster", "Cores", "choose", "cpu_name", "store"]

@@ -33,6 +33,7 @@ from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.packed import PackedFile, open_model
 from edge.page_store import PageStore
+from edge.progress import Progress
 from edge.sizes import show
 from edge.version import __version__
 from edge.weights import Weights
@@ -110,7 +111,7 @@ def pack(
     *,
     layout: Layout = "fast",
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Pack a GGUF file into a file that runs without it; one that is there is replaced.
 
@@ -175,7 +176,7 @@ class Engine:
         cls,
         path: str | os.PathLike[str],
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         opened: Callable[[Engine], None] | None = None,
         **options: Unpack[LoadOptions],
     ) -> Engine:
@@ -405,7 +406,7 @@ class Engine:
         with contextlib.suppress(Exception):  # it may not be whole
             self.close()
 
-    def _start(self, choice: Choice, isa: int, progress: Callable[[int, int], None] | None) -> None:
+    def _start(self, choice: Choice, isa: int, progress: Progress | None) -> None:
         """Take the memory: threads, packed weights, plan."""
         self._pool = native.new_pool(choice.threads, choice.cpus)
         self.cores, self.isa = choice, native.text(lib.edge_isa_name(isa))
@@ -441,7 +442,7 @@ class Engine:
             self.kv, self.ledger.n_pages, most=self.ledger.most_pages, store=store, root=root
         )
 
-    def _load_weights(self, progress: Callable[[int, int], None] | None) -> None:
+    def _load_weights(self, progress: Progress | None) -> None:
         """Map them from a packed file, or pack them into memory."""
         if isinstance(self.gguf, PackedFile):
             self.gguf.verify(self._pool, progress)

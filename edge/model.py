@@ -17,6 +17,7 @@ from edge.errors import EdgeError, EdgeWarning, InputError, ModelFileError
 from edge.kv_shape import WhenFull
 from edge.loading import Loading, LoadOptions
 from edge.onnx import is_onnx
+from edge.progress import Progress
 from edge.request import Options
 from edge.session import Session
 
@@ -33,7 +34,7 @@ __all__ = ["Model", "load"]
 def load(
     path: str | PathLike[str] | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **options: Unpack[LoadOptions],
 ) -> Model:
     """Load a GGUF model, a packed one, or a folder of ONNX graphs.
@@ -47,7 +48,7 @@ def load(
     loading = Loading.of(options)  # checked before anything is read
     check.optional(check.function, "progress", progress, "(bytes done, bytes in all)")
     if path is None:
-        from edge.store import default_model
+        from edge.disk.pull import default_model
 
         path = default_model()
     path = check.path("path", path)

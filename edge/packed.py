@@ -30,9 +30,11 @@ from os import PathLike
 from typing import IO, Any
 
 from edge import native
+from edge.disk.atomic import write_all
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF, TENSOR_TYPES, Metadata
 from edge.native import ffi, lib
+from edge.progress import Progress
 
 __all__ = [
     "ALIGN",
@@ -58,9 +60,6 @@ _TYPE_NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
 _I8, _U32, _BOOL, _STRING, _ARRAY, _U64 = 24, 4, 7, 8, 9, 10
 #: Keys of a source that mean nothing, or something else, in the packed file.
 _DROPPED = ("general.alignment", "split.", _PREFIX)
-
-#: Called with (bytes done, bytes in all).
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -288,7 +287,7 @@ def write(
     start = len(header.encode([0] * header.n_sums))
     file.seek(start)
     for piece in packed:
-        _write_all(file, piece)
+        write_all(file, piece)
     n_bytes = start + header.n_data
     with (
         mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ) as view,
@@ -297,7 +296,7 @@ def write(
     ):
         found = sums(data)
     file.seek(0)
-    _write_all(file, header.encode(found))
+    write_all(file, header.encode(found))
 
 
 @dataclass(frozen=True)
@@ -362,15 +361,6 @@ def _digest(header: memoryview, end: int) -> bytes:
     sha = hashlib.sha256(header[: end - 64])
     sha.update(header[end:])
     return sha.hexdigest().encode()
-
-
-def _write_all(file: IO[bytes], piece: bytes | memoryview) -> None:
-    """Unbuffered files may take less than they are given."""
-    done = 0
-    with memoryview(piece) as view:  # and its slices: the piece's memory is used again
-        while done < len(view):
-            with view[done:] as rest:
-                done += file.write(rest)
 
 
 def _string(text: str) -> bytes:

@@ -15,23 +15,24 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge import packed, store
+from edge import packed
+from edge.disk import room
+from edge.disk.atomic import only_one, replacing
+from edge.disk.own import is_own
+from edge.disk.room import cache_dir
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.native import lib
 from edge.packed import PackedFile
-from edge.store import cache_dir, is_own, only_one, replacing
+from edge.progress import Progress
 from edge.weights import SAMPLED_BYTES, Weights
 
 __all__ = ["CachedFile", "clear", "files", "find_or_make", "folder", "key_of", "limit", "write_to"]
-
-#: Called with (bytes done, bytes in all).
-Progress = Callable[[int, int], None]
 
 _SAMPLE = SAMPLED_BYTES // 3  # of a tensor's start, middle and end go into the key
 _SCRATCH = ".pack-"
@@ -53,8 +54,8 @@ def folder() -> Path:
 
 
 def limit() -> int:
-    """Bytes that packed files may take, see `store.limit`. Raises InputError, OSError."""
-    return store.limit(folder(), sum(_size(path) for path in _paths()))
+    """Bytes that packed files may take, see `room.limit`. Raises InputError, OSError."""
+    return room.limit(folder(), sum(_size(path) for path in _paths()))
 
 
 def files() -> list[CachedFile]:
@@ -72,7 +73,7 @@ def clear() -> int:
     if not folder().is_dir():
         return 0
     with only_one(folder() / ".lock") as is_only:
-        store.sweep(folder(), _SCRATCH, is_only, _remove)
+        room.sweep(folder(), _SCRATCH, is_only, _remove)
         return sum(_remove(path) for path in _paths())
 
 
@@ -109,7 +110,7 @@ def find_or_make(
     """
     try:
         most = limit()
-        if most == 0 or not store.can_keep(folder()):
+        if most == 0 or not room.can_keep(folder()):
             return None
         key = key_of(gguf, weights)
         stem = os.path.basename(gguf.path).removesuffix(".gguf")[:100]
@@ -178,11 +179,9 @@ def _make(
         found = _use(path, key, pool, progress)
         if found is not None:
             return found
-        store.sweep(folder(), _SCRATCH, is_only, _remove)
+        room.sweep(folder(), _SCRATCH, is_only, _remove)
         held = [(old, _size(old)) for old in sorted(_paths(), key=_time)]
-        if not store.make_room(
-            weights.n_bytes + sum(map(len, gguf.headers())), most, held, _remove
-        ):
+        if not room.make_room(weights.n_bytes + sum(map(len, gguf.headers())), most, held, _remove):
             return None
         write_to(path, (gguf, weights, key, False), pool, progress)
         return _use(path, key, pool, None)

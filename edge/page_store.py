@@ -15,14 +15,16 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from edge import forked, native
+from edge.disk.atomic import only_one, replacing, write_all
+from edge.disk.own import make_folder, open_own
+from edge.disk.room import make_room, sweep
 from edge.errors import InputError
 from edge.native import ffi, lib
 from edge.sizes import show
-from edge.store import make_folder, only_one, open_own, replacing
 
 __all__ = ["PageStore"]
 
@@ -132,40 +134,40 @@ class PageStore:
     def _write(self, path: Path, parts: Sequence[bytes | memoryview], durable: bool) -> None:
         with replacing(path, _SCRATCH, durable=durable, mode=0o600) as file:
             for part in parts:
-                if file.write(part) != len(part):
-                    raise OSError("the disk took only a part of it")
+                write_all(file, part)
 
     def _make_room(self, n_bytes: int, is_only: bool) -> None:
         """Remove the least recently used files until n_bytes more fit, and scratch files that a
         process left behind. is_only: nobody writes one at present.
         """
-        if n_bytes > self.limit:
+        sweep(self.folder, _SCRATCH, is_only, Path.unlink)
+        if not make_room(n_bytes, self.limit, self._held(), _remove):
             raise OSError(f"a page of {show(n_bytes)}, the limit is {show(self.limit)}")
-        files = sorted(self._files(is_only))
-        total = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if total + n_bytes <= self.limit:
-                break
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            total -= size
 
-    def _files(self, is_only: bool) -> Iterator[tuple[int, int, str]]:
-        """(nanoseconds of its last use, bytes, path) of each page."""
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # another process removed it
-                    if entry.name.startswith(_SCRATCH) and is_only:
-                        os.unlink(entry.path)
-                    elif entry.name.endswith(_SUFFIX):
-                        found = entry.stat(follow_symlinks=False)
-                        yield found.st_mtime_ns, found.st_size, entry.path
+    def _held(self) -> list[tuple[Path, int]]:
+        """The files of pages and their bytes, the least recently used first."""
+        found = list[tuple[int, int, Path]]()
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):  # another process removed it
+                stats = path.lstat()
+                found.append((stats.st_mtime_ns, stats.st_size, path))
+        return [(path, size) for _, size, path in sorted(found)]
 
     def _error(self, error: OSError) -> InputError:
         return InputError(
             f"{self.folder}: prompts cannot be kept there: {error.strerror or error}; "
             "put that right, or name another folder as prefix_cache"
         )
+
+
+def _remove(path: Path) -> int:
+    """Remove a page; the bytes that went."""
+    try:
+        n_bytes = path.lstat().st_size
+        path.unlink()
+    except FileNotFoundError:  # another process removed it
+        return 0
+    return n_bytes
 
 
 def _touch(path: Path, n_bytes: int) -> bool:

@@ -49,6 +49,7 @@ from edge.errors import (
     UnsupportedError,
     brief,
 )
+from edge.progress import Progress
 
 if TYPE_CHECKING:
     from edge.model import Model
@@ -65,8 +66,6 @@ _TEXT_BYTES = 40
 #: Nats per token. Guessing costs log(vocabulary), about 12; e to this power is still a float.
 _ABSURD = 700.0
 
-#: progress(done, total): tokens run, of all windows and models.
-Progress = Callable[[int, int], None]
 Floats = NDArray[np.float32]
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TypedDict
 
 from edge import check
 from edge.errors import InputError, brief
+from edge.progress import Progress
 from edge.sampler import SamplingOptions
 
 __all__ = ["Options", "Request"]
-
-#: progress(done, total): tokens of the prompt, called before the first and after each chunk.
-Progress = Callable[[int, int], None]
 
 
 class Options(TypedDict, total=False):

@@ -37,10 +37,11 @@ from pathlib import Path
 from typing import Any
 
 from edge import forked, native
+from edge.disk.atomic import sync_folder, write_all
+from edge.disk.own import SAFELY
 from edge.errors import SessionFileError
 from edge.native import ffi, lib
 from edge.session_contents import RECORD, Bytes, Contents, Kind, Part, Record, check_size
-from edge.store import SAFELY, sync_folder
 
 __all__ = ["VERSION", "SessionFile"]
 
@@ -202,7 +203,7 @@ class SessionFile:
         identity = secrets.token_bytes(16)
         unsigned = _HEADER.pack(_MAGIC, VERSION, 0, end, identity, 0)[: -_CRC.size]
         self._crc, self.contents = zlib.crc32(unsigned), Contents(_HEADER.size)
-        _write_all(self._file, unsigned + _CRC.pack(self._crc))
+        write_all(self._file, unsigned + _CRC.pack(self._crc))
         records = self._write_batch(parts)
         os.fsync(self._file.fileno())
         self._apply(records, parts)
@@ -221,8 +222,8 @@ class SessionFile:
             numbers = (part.kind, part.a, part.b, len(part.data), self.end)
             records.append(Record(at, *numbers, pair, left))
             unsigned = RECORD.pack(_MARK, *numbers, *pair, left, 0)[: -_CRC.size]
-            _write_all(self._file, unsigned + _CRC.pack(self._record_crc(unsigned, at)))
-            _write_all(self._file, part.data)
+            write_all(self._file, unsigned + _CRC.pack(self._record_crc(unsigned, at)))
+            write_all(self._file, part.data)
             at = records[-1].end
         return records
 
@@ -492,11 +493,3 @@ def _check_kind(handle: int, path: str) -> None:
 def _remove(path: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)
-
-
-def _write_all(file: Any, data: Bytes) -> None:
-    """Raw files may write less than asked. Leaves no view of data behind. Raises OSError."""
-    done = 0
-    while done < len(data):
-        with memoryview(data) as view, view[done:] as rest:
-            done += file.write(rest)

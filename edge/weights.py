@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from edge.loading import LAYOUTS, Layout
 from edge.memory import anonymous, available, resident_of
 from edge.native import ffi, lib
 from edge.packed import ALIGN, FORMS, Item, PackedFile, describe_weight, padded, supported_types
+from edge.progress import Progress
 from edge.sizes import show
 
 __all__ = ["Weights", "pack_rows", "supported_types"]
@@ -34,9 +35,6 @@ _PANEL_ROWS = 16
 #: Bytes of each tensor that tell one file from another, see `packed_cache.key_of`.
 SAMPLED_BYTES = 3 * 4096
 _NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
-
-#: Called with (bytes done, bytes in all).
-Progress = Callable[[int, int], None]
 
 
 class Weights:

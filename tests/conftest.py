@@ -41,7 +41,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The default model, SmolLM2-135M-Instruct; fails with what to do when it was not pulled."""
-    from edge.store import default_model
+    from edge.disk.pull import default_model
 
     return default_model()
 

@@ -264,14 +264,14 @@ def test_run_goes_on_without(
 def test_disk_that_fills_up_halfway(
     cache: Path, source: Path, want: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, calls = packed._write_all, iter(range(9))
+    write, calls = packed.write_all, iter(range(9))
 
     def full(*args: Any) -> None:
         if next(calls) == 7:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(*args)
 
-    monkeypatch.setattr(packed, "_write_all", full)
+    monkeypatch.setattr(packed, "write_all", full)
     assert np.array_equal(logits(source), want)
     assert left(cache) == []
 
@@ -359,7 +359,10 @@ def test_cache_folder_that_is_a_file(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other variables")
 def test_no_home(source: Path, want: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.store._platform_cache", lambda: (_ for _ in ()).throw(RuntimeError()))
+    def homeless() -> Path:
+        raise RuntimeError
+
+    monkeypatch.setattr("edge.disk.room._platform_cache", homeless)
     monkeypatch.delenv("EDGE_CACHE", raising=False)
     monkeypatch.delenv("EDGE_CACHE_SIZE")
     assert np.array_equal(logits(source), want)
@@ -508,9 +511,9 @@ def test_command_lists_and_clears(cache: Path, source: Path) -> None:
 
 
 def test_command_spares_the_fetched_model(cache: Path) -> None:
-    from edge import store
+    from edge.disk import pull
 
-    fetched = cache.parent / store.DEFAULT.file
+    fetched = cache.parent / pull.DEFAULT.file
     fetched.parent.mkdir(parents=True)
     fetched.write_bytes(b"1234")
     assert "fetched" in run("cache").output

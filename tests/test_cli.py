@@ -13,9 +13,9 @@ import pytest
 from fake_model import ROOT, USAGE, FakeModel, assert_one_line, run
 
 import edge
-from edge import store
 from edge.cli import COMMANDS, cli
 from edge.cli.terminal import figures
+from edge.disk import pull
 from edge.errors import InputError, ModelFileError
 
 # ---- the program ----
@@ -241,6 +241,6 @@ def test_missing_default_model_says_pull(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_pull(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fetched = iter((True, False))
-    monkeypatch.setattr(store, "pull", lambda **_: (tmp_path / "m.gguf", next(fetched)))
-    assert run("pull").output == f"{store.DEFAULT.name}: {tmp_path / 'm.gguf'}\n"
+    monkeypatch.setattr(pull, "pull", lambda **_: (tmp_path / "m.gguf", next(fetched)))
+    assert run("pull").output == f"{pull.DEFAULT.name}: {tmp_path / 'm.gguf'}\n"
     assert run("pull").output.endswith("(already there)\n")

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 from onnxgraphs import context, open_sessions, quantized, read
 
-from edge import store
 from edge.cli import cli
+from edge.disk import room
 from edge.errors import ModelFileError, UnsupportedError
 from edge.onnx import compiled, sessions
 from edge.onnx.partition import Partition
@@ -59,7 +59,7 @@ class Compiler:
 def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
     made = Compiler()
     monkeypatch.setattr(sessions, "open_graph", made.open_graph)
-    monkeypatch.setattr(store, "_SCRATCH_SECONDS", 0)
+    monkeypatch.setattr(room, "_SCRATCH_SECONDS", 0)
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EDGE_CACHE_SIZE", "1GB")
     return made
@@ -287,7 +287,7 @@ def test_where_locks_do_not_work_the_first_wins(
             open_sessions(graphs, compiler.target, KEY)
         yield False
 
-    monkeypatch.setattr("edge.store.only_one", nobody_waits)
+    monkeypatch.setattr("edge.disk.atomic.only_one", nobody_waits)
     opened = open_sessions(graphs, compiler.target, KEY)
     assert opened.keys() == graphs.keys() and len(compiled.entries()) == 1
 

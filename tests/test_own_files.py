@@ -16,7 +16,7 @@ from fake_model import edge_run
 from test_packed import TOKENS, logits
 
 import edge
-from edge import store
+from edge.disk import atomic, own, pull
 from edge.errors import InputError, SessionFileError
 from edge.page_store import PageStore
 
@@ -37,7 +37,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     def slept(seconds: float) -> None:
         raise AssertionError("it waits")
 
-    monkeypatch.setattr("edge.store.time.sleep", slept)
+    monkeypatch.setattr("edge.disk.atomic.time.sleep", slept)
 
 
 @pytest.fixture
@@ -74,10 +74,10 @@ def test_a_lock_is_waited_for_some_seconds(tmp_path: Path, seconds: float) -> No
     with (
         held(tmp_path / ".lock"),
         pytest.raises(TimeoutError, match="another process holds this lock"),
-        store.only_one(tmp_path / ".lock", seconds=seconds),
+        atomic.only_one(tmp_path / ".lock", seconds=seconds),
     ):
         pass
-    with store.only_one(tmp_path / ".lock", seconds=0) as is_only:
+    with atomic.only_one(tmp_path / ".lock", seconds=0) as is_only:
         assert is_only
 
 
@@ -92,7 +92,7 @@ def test_who_is_at_work_is_waited_for(tmp_path: Path) -> None:
             other.close()  # the work is done
         return step
 
-    with store.only_one(path, seconds=0.01, at_work=at_work) as is_only:
+    with atomic.only_one(path, seconds=0.01, at_work=at_work) as is_only:
         assert is_only and other.closed
 
 
@@ -109,19 +109,19 @@ def test_a_lock_is_a_regular_file_of_our_own(
         "another's": lambda: anothers(target).rename(lock),
         "open to all": lambda: (target.chmod(0o666), target.rename(lock)),
     }[kind]()
-    with pytest.raises(OSError, match=r"\.lock"), store.only_one(lock):
+    with pytest.raises(OSError, match=r"\.lock"), atomic.only_one(lock):
         pass
     assert (target if target.exists() else lock).read_text() == "kept"
 
 
 def test_a_lock_is_its_owner_s_alone(tmp_path: Path, anybody: None) -> None:
-    with store.only_one(tmp_path / ".lock"):
+    with atomic.only_one(tmp_path / ".lock"):
         assert mode(tmp_path / ".lock") == 0o600
 
 
 def test_what_a_lock_file_holds_stays(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("something of somebody")
-    with store.only_one(tmp_path / ".lock"):
+    with atomic.only_one(tmp_path / ".lock"):
         pass
     assert (tmp_path / ".lock").read_text() == "something of somebody"
 
@@ -132,7 +132,7 @@ def test_a_load_goes_on_without_the_cache(
 ) -> None:
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path))
     monkeypatch.setenv("EDGE_CACHE_SIZE", "1GB")
-    monkeypatch.setattr(store, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(atomic, "_LOCK_SECONDS", 0.2)
     path = tiny_gguf(type="Q4_0")
     with held(tmp_path / "packed" / ".lock"):
         without = logits(path)
@@ -146,12 +146,12 @@ def test_a_pull_goes_on_beside_one_that_stopped(
 ) -> None:
     fetched = list[Path]()
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path))
-    monkeypatch.setattr(store, "_LOCK_SECONDS", 0.2)
-    monkeypatch.setattr(store, "_fetch", lambda source, scratch, *_: fetched.append(scratch))
+    monkeypatch.setattr(atomic, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(pull, "_fetch", lambda source, scratch, *_: fetched.append(scratch))
     theirs = tmp_path / ".pull-theirs"
     theirs.mkdir()
     with held(tmp_path / ".lock"):
-        assert store.pull()[1] and len(fetched) == 1
+        assert pull.pull()[1] and len(fetched) == 1
     assert theirs.exists()  # it may go on
 
 
@@ -169,7 +169,7 @@ def test_a_page_that_leaves_the_memory_waits_for_nobody(tmp_path: Path, no_waiti
 def test_a_page_that_is_to_be_kept_waits_some_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(atomic, "_LOCK_SECONDS", 0.2)
     pages = PageStore(tmp_path)
     with held(tmp_path / ".lock"), pytest.raises(InputError, match="another process"):
         pages.write(KEY, PAGE, durable=True)
@@ -255,7 +255,7 @@ def test_weights_come_from_no_file_of_others(
     with open(packed):  # its number is not given away anew
         assert np.array_equal(logits(path), want)
         if kind == "open to all" or os.geteuid() == 0:  # else all files are another's now
-            assert packed.stat().st_ino != before and store.is_own(packed)
+            assert packed.stat().st_ino != before and own.is_own(packed)
 
 
 @pytest.mark.native
@@ -291,22 +291,22 @@ def test_a_pipe_is_no_session(tmp_path: Path) -> None:
 
 def test_a_fetched_model_is_for_all(tmp_path: Path, anybody: None) -> None:
     """Weights are no secret: several users may share what root has put there."""
-    store.make_folder(tmp_path / "cache")
+    own.make_folder(tmp_path / "cache")
     assert mode(tmp_path / "cache") == 0o755
-    with store.replacing(tmp_path / "model", ".scratch-") as file:
+    with atomic.replacing(tmp_path / "model", ".scratch-") as file:
         file.write(b"weights")
     assert mode(tmp_path / "model") == 0o666
 
 
 def test_a_child_that_was_forked_meanwhile_keeps_no_lock(tmp_path: Path) -> None:
     source, target = os.pipe()
-    with store.only_one(tmp_path / "lock", seconds=0):
+    with atomic.only_one(tmp_path / "lock", seconds=0):
         child = os.fork()
         if child == 0:
             os.close(target)
             os.read(source, 1)  # until the parent is done
             os._exit(0)
-    with store.only_one(tmp_path / "lock", seconds=0) as is_only:
+    with atomic.only_one(tmp_path / "lock", seconds=0) as is_only:
         assert is_only
     os.close(target)
     os.waitpid(child, 0)

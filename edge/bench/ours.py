@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from edge.bench.runner import Case
 from edge.engine import Engine
 from edge.loading import Loading
 from edge.model import engine_of
+from edge.progress import Progress
 
 if TYPE_CHECKING:
     from edge.backend import Cache
@@ -27,7 +28,7 @@ class Ours:
         path: str | os.PathLike[str],
         threads: int | None,
         context: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         **options: Any,
     ) -> None:
         options |= {"context": context, "threads": threads}

@@ -23,11 +23,12 @@ from typing import Any, Protocol
 
 from edge.bench.machine import Machine
 from edge.cores import cpu_name
+from edge.disk.atomic import replacing
+from edge.disk.room import cache_dir
 from edge.errors import EdgeError
 from edge.kv_shape import KVShape
 from edge.models.common import Config
 from edge.plan import Lowered
-from edge.store import cache_dir, replacing
 
 __all__ = ["Demand", "Measured", "Planned", "demand_of", "tokens_per_second"]
 

@@ -169,7 +169,7 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
         raise click.UsageError("EDGE_THREADS is set and comes before --threads: unset it.")
     peers = _peers(flags["against"], flags["pythons"], flags["models"])
     from edge.bench import Case, Report, Settings, measure, plot
-    from edge.store import default_model
+    from edge.disk.pull import default_model
 
     if plot_path:
         plot.require()  # before minutes of measuring

@@ -30,10 +30,11 @@ def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
     """
     if is_all and not is_clear:
         raise click.UsageError("--all needs --clear.")
-    from edge import packed_cache, store
+    from edge import packed_cache
+    from edge.disk import pull, room
     from edge.onnx import compiled
 
-    fetched = store.cache_dir() / store.DEFAULT.file
+    fetched = room.cache_dir() / pull.DEFAULT.file
     if is_clear:
         n_bytes = packed_cache.clear() + compiled.clear()
         if is_all and fetched.is_file():

@@ -64,9 +64,9 @@ def export(model: str | None, output: str, force: bool, as_json: bool, **options
     onnxruntime-genai loads dialect cpu. Weights stay as they are in MODEL, but for
     those that an NPU wants in another form.
     """
+    from edge.disk.pull import default_model
     from edge.onnx.export import Recipe
     from edge.onnx.export import export as write
-    from edge.store import default_model
 
     if options["chunk"] is not None:
         options["chunk"] = int(options["chunk"])

@@ -41,9 +41,9 @@ def info(model: str | None, layout: Layout, as_json: bool) -> None:
     Works for files that cannot be run too, the first part of a download among them, and says why
     they cannot. Of a folder of ONNX graphs it says what they were made for.
     """
+    from edge.disk.pull import default_model
     from edge.onnx import is_onnx
     from edge.packed import open_model
-    from edge.store import default_model
 
     path = model if model is not None else str(default_model())
     if is_onnx(path):

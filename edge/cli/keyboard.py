@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import click
 
 from edge.cli.terminal import is_terminal
+from edge.disk.atomic import replacing
+from edge.disk.room import cache_dir
 from edge.errors import UnsupportedError
-from edge.store import cache_dir, replacing
 
 _PROMPT, _MORE = "> ", ". "
 _QUOTES = '"""'

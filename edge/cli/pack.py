@@ -36,8 +36,8 @@ def pack(model: str | None, output: str, force: bool, as_json: bool, **options: 
     wherever a MODEL does, on every machine, and the model itself is not needed any more. It is
     for this version of edge: keep the model to pack it again.
     """
+    from edge.disk.pull import default_model
     from edge.engine import pack as write
-    from edge.store import default_model
 
     if os.path.lexists(output) and not force:
         raise InputError(f"{output} is there already: --force replaces it")

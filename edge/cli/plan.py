@@ -56,10 +56,10 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     ONNX graphs all but the speed. Exit code 1 when it does not fit.
     """
     from edge import cores
+    from edge.disk.pull import default_model
     from edge.engine import describe
     from edge.onnx import is_onnx
     from edge.packed import open_model
-    from edge.store import default_model
 
     path = model if model is not None else str(default_model())
     choice = cores.choose(options["threads"])

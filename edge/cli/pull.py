@@ -17,8 +17,8 @@ def pull(force: bool) -> None:
     it is configured with. The cache is the folder in EDGE_CACHE, else `edge` in the platform's
     cache folder (~/.cache/edge).
     """
-    from edge import store
+    from edge.disk import pull
 
     with Progress("fetching") as progress:
-        path, fetched = store.pull(force=force, progress=progress)
-    click.echo(f"{store.DEFAULT.name}: {path}" + ("" if fetched else " (already there)"))
+        path, fetched = pull.pull(force=force, progress=progress)
+    click.echo(f"{pull.DEFAULT.name}: {path}" + ("" if fetched else " (already there)"))

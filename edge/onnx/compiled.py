@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge import cores, store
+from edge import cores
+from edge.disk import atomic, room
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.files.json_file import JsonFile
 from edge.onnx import providers, sessions
@@ -213,7 +214,7 @@ def compile_into(
         partitions = {name: one.partition for name, one in opened.items()}
         _seal(scratch, want, partitions, share)
         scratch.rename(path)
-        store.sync_folder(path.parent)
+        atomic.sync_folder(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     source = f"compiled now, kept in {path}"
@@ -294,7 +295,7 @@ def _advice(path: Path) -> str:
 
 def folder() -> Path:
     """Where the cached ones are; not created here. Raises UnsupportedError, as `cache_dir`."""
-    return store.cache_dir() / "compiled"
+    return room.cache_dir() / "compiled"
 
 
 def entries() -> list[tuple[Path, int, float]]:
@@ -310,20 +311,20 @@ def clear() -> int:
     """Remove all that is cached. Returns bytes. Raises OSError."""
     if not folder().is_dir():
         return 0
-    with store.only_one(folder() / ".lock") as is_only:
-        store.sweep(folder(), _SCRATCH, is_only, _delete)
+    with atomic.only_one(folder() / ".lock") as is_only:
+        room.sweep(folder(), _SCRATCH, is_only, _delete)
         return sum(_remove(path) for path in _paths())
 
 
 def limit() -> int:
     """Bytes that they may take. Raises InputError for a bad EDGE_CACHE_SIZE, OSError."""
-    return store.limit(folder(), sum(map(_size, _paths())))
+    return room.limit(folder(), sum(map(_size, _paths())))
 
 
 def _place(name: str, want: Mapping[str, Any]) -> Path | None:
     """Where the cache has what is wanted, or would have it; None: the cache is off."""
     try:
-        if limit() == 0 or not store.can_keep(folder()):
+        if limit() == 0 or not room.can_keep(folder()):
             return None
         digest = hashlib.sha256(json.dumps(want, sort_keys=True).encode()).hexdigest()
         return folder() / f"{name[:100]}-{digest[:16]}"
@@ -344,14 +345,14 @@ def _make(
     """Compile and keep it, unless another process does so right now: then use what that made."""
     with contextlib.ExitStack() as lock:
         try:
-            is_only = lock.enter_context(store.only_one(path.parent / ".lock"))
+            is_only = lock.enter_context(atomic.only_one(path.parent / ".lock"))
             if path.is_dir():
                 return _use(path, want, target)
-            store.sweep(folder(), _SCRATCH, is_only, _delete)
+            room.sweep(folder(), _SCRATCH, is_only, _delete)
             n_bytes = sum(graph.weight_bytes for graph in graphs.values())
             held = [(old, size) for old, size, _ in reversed(entries())]
             is_free = n_bytes <= shutil.disk_usage(folder()).free
-            if is_free and store.make_room(n_bytes, limit(), held, _remove):
+            if is_free and room.make_room(n_bytes, limit(), held, _remove):
                 return compile_into(path, graphs, target, want, share=False)
         except OSError:
             pass

@@ -21,6 +21,7 @@ from edge.onnx.budget import Budget
 from edge.onnx.folder import Decoder, Folder, Static, open_folder
 from edge.onnx.runners import DecoderRunner, StaticRunner, most_tokens
 from edge.onnx.sessions import Opened, explain
+from edge.progress import Progress
 from edge.version import __version__
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class OnnxEngine:
         cls,
         path: str | os.PathLike[str],
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         opened: Callable[[OnnxEngine], None] | None = None,
         **options: Unpack[LoadOptions],
     ) -> OnnxEngine:
@@ -246,7 +247,7 @@ class OnnxEngine:
     def _forked(self) -> None:
         self._lock = forked.REFUSAL
 
-    def _open(self, progress: Callable[[int, int], None] | None) -> None:
+    def _open(self, progress: Progress | None) -> None:
         """Have onnxruntime load the graphs."""
         if progress:
             progress(0, self.folder.weight_bytes)

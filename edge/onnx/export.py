@@ -10,12 +10,13 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edge import check, models
+from edge.disk.atomic import sync_folder
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.graph import Graph, Op
@@ -25,13 +26,11 @@ from edge.onnx.ahead import compile_for, require_compiler
 from edge.onnx.compiled import AHEAD
 from edge.onnx.writer import onnx
 from edge.packed import PackedFile, open_model
-from edge.store import sync_folder
+from edge.progress import Progress
 
 __all__ = ["Dialect", "Recipe", "export"]
 
 Dialect = Literal["cpu", "npu"]
-Progress = Callable[[int, int], None]
-
 #: All that an export may have written; a folder of these alone may be replaced.
 _FILES = {
     *(cpu.GRAPH, cpu.DATA, beside.GENAI),

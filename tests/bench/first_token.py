@@ -24,7 +24,7 @@ TEXT = ROOT / "tests" / "data" / "english.txt"
 CUT = """
 import sys
 from edge.packed import open_model
-from edge.store import default_model
+from edge.disk.pull import default_model
 from edge.tokenizer import Tokenizer
 tokenizer = Tokenizer.from_metadata(open_model(sys.argv[1] or default_model()).metadata)
 ids = tokenizer.encode(open(sys.argv[2], encoding="utf-8").read())

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import edge
 from edge.cores import cpu_name
-from edge.store import default_model
+from edge.disk.pull import default_model
 
 TESTS = Path(__file__).resolve().parent.parent
 TEXT = (TESTS / "data" / "english.txt").read_text(encoding="utf-8")

