@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import check, cores, forked, memory, models, native, packed_cache, plan
+from edge import check, forked, models, native, packed_cache, plan
 from edge.cancel import Cancel
-from edge.cores import Choice
+from edge.device import cores, memory
+from edge.device.cores import Choice
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.fingerprint import fingerprint

@@ -27,7 +27,8 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from edge import forked, memory
+from edge import forked
+from edge.device import memory
 from edge.errors import InputError, MemoryBudgetError
 from edge.native import ffi
 from edge.sizes import show

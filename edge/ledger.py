@@ -27,8 +27,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from edge import memory
 from edge.chat import compiled_bytes
+from edge.device import memory
 from edge.errors import MemoryBudgetError, UnsupportedError
 from edge.jinja.budget import Limits
 from edge.kv_shape import PAGE, KVShape, kv_types

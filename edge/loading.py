@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
 
-from edge import check, cores
+from edge import check
+from edge.device import cores
 
 __all__ = ["KV_TYPES", "LAYOUTS", "KVType", "Layout", "LoadOptions", "Loading"]
 
@@ -40,7 +41,7 @@ class Loading:
     """Checked options. Raises InputError for a value that cannot be.
 
     context: tokens that a session may hold; None: the model's own limit, at most 4096.
-    threads: None: the cores that help, see `edge.cores`; EDGE_THREADS comes before both. layout:
+    threads: None: the cores that help, see `edge.device.cores`; EDGE_THREADS comes before both. layout:
     "fast", "compact" (some types take less memory, and are slower), "auto": as much of it fast as
     fits. memory: the most that the whole process may have resident, bytes or a size as "1.5GB";
     None: what is available now. kv: how keys and values are kept; "auto": the best type with which

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import native
+from edge.device.memory import anonymous, available, resident_of
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF, TENSOR_TYPES, Tensor
 from edge.loading import LAYOUTS, Layout
-from edge.memory import anonymous, available, resident_of
 from edge.native import ffi, lib
 from edge.packed import ALIGN, FORMS, Item, PackedFile, describe_weight, padded, supported_types
 from edge.progress import Progress

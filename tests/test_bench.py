@@ -16,9 +16,9 @@ import pytest
 from fake_model import ROOT, edge_run, run
 
 from edge.bench import Case, Peer, Report, Settings, measure, plot, rounds, runner
-from edge.bench.machine import Machine, buffer_bytes, largest_cache
 from edge.bench.ours import Ours, work
 from edge.bench.report import roofs
+from edge.device.machine import Machine, buffer_bytes, largest_cache
 from edge.errors import ContextError, InputError, MemoryBudgetError, UnsupportedError
 from edge.loading import KV_TYPES
 from edge.native import lib
@@ -153,17 +153,17 @@ def test_measuring_refuses_bad_arguments() -> None:
 def test_a_small_buffer_where_memory_is_short(
     monkeypatch: pytest.MonkeyPatch, left: int, want: int
 ) -> None:
-    monkeypatch.setattr("edge.bench.machine.largest_cache", lambda: 32 << 20)
-    monkeypatch.setattr("edge.bench.machine.available", lambda: left)
+    monkeypatch.setattr("edge.device.machine.largest_cache", lambda: 32 << 20)
+    monkeypatch.setattr("edge.device.machine.available", lambda: left)
     with Machine(1, small=True) as machine:
         assert len(machine._block) == want << 20
-    monkeypatch.setattr("edge.bench.machine.available", lambda: 100 << 20)
+    monkeypatch.setattr("edge.device.machine.available", lambda: 100 << 20)
     with pytest.raises(MemoryBudgetError):
         Machine(1, small=True)
 
 
 def test_no_memory_for_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.bench.machine.available", lambda: 1 << 20)
+    monkeypatch.setattr("edge.device.machine.available", lambda: 1 << 20)
     with pytest.raises(MemoryBudgetError, match="measure the bandwidth"):
         Machine(1)
 

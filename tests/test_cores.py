@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from fake_model import assert_one_line, run
 
-from edge import cores
 from edge.bench import tune
 from edge.bench.tune import Measured, Row, Times, best, candidates
-from edge.cores import Choice, Cluster, Cores, choose, cpu_name, store
+from edge.device import cores
+from edge.device.cores import Choice, Cluster, Cores, choose, cpu_name, store
 from edge.engine import Engine
 from edge.errors import EdgeWarning, InputError, MemoryBudgetError
 
@@ -254,7 +254,7 @@ def test_tuned_number_belongs_to_a_machine(phone: Cores, monkeypatch: pytest.Mon
         choice = choose(None, other)
         assert choice.why != "by edge-run tune"
         assert choice.ignored is not None and "of another machine" in choice.ignored
-    for name in ("edge.cores.__version__", "edge.cores.cpu_name"):
+    for name in ("edge.device.cores.__version__", "edge.device.cores.cpu_name"):
         with monkeypatch.context() as m:
             m.setattr(name, "9.9" if "version" in name else lambda: "Z80")
             assert choose(None, phone).threads == 4
@@ -422,7 +422,7 @@ def test_times_of_others(tmp_path: Path) -> None:
 @pytest.mark.native
 @pytest.mark.any_isa
 def test_no_memory_to_tune(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.bench.machine.available", lambda: 10 << 20)
+    monkeypatch.setattr("edge.device.machine.available", lambda: 10 << 20)
     with pytest.raises(MemoryBudgetError, match=r"8\.0 MiB .* 10\.0 MiB are available"):
         tune.measure(Cores.now())
     assert run("tune").exit_code == 1

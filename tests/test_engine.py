@@ -13,7 +13,8 @@ import pytest
 import refgraph
 from native_plan import floats
 
-from edge import memory, native, plan
+from edge import native, plan
+from edge.device import memory
 from edge.engine import Engine
 from edge.errors import (
     ContextError,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from toy_kv import SHAPE, check_content, check_pool, run, run_all
 
-from edge import memory
+from edge.device import memory
 from edge.errors import ContextError, InputError, MemoryBudgetError
 from edge.kv import KVCache
 from edge.kv_pool import PagePool

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge import memory
+from edge.device import memory
 from edge.engine import Engine, describe
 from edge.errors import InputError, MemoryBudgetError
 from edge.files.gguf import GGUF

@@ -21,7 +21,7 @@ import ggufbytes
 import pytest
 from fake_model import ROOT, assert_one_line
 
-from edge import memory
+from edge.device import memory
 from edge.files.gguf import GGUF
 from edge.sizes import parse_size
 

@@ -104,7 +104,7 @@ def test_a_cache_that_moves_to_another_device_is_not_used(
 ) -> None:
     target = dataclasses.replace(compiler.target, soc=None)  # which QNN finds out
     for board, n_compiled in (("one", 2), ("other", 4), ("one", 4)):
-        monkeypatch.setattr("edge.cores.cpu_name", lambda board=board: board)
+        monkeypatch.setattr("edge.device.cores.cpu_name", lambda board=board: board)
         open_sessions(graphs, target, KEY)
         assert compiler.compiled == n_compiled
 

@@ -19,8 +19,9 @@ from onnxfolders import write_cpu, write_static
 from optimum import edit, to_external, write_optimum
 
 import edge
-from edge import memory, models
+from edge import models
 from edge.cancel import Cancel
+from edge.device import memory
 from edge.errors import (
     CancelledError,
     ContextError,

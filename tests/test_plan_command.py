@@ -12,9 +12,10 @@ import pytest
 from fake_model import assert_one_line, run
 from ggufbytes import BOOL, key
 
-from edge import memory, packed
+from edge import packed
 from edge.bench import predict
-from edge.bench.machine import Roofs
+from edge.device import memory
+from edge.device.machine import Roofs
 from edge.engine import Engine, describe, pack
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF

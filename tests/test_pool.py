@@ -19,7 +19,7 @@ from test_kernels import moderate, normal
 
 from edge import native
 from edge.cancel import Cancel
-from edge.cores import Choice
+from edge.device.cores import Choice
 from edge.engine import Engine
 from edge.errors import CancelledError, NativeError
 from edge.native import ffi, lib
@@ -295,12 +295,12 @@ def test_an_engine_says_where_it_runs(
     tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu = min(where(0))
-    monkeypatch.setattr("edge.cores.choose", lambda wanted: Choice(2, (cpu,), "a test"))
+    monkeypatch.setattr("edge.device.cores.choose", lambda wanted: Choice(2, (cpu,), "a test"))
     engine = Engine.load(tiny_gguf(type="Q4_0"))
     want = engine.run(engine.cache(), [1, 2, 3])
     assert (engine.threads, engine.cores.cpus, engine.refused) == (2, (cpu,), None)
     engine.close()
-    monkeypatch.setattr("edge.cores.choose", lambda wanted: Choice(2, (1023,), "a test"))
+    monkeypatch.setattr("edge.device.cores.choose", lambda wanted: Choice(2, (1023,), "a test"))
     engine = Engine.load(tiny_gguf(type="Q4_0"))
     np.testing.assert_array_equal(engine.run(engine.cache(), [1, 2, 3]), want)
     assert engine.refused and engine.refused in engine.cores.lines(engine.refused)[0]

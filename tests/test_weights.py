@@ -12,7 +12,8 @@ import pytest
 from fake_model import assert_one_line, run
 
 from edge import engine as engines
-from edge import ledger, memory, packed, weights
+from edge import ledger, packed, weights
+from edge.device import memory
 from edge.engine import Engine
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.files.gguf import GGUF

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edge.bench.machine import Machine
-from edge.cores import cpu_name
+from edge.device.cores import cpu_name
+from edge.device.machine import Machine
 from edge.disk.atomic import replacing
 from edge.disk.room import cache_dir
 from edge.errors import EdgeError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge.bench.rounds import Measured, Outcome, Settings
-from edge.cores import cpu_name
+from edge.device.cores import cpu_name
 from edge.sizes import show
 
 __all__ = ["Report", "Row"]

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import edge
-from edge import cores
-from edge.bench.machine import Machine, Roofs
 from edge.bench.ours import Ours, Work, work
 from edge.bench.runner import PEERS, Case, seconds, speed, warm_up
+from edge.device import cores
+from edge.device.machine import Machine, Roofs
 from edge.engine import Engine, describe
 from edge.errors import EdgeError, InputError, UnsupportedError
 from edge.files.gguf import GGUF

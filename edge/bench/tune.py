@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge import native
-from edge.bench.machine import buffer_bytes, largest_cache, written
-from edge.cores import Cores
-from edge.memory import anonymous
+from edge.device.cores import Cores
+from edge.device.machine import buffer_bytes, largest_cache, written
+from edge.device.memory import anonymous
 from edge.native import ffi, lib
 from edge.plan import F32, Q8
 

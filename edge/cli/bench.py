@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge import memory
 from edge.cli import COMMANDS
 from edge.cli.options import (
     PROVIDER,
@@ -20,6 +19,7 @@ from edge.cli.options import (
     provider_options,
 )
 from edge.cli.terminal import Progress, mebibytes
+from edge.device import memory
 from edge.loading import KV_TYPES
 
 if TYPE_CHECKING:

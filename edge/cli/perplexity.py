@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge import memory
 from edge.cli import COMMANDS
 from edge.cli.answer import open_model
 from edge.cli.options import (
@@ -21,6 +20,7 @@ from edge.cli.options import (
     threads_option,
 )
 from edge.cli.terminal import Interrupt, Progress, mebibytes, note
+from edge.device import memory
 from edge.errors import CancelledError, MemoryBudgetError
 from edge.sizes import show
 

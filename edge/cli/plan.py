@@ -55,7 +55,7 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     tokens per second, from the bandwidth of this machine, which is measured for it. Of a folder of
     ONNX graphs all but the speed. Exit code 1 when it does not fit.
     """
-    from edge import cores
+    from edge.device import cores
     from edge.disk.pull import default_model
     from edge.engine import describe
     from edge.onnx import is_onnx

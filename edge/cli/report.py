@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edge import memory
+from edge.device import memory
 from edge.sizes import show
 
 if TYPE_CHECKING:

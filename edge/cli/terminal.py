@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from edge import memory
 from edge.cli.wrap import Wrap, cells
+from edge.device import memory
 
 #: Control characters, which a model could use to take over a terminal; tab and newline stay.
 _CONTROL = {i: None for i in (*range(32), *range(127, 160)) if i not in (9, 10)}

@@ -22,8 +22,8 @@ def tune(as_json: bool) -> None:
     the fewest threads within 3 % of the best speed, is kept in the cache folder and is what is used
     from then on, but for --threads and EDGE_THREADS.
     """
-    from edge import cores
     from edge.bench import tune as measuring
+    from edge.device import cores
 
     machine = cores.Cores.now()
     measured = measuring.measure(machine)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import cores
+from edge.device import cores
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.files.text_file import TextFile

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge import cores
+from edge.device import cores
 from edge.disk import atomic, room
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.files.json_file import JsonFile

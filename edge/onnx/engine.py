@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import cores, forked
+from edge import forked
+from edge.device import cores
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 from edge.kv_shape import PAGE
 from edge.loading import Loading, LoadOptions

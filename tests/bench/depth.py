@@ -20,7 +20,7 @@ from typing import Any
 from table import add_peer_python, numbers, peers_of
 
 from edge.bench import KV_TYPES, Case, Settings, measure
-from edge.cores import cpu_name
+from edge.device.cores import cpu_name
 
 #: (kv, depth, runtime) -> tokens per second of each round, or why there are none.
 Speeds = dict[tuple[str, int, str], list[float] | str]

@@ -26,7 +26,7 @@ import numpy as np
 
 from edge.bench.ours import Ours
 from edge.bench.runner import BATCH, Case, seconds, warm_up
-from edge.cores import cpu_name
+from edge.device.cores import cpu_name
 
 CASES = (
     Case("prompt", 66),

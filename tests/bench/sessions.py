@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import edge
-from edge.cores import cpu_name
+from edge.device.cores import cpu_name
 from edge.disk.pull import default_model
 
 TESTS = Path(__file__).resolve().parent.parent

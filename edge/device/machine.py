@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge import native
-from edge.cores import Cores
+from edge.device.cores import Cores
+from edge.device.memory import anonymous, available
 from edge.errors import MemoryBudgetError
-from edge.memory import anonymous, available
 from edge.native import ffi, lib
 from edge.sizes import show
 

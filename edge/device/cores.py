@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from edge import check
+from edge.device.memory import control_groups
 from edge.disk.atomic import replacing
 from edge.disk.room import cache_dir
 from edge.errors import EdgeWarning, InputError, UnsupportedError
-from edge.memory import control_groups
 from edge.version import __version__
 
 __all__ = ["MOST", "Choice", "Cluster", "Cores", "choose", "cpu_name", "store"]
