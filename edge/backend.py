@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from edge.cancel import Cancel
     from edge.chat import ChatTemplate
-    from edge.kv_shape import WhenFull
+    from edge.kv.shape import WhenFull
     from edge.tokenizer import Tokenizer
 
 __all__ = ["Backend", "Cache", "Limits"]
@@ -27,7 +27,7 @@ class Limits(Protocol):
 
 
 class Cache(Protocol):
-    """Keys and values of one session's tokens, see `edge.kv.KVCache`."""
+    """Keys and values of one session's tokens, see `edge.kv.cache.KVCache`."""
 
     tokens: array[int]
     limit: int

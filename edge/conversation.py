@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge import check
 from edge.errors import EdgeError, InputError, TemplateError
-from edge.kv_shape import WhenFull
+from edge.kv.shape import WhenFull
 from edge.request import Options, Request
 from edge.results import Completion
 from edge.session_contents import take

@@ -25,15 +25,15 @@ from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.fingerprint import fingerprint
 from edge.graph import Graph, check_factors
-from edge.kv import KVCache
-from edge.kv_pool import PagePool
-from edge.kv_shape import KVShape, WhenFull, kv_types
+from edge.kv.cache import KVCache
+from edge.kv.page_store import PageStore
+from edge.kv.pool import PagePool
+from edge.kv.shape import KVShape, WhenFull, kv_types
 from edge.ledger import Ledger
 from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
 from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.packed import PackedFile, open_model
-from edge.page_store import PageStore
 from edge.progress import Progress
 from edge.sizes import show
 from edge.version import __version__

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeWarning, InputError, SessionFileError
-from edge.kv_shape import PAGE
+from edge.kv.shape import PAGE
 from edge.session_contents import Kind, Part
 from edge.session_file import SessionFile
 

@@ -31,7 +31,7 @@ from edge.chat import compiled_bytes
 from edge.device import memory
 from edge.errors import MemoryBudgetError, UnsupportedError
 from edge.jinja.budget import Limits
-from edge.kv_shape import PAGE, KVShape, kv_types
+from edge.kv.shape import PAGE, KVShape, kv_types
 from edge.loading import Layout, Loading
 from edge.models.common import Config
 from edge.sizes import show

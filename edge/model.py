@@ -14,7 +14,7 @@ from edge import check, forked
 from edge.conversation import Chat, uses_tools
 from edge.engine import Engine
 from edge.errors import EdgeError, EdgeWarning, InputError, ModelFileError
-from edge.kv_shape import WhenFull
+from edge.kv.shape import WhenFull
 from edge.loading import Loading, LoadOptions
 from edge.onnx import is_onnx
 from edge.progress import Progress

@@ -12,7 +12,7 @@ from edge import check
 from edge.conversation import Chat
 from edge.errors import ContextError, InputError, SessionFileError, brief
 from edge.journal import Journal
-from edge.kv_shape import PAGE, WhenFull
+from edge.kv.shape import PAGE, WhenFull
 from edge.request import Options, Request
 from edge.sampler import SamplingOptions
 from edge.session import Session

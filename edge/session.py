@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from edge import check, forked, journal, native
 from edge.cancel import Cancel
 from edge.errors import CancelledError, ContextError, InputError, SessionFileError
-from edge.kv_shape import PAGE, WhenFull
+from edge.kv.shape import PAGE, WhenFull
 from edge.request import Options, Request
 from edge.results import Completion, FinishReason, Piece, TokenLogprob
 from edge.sampler import Floats, Sampler, largest

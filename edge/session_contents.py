@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from edge.errors import brief
-from edge.kv_shape import PAGE, pages_of
+from edge.kv.shape import PAGE, pages_of
 
 __all__ = ["RECORD", "Bytes", "Contents", "Kind", "Part", "Record", "check_size", "take"]
 

@@ -15,7 +15,7 @@ from test_kernels import EXTREMES, normal
 
 from edge import native
 from edge.graph import Op, Rope
-from edge.kv_shape import kv_types
+from edge.kv.shape import kv_types
 from edge.plan import F32
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]

@@ -21,7 +21,7 @@ from edge import check, perplexity
 from edge.chat import ChatTemplate
 from edge.engine import Engine, pack
 from edge.errors import EdgeError, InputError
-from edge.kv import KVCache
+from edge.kv.cache import KVCache
 from edge.loading import Loading, LoadOptions
 from edge.onnx.kv import GrowingCache
 from edge.request import Options, Request

@@ -13,7 +13,7 @@ from native_plan import COMPACT_TYPES, ISAS, TYPES
 from test_refmath import SIZES
 
 from edge.engine import Engine
-from edge.kv_shape import kv_types
+from edge.kv.shape import kv_types
 
 pytestmark = pytest.mark.all_isas
 

@@ -14,10 +14,10 @@ from interrupts import interrupted
 from toy_kv import SHAPE, check_content, marks, published, run_all
 
 import edge
-from edge import journal, kv, kv_pool, session_contents, session_file
-from edge.kv import KVCache
-from edge.kv_pool import PagePool
-from edge.kv_shape import PAGE
+from edge import journal, session_contents, session_file
+from edge.kv.cache import KVCache
+from edge.kv.pool import PagePool
+from edge.kv.shape import PAGE
 from edge.session_contents import Kind, Part
 from edge.session_file import SessionFile
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from edge.engine import Engine, pack
 from edge.errors import ContextError, InputError
-from edge.kv import KVCache
-from edge.kv_shape import PAGE, kv_types
+from edge.kv.cache import KVCache
+from edge.kv.shape import PAGE, kv_types
 from edge.native import ffi, lib
 
 pytestmark = pytest.mark.native

@@ -16,10 +16,10 @@ from toy_kv import SHAPE, check_content, check_pool, run, run_all
 
 from edge.device import memory
 from edge.errors import ContextError, InputError, MemoryBudgetError
-from edge.kv import KVCache
-from edge.kv_pool import PagePool
-from edge.kv_shape import PAGE
-from edge.page_store import PageStore
+from edge.kv.cache import KVCache
+from edge.kv.page_store import PageStore
+from edge.kv.pool import PagePool
+from edge.kv.shape import PAGE
 
 pytestmark = pytest.mark.native
 

@@ -13,7 +13,7 @@ from edge.device import memory
 from edge.engine import Engine, describe
 from edge.errors import InputError, MemoryBudgetError
 from edge.files.gguf import GGUF
-from edge.kv_shape import kv_types
+from edge.kv.shape import kv_types
 from edge.ledger import _ROOM, Ledger
 from edge.loading import Loading
 from edge.sizes import show

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge.bench import predict, runner
-from edge.kv_shape import kv_types
+from edge.kv.shape import kv_types
 from edge.loading import KV_TYPES, LAYOUTS
 from edge.packed import FORMS
 

@@ -31,7 +31,7 @@ from edge.errors import (
     UnsupportedError,
 )
 from edge.files.gguf import GGUF
-from edge.kv_shape import PAGE
+from edge.kv.shape import PAGE
 from edge.onnx.engine import OnnxEngine
 
 Tiny = Callable[..., Path]

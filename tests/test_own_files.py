@@ -18,7 +18,7 @@ from test_packed import TOKENS, logits
 import edge
 from edge.disk import atomic, own, pull
 from edge.errors import InputError, SessionFileError
-from edge.page_store import PageStore
+from edge.kv.page_store import PageStore
 
 KEY, PAGE = bytes(32), memoryview(bytes(4096))
 

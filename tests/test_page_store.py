@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge.errors import InputError
-from edge.page_store import _HEADER, PageStore
+from edge.kv.page_store import _HEADER, PageStore
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as m:
-        m.setattr(f"edge.page_store.os.{function}", full)
+        m.setattr(f"edge.kv.page_store.os.{function}", full)
         with pytest.raises(InputError, match="No space left"):
             store.write(key(1), page(1), durable=True)
     assert store.error is not None and "No space left" in store.error

@@ -19,7 +19,7 @@ from edge.device.machine import Roofs
 from edge.engine import Engine, describe, pack
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
-from edge.kv_shape import kv_types
+from edge.kv.shape import kv_types
 from edge.packed import open_model
 
 Tiny = Callable[..., Path]

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
 
-from edge.kv import KVCache
-from edge.kv_pool import Node, Page, PagePool
-from edge.kv_shape import PAGE, KVShape
+from edge.kv.cache import KVCache
+from edge.kv.pool import Node, Page, PagePool
+from edge.kv.shape import PAGE, KVShape
 from edge.native import ffi
 
 SHAPE = KVShape("f16", 1, 1, 16)

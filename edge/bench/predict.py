@@ -26,7 +26,7 @@ from edge.device.machine import Machine
 from edge.disk.atomic import replacing
 from edge.disk.room import cache_dir
 from edge.errors import EdgeError
-from edge.kv_shape import KVShape
+from edge.kv.shape import KVShape
 from edge.models.common import Config
 from edge.plan import Lowered
 

@@ -15,7 +15,7 @@ from edge.loading import KV_TYPES, LAYOUTS
 from edge.sampler import Option, SamplingOptions, sampling_fields
 
 if TYPE_CHECKING:
-    from edge.kv_shape import WhenFull
+    from edge.kv.shape import WhenFull
     from edge.model import Model
 
 #: A field's largest value that is no limit, only what its integers can hold.

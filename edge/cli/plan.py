@@ -94,7 +94,7 @@ def _file(file: GGUF | PackedFile) -> dict[str, Any]:
 
 def _memory(description: Description) -> dict[str, Any]:
     """The ledger, and what else there is to choose."""
-    from edge.kv_shape import PAGE
+    from edge.kv.shape import PAGE
 
     ledger, weights = description.ledger, description.weights
     types = {}

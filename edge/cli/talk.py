@@ -22,7 +22,7 @@ from edge.sampler import sampling_fields
 
 if TYPE_CHECKING:
     from edge.conversation import Chat, Message
-    from edge.kv_shape import WhenFull
+    from edge.kv.shape import WhenFull
     from edge.model import Model
     from edge.sampler import SamplingOptions
 

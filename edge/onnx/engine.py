@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge import forked
 from edge.device import cores
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
-from edge.kv_shape import PAGE
+from edge.kv.shape import PAGE
 from edge.loading import Loading, LoadOptions
 from edge.onnx import compiled, providers
 from edge.onnx.budget import Budget
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from edge.cancel import Cancel
     from edge.chat import ChatTemplate
-    from edge.kv_shape import WhenFull
+    from edge.kv.shape import WhenFull
     from edge.onnx.kv import HostCache
     from edge.onnx.runners import Runner, Want
     from edge.tokenizer import Tokenizer

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge import check
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
-from edge.kv_shape import PAGE, WhenFull, too_many
+from edge.kv.shape import PAGE, WhenFull, too_many
 
 __all__ = ["FixedCache", "GrowingCache", "HostCache", "Layout"]
 

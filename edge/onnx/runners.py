@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.kv_shape import WhenFull
+from edge.kv.shape import WhenFull
 from edge.onnx.folder import MASKED, Decoder, Folder, Static, static_shapes
 from edge.onnx.kv import FixedCache, GrowingCache, HostCache, Layout
 

@@ -14,7 +14,7 @@ import pytest
 from sessions import PROMPT, options
 
 import edge
-from edge.kv_shape import PAGE
+from edge.kv.shape import PAGE
 from edge.restore import _known
 from edge.session_contents import Contents, Kind, Part, Record
 from edge.session_file import SessionFile

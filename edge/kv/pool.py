@@ -34,8 +34,8 @@ from edge.native import ffi
 from edge.sizes import show
 
 if TYPE_CHECKING:
-    from edge.kv_shape import KVShape
-    from edge.page_store import PageStore
+    from edge.kv.page_store import PageStore
+    from edge.kv.shape import KVShape
 
 __all__ = ["Page", "PagePool"]
 

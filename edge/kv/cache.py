@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from edge import check
 from edge.errors import InputError, MemoryBudgetError
-from edge.kv_pool import Page, PagePool
-from edge.kv_shape import PAGE, KVShape, WhenFull, kv_types, pages_of, too_many
+from edge.kv.pool import Page, PagePool
+from edge.kv.shape import PAGE, KVShape, WhenFull, kv_types, pages_of, too_many
 from edge.native import ffi
 
 __all__ = ["PAGE", "KVCache", "KVShape", "WhenFull", "kv_types", "too_many"]
