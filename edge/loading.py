@@ -41,12 +41,12 @@ class Loading:
     """Checked options. Raises InputError for a value that cannot be.
 
     context: tokens that a session may hold; None: the model's own limit, at most 4096.
-    threads: None: the cores that help, see `edge.device.cores`; EDGE_THREADS comes before both. layout:
-    "fast", "compact" (some types take less memory, and are slower), "auto": as much of it fast as
-    fits. memory: the most that the whole process may have resident, bytes or a size as "1.5GB";
-    None: what is available now. kv: how keys and values are kept; "auto": the best type with which
-    the context fits. sessions: how many of them the memory is planned for. prefix_cache: a folder
-    that keeps computed prompts for later runs.
+    threads: None: the cores that help, see `edge.device.cores`; EDGE_THREADS comes before both.
+    layout: "fast", "compact" (some types take less memory, and are slower), "auto": as much of it
+    fast as fits. memory: the most that the whole process may have resident, bytes or a size as
+    "1.5GB"; None: what is available now. kv: how keys and values are kept; "auto": the best type
+    with which the context fits. sessions: how many of them the memory is planned for.
+    prefix_cache: a folder that keeps computed prompts for later runs.
 
     Of ONNX models alone: ep: the execution provider, "auto" or one that `edge-run devices` lists;
     None: the one that the model was made for. fallback: the CPU may run what the provider does

@@ -90,7 +90,7 @@ def test_pages(name: str) -> None:
     """No cache holds what is not its own, whatever comes after; one page at most is lost."""
     for at in count(1, 11):
         pool, caches = scenario()
-        if not interrupted(partial(STEPS[name], caches), at, [kv, kv_pool]):
+        if not interrupted(partial(STEPS[name], caches), at, [kv_cache, kv_pool]):
             break
         for cache in caches:
             if cache._handle is None:
@@ -133,7 +133,7 @@ def test_a_session_and_its_file(
             session.generate([1, 2, 3], max_tokens=50)
             for at in count(1, 97):
                 call = partial(session.generate, "", max_tokens=4)
-                hit = interrupted(call, at, [*FILES, kv, kv_pool])
+                hit = interrupted(call, at, [*FILES, kv_cache, kv_pool])
                 n = len(session.tokens)
                 assert session.tokens == whole.tokens[:n], at
                 session.generate("", max_tokens=1)

@@ -1,6 +1,8 @@
 """What this device has: memory, cores, and how fast both are.
 
-memory.py   what can be had, and what this process has
-cores.py    which cores help, and how many threads
-machine.py  how fast memory is read and integers are multiplied here
+    memory.py   what can be had, and what this process has
+    cores.py    which cores help, and how many threads
+    machine.py  how fast memory is read and integers are multiplied here
+
+Each imports from those above it.
 """
