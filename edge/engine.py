@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import check, forked, models, native, packed_cache, plan
+from edge import check, forked, models, native, plan
 from edge.cancel import Cancel
 from edge.device import cores, memory
 from edge.device.cores import Choice
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.fingerprint import fingerprint
 from edge.graph import Graph, check_factors
 from edge.kv.cache import KVCache
 from edge.kv.page_store import PageStore
@@ -33,11 +32,12 @@ from edge.ledger import Ledger
 from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
 from edge.models.common import Config
 from edge.native import ffi, lib
-from edge.packed import PackedFile, open_model
 from edge.progress import Progress
 from edge.sizes import show
 from edge.version import __version__
-from edge.weights import Weights
+from edge.weights.fingerprint import fingerprint
+from edge.weights.packed import PackedFile, open_model
+from edge.weights.weights import Weights, packed_cache
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -261,7 +261,7 @@ class Engine:
 
     @property
     def fingerprint(self) -> bytes:
-        """What tells this model from others, see `edge.fingerprint`; 32 bytes."""
+        """What tells this model from others, see `edge.weights.fingerprint`; 32 bytes."""
         with self._lock:
             if self._fingerprint is None:
                 if self._plan is None:

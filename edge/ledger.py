@@ -36,7 +36,7 @@ from edge.loading import Layout, Loading
 from edge.models.common import Config
 from edge.sizes import show
 from edge.tokenizer.cost import tokenizer_bytes
-from edge.weights import Weights
+from edge.weights.weights import Weights
 
 __all__ = [
     "MARGIN_BYTES",

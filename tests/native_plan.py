@@ -25,8 +25,8 @@ import numpy as np
 from edge import native
 from edge.native import ffi, lib
 from edge.plan import F32, LOGITS, Q8
-from edge.weights import _NUMBERS as TYPE_NUMBERS
-from edge.weights import supported_types
+from edge.weights.weights import _NUMBERS as TYPE_NUMBERS
+from edge.weights.weights import supported_types
 
 ISAS = native.isas()
 TYPES = supported_types()

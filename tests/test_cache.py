@@ -20,9 +20,9 @@ import pytest
 from fake_model import ROOT, assert_one_line, run
 from test_packed import TOKENS, logits
 
-from edge import packed, packed_cache
 from edge.engine import Engine
 from edge.errors import InputError, ModelFileError
+from edge.weights.weights import packed, packed_cache
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_run_goes_on_without(
     where: str,
     code: int,
 ) -> None:
-    monkeypatch.setattr(f"edge.packed_cache.{where}", refuse(code))
+    monkeypatch.setattr(f"edge.weights.packed_cache.{where}", refuse(code))
     assert np.array_equal(logits(source), want)
     assert not cache.exists() or left(cache) == []
 

@@ -7,7 +7,7 @@ import pytest
 from edge.bench import predict, runner
 from edge.kv.shape import kv_types
 from edge.loading import KV_TYPES, LAYOUTS
-from edge.packed import FORMS
+from edge.weights.packed import FORMS
 
 pytestmark = pytest.mark.any_isa
 

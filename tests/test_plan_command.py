@@ -12,7 +12,6 @@ import pytest
 from fake_model import assert_one_line, run
 from ggufbytes import BOOL, key
 
-from edge import packed
 from edge.bench import predict
 from edge.device import memory
 from edge.device.machine import Roofs
@@ -20,7 +19,8 @@ from edge.engine import Engine, describe, pack
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.kv.shape import kv_types
-from edge.packed import open_model
+from edge.weights.packed import open_model
+from edge.weights.weights import packed
 
 Tiny = Callable[..., Path]
 
@@ -292,7 +292,7 @@ def test_report_where_the_system_is_silent(
     tiny_gguf: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "peak", lambda: None)
-    monkeypatch.setattr("edge.weights.resident_of", lambda address, n_bytes: None)
+    monkeypatch.setattr("edge.weights.weights.resident_of", lambda address, n_bytes: None)
     report = run("complete", str(tiny_gguf("llama")), "-p", "Hello", "-n", "1", "--report").stderr
     lines = {line.split()[0]: line for line in report.splitlines()}
     assert all(

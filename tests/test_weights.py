@@ -12,15 +12,15 @@ import pytest
 from fake_model import assert_one_line, run
 
 from edge import engine as engines
-from edge import ledger, packed, weights
+from edge import ledger
 from edge.device import memory
 from edge.engine import Engine
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.native import ffi
-from edge.packed import FORMS
 from edge.sizes import parse_size
-from edge.weights import Weights
+from edge.weights.packed import FORMS
+from edge.weights.weights import Weights, packed, weights
 
 pytestmark = pytest.mark.native
 

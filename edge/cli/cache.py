@@ -30,9 +30,9 @@ def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
     """
     if is_all and not is_clear:
         raise click.UsageError("--all needs --clear.")
-    from edge import packed_cache
     from edge.disk import pull, room
     from edge.onnx import compiled
+    from edge.weights.weights import packed_cache
 
     fetched = room.cache_dir() / pull.DEFAULT.file
     if is_clear:
@@ -48,8 +48,8 @@ def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
 
 def _facts(limit: int, fetched: Path) -> dict[str, Any]:
     """JSON values; sizes in bytes, times in seconds since 1970."""
-    from edge import packed_cache
     from edge.onnx import compiled
+    from edge.weights.weights import packed_cache
 
     graphs = [
         {"folder": path.name, "bytes": n_bytes, "used": used}

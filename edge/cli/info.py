@@ -16,9 +16,9 @@ from edge.errors import EdgeError
 if TYPE_CHECKING:
     from edge.files.gguf import GGUF
     from edge.loading import Layout
-    from edge.packed import PackedFile
     from edge.tokenizer.vocabulary import Vocabulary
-    from edge.weights import Weights
+    from edge.weights.packed import PackedFile
+    from edge.weights.weights import Weights
 
 #: Our word -> the key in the metadata, after `<architecture>.`.
 _NUMBERS = {
@@ -43,7 +43,7 @@ def info(model: str | None, layout: Layout, as_json: bool) -> None:
     """
     from edge.disk.pull import default_model
     from edge.onnx import is_onnx
-    from edge.packed import open_model
+    from edge.weights.packed import open_model
 
     path = model if model is not None else str(default_model())
     if is_onnx(path):
@@ -103,7 +103,7 @@ def _lines_of_graphs(facts: dict[str, Any]) -> list[str]:
 
 def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any]:
     """The facts as JSON values; None for what the file does not say."""
-    from edge.packed import PackedFile
+    from edge.weights.packed import PackedFile
 
     metadata = model.metadata
     architecture = metadata.get("general.architecture")

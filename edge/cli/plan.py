@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edge.files.gguf import GGUF
     from edge.ledger import Ledger
     from edge.onnx.budget import Budget
-    from edge.packed import PackedFile
+    from edge.weights.packed import PackedFile
 
 _DEPTHS = (0, 4096, 32768)
 _NOT_OF_GRAPHS = "onnxruntime runs the graphs: `edge-run bench` measures it"
@@ -59,7 +59,7 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     from edge.disk.pull import default_model
     from edge.engine import describe
     from edge.onnx import is_onnx
-    from edge.packed import open_model
+    from edge.weights.packed import open_model
 
     path = model if model is not None else str(default_model())
     choice = cores.choose(options["threads"])

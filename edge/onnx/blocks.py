@@ -26,8 +26,8 @@ from edge import native
 from edge.errors import UnsupportedError
 from edge.files.gguf import TENSOR_TYPES, Tensor
 from edge.native import ffi, lib
-from edge.packed import ALIGN, describe_weight, supported_types
-from edge.weights import pack_rows
+from edge.weights.packed import ALIGN, describe_weight, supported_types
+from edge.weights.weights import pack_rows
 
 __all__ = ["Blocks", "Form", "blocks", "floats", "form_of", "slices"]
 

@@ -25,8 +25,8 @@ from edge.onnx import cpu, npu
 from edge.onnx.ahead import compile_for, require_compiler
 from edge.onnx.compiled import AHEAD
 from edge.onnx.writer import onnx
-from edge.packed import PackedFile, open_model
 from edge.progress import Progress
+from edge.weights.packed import PackedFile, open_model
 
 __all__ = ["Dialect", "Recipe", "export"]
 

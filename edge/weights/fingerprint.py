@@ -13,7 +13,7 @@ from edge.native import ffi, lib
 
 if TYPE_CHECKING:
     from edge.files.gguf import Metadata
-    from edge.weights import Weights
+    from edge.weights.weights import Weights
 
 __all__ = ["fingerprint"]
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge import packed
 from edge.disk import room
 from edge.disk.atomic import only_one, replacing
 from edge.disk.own import is_own
@@ -28,9 +27,9 @@ from edge.disk.room import cache_dir
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.native import lib
-from edge.packed import PackedFile
 from edge.progress import Progress
-from edge.weights import SAMPLED_BYTES, Weights
+from edge.weights.packed import PackedFile
+from edge.weights.weights import SAMPLED_BYTES, Weights, packed
 
 __all__ = ["CachedFile", "clear", "files", "find_or_make", "folder", "key_of", "limit", "write_to"]
 

@@ -20,9 +20,17 @@ from edge.errors import InputError, MemoryBudgetError, ModelFileError, Unsupport
 from edge.files.gguf import GGUF, TENSOR_TYPES, Tensor
 from edge.loading import LAYOUTS, Layout
 from edge.native import ffi, lib
-from edge.packed import ALIGN, FORMS, Item, PackedFile, describe_weight, padded, supported_types
 from edge.progress import Progress
 from edge.sizes import show
+from edge.weights.packed import (
+    ALIGN,
+    FORMS,
+    Item,
+    PackedFile,
+    describe_weight,
+    padded,
+    supported_types,
+)
 
 __all__ = ["Weights", "pack_rows", "supported_types"]
 
