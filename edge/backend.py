@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge.cancel import Cancel
-    from edge.chat import ChatTemplate
     from edge.kv.shape import WhenFull
+    from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
 __all__ = ["Backend", "Cache", "Limits"]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edge.cancel import Cancel
-    from edge.chat import ChatTemplate
     from edge.model import Model
+    from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
 __all__ = ["Chat", "Message", "render_messages"]

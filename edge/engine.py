@@ -35,14 +35,15 @@ from edge.native import ffi, lib
 from edge.progress import Progress
 from edge.sizes import show
 from edge.version import __version__
+from edge.weights import packed_cache
 from edge.weights.fingerprint import fingerprint
 from edge.weights.packed import PackedFile, open_model
-from edge.weights.weights import Weights, packed_cache
+from edge.weights.weights import Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edge.chat import ChatTemplate
+    from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
 __all__ = ["Description", "Engine", "describe", "pack"]
@@ -279,8 +280,8 @@ class Engine:
 
     def new_template(self) -> ChatTemplate:
         """Its chat template. Raises TemplateError where it has none, ModelFileError."""
-        from edge.chat import ChatTemplate
-        from edge.jinja.budget import Limits
+        from edge.template.budget import Limits
+        from edge.template.template import ChatTemplate
 
         limits = Limits.of_context(self.ledger.context)
         return ChatTemplate.from_metadata(self.gguf.metadata, self.path, limits)

@@ -27,14 +27,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from edge.chat import compiled_bytes
 from edge.device import memory
 from edge.errors import MemoryBudgetError, UnsupportedError
-from edge.jinja.budget import Limits
 from edge.kv.shape import PAGE, KVShape, kv_types
 from edge.loading import Layout, Loading
 from edge.models.common import Config
 from edge.sizes import show
+from edge.template.budget import Limits
+from edge.template.template import compiled_bytes
 from edge.tokenizer.cost import tokenizer_bytes
 from edge.weights.weights import Weights
 
@@ -63,7 +63,7 @@ _ROWS = 13
 
 #: What is imported between drawing up the ledger and the first token: module -> bytes of it and
 #: of what comes with it.
-_TO_COME = {"tokenizers": 8 << 20, "edge.jinja": 3 << 20, "edge.tokenizer": 1 << 20}
+_TO_COME = {"tokenizers": 8 << 20, "edge.template.environment": 3 << 20, "edge.tokenizer": 1 << 20}
 
 #: Where the system does not say what the process has: Python, numpy and the native library.
 _PROGRAM_BYTES = 64 << 20

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edge.backend import Backend
-    from edge.chat import ChatTemplate
+    from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
 __all__ = ["Model", "load"]

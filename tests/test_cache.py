@@ -22,7 +22,7 @@ from test_packed import TOKENS, logits
 
 from edge.engine import Engine
 from edge.errors import InputError, ModelFileError
-from edge.weights.weights import packed, packed_cache
+from edge.weights import packed, packed_cache
 
 
 @pytest.fixture

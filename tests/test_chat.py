@@ -1,4 +1,4 @@
-"""edge.chat: what templates get, what they give, and what they are not allowed."""
+"""edge.template.template: what templates get, what they give, and what they are not allowed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from edge.cancel import Cancel
-from edge.chat import ChatTemplate
 from edge.errors import CancelledError, InputError, ModelFileError, TemplateError
-from edge.jinja.budget import Limits
+from edge.template.budget import Limits
+from edge.template.template import ChatTemplate
 
 USER = [{"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

@@ -18,7 +18,6 @@ from test_tokenizer import BPE
 
 import edge
 from edge import check, perplexity
-from edge.chat import ChatTemplate
 from edge.engine import Engine, pack
 from edge.errors import EdgeError, InputError
 from edge.kv.cache import KVCache
@@ -26,6 +25,7 @@ from edge.loading import Loading, LoadOptions
 from edge.onnx.kv import GrowingCache
 from edge.request import Options, Request
 from edge.sampler import SamplingOptions
+from edge.template.template import ChatTemplate
 
 
 class Broken:

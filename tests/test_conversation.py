@@ -7,9 +7,9 @@ from itertools import chain
 import pytest
 from fakes import BOS, END, FakeTemplate, cancel_at, fake_model, ids, says
 
-from edge.chat import ChatTemplate
 from edge.conversation import uses_tools
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
+from edge.template.template import ChatTemplate
 
 
 def test_chat_remembers_and_computes_only_what_is_new():

@@ -12,9 +12,9 @@ from children import held, in_child
 
 import edge
 from edge import SamplingOptions
-from edge.chat import ChatTemplate
 from edge.engine import Engine
 from edge.session_file import SessionFile
+from edge.template.template import ChatTemplate
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),

@@ -45,7 +45,7 @@ LAYERS = [
 ]
 #: Packages that may be imported at the top of these modules only.
 HEAVY = {
-    "jinja2": {"jinja"},
+    "jinja2": {"template/environment", "template/filters", "template/text"},
     "tokenizers": {"tokenizer/backend"},
     "numpy": {"native", "ctypes_ffi", "weights", "engine", "sampler", "perplexity", "onnx"},
     "cffi": set(),

@@ -15,6 +15,8 @@ from toy_kv import SHAPE, check_content, marks, published, run_all
 
 import edge
 from edge import journal, session_contents, session_file
+from edge.kv import cache as kv_cache
+from edge.kv import pool as kv_pool
 from edge.kv.cache import KVCache
 from edge.kv.pool import PagePool
 from edge.kv.shape import PAGE

@@ -24,8 +24,8 @@ from edge import native
 from edge.engine import Engine
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
+from edge.weights import packed, packed_cache
 from edge.weights.packed import PackedFile, open_model
-from edge.weights.weights import packed, packed_cache
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
@@ -140,11 +140,11 @@ def test_slices_make_no_difference(
 def test_alignment_of_the_source_is_replaced(
     tiny_gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
-    source = tiny_gguf(extra=(("general.alignment", 32), ("edge.weights.packed.extra", "x")))
+    source = tiny_gguf(extra=(("general.alignment", 32), ("edge.packed.extra", "x")))
     path = tmp_path / "m.gguf"
     engines.pack(source, path)
     with GGUF.open(path) as gguf:
-        assert gguf.alignment == 64 and "edge.weights.packed.extra" not in gguf.metadata
+        assert gguf.alignment == 64 and "edge.packed.extra" not in gguf.metadata
         assert all(tensor.offset % 64 == 0 for tensor in gguf.tensors.values())
         assert gguf.metadata["tokenizer.ggml.tokens"][:3] == ["Ā", "ā", "Ă"]
 
@@ -229,13 +229,13 @@ def entries(**change: Any) -> dict[str, bytes]:
         "sums": (ARRAY, (U64, [1, 2])),
     }
     values |= change
-    return {n: key(f"edge.weights.packed.{n}", *v) for n, v in values.items() if v is not None}
+    return {n: key(f"edge.packed.{n}", *v) for n, v in values.items() if v is not None}
 
 
 def forged(tensors: list[tuple[int, tuple[int, ...]]] | None = None, **change: Any) -> bytes:
     """A packed file with a right digest. tensors: type number and dims of each."""
     keys = [key("general.alignment", U32, 64), *entries(**change).values()]
-    keys.append(key("edge.weights.packed.digest", STRING, "0" * 64))
+    keys.append(key("edge.packed.digest", STRING, "0" * 64))
     infos, offset = [], 0
     for i, (kind, dims) in enumerate(tensors or [(24, (BYTES,)), (24, (128,))]):
         infos.append(raw.tensor(f"{i}.weight", dims, kind, offset))
@@ -316,7 +316,7 @@ def test_right_header_wrong_sums(tmp_path: Path) -> None:
 
 def test_another_version_says_what_to_do(shipped: Path, tmp_path: Path) -> None:
     data = shipped.read_bytes()
-    entry = key("edge.weights.packed.layouts", U32, packed.lib.edge_layout_version())
+    entry = key("edge.packed.layouts", U32, packed.lib.edge_layout_version())
     assert entry in data
     changed = data.replace(entry, entry[:-4] + struct.pack("<I", 999))
     error = is_refused(tmp_path / "m.gguf", changed)

@@ -19,8 +19,8 @@ from edge.engine import Engine, describe, pack
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.kv.shape import kv_types
+from edge.weights import packed
 from edge.weights.packed import open_model
-from edge.weights.weights import packed
 
 Tiny = Callable[..., Path]
 

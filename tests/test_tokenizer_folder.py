@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tokenizer import CHATML, CONTROL, NORMAL, PIECES, USER, bpe, spm
 
-from edge.chat import ChatTemplate
 from edge.errors import InputError, ModelFileError, TemplateError, UnsupportedError
 from edge.onnx.config import write_tokenizer
+from edge.template.template import ChatTemplate
 from edge.tokenizer import Tokenizer
 
 PHI3 = dict.fromkeys(("<|user|>", "<|assistant|>", "<|end|>", "<|x|>"), -100.0)

@@ -32,7 +32,7 @@ def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
         raise click.UsageError("--all needs --clear.")
     from edge.disk import pull, room
     from edge.onnx import compiled
-    from edge.weights.weights import packed_cache
+    from edge.weights import packed_cache
 
     fetched = room.cache_dir() / pull.DEFAULT.file
     if is_clear:
@@ -49,7 +49,7 @@ def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
 def _facts(limit: int, fetched: Path) -> dict[str, Any]:
     """JSON values; sizes in bytes, times in seconds since 1970."""
     from edge.onnx import compiled
-    from edge.weights.weights import packed_cache
+    from edge.weights import packed_cache
 
     graphs = [
         {"folder": path.name, "bytes": n_bytes, "used": used}

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge import ledger
-from edge.chat import ChatTemplate, compiled_bytes
 from edge.errors import EdgeError, MemoryBudgetError
 from edge.onnx.folder import Decoder, Folder
 from edge.onnx.runners import most_tokens
 from edge.onnx.saturation import exact_bytes
 from edge.sizes import show
+from edge.template.template import ChatTemplate, compiled_bytes
 from edge.tokenizer.cost import folder_tokenizer_bytes
 
 if TYPE_CHECKING:

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edge.cancel import Cancel
-    from edge.chat import ChatTemplate
     from edge.kv.shape import WhenFull
     from edge.onnx.kv import HostCache
     from edge.onnx.runners import Runner, Want
+    from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
 __all__ = ["OnnxConfig", "OnnxEngine", "config_of", "loading_of"]
@@ -143,8 +143,8 @@ class OnnxEngine:
 
     def new_template(self) -> ChatTemplate:
         """Its chat template. Raises TemplateError where it has none, ModelFileError."""
-        from edge.chat import ChatTemplate
-        from edge.jinja.budget import Limits
+        from edge.template.budget import Limits
+        from edge.template.template import ChatTemplate
 
         limits = Limits.of_context(self.config.n_context)
         return ChatTemplate.from_folder(self.folder.root, limits)

@@ -4,12 +4,12 @@ The file is a GGUF (version 3), and the same reader is its trust boundary:
 
     the model's own keys, copied as they are (in the cache without its arrays: the source is there)
     general.alignment      64
-    edge.weights.packed.version    of this container; edge.weights.packed.layouts: of the panels' bytes
-    edge.weights.packed.key        what it was made from, see `edge.weights.packed_cache.key_of`
-    edge.weights.packed.whole      whether the arrays (the vocabulary) are in it: it can stand alone
-    edge.weights.packed.types, .forms, .rows, .columns   of each tensor; rows 0: a vector, as float32
-    edge.weights.packed.sums       two numbers for each SECTION of the data, by edge_checksum
-    edge.weights.packed.digest     SHA-256 of all bytes before the data but these 64 digits
+    edge.packed.version    of this container; edge.packed.layouts: of the panels' bytes
+    edge.packed.key        what it was made from, see `edge.weights.packed_cache.key_of`
+    edge.packed.whole      whether the arrays (the vocabulary) are in it: it can stand alone
+    edge.packed.types, .forms, .rows, .columns   of each tensor; rows 0: a vector, as float32
+    edge.packed.sums       two numbers for each SECTION of the data, by edge_checksum
+    edge.packed.digest     SHA-256 of all bytes before the data but these 64 digits
     tensors                I8, (bytes,), each at a multiple of 64, in the order of use
     data                   the panels
 
@@ -55,7 +55,7 @@ SECTION = 128 << 20  # bytes of data under one pair of sums: progress moves, err
 
 FORMS = ("fast", "compact")  # by edge_form
 
-_PREFIX = "edge.weights.packed."
+_PREFIX = "edge.packed."
 _TYPE_NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
 _I8, _U32, _BOOL, _STRING, _ARRAY, _U64 = 24, 4, 7, 8, 9, 10
 #: Keys of a source that mean nothing, or something else, in the packed file.

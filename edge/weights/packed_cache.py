@@ -28,8 +28,9 @@ from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.native import lib
 from edge.progress import Progress
+from edge.weights import packed
 from edge.weights.packed import PackedFile
-from edge.weights.weights import SAMPLED_BYTES, Weights, packed
+from edge.weights.weights import SAMPLED_BYTES, Weights
 
 __all__ = ["CachedFile", "clear", "files", "find_or_make", "folder", "key_of", "limit", "write_to"]
 

@@ -12,8 +12,8 @@ from jinja2.filters import FILTERS
 from jinja2.runtime import Context
 from markupsafe import escape
 
-from edge.jinja.budget import ITEM_BYTES, Budget, Refused, n_bytes, running
-from edge.jinja.text import TEXT_METHODS, as_text, check_percent
+from edge.template.budget import ITEM_BYTES, Budget, Refused, n_bytes, running
+from edge.template.text import TEXT_METHODS, as_text, check_percent
 
 __all__ = ["allowed_filters"]
 

@@ -20,9 +20,17 @@ from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
 from edge.errors import CancelledError, TemplateError
-from edge.jinja.budget import ITEM_BYTES, Budget, Refused, joined_bytes, n_bytes, running, spending
-from edge.jinja.filters import allowed_filters
-from edge.jinja.text import (
+from edge.template.budget import (
+    ITEM_BYTES,
+    Budget,
+    Refused,
+    joined_bytes,
+    n_bytes,
+    running,
+    spending,
+)
+from edge.template.filters import allowed_filters
+from edge.template.text import (
     OTHER_METHODS,
     TEXT_METHODS,
     BoundFormat,
@@ -33,7 +41,7 @@ from edge.jinja.text import (
 
 if TYPE_CHECKING:
     from edge.cancel import Cancel
-    from edge.jinja.budget import Limits
+    from edge.template.budget import Limits
 
 __all__ = ["Program"]
 

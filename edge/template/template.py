@@ -1,7 +1,7 @@
 """Messages to a prompt, by the Jinja template that the model brings along.
 
 A template is a program from a stranger: it runs in jinja2's immutable sandbox and, since that
-alone stops neither endless loops nor strings of gigabytes, under the bounds of edge/jinja.
+alone stops neither endless loops nor strings of gigabytes, under the bounds of environment.py.
 jinja2 is imported when the first template is rendered.
 """
 
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from edge import check, forked
 from edge.errors import InputError, ModelFileError, TemplateError, brief
 from edge.files.json_file import JsonFile, read_text
-from edge.jinja.budget import Limits
+from edge.template.budget import Limits
 from edge.tokenizer.huggingface import token_text
 from edge.tokenizer.vocabulary import named_token
 
 if TYPE_CHECKING:
     from edge.cancel import Cancel
-    from edge.jinja.environment import Program
+    from edge.template.environment import Program
 
 __all__ = ["ChatTemplate", "Limits", "compiled_bytes"]
 
@@ -143,7 +143,7 @@ class ChatTemplate:
     def _compiled(self, cancel: Cancel | None) -> Program:
         with self._lock:
             if self._program is None:
-                from edge.jinja.environment import Program
+                from edge.template.environment import Program
 
                 self._program = Program(self.source, self.limits, cancel)
             return self._program

@@ -8,7 +8,7 @@ from itertools import repeat
 from string import Formatter
 from typing import Any
 
-from edge.jinja.budget import ITEM_BYTES, Refused, joined_bytes, n_bytes, running
+from edge.template.budget import ITEM_BYTES, Refused, joined_bytes, n_bytes, running
 
 __all__ = [
     "OTHER_METHODS",
