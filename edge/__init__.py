@@ -30,13 +30,13 @@ from edge.errors import (
 from edge.version import __version__
 
 if TYPE_CHECKING:
-    from edge.conversation import Chat
     from edge.model import Model, load
-    from edge.restore import resume
-    from edge.results import Completion, Piece, TokenLogprob, Usage
-    from edge.sampler import SamplingOptions
-    from edge.session import Session
-    from edge.stream import Stream
+    from edge.session.chat import Chat
+    from edge.session.restore import resume
+    from edge.session.results import Completion, Piece, TokenLogprob, Usage
+    from edge.session.sampler import SamplingOptions
+    from edge.session.session import Session
+    from edge.session.stream import Stream
 
 __all__ = [
     "CancelledError",
@@ -65,17 +65,17 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "Chat": "edge.conversation",
-    "Completion": "edge.results",
+    "Chat": "edge.session.chat",
+    "Completion": "edge.session.results",
     "Model": "edge.model",
-    "Piece": "edge.results",
-    "SamplingOptions": "edge.sampler",
-    "Session": "edge.session",
-    "Stream": "edge.stream",
-    "TokenLogprob": "edge.results",
-    "Usage": "edge.results",
+    "Piece": "edge.session.results",
+    "SamplingOptions": "edge.session.sampler",
+    "Session": "edge.session.session",
+    "Stream": "edge.session.stream",
+    "TokenLogprob": "edge.session.results",
+    "Usage": "edge.session.results",
     "load": "edge.model",
-    "resume": "edge.restore",
+    "resume": "edge.session.restore",
 }
 
 

@@ -129,7 +129,7 @@ class Backend(Protocol):
         """Its chat template. Raises TemplateError where it has none, ModelFileError."""
 
     def facts(self) -> dict[str, Any]:
-        """What a session depends on, plain values for JSON: see `edge.restore`."""
+        """What a session depends on, plain values for JSON: see `edge.session.restore`."""
 
     def info(self) -> dict[str, Any]:
         """Facts for people and programs, plain values for JSON."""

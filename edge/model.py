@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from edge import check, forked
-from edge.conversation import Chat, uses_tools
 from edge.engine import Engine
 from edge.errors import EdgeError, EdgeWarning, InputError, ModelFileError
 from edge.kv.shape import WhenFull
 from edge.loading import Loading, LoadOptions
 from edge.onnx import is_onnx
 from edge.progress import Progress
-from edge.request import Options
-from edge.session import Session
+from edge.session.chat import Chat, uses_tools
+from edge.session.request import Options
+from edge.session.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -144,7 +144,7 @@ class Model:
         """A new, empty session.
 
         when_full: "stop" or "slide", see `Session`. options: defaults for its calls, see
-        `edge.request.Request`. Raises InputError for an option that cannot be, and for a context
+        `edge.session.request.Request`. Raises InputError for an option that cannot be, and for a context
         that is too small to slide.
         """
         session = Session(self, when_full, **options)

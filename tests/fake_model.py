@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from edge.cli import cli
 from edge.errors import EdgeError
-from edge.results import Completion, Piece, TokenLogprob, Usage
+from edge.session.results import Completion, Piece, TokenLogprob, Usage
 
 ROOT = Path(__file__).parent.parent
 

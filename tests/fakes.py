@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from edge.conversation import Chat
 from edge.errors import CancelledError, ContextError, InputError
 from edge.model import Model
-from edge.session import Session
+from edge.session.chat import Chat
+from edge.session.session import Session
 
 SPECIALS = ("<s>", "<end>", "<user>", "<bot>")  # ids 256, 257 (ends a turn), 258, 259
 N_VOCAB = 256 + len(SPECIALS)

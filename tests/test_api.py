@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import edge
-from edge.request import Options, Request
+from edge.session.request import Options, Request
 
 GREEDY = {"temperature": 0.0}
 

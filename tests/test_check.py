@@ -23,8 +23,8 @@ from edge.errors import EdgeError, InputError
 from edge.kv.cache import KVCache
 from edge.loading import Loading, LoadOptions
 from edge.onnx.kv import GrowingCache
-from edge.request import Options, Request
-from edge.sampler import SamplingOptions
+from edge.session.request import Options, Request
+from edge.session.sampler import SamplingOptions
 from edge.template.template import ChatTemplate
 
 
@@ -190,7 +190,7 @@ def test_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     def save(*_: Any) -> None:
         raise EdgeError("a toy has no session files")
 
-    monkeypatch.setattr("edge.journal.save", save)
+    monkeypatch.setattr("edge.session.journal.save", save)
     talk, chat = session(), model().chat()
     try_all(talk.stream, "text tools ids", "prompt")
     try_all(lambda value: talk.generate("x", stop=value), "text tools", "stop")

@@ -37,7 +37,7 @@ def test_version() -> None:
 
 def test_start_imports_nothing_heavy() -> None:
     code = "import sys; import edge.cli; edge.cli.cli.main(['--help'], standalone_mode=False)"
-    heavy = "{'numpy', 'rich', 'jinja2', 'tokenizers', 'cffi', 'edge.session'}"
+    heavy = "{'numpy', 'rich', 'jinja2', 'tokenizers', 'cffi', 'edge.session.session'}"
     check = f"import atexit; atexit.register(lambda: print({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; {check}; {code}"], cwd=ROOT, capture_output=True

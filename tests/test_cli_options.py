@@ -14,7 +14,7 @@ from fake_model import ROOT, USAGE, FakeModel, FakeStream, run
 import edge
 from edge.errors import InputError
 from edge.extras import EXTRAS, install
-from edge.results import Completion
+from edge.session.results import Completion
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from itertools import chain
 import pytest
 from fakes import BOS, END, FakeTemplate, cancel_at, fake_model, ids, says
 
-from edge.conversation import uses_tools
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
+from edge.session.chat import uses_tools
 from edge.template.template import ChatTemplate
 
 

@@ -14,14 +14,14 @@ from interrupts import interrupted
 from toy_kv import SHAPE, check_content, marks, published, run_all
 
 import edge
-from edge import journal, session_contents, session_file
 from edge.kv import cache as kv_cache
 from edge.kv import pool as kv_pool
 from edge.kv.cache import KVCache
 from edge.kv.pool import PagePool
 from edge.kv.shape import PAGE
-from edge.session_contents import Kind, Part
-from edge.session_file import SessionFile
+from edge.session import journal
+from edge.session.contents import Kind, Part
+from edge.session.file import SessionFile
 
 FILES = [session_file, session_contents, journal]
 OTHER = [9, 8, 7] * 50

@@ -282,7 +282,7 @@ def test_a_session_is_no_file_that_was_there(
 
 @pytest.mark.native
 def test_a_pipe_is_no_session(tmp_path: Path) -> None:
-    from edge.session_file import _lock
+    from edge.session.file import _lock
 
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SessionFileError, match="is no file"):

@@ -10,9 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge import native, sampler
+from edge import native
 from edge.errors import InputError
-from edge.sampler import Sampler, SamplingOptions, largest, philox4x32, sampling_fields, uniform
+from edge.session import sampler
+from edge.session.sampler import (
+    Sampler,
+    SamplingOptions,
+    largest,
+    philox4x32,
+    sampling_fields,
+    uniform,
+)
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 

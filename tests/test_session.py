@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import ContextError, InputError, ModelFileError
-from edge.sampler import SamplingOptions
-from edge.session import Session
-from edge.stops import StopFilter
+from edge.session.sampler import SamplingOptions
+from edge.session.session import Session
+from edge.session.stops import StopFilter
 
 GREEDY = SamplingOptions(temperature=0)
 

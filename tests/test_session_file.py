@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from sessions import limited, seal
 
-from edge import session_contents, session_file
 from edge.errors import SessionFileError
-from edge.session_contents import RECORD, Contents, Kind, Part, Record
-from edge.session_file import SessionFile
+from edge.session.contents import RECORD, Contents, Kind, Part, Record
+from edge.session.file import SessionFile
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import CHAT_TEMPLATE
 
 import edge
-from edge.spelling import common_text
+from edge.session.overlap import common_text
 from edge.tokenizer.decoder import StreamDecoder
 
 WORDS = ["<s>", "<end>", "he", "h", "e", "l", "lo", " ", " h", "\n", "", "\u20ac", "\ufffd"]

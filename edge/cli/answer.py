@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edge.cli.options import Settings
-    from edge.conversation import Message
     from edge.loading import LoadOptions
     from edge.model import Model
-    from edge.results import Completion
+    from edge.session.chat import Message
+    from edge.session.results import Completion
 
 
 def open_model(path: str | None, **options: Unpack[LoadOptions]) -> Model:

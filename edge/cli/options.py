@@ -12,7 +12,7 @@ import click
 from edge.errors import ContextError
 from edge.files.text_file import TextFile
 from edge.loading import KV_TYPES, LAYOUTS
-from edge.sampler import Option, SamplingOptions, sampling_fields
+from edge.session.sampler import Option, SamplingOptions, sampling_fields
 
 if TYPE_CHECKING:
     from edge.kv.shape import WhenFull

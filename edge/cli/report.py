@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edge.ledger import Ledger
     from edge.onnx.budget import Budget
     from edge.onnx.engine import OnnxEngine
-    from edge.results import Usage
+    from edge.session.results import Usage
 
 
 def lines(engine: Backend, usage: Usage) -> list[str]:

@@ -12,7 +12,7 @@ from edge.cli.options import Settings
 from edge.errors import InputError
 
 if TYPE_CHECKING:
-    from edge.results import Completion
+    from edge.session.results import Completion
     from edge.tokenizer import Tokenizer
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -18,13 +18,13 @@ from edge.cli.keyboard import Keyboard, parse
 from edge.cli.options import Settings
 from edge.cli.terminal import mebibytes, note, plain, size
 from edge.errors import CancelledError, EdgeError, InputError, TemplateError, brief
-from edge.sampler import sampling_fields
+from edge.session.sampler import sampling_fields
 
 if TYPE_CHECKING:
-    from edge.conversation import Chat, Message
     from edge.kv.shape import WhenFull
     from edge.model import Model
-    from edge.sampler import SamplingOptions
+    from edge.session.chat import Chat, Message
+    from edge.session.sampler import SamplingOptions
 
 _SAVE_EVERY = 32  # tokens
 
@@ -211,7 +211,7 @@ class Talk:
         _table([(f"{_flag(o.name)} {_plain(getattr(now, o.name))}", o.help) for o in shown])
 
     def _tokens(self, text: str) -> None:
-        from edge.conversation import render_messages
+        from edge.session.chat import render_messages
 
         chat, n, limit = self.chat, 0, self.chat.session.n_context
         if chat.messages:

@@ -15,7 +15,7 @@ from sessions import PROMPT, options
 
 import edge
 import edge.engine
-import edge.restore
+import edge.session.restore
 import edge.tokenizer.backend
 
 

@@ -12,8 +12,8 @@ import pytest
 from sessions import PROMPT, limited, options, resumed, same_pages, unshared
 
 import edge
-from edge import journal
-from edge.session_file import SessionFile
+from edge.session import journal
+from edge.session.file import SessionFile
 
 # ---- save ----
 

@@ -13,7 +13,7 @@ from fake_model import assert_one_line, run
 from sessions import options
 
 import edge
-from edge.session_file import SessionFile
+from edge.session.file import SessionFile
 
 
 def test_a_chat_comes_back(model: edge.Model, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from sessions import PROMPT, options, resumed, same_pages, seal
 
 import edge
-from edge.session_contents import Kind, Part
-from edge.session_file import SessionFile
+from edge.session.contents import Kind, Part
+from edge.session.file import SessionFile
 
 Make = Callable[..., Path]
 

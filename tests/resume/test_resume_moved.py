@@ -114,7 +114,7 @@ def test_a_folder_that_is_gone(model: edge.Model, tmp_path: Path) -> None:
 def test_the_program_says_so(path: Path, tmp_path: Path) -> None:
     """On one line, and the conversation is kept."""
     code = (
-        "from edge.journal import Journal\nimport os\nreal = Journal.cut\n"
+        "from edge.session.journal import Journal\nimport os\nreal = Journal.cut\n"
         "def cut(journal, n):\n    os.unlink(journal.file.path)\n    real(journal, n)\n"
         "Journal.cut = cut"
     )

@@ -15,9 +15,9 @@ from sessions import PROMPT, options
 
 import edge
 from edge.kv.shape import PAGE
-from edge.restore import _known
-from edge.session_contents import Contents, Kind, Part, Record
-from edge.session_file import SessionFile
+from edge.session.contents import Contents, Kind, Part, Record
+from edge.session.file import SessionFile
+from edge.session.restore import _known
 
 GONE = object()
 STRANGE: list[Any] = [

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from edge.errors import InputError
-from edge.request import Request
-from edge.results import Completion, FinishReason, Piece, TokenLogprob, Usage
+from edge.session.request import Request
+from edge.session.results import Completion, FinishReason, Piece, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from edge.cancel import Cancel
-    from edge.session import Session
+    from edge.session.session import Session
 
 __all__ = ["Stream"]
 

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from edge import check
-from edge.conversation import Chat
 from edge.errors import ContextError, InputError, SessionFileError, brief
-from edge.journal import Journal
 from edge.kv.shape import PAGE, WhenFull
-from edge.request import Options, Request
-from edge.sampler import SamplingOptions
-from edge.session import Session
-from edge.session_contents import Contents, take
-from edge.session_file import SessionFile
+from edge.session.chat import Chat
+from edge.session.contents import Contents, take
+from edge.session.file import SessionFile
+from edge.session.journal import Journal
+from edge.session.request import Options, Request
+from edge.session.sampler import SamplingOptions
+from edge.session.session import Session
 from edge.version import __version__
 
 if TYPE_CHECKING:

@@ -18,16 +18,17 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from edge import check, forked, journal, native
+from edge import check, forked, native
 from edge.cancel import Cancel
 from edge.errors import CancelledError, ContextError, InputError, SessionFileError
 from edge.kv.shape import PAGE, WhenFull
-from edge.request import Options, Request
-from edge.results import Completion, FinishReason, Piece, TokenLogprob
-from edge.sampler import Floats, Sampler, largest
-from edge.spelling import common_prefix
-from edge.stops import AnswerText
-from edge.stream import Stream
+from edge.session import journal
+from edge.session.overlap import common_prefix
+from edge.session.request import Options, Request
+from edge.session.results import Completion, FinishReason, Piece, TokenLogprob
+from edge.session.sampler import Floats, Sampler, largest
+from edge.session.stops import AnswerText
+from edge.session.stream import Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,7 +47,7 @@ class Session:
     when_full: what happens when it holds as many tokens as the context: "stop": the answer ends.
     "slide": it goes on, in the same memory. A token then sees the first 64 tokens and, in whole
     blocks of 64, the last n_context - 64 up to itself; positions go on to those that the model was
-    made for. options: defaults for the calls of this session, see `edge.request.Request`.
+    made for. options: defaults for the calls of this session, see `edge.session.request.Request`.
     Whole blocks of 64 tokens that another session has computed are not computed again.
     Every method but `cancel` and `close` raises InputError while another thread uses the session,
     and after it or its model was closed.
@@ -92,7 +93,7 @@ class Session:
         prompt: text or token ids, put behind what the session holds; the first text gets the
         beginning-of-sequence token where the model wants one. Empty: go on where the last call
         ended, which a session that is full ends at once, with the finish reason "context".
-        options: see `edge.request.Request`. A call that is cancelled, or fails, before the
+        options: see `edge.session.request.Request`. A call that is cancelled, or fails, before the
         first token leaves the session as it was (with reuse: with what was computed so far).
         Raises InputError for a prompt or an option that cannot be, ContextError when the tokens
         do not fit.

@@ -1,4 +1,4 @@
-"""What the records of a session file say, see `edge.session_file`, and how large they can be."""
+"""What the records of a session file say, see `edge.session.file`, and how large they can be."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeWarning, InputError, SessionFileError
 from edge.kv.shape import PAGE
-from edge.session_contents import Kind, Part
-from edge.session_file import SessionFile
+from edge.session.contents import Kind, Part
+from edge.session.file import SessionFile
 
 if TYPE_CHECKING:
     from edge.backend import Cache
-    from edge.request import Request
-    from edge.session import Session
+    from edge.session.request import Request
+    from edge.session.session import Session
 
 __all__ = ["Journal", "save"]
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from edge import check
 from edge.errors import EdgeError, InputError, TemplateError
 from edge.kv.shape import WhenFull
-from edge.request import Options, Request
-from edge.results import Completion
-from edge.session_contents import take
-from edge.spelling import common_text
-from edge.stops import AnswerText
-from edge.stream import Stream
+from edge.session.contents import take
+from edge.session.overlap import common_text
+from edge.session.request import Options, Request
+from edge.session.results import Completion
+from edge.session.stops import AnswerText
+from edge.session.stream import Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,7 +42,7 @@ class Chat:
 
     Get one from `Model.chat`, which looks whether the model's template uses the tools.
     system: the first message, for the model's conduct. tools: JSON schemas of functions, for the
-    template. when_full: see `Session`. options: defaults for each call, see `edge.request.Request`.
+    template. when_full: see `Session`. options: defaults for each call, see `edge.session.request.Request`.
     A model with a prefix_cache keeps the system message there.
     A question and its answer enter `messages` together, with the first token of the answer: an
     answer that was cancelled stays as far as it came, a question that failed or was cancelled

@@ -9,7 +9,7 @@ from typing import TypedDict
 from edge import check
 from edge.errors import InputError, brief
 from edge.progress import Progress
-from edge.sampler import SamplingOptions
+from edge.session.sampler import SamplingOptions
 
 __all__ = ["Options", "Request"]
 

@@ -41,7 +41,7 @@ from edge.disk.atomic import sync_folder, write_all
 from edge.disk.own import SAFELY
 from edge.errors import SessionFileError
 from edge.native import ffi, lib
-from edge.session_contents import RECORD, Bytes, Contents, Kind, Part, Record, check_size
+from edge.session.contents import RECORD, Bytes, Contents, Kind, Part, Record, check_size
 
 __all__ = ["VERSION", "SessionFile"]
 
