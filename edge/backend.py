@@ -120,7 +120,7 @@ class Backend(Protocol):
         logits: Literal["none", "last", "all"] = "last",
         cancel: Cancel | None = None,
     ) -> NDArray[np.float32] | None:
-        """Run tokens behind those in the cache, see `edge.engine.Engine.run`."""
+        """Run tokens behind those in the cache, see `edge.engine.engine.Engine.run`."""
 
     def new_tokenizer(self) -> Tokenizer:
         """The model's tokenizer, built anew. Raises ModelFileError, UnsupportedError."""

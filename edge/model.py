@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from edge import check, forked
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.errors import EdgeError, EdgeWarning, InputError, ModelFileError
 from edge.kv.shape import WhenFull
 from edge.loading import Loading, LoadOptions

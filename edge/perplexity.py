@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from edge import check, native
 from edge.cancel import Cancel
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.errors import (
     CancelledError,
     ContextError,

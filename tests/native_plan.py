@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from edge import native
+from edge.engine.plan import F32, LOGITS, Q8
 from edge.native import ffi, lib
-from edge.plan import F32, LOGITS, Q8
 from edge.weights.weights import _NUMBERS as TYPE_NUMBERS
 from edge.weights.weights import supported_types
 

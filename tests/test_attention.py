@@ -14,9 +14,9 @@ from native_plan import Plan, Spec, on_all_isas
 from test_kernels import EXTREMES, normal
 
 from edge import native
+from edge.engine.plan import F32
 from edge.graph import Op, Rope
 from edge.kv.shape import kv_types
-from edge.plan import F32
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]
 

@@ -20,7 +20,7 @@ import pytest
 from fake_model import ROOT, assert_one_line, run
 from test_packed import TOKENS, logits
 
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.errors import InputError, ModelFileError
 from edge.weights import packed, packed_cache
 
@@ -370,7 +370,7 @@ def test_no_home(source: Path, want: np.ndarray, monkeypatch: pytest.MonkeyPatch
 
 # ---- several processes ---------------------------------------------------------------------------
 
-LOAD = "from edge.engine import Engine; import sys; e = Engine.load(sys.argv[1], threads=1)"
+LOAD = "from edge.engine.engine import Engine; import sys; e = Engine.load(sys.argv[1], threads=1)"
 SLOW = (
     "from edge import weights; import time; pack = weights.Weights._pack\n"
     "def slow(*a): print('packing', flush=True); time.sleep(0.05); pack(*a)\n"

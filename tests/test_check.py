@@ -18,7 +18,7 @@ from test_tokenizer import BPE
 
 import edge
 from edge import check, perplexity
-from edge.engine import Engine, pack
+from edge.engine.engine import Engine, pack
 from edge.errors import EdgeError, InputError
 from edge.kv.cache import KVCache
 from edge.loading import Loading, LoadOptions

@@ -12,7 +12,7 @@ import pytest
 from native_plan import COMPACT_TYPES, ISAS, TYPES
 from test_refmath import SIZES
 
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.kv.shape import kv_types
 
 pytestmark = pytest.mark.all_isas

@@ -18,7 +18,7 @@ from edge.bench import tune
 from edge.bench.tune import Measured, Row, Times, best, candidates
 from edge.device import cores
 from edge.device.cores import Choice, Cluster, Cores, choose, cpu_name, store
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.errors import EdgeWarning, InputError, MemoryBudgetError
 
 CAPACITY, CLOCK = "cpu_capacity", "cpufreq/cpuinfo_max_freq"

@@ -21,7 +21,7 @@ pytestmark = [
 #: Cut the model's file before each run of it; edge-run must have begun, to be told of the signal.
 CUT_BEFORE_RUNS = """
 import os, edge.cli; edge.cli._prepare()
-from edge.engine import Engine
+from edge.engine.engine import Engine
 run = Engine.run
 def cut(self, *args, **options):
     os.truncate(self.path, 4096)

@@ -24,8 +24,8 @@ from test_kernels import (
     wide,
 )
 
+from edge.engine.plan import F32, Q8, Q8X2
 from edge.kv.shape import kv_types
-from edge.plan import F32, Q8, Q8X2
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]
 

@@ -13,9 +13,10 @@ import pytest
 import refgraph
 from native_plan import floats
 
-from edge import native, plan
+from edge import native
 from edge.device import memory
-from edge.engine import Engine
+from edge.engine import plan
+from edge.engine.engine import Engine
 from edge.errors import (
     ContextError,
     InputError,

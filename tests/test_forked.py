@@ -12,7 +12,7 @@ from children import held, in_child
 
 import edge
 from edge import SamplingOptions
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.session.file import SessionFile
 from edge.template.template import ChatTemplate
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_fuzz_gguf import NUMBERS
 
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.errors import EdgeError, NativeError
 from edge.files.gguf import GGUF
 

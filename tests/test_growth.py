@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import edge
-from edge.ledger import _HISTORY_TOKEN_BYTES
+from edge.engine.ledger import _HISTORY_TOKEN_BYTES
 
 TOKENS = 1000
 

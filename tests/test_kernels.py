@@ -26,9 +26,9 @@ from native_plan import (
 from test_refmath import SIZES, n_halves, random_blocks, set_half
 
 from edge import native
+from edge.engine.plan import F32, LOGITS, Q8, Q8X2
 from edge.errors import NativeError
 from edge.native import lib
-from edge.plan import F32, LOGITS, Q8, Q8X2
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]
 

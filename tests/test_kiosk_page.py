@@ -21,7 +21,7 @@ SCREENSHOT = FOLDER / "screenshot.png"
 #: A model that takes its time.
 SLOW = """
 import time
-from edge.engine import Engine
+from edge.engine.engine import Engine
 run = Engine.run
 def slow(self, cache, tokens, **options):
     time.sleep(0.2 if len(tokens) == 1 else 3)

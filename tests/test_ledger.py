@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from edge.device import memory
-from edge.engine import Engine, describe
+from edge.engine.engine import Engine, describe
+from edge.engine.ledger import _ROOM, Ledger
 from edge.errors import InputError, MemoryBudgetError
 from edge.files.gguf import GGUF
 from edge.kv.shape import kv_types
-from edge.ledger import _ROOM, Ledger
 from edge.loading import Loading
 from edge.sizes import show
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edge.bench import predict, runner
+from edge.bench import runner
+from edge.engine import predict
 from edge.kv.shape import kv_types
 from edge.loading import KV_TYPES, LAYOUTS
 from edge.weights.packed import FORMS

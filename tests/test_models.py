@@ -42,7 +42,7 @@ def by_referee(path: Path, case: Case, **options: Any) -> np.ndarray:
 
 def by_native(path: Path, case: Case) -> np.ndarray:
     """(tokens, vocab) logits by the engine."""
-    from edge.engine import Engine
+    from edge.engine.engine import Engine
 
     engine = Engine.load(path, context=case.context)
     try:

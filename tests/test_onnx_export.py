@@ -16,7 +16,7 @@ import pytest
 from fake_model import assert_one_line, edge_run, run
 from test_onnx_cpu import open_session
 
-from edge import engine
+from edge.engine import engine
 from edge.errors import ContextError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.onnx import config

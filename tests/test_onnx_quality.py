@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_onnx_cpu import open_session
 
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.onnx.export import Recipe, export
 
 pytestmark = pytest.mark.model

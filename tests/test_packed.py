@@ -19,9 +19,9 @@ from ggufbytes import ARRAY, BOOL, STRING, U32, U64, key
 from tiny import write_split
 
 import edge
-from edge import engine as engines
 from edge import native
-from edge.engine import Engine
+from edge.engine import engine as engines
+from edge.engine.engine import Engine
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.weights import packed, packed_cache

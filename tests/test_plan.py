@@ -17,11 +17,11 @@ from test_kernels import moderate, normal
 from test_models import built
 
 from edge import native
-from edge.engine import Engine
+from edge.engine.engine import Engine
+from edge.engine.plan import F32, LOGITS, Q8, Q8X2, Buffer, Lowered, _lay_out, lower
 from edge.errors import NativeError
 from edge.graph import Graph, Rope
 from edge.native import ffi, lib
-from edge.plan import F32, LOGITS, Q8, Q8X2, Buffer, Lowered, _lay_out, lower
 
 TOKENS = 64
 

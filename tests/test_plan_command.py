@@ -12,10 +12,10 @@ import pytest
 from fake_model import assert_one_line, run
 from ggufbytes import BOOL, key
 
-from edge.bench import predict
 from edge.device import memory
 from edge.device.machine import Roofs
-from edge.engine import Engine, describe, pack
+from edge.engine import predict
+from edge.engine.engine import Engine, describe, pack
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.kv.shape import kv_types

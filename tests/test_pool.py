@@ -20,10 +20,10 @@ from test_kernels import moderate, normal
 from edge import native
 from edge.cancel import Cancel
 from edge.device.cores import Choice
-from edge.engine import Engine
+from edge.engine.engine import Engine
+from edge.engine.plan import F32, LOGITS
 from edge.errors import CancelledError, NativeError
 from edge.native import ffi, lib
-from edge.plan import F32, LOGITS
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 

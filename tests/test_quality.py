@@ -53,7 +53,7 @@ def compare(reference: np.ndarray, other: np.ndarray, tokens: np.ndarray) -> Qua
 
 @pytest.mark.model
 def test_quality_on_english(smollm2: Path) -> None:
-    from edge.engine import Engine
+    from edge.engine.engine import Engine
     from edge.tokenizer import Tokenizer
 
     engine = Engine.load(smollm2, context=N_REFEREE)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from fake_model import assert_one_line, run
 
-from edge import engine as engines
-from edge import ledger
 from edge.device import memory
-from edge.engine import Engine
+from edge.engine import engine as engines
+from edge.engine import ledger
+from edge.engine.engine import Engine
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.native import ffi

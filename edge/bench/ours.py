@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import edge
 from edge.bench.runner import Case
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.loading import Loading
 from edge.model import engine_of
 from edge.progress import Progress

@@ -22,7 +22,7 @@ from edge.bench.ours import Ours, Work, work
 from edge.bench.runner import PEERS, Case, seconds, speed, warm_up
 from edge.device import cores
 from edge.device.machine import Machine, Roofs
-from edge.engine import Engine, describe
+from edge.engine.engine import Engine, describe
 from edge.errors import EdgeError, InputError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.loading import KV_TYPES

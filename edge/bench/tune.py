@@ -24,8 +24,8 @@ from edge import native
 from edge.device.cores import Cores
 from edge.device.machine import buffer_bytes, largest_cache, written
 from edge.device.memory import anonymous
+from edge.engine.plan import F32, Q8
 from edge.native import ffi, lib
-from edge.plan import F32, Q8
 
 __all__ = ["RULE", "Measured", "Row", "best", "candidates", "measure"]
 

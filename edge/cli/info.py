@@ -162,7 +162,7 @@ def _parts(
     model: GGUF | PackedFile, layout: Layout
 ) -> tuple[Weights | None, Vocabulary | None, str | None]:
     """What would be loaded, and why this build cannot run the file, if so; nothing is packed."""
-    from edge.engine import describe
+    from edge.engine.engine import describe
     from edge.tokenizer.vocabulary import Vocabulary
 
     weights = vocabulary = None

@@ -22,9 +22,9 @@ from edge.errors import EdgeError, MemoryBudgetError
 from edge.sizes import show
 
 if TYPE_CHECKING:
-    from edge.engine import Description
+    from edge.engine.engine import Description
+    from edge.engine.ledger import Ledger
     from edge.files.gguf import GGUF
-    from edge.ledger import Ledger
     from edge.onnx.budget import Budget
     from edge.weights.packed import PackedFile
 
@@ -57,7 +57,7 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     """
     from edge.device import cores
     from edge.disk.pull import default_model
-    from edge.engine import describe
+    from edge.engine.engine import describe
     from edge.onnx import is_onnx
     from edge.weights.packed import open_model
 
@@ -138,7 +138,7 @@ def _rotary(description: Description) -> dict[str, Any] | None:
 
 def _speed(description: Description, threads: int) -> dict[str, Any] | str:
     """Predicted tokens per second by depth; a string: why there is none."""
-    from edge.bench import predict
+    from edge.engine import predict
 
     try:
         measured = predict.Measured.now(threads)

@@ -9,8 +9,8 @@ from edge.sizes import show
 
 if TYPE_CHECKING:
     from edge.backend import Backend
-    from edge.engine import Engine
-    from edge.ledger import Ledger
+    from edge.engine.engine import Engine
+    from edge.engine.ledger import Ledger
     from edge.onnx.budget import Budget
     from edge.onnx.engine import OnnxEngine
     from edge.session.results import Usage
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def lines(engine: Backend, usage: Usage) -> list[str]:
     """The table of memory, part by part, speed and threads; after an answer."""
-    from edge.engine import Engine
+    from edge.engine.engine import Engine
     from edge.onnx.engine import OnnxEngine
 
     if isinstance(engine, OnnxEngine):
@@ -75,7 +75,7 @@ def _of_budget(plan: Ledger | Budget) -> str:
 
 def speed_line(engine: Engine, usage: Usage) -> str:
     """Predicted and real tokens per second of the answer, where there is a prediction."""
-    from edge.bench import predict
+    from edge.engine import predict
 
     speed = usage.decode_tokens_per_second
     if not speed:

@@ -4,7 +4,7 @@ weights           of every graph: onnxruntime lays those that its kernels read o
                   holds int8 weights twice where products would be cut off
 keys and values   of all sessions that are planned for, full
 buffers           of a run: logits of each token where the graph makes them, activations
-the rest          as `edge.ledger` counts it
+the rest          as `edge.engine.ledger` counts it
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge import ledger
+from edge.engine import ledger
 from edge.errors import EdgeError, MemoryBudgetError
 from edge.onnx.folder import Decoder, Folder
 from edge.onnx.runners import most_tokens

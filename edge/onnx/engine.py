@@ -1,4 +1,4 @@
-"""A model of ONNX graphs, run by onnxruntime: the same to sessions as `edge.engine.Engine`."""
+"""A model of ONNX graphs, run by onnxruntime: the same to sessions as `edge.engine.engine.Engine`."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ import make_shape
 from builds import wheel_for
 from machines import BOARDS, BOOKWORM, ROOT
 
-from edge.engine import Engine
+from edge.engine.engine import Engine
 from edge.native import ffi
 
 SOURCES = Path(__file__).resolve().parent / "instructions"

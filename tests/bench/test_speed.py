@@ -14,8 +14,8 @@ import pytest
 from native_plan import COMPACT_TYPES, TYPES, Plan, Spec, packed, vector
 
 from edge import native
+from edge.engine.plan import F32, Q8
 from edge.native import lib
-from edge.plan import F32, Q8
 
 pytestmark = pytest.mark.native
 

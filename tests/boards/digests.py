@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from edge import native
-from edge.engine import Engine
+from edge.engine.engine import Engine
 
 N_PROMPT, N_DECODED, CHUNKS = 70, 4, (9, 32, 64)
 

@@ -14,7 +14,7 @@ import sys
 from sessions import PROMPT, options
 
 import edge
-import edge.engine
+import edge.engine.engine
 import edge.session.restore
 import edge.tokenizer.backend
 

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import check, forked, models, native, plan
+from edge import check, forked, models, native
 from edge.cancel import Cancel
 from edge.device import cores, memory
 from edge.device.cores import Choice
+from edge.engine import plan
+from edge.engine.ledger import Ledger
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Graph, check_factors
@@ -28,7 +30,6 @@ from edge.kv.cache import KVCache
 from edge.kv.page_store import PageStore
 from edge.kv.pool import PagePool
 from edge.kv.shape import KVShape, WhenFull, kv_types
-from edge.ledger import Ledger
 from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
 from edge.models.common import Config
 from edge.native import ffi, lib

@@ -25,10 +25,10 @@ from edge.device.cores import cpu_name
 from edge.device.machine import Machine
 from edge.disk.atomic import replacing
 from edge.disk.room import cache_dir
+from edge.engine.plan import Lowered
 from edge.errors import EdgeError
 from edge.kv.shape import KVShape
 from edge.models.common import Config
-from edge.plan import Lowered
 
 __all__ = ["Demand", "Measured", "Planned", "demand_of", "tokens_per_second"]
 
