@@ -71,7 +71,7 @@ def load(
 def engine_of(path: str, loading: Loading) -> Callable[..., Backend]:
     """What loads it. Raises InputError for a provider of ONNX models with a GGUF file."""
     if is_onnx(path):
-        from edge.onnx.engine import OnnxEngine
+        from edge.onnx.run.engine import OnnxEngine
 
         return OnnxEngine.load
     for name in ("ep", "fallback", "soc"):
@@ -144,8 +144,8 @@ class Model:
         """A new, empty session.
 
         when_full: "stop" or "slide", see `Session`. options: defaults for its calls, see
-        `edge.session.request.Request`. Raises InputError for an option that cannot be, and for a context
-        that is too small to slide.
+        `edge.session.request.Request`. Raises InputError for an option that cannot be, and for a
+        context that is too small to slide.
         """
         session = Session(self, when_full, **options)
         self._sessions.add(session)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edge.onnx.export import Recipe, export
+from edge.onnx.export.export import Recipe, export
 
 
 def write_cpu(path: Path, folder: Path, context: int | None = None, *, shared: bool = True) -> Path:

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.onnx import compiled
-from edge.onnx.proto import OnnxFile
-from edge.onnx.providers import Target
-from edge.onnx.sessions import Opened
+from edge.onnx.files.proto import OnnxFile
+from edge.onnx.providers import compiled
+from edge.onnx.providers.providers import Target
+from edge.onnx.providers.sessions import Opened
 
 K, N = 64, 32
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from edge import models
 from edge.files.gguf import GGUF
-from edge.onnx import npu
+from edge.onnx.export import npu
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper
 from edge import models
 from edge.files.gguf import GGUF
 from edge.graph import Op, Rope
-from edge.onnx import config as beside
-from edge.onnx.lowering import Lowering, rotations
-from edge.onnx.writer import GraphWriter
+from edge.onnx.export import config as beside
+from edge.onnx.export.lowering import Lowering, rotations
+from edge.onnx.export.writer import GraphWriter
 
 OPSET = 18
 

@@ -22,7 +22,7 @@ from edge.engine.engine import Engine, pack
 from edge.errors import EdgeError, InputError
 from edge.kv.cache import KVCache
 from edge.loading import Loading, LoadOptions
-from edge.onnx.kv import GrowingCache
+from edge.onnx.run.kv import GrowingCache
 from edge.session.request import Options, Request
 from edge.session.sampler import SamplingOptions
 from edge.template.template import ChatTemplate

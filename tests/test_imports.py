@@ -47,7 +47,7 @@ LAYERS = [
 HEAVY = {
     "jinja2": {"template/environment", "template/filters", "template/text"},
     "tokenizers": {"tokenizer/backend"},
-    "numpy": {"native", "ctypes_ffi", "weights", "engine", "sampler", "perplexity", "onnx"},
+    "numpy": {"native", "binding", "weights", "engine", "session/sampler", "perplexity", "onnx"},
     "cffi": set(),
     "onnx": set(),
     "onnxruntime": set(),

@@ -19,6 +19,8 @@ from edge.kv import pool as kv_pool
 from edge.kv.cache import KVCache
 from edge.kv.pool import PagePool
 from edge.kv.shape import PAGE
+from edge.session import contents as session_contents
+from edge.session import file as session_file
 from edge.session import journal
 from edge.session.contents import Kind, Part
 from edge.session.file import SessionFile

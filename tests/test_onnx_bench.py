@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge.onnx.export import Recipe, export
+from edge.onnx.export.export import Recipe, export
 
 
 @pytest.fixture

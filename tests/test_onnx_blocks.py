@@ -17,10 +17,10 @@ from tiny import quantise
 from edge.errors import ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Op
-from edge.onnx import blocks
-from edge.onnx.blocks import Blocks, Form, floats, form_of, slices
-from edge.onnx.linear import BlockLinears
-from edge.onnx.writer import DataFile, GraphWriter
+from edge.onnx.export import blocks
+from edge.onnx.export.blocks import Blocks, Form, floats, form_of, slices
+from edge.onnx.export.linear import BlockLinears
+from edge.onnx.export.writer import DataFile, GraphWriter
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]  # packing is the same on all
 

@@ -15,10 +15,10 @@ from edge import models
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.graph import Graph
-from edge.onnx import calibrate
-from edge.onnx.calibrate import calibration_tokens
-from edge.onnx.htp import Ranges
-from edge.onnx.step import shape_of
+from edge.onnx.export import calibrate
+from edge.onnx.export.calibrate import calibration_tokens
+from edge.onnx.export.htp import Ranges
+from edge.onnx.export.step import shape_of
 
 TOKENS = [(11 * i * i + 5 * i) % 280 for i in range(70)]
 Tinies = Callable[..., Path]

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from onnxfolders import write_cpu, write_static
 
 from edge.cli import cli
-from edge.onnx.engine import OnnxEngine
-from edge.onnx.providers import PROVIDERS, Found
+from edge.onnx.providers.providers import PROVIDERS, Found
+from edge.onnx.run.engine import OnnxEngine
 
 
 @pytest.fixture(scope="module", params=[write_cpu, write_static])

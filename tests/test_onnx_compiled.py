@@ -17,11 +17,11 @@ from onnxgraphs import context, open_sessions, quantized, read
 from edge.cli import cli
 from edge.disk import room
 from edge.errors import ModelFileError, UnsupportedError
-from edge.onnx import compiled, sessions
-from edge.onnx.partition import Partition
-from edge.onnx.proto import OnnxFile
-from edge.onnx.providers import PROVIDERS, Found, Target
-from edge.onnx.sessions import Opened
+from edge.onnx.files.proto import OnnxFile
+from edge.onnx.providers import compiled, sessions
+from edge.onnx.providers.partition import Partition
+from edge.onnx.providers.providers import PROVIDERS, Found, Target
+from edge.onnx.providers.sessions import Opened
 
 KEY = b"\x01\x02"
 

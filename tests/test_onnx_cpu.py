@@ -14,7 +14,7 @@ from edge import models
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Graph
-from edge.onnx import cpu
+from edge.onnx.export import cpu
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

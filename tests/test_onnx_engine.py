@@ -32,7 +32,7 @@ from edge.errors import (
 )
 from edge.files.gguf import GGUF
 from edge.kv.shape import PAGE
-from edge.onnx.engine import OnnxEngine
+from edge.onnx.run.engine import OnnxEngine
 
 Tiny = Callable[..., Path]
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -19,8 +19,8 @@ from test_onnx_cpu import open_session
 from edge.engine import engine
 from edge.errors import ContextError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.onnx import config
-from edge.onnx.export import Recipe, export
+from edge.onnx.export import config
+from edge.onnx.export.export import Recipe, export
 from edge.tokenizer import Tokenizer
 from edge.tokenizer.vocabulary import Vocabulary
 

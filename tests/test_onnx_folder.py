@@ -16,7 +16,7 @@ from optimum import edit, write_optimum
 
 from edge.cli.info import describe_graphs
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
-from edge.onnx.folder import Decoder, Static, open_folder
+from edge.onnx.files.folder import Decoder, Static, open_folder
 
 Tiny = Callable[..., Path]
 

@@ -20,13 +20,13 @@ from onnxgraphs import K, blocks, cut, open_sessions, quantized
 from onnxrun import write_npu
 
 from edge.errors import InputError, ModelFileError, UnsupportedError
-from edge.onnx import compiled
-from edge.onnx.ahead import compile_for
-from edge.onnx.engine import OnnxEngine
-from edge.onnx.export import Recipe
-from edge.onnx.export import export as write
-from edge.onnx.providers import SOCS, Target, choose
-from edge.onnx.sessions import explain
+from edge.onnx.export.ahead import compile_for
+from edge.onnx.export.export import Recipe
+from edge.onnx.export.export import export as write
+from edge.onnx.providers import compiled
+from edge.onnx.providers.providers import SOCS, Target, choose
+from edge.onnx.providers.sessions import explain
+from edge.onnx.run.engine import OnnxEngine
 
 pytestmark = pytest.mark.htp
 
@@ -146,8 +146,8 @@ def test_a_foreign_compiled_graph_that_came_alone(
 def test_standard_output_stays_the_answers(tmp_path: Path) -> None:
     path = quantized(tmp_path / "m.onnx")
     code = (
-        "from edge.onnx.proto import *; from edge.onnx.providers import *\n"
-        "from edge.onnx.sessions import *\n"
+        "from edge.onnx.files.proto import *; from edge.onnx.providers.providers import *\n"
+        "from edge.onnx.providers.sessions import *\n"
         f"target = choose('qnn', 'qnn', threads=1, soc={SOC!r})\n"
         f"open_graph(OnnxFile.read({str(path)!r}), target); print('answer')"
     )

@@ -20,12 +20,12 @@ from edge import models
 from edge.errors import InputError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Graph
-from edge.onnx import npu
-from edge.onnx.blocks import form_of
-from edge.onnx.proto import OnnxFile
-from edge.onnx.providers import Target, choose
-from edge.onnx.sessions import open_graph
-from edge.onnx.step import shape_of
+from edge.onnx.export import npu
+from edge.onnx.export.blocks import form_of
+from edge.onnx.export.step import shape_of
+from edge.onnx.files.proto import OnnxFile
+from edge.onnx.providers.providers import Target, choose
+from edge.onnx.providers.sessions import open_graph
 
 TOKENS = [(7 * i * i + 3 * i) % 280 for i in range(16)]
 PROMPT = 10  # the rest goes through one by one

@@ -11,8 +11,8 @@ import pytest
 from onnxgraphs import K, blocks, open_sessions, quantized
 
 from edge.errors import InputError, UnsupportedError
-from edge.onnx.providers import choose
-from edge.onnx.sessions import explain
+from edge.onnx.providers.providers import choose
+from edge.onnx.providers.sessions import explain
 
 pytestmark = pytest.mark.openvino
 

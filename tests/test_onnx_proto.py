@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from optimum import edit, to_external, write_optimum
 
 from edge.errors import ModelFileError
-from edge.onnx.proto import OnnxFile
+from edge.onnx.files.proto import OnnxFile
 
 Tiny = Callable[..., Path]
 
@@ -234,7 +234,7 @@ def test_damage_is_told(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_counts_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.onnx.protobuf._MOST_FIELDS", 50)
+    monkeypatch.setattr("edge.onnx.files.protobuf._MOST_FIELDS", 50)
     (path := tmp_path / "m.onnx").write_bytes(field(7, field(5, field(1, b"\x01" * 60))))
     with pytest.raises(ModelFileError, match="more than 50 fields"):
         OnnxFile.read(path)

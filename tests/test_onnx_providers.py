@@ -18,11 +18,11 @@ from onnxgraphs import K, cut, open_sessions, quantized
 
 from edge.cli import cli
 from edge.errors import InputError, ModelFileError, UnsupportedError
-from edge.onnx import providers
-from edge.onnx.export import Recipe
-from edge.onnx.partition import Partition
-from edge.onnx.providers import PROVIDERS, Found, Target, choose
-from edge.onnx.sessions import Opened, explain
+from edge.onnx.export.export import Recipe
+from edge.onnx.providers import providers
+from edge.onnx.providers.partition import Partition
+from edge.onnx.providers.providers import PROVIDERS, Found, Target, choose
+from edge.onnx.providers.sessions import Opened, explain
 
 #: Providers that can be installed -> what names what to install.
 PACKAGES = {"qnn": "onnxruntime-qnn", "openvino": "onnxruntime-openvino", "coreml": "macOS"}

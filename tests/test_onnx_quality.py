@@ -16,7 +16,7 @@ import pytest
 from test_onnx_cpu import open_session
 
 from edge.engine.engine import Engine
-from edge.onnx.export import Recipe, export
+from edge.onnx.export.export import Recipe, export
 
 pytestmark = pytest.mark.model
 

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxgraphs import quantized
 
 from edge.errors import UnsupportedError
-from edge.onnx import saturation
-from edge.onnx.proto import OnnxFile
-from edge.onnx.providers import choose
-from edge.onnx.sessions import open_graph
+from edge.onnx.files.proto import OnnxFile
+from edge.onnx.providers import saturation
+from edge.onnx.providers.providers import choose
+from edge.onnx.providers.sessions import open_graph
 
 K = 64
 

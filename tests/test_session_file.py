@@ -14,6 +14,8 @@ import pytest
 from sessions import limited, seal
 
 from edge.errors import SessionFileError
+from edge.session import contents as session_contents
+from edge.session import file as session_file
 from edge.session.contents import RECORD, Contents, Kind, Part, Record
 from edge.session.file import SessionFile
 

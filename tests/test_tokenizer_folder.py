@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_tokenizer import CHATML, CONTROL, NORMAL, PIECES, USER, bpe, spm
 
 from edge.errors import InputError, ModelFileError, TemplateError, UnsupportedError
-from edge.onnx.config import write_tokenizer
+from edge.onnx.export.config import write_tokenizer
 from edge.template.template import ChatTemplate
 from edge.tokenizer import Tokenizer
 

@@ -19,8 +19,9 @@ from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.native import ffi
 from edge.sizes import parse_size
+from edge.weights import packed, weights
 from edge.weights.packed import FORMS
-from edge.weights.weights import Weights, packed, weights
+from edge.weights.weights import Weights
 
 pytestmark = pytest.mark.native
 

@@ -160,7 +160,7 @@ def _described(ours: Ours, cases: Sequence[Case]) -> Measured:
     if isinstance(engine, Engine):
         done = tuple(work(engine, case) for case in cases)
         return Measured(engine.threads, engine.isa, engine.packed_bytes, engine.kv.type, done)
-    from edge.onnx.engine import OnnxEngine
+    from edge.onnx.run.engine import OnnxEngine
 
     assert isinstance(engine, OnnxEngine)
     weights = engine.budget.parts["weights"]

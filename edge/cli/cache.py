@@ -31,7 +31,7 @@ def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
     if is_all and not is_clear:
         raise click.UsageError("--all needs --clear.")
     from edge.disk import pull, room
-    from edge.onnx import compiled
+    from edge.onnx.providers import compiled
     from edge.weights import packed_cache
 
     fetched = room.cache_dir() / pull.DEFAULT.file
@@ -48,7 +48,7 @@ def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
 
 def _facts(limit: int, fetched: Path) -> dict[str, Any]:
     """JSON values; sizes in bytes, times in seconds since 1970."""
-    from edge.onnx import compiled
+    from edge.onnx.providers import compiled
     from edge.weights import packed_cache
 
     graphs = [

@@ -19,7 +19,7 @@ def devices(as_json: bool) -> None:
 
     The names are those that --ep takes. GGUF models run without any of them.
     """
-    from edge.onnx import providers
+    from edge.onnx.providers import providers
 
     rows = [_facts(row) for row in providers.PROVIDERS.values()]
     simulated = providers.is_simulated() and any(r["name"] == "qnn" and r["here"] for r in rows)

@@ -65,8 +65,8 @@ def export(model: str | None, output: str, force: bool, as_json: bool, **options
     those that an NPU wants in another form.
     """
     from edge.disk.pull import default_model
-    from edge.onnx.export import Recipe
-    from edge.onnx.export import export as write
+    from edge.onnx.export.export import Recipe
+    from edge.onnx.export.export import export as write
 
     if options["chunk"] is not None:
         options["chunk"] = int(options["chunk"])

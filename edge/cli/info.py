@@ -60,7 +60,7 @@ def describe_graphs(path: str) -> dict[str, Any]:
     """The facts of a folder of ONNX graphs, or of one, as JSON values; None for what it does not
     say. Raises ModelFileError, UnsupportedError for one that cannot be run.
     """
-    from edge.onnx.folder import open_folder
+    from edge.onnx.files.folder import open_folder
 
     folder = open_folder(path)
     return {

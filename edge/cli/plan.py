@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge.engine.engine import Description
     from edge.engine.ledger import Ledger
     from edge.files.gguf import GGUF
-    from edge.onnx.budget import Budget
+    from edge.onnx.run.budget import Budget
     from edge.weights.packed import PackedFile
 
 _DEPTHS = (0, 4096, 32768)
@@ -65,7 +65,7 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     choice = cores.choose(options["threads"])
     held_to: Budget | Ledger
     if is_onnx(path):
-        from edge.onnx.plan import plan as plan_graphs
+        from edge.onnx.run.plan import plan as plan_graphs
 
         facts, held_to = plan_graphs(path, **options)
         facts |= {"threads": asdict(choice), "speed": _NOT_OF_GRAPHS}

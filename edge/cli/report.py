@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from edge.backend import Backend
     from edge.engine.engine import Engine
     from edge.engine.ledger import Ledger
-    from edge.onnx.budget import Budget
-    from edge.onnx.engine import OnnxEngine
+    from edge.onnx.run.budget import Budget
+    from edge.onnx.run.engine import OnnxEngine
     from edge.session.results import Usage
 
 
 def lines(engine: Backend, usage: Usage) -> list[str]:
     """The table of memory, part by part, speed and threads; after an answer."""
     from edge.engine.engine import Engine
-    from edge.onnx.engine import OnnxEngine
+    from edge.onnx.run.engine import OnnxEngine
 
     if isinstance(engine, OnnxEngine):
         return _onnx_memory_lines(engine)
@@ -30,7 +30,7 @@ def lines(engine: Backend, usage: Usage) -> list[str]:
 
 def explain_lines(engine: Backend) -> list[str]:
     """What runs the model, and how much of it."""
-    from edge.onnx.engine import OnnxEngine
+    from edge.onnx.run.engine import OnnxEngine
 
     if isinstance(engine, OnnxEngine):
         return engine.explain()

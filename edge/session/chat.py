@@ -42,7 +42,8 @@ class Chat:
 
     Get one from `Model.chat`, which looks whether the model's template uses the tools.
     system: the first message, for the model's conduct. tools: JSON schemas of functions, for the
-    template. when_full: see `Session`. options: defaults for each call, see `edge.session.request.Request`.
+    template. when_full: see `Session`. options: defaults for each call, see
+    `edge.session.request.Request`.
     A model with a prefix_cache keeps the system message there.
     A question and its answer enter `messages` together, with the first token of the answer: an
     answer that was cancelled stays as far as it came, a question that failed or was cancelled

@@ -43,7 +43,7 @@ class Exported(Ours):
     """The folder by edge's own runner."""
 
     def __init__(self, folder: str) -> None:
-        from edge.onnx.engine import OnnxEngine
+        from edge.onnx.run.engine import OnnxEngine
 
         self.engine: Any = OnnxEngine.load(folder, context=CONTEXT, threads=1)
         self.n_vocab, self.batch = self.engine.n_vocab, min(self.engine.chunk, BATCH)

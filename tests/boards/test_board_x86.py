@@ -16,7 +16,7 @@ CHOSEN = "saturation or (blocks_stand and phi3 and (Q4_0 or Q8_0))"
 @pytest.mark.board
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="runs this machine's own Python")
 def test_onnx_without_vnni() -> None:
-    probe = "from edge.onnx.saturation import saturates; print(saturates())"
+    probe = "from edge.onnx.providers.saturation import saturates; print(saturates())"
     run = emulate(ZEN3, sys.executable, "-c", probe, env={"PYTHONPATH": str(ROOT)})
     assert output_of(run).strip() == "True"  # or the emulated CPU is not what it should be
     options = ("-q", "-p", "no:cacheprovider", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml")

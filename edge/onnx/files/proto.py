@@ -22,7 +22,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, brief
-from edge.onnx.protobuf import MOST_TEXT, Wire, signed
+from edge.onnx.files.protobuf import MOST_TEXT, Wire, signed
 
 __all__ = ["External", "Node", "OnnxFile", "Tensor", "Value"]
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Graph, Op, Rope, check_factors
-from edge.onnx.blocks import floats
-from edge.onnx.writer import GraphWriter
+from edge.onnx.export.blocks import floats
+from edge.onnx.export.writer import GraphWriter
 
 __all__ = ["Linears", "Lowering", "read_vector", "rotations"]
 

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from edge.files.gguf import GGUF, Tensor
 from edge.graph import Op
-from edge.onnx.blocks import Form, blocks, floats, form_of, slices
-from edge.onnx.writer import CONTRIB, DataFile, GraphWriter, Stored, onnx
+from edge.onnx.export.blocks import Form, blocks, floats, form_of, slices
+from edge.onnx.export.writer import CONTRIB, DataFile, GraphWriter, Stored, onnx
 
 __all__ = ["BlockLinears"]
 

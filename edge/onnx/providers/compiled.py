@@ -27,13 +27,13 @@ from edge.device import cores
 from edge.disk import atomic, room
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.files.json_file import JsonFile
-from edge.onnx import providers, sessions
-from edge.onnx.partition import Partition
-from edge.onnx.proto import OnnxFile
-from edge.onnx.providers import PROVIDERS, Target
+from edge.onnx.files.proto import OnnxFile
+from edge.onnx.providers import providers, sessions
+from edge.onnx.providers.partition import Partition
+from edge.onnx.providers.providers import PROVIDERS, Target
 
 if TYPE_CHECKING:
-    from edge.onnx.sessions import Opened
+    from edge.onnx.providers.sessions import Opened
 
 __all__ = [
     "AHEAD",

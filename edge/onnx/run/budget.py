@@ -17,9 +17,9 @@ import numpy as np
 
 from edge.engine import ledger
 from edge.errors import EdgeError, MemoryBudgetError
-from edge.onnx.folder import Decoder, Folder
-from edge.onnx.runners import most_tokens
-from edge.onnx.saturation import exact_bytes
+from edge.onnx.files.folder import Decoder, Folder
+from edge.onnx.providers.saturation import exact_bytes
+from edge.onnx.run.runners import most_tokens
 from edge.sizes import show
 from edge.template.template import ChatTemplate, compiled_bytes
 from edge.tokenizer.cost import folder_tokenizer_bytes

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from edge.loading import Loading
-from edge.onnx.budget import Budget
-from edge.onnx.engine import config_of, loading_of
-from edge.onnx.folder import Folder, open_folder
+from edge.onnx.files.folder import Folder, open_folder
+from edge.onnx.run.budget import Budget
+from edge.onnx.run.engine import config_of, loading_of
 
 __all__ = ["plan"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from edge.errors import EdgeError, UnsupportedError
 from edge.loading import Loading
-from edge.onnx import compiled, providers
-from edge.onnx.engine import OnnxEngine
-from edge.onnx.folder import Static, open_folder
+from edge.onnx.files.folder import Static, open_folder
+from edge.onnx.providers import compiled, providers
+from edge.onnx.run.engine import OnnxEngine
 
 __all__ = ["compile_for", "require_compiler"]
 

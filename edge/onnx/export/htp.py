@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF, Tensor
 from edge.graph import Op
-from edge.onnx.blocks import floats, slices
-from edge.onnx.writer import DataFile, GraphWriter, Stored, onnx
+from edge.onnx.export.blocks import floats, slices
+from edge.onnx.export.writer import DataFile, GraphWriter, Stored, onnx
 
 __all__ = ["Float16Linears", "Int8Linears", "Range", "Ranges"]
 

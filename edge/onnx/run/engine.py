@@ -1,4 +1,4 @@
-"""A model of ONNX graphs, run by onnxruntime: the same to sessions as `edge.engine.engine.Engine`."""
+"""A model of ONNX graphs, run by onnxruntime: to sessions the same as the native engine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from edge.device import cores
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 from edge.kv.shape import PAGE
 from edge.loading import Loading, LoadOptions
-from edge.onnx import compiled, providers
-from edge.onnx.budget import Budget
-from edge.onnx.folder import Decoder, Folder, Static, open_folder
-from edge.onnx.runners import DecoderRunner, StaticRunner, most_tokens
-from edge.onnx.sessions import Opened, explain
+from edge.onnx.files.folder import Decoder, Folder, Static, open_folder
+from edge.onnx.providers import compiled, providers
+from edge.onnx.providers.sessions import Opened, explain
+from edge.onnx.run.budget import Budget
+from edge.onnx.run.runners import DecoderRunner, StaticRunner, most_tokens
 from edge.progress import Progress
 from edge.version import __version__
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from edge.cancel import Cancel
     from edge.kv.shape import WhenFull
-    from edge.onnx.kv import HostCache
-    from edge.onnx.runners import Runner, Want
+    from edge.onnx.run.kv import HostCache
+    from edge.onnx.run.runners import Runner, Want
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 

@@ -27,13 +27,13 @@ from edge import check
 from edge.errors import InputError
 from edge.files.gguf import GGUF
 from edge.graph import Graph, Op
-from edge.onnx.calibrate import calibrate, calibration_tokens
-from edge.onnx.config import write_json
-from edge.onnx.htp import Float16Linears, Int8Linears, Ranges
-from edge.onnx.linear import BlockLinears
-from edge.onnx.lowering import Linears, rotations
-from edge.onnx.step import FUSED_NORM, Shape, StepLowering, shape_of
-from edge.onnx.writer import DataFile, GraphWriter
+from edge.onnx.export.calibrate import calibrate, calibration_tokens
+from edge.onnx.export.config import write_json
+from edge.onnx.export.htp import Float16Linears, Int8Linears, Ranges
+from edge.onnx.export.linear import BlockLinears
+from edge.onnx.export.lowering import Linears, rotations
+from edge.onnx.export.step import FUSED_NORM, Shape, StepLowering, shape_of
+from edge.onnx.export.writer import DataFile, GraphWriter
 from edge.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
-from edge.onnx import context, saturation
-from edge.onnx.partition import Partition
-from edge.onnx.proto import OnnxFile
-from edge.onnx.providers import Target, is_simulated, onnxruntime
+from edge.onnx.files.proto import OnnxFile
+from edge.onnx.providers import context, saturation
+from edge.onnx.providers.partition import Partition
+from edge.onnx.providers.providers import Target, is_simulated, onnxruntime
 
 __all__ = ["ON_CPU", "Opened", "explain", "open_graph"]
 

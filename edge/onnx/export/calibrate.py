@@ -23,16 +23,16 @@ from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.files.text_file import TextFile
 from edge.graph import Graph, Op
-from edge.onnx.blocks import floats, slices
-from edge.onnx.folder import MASKED
-from edge.onnx.htp import Range, Ranges
-from edge.onnx.linear import BlockLinears
-from edge.onnx.lowering import rotations
-from edge.onnx.proto import OnnxFile
-from edge.onnx.providers import choose
-from edge.onnx.sessions import open_graph
-from edge.onnx.step import FUSED_NORM, Shape, StepLowering
-from edge.onnx.writer import DataFile, GraphWriter
+from edge.onnx.export.blocks import floats, slices
+from edge.onnx.export.htp import Range, Ranges
+from edge.onnx.export.linear import BlockLinears
+from edge.onnx.export.lowering import rotations
+from edge.onnx.export.step import FUSED_NORM, Shape, StepLowering
+from edge.onnx.export.writer import DataFile, GraphWriter
+from edge.onnx.files.folder import MASKED
+from edge.onnx.files.proto import OnnxFile
+from edge.onnx.providers.providers import choose
+from edge.onnx.providers.sessions import open_graph
 from edge.tokenizer import Tokenizer
 
 __all__ = ["calibrate", "calibration_tokens"]

@@ -9,8 +9,8 @@ import numpy as np
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Graph, Op, Rope
-from edge.onnx.lowering import Linears, Lowering
-from edge.onnx.writer import GraphWriter
+from edge.onnx.export.lowering import Linears, Lowering
+from edge.onnx.export.writer import GraphWriter
 
 __all__ = ["FUSED_NORM", "Shape", "StepLowering", "shape_of"]
 

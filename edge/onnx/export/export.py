@@ -20,11 +20,11 @@ from edge.disk.atomic import sync_folder
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.graph import Graph, Op
-from edge.onnx import config as beside
-from edge.onnx import cpu, npu
-from edge.onnx.ahead import compile_for, require_compiler
-from edge.onnx.compiled import AHEAD
-from edge.onnx.writer import onnx
+from edge.onnx.export import config as beside
+from edge.onnx.export import cpu, npu
+from edge.onnx.export.ahead import compile_for, require_compiler
+from edge.onnx.export.writer import onnx
+from edge.onnx.providers.compiled import AHEAD
 from edge.progress import Progress
 from edge.weights.packed import PackedFile, open_model
 

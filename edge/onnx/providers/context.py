@@ -9,11 +9,11 @@ import re
 from typing import TYPE_CHECKING
 
 from edge.errors import UnsupportedError
-from edge.onnx.providers import SOCS
+from edge.onnx.providers.providers import SOCS
 
 if TYPE_CHECKING:
-    from edge.onnx.proto import OnnxFile
-    from edge.onnx.providers import Target
+    from edge.onnx.files.proto import OnnxFile
+    from edge.onnx.providers.providers import Target
 
 __all__ = ["require"]
 

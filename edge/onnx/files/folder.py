@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edge.errors import ModelFileError, UnsupportedError, brief
 from edge.files.json_file import JsonFile
-from edge.onnx.proto import OnnxFile, Value
+from edge.onnx.files.proto import OnnxFile, Value
 
 __all__ = ["MASKED", "Decoder", "Folder", "KVNames", "Static", "open_folder", "static_shapes"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.kv.shape import WhenFull
-from edge.onnx.folder import MASKED, Decoder, Folder, Static, static_shapes
-from edge.onnx.kv import FixedCache, GrowingCache, HostCache, Layout
+from edge.onnx.files.folder import MASKED, Decoder, Folder, Static, static_shapes
+from edge.onnx.run.kv import FixedCache, GrowingCache, HostCache, Layout
 
 __all__ = ["DecoderRunner", "Runner", "StaticRunner", "Want", "most_tokens"]
 
@@ -59,7 +59,7 @@ class _Bound:
 
 
 class DecoderRunner:
-    """One graph that takes tokens and all keys and values, see `edge.onnx.folder.Decoder`."""
+    """One graph that takes tokens and all keys and values, see `edge.onnx.files.folder.Decoder`."""
 
     def __init__(self, folder: Decoder, sessions: Mapping[str, Any], n_context: int) -> None:
         self._folder, self._session, self._n_context = folder, sessions["model"], n_context

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge.onnx.proto import OnnxFile
+    from edge.onnx.files.proto import OnnxFile
 
 __all__ = ["Partition"]
 

@@ -20,9 +20,9 @@ from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Graph, Op, Rope
 from edge.models.common import Config
-from edge.onnx.linear import BlockLinears
-from edge.onnx.lowering import Lowering, rotations
-from edge.onnx.writer import CONTRIB, DataFile, GraphWriter
+from edge.onnx.export.linear import BlockLinears
+from edge.onnx.export.lowering import Lowering, rotations
+from edge.onnx.export.writer import CONTRIB, DataFile, GraphWriter
 
 if TYPE_CHECKING:
     from pathlib import Path

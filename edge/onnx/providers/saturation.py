@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from edge.errors import UnsupportedError
-from edge.onnx.proto import Node, OnnxFile
-from edge.onnx.providers import onnxruntime
+from edge.onnx.files.proto import Node, OnnxFile
+from edge.onnx.providers.providers import onnxruntime
 
 __all__ = ["exact_bytes", "inexact", "saturates", "settings"]
 
