@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge.cancel import Cancel
     from edge.kv.shape import WhenFull
+    from edge.native.cancel import Cancel
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 

@@ -39,7 +39,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import check, native
-from edge.cancel import Cancel
 from edge.engine.engine import Engine
 from edge.errors import (
     CancelledError,
@@ -49,6 +48,7 @@ from edge.errors import (
     UnsupportedError,
     brief,
 )
+from edge.native.cancel import Cancel
 from edge.progress import Progress
 
 if TYPE_CHECKING:

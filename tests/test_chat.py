@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from edge.cancel import Cancel
 from edge.errors import CancelledError, InputError, ModelFileError, TemplateError
+from edge.native.cancel import Cancel
 from edge.template.budget import Limits
 from edge.template.template import ChatTemplate
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import ctypes_ffi, library
 from edge._declarations import STRUCTS
+from edge.binding import ctypes_ffi, library
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 

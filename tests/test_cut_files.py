@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_model import ROOT, edge_run
 
-from edge.library import BINDINGS
+from edge.binding.library import BINDINGS
 
 pytestmark = [
     pytest.mark.native,

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import edge
-from edge import library
+import edge.binding
+from edge.binding import library
 from edge.errors import InputError, NativeError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +75,9 @@ def edited(target: Path, old: bytes, new: bytes, start: int = 0) -> Path:
 def test_in_the_package(binding: str) -> None:
     ffi, lib = loaded = library.load()
     assert version_of(loaded) == edge.__version__
-    assert type(ffi).__module__ == ("edge.ctypes_ffi" if binding == "ctypes" else "_cffi_backend")
+    assert type(ffi).__module__ == (
+        "edge.binding.ctypes_ffi" if binding == "ctypes" else "_cffi_backend"
+    )
     assert lib.EDGE_NO_MEMORY == 4
 
 
@@ -114,7 +117,7 @@ def test_where_a_fwork_file_says(
 @linux
 def test_by_its_bare_name(binding: str, tmp_path: Path) -> None:
     shutil.copy(BUILT, tmp_path / "libedge.so")
-    code = "from edge import library; library._FOLDER = '/none'; from edge import native; "
+    code = "from edge.binding import library; library._FOLDER = '/none'; from edge import native; "
     code += "print(*native.isas())"
     done = run(code, LD_LIBRARY_PATH=f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}")
     assert done.stdout.startswith("scalar"), done.stderr
@@ -131,7 +134,9 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_none_at_all(binding: str) -> None:
-    done = run("from edge import library; library._FOLDER = '/none'; from edge import native")
+    done = run(
+        "from edge.binding import library; library._FOLDER = '/none'; from edge import native"
+    )
     line = done.stderr.splitlines()[-1]  # of its own: here the bare name is the library in use
     for part in ("NativeError: there is no native library", "in /none", "set EDGE_LIBRARY"):
         assert part in line
@@ -217,7 +222,7 @@ def test_without_cffi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "_cffi_backend", None)
     monkeypatch.delitem(sys.modules, "edge._cffi", raising=False)
     monkeypatch.delenv("EDGE_BINDING", raising=False)
-    assert type(library.load()[0]).__module__ == "edge.ctypes_ffi"
+    assert type(library.load()[0]).__module__ == "edge.binding.ctypes_ffi"
     monkeypatch.setenv("EDGE_BINDING", "cffi")
     with pytest.raises(InputError, match=r"EDGE_BINDING=cffi: .*_cffi_backend"):
         library.load()
@@ -226,9 +231,9 @@ def test_without_cffi(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("missing", ["_cffi", "_declarations"])
 def test_nothing_was_built(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setenv("EDGE_BINDING", "ctypes" if missing == "_declarations" else "")
-    for name in ("edge._cffi", "edge._declarations", "edge.ctypes_ffi"):
+    for name in ("edge._cffi", "edge._declarations", "edge.binding.ctypes_ffi"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr(edge, "ctypes_ffi", raising=False)
+    monkeypatch.delattr(edge.binding, "ctypes_ffi", raising=False)
     monkeypatch.setitem(sys.modules, f"edge.{missing}", None)
     fails("the native library is not built")
 

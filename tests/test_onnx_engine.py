@@ -20,7 +20,6 @@ from optimum import edit, to_external, write_optimum
 
 import edge
 from edge import models
-from edge.cancel import Cancel
 from edge.device import memory
 from edge.errors import (
     CancelledError,
@@ -32,6 +31,7 @@ from edge.errors import (
 )
 from edge.files.gguf import GGUF
 from edge.kv.shape import PAGE
+from edge.native.cancel import Cancel
 from edge.onnx.run.engine import OnnxEngine
 
 Tiny = Callable[..., Path]

@@ -20,8 +20,8 @@ from fake_model import assert_one_line, run
 
 import edge
 from edge import perplexity
-from edge.cancel import Cancel
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
+from edge.native.cancel import Cancel
 from edge.perplexity import Windows, compare, cut, measure
 
 Tiny = Callable[..., Path]
@@ -351,9 +351,9 @@ def test_wrong_usage(args: list[str]) -> None:
 
 
 def test_ctrl_c_is_130(tiny_gguf: Tiny, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge.cancel import Cancel
     from edge.cli import perplexity as command
     from edge.cli.terminal import Progress
+    from edge.native.cancel import Cancel
 
     flags: list[Cancel] = []
 
@@ -370,7 +370,7 @@ def test_ctrl_c_is_130(tiny_gguf: Tiny, text: str, monkeypatch: pytest.MonkeyPat
                 while not flags[0].is_set() and time.monotonic() < end:
                     time.sleep(0.001)  # another thread sets it
 
-    monkeypatch.setattr("edge.cancel.Cancel", Seen)
+    monkeypatch.setattr("edge.native.cancel.Cancel", Seen)
     monkeypatch.setattr(command, "Progress", Pressed)
     result = run("perplexity", str(tiny_gguf()), "-f", text, "-c", "16")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "")

@@ -18,12 +18,12 @@ from native_plan import ISAS, Plan, Spec, rows_weight
 from test_kernels import moderate, normal
 
 from edge import native
-from edge.cancel import Cancel
 from edge.device.cores import Choice
 from edge.engine.engine import Engine
 from edge.engine.plan import F32, LOGITS
 from edge.errors import CancelledError, NativeError
 from edge.native import ffi, lib
+from edge.native.cancel import Cancel
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from test_tokenizer import ALPHABET, CHATML, CONTROL, NORMAL, PIECES, USER, bpe, spm
 from test_tokenizer_folder import PHI3, of_folder
 
-from edge.cancel import Cancel
 from edge.errors import CancelledError, ContextError, InputError
+from edge.native.cancel import Cancel
 from edge.tokenizer import Tokenizer, pieces
 from edge.tokenizer.pieces import GUARD
 from edge.tokenizer.presplit import PRE_SPLITS

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import click
 
-from edge import library
+from edge.binding import library
 from edge.errors import EdgeError, EdgeWarning
 
 __all__ = ["COMMANDS", "cli", "main"]

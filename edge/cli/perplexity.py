@@ -96,7 +96,7 @@ def _measure(
 ) -> Perplexity | Divergence:
     """Measure the one model, or compare the first with the second. Ctrl-C: exit code 130."""
     from edge import perplexity as library
-    from edge.cancel import Cancel
+    from edge.native.cancel import Cancel
 
     cancel, context, chunks = Cancel(), options["context"], options["chunks"]
     try:

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import check, forked, models, native
-from edge.cancel import Cancel
 from edge.device import cores, memory
 from edge.device.cores import Choice
 from edge.engine import plan
@@ -33,6 +32,7 @@ from edge.kv.shape import KVShape, WhenFull, kv_types
 from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
 from edge.models.common import Config
 from edge.native import ffi, lib
+from edge.native.cancel import Cancel
 from edge.progress import Progress
 from edge.sizes import show
 from edge.version import __version__

@@ -21,8 +21,8 @@ from edge.session.stream import Stream
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edge.cancel import Cancel
     from edge.model import Model
+    from edge.native.cancel import Cancel
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 

@@ -19,9 +19,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from edge import check, forked, native
-from edge.cancel import Cancel
 from edge.errors import CancelledError, ContextError, InputError, SessionFileError
 from edge.kv.shape import PAGE, WhenFull
+from edge.native.cancel import Cancel
 from edge.session import journal
 from edge.session.overlap import common_prefix
 from edge.session.request import Options, Request

@@ -11,7 +11,7 @@ from edge.session.request import Request
 from edge.session.results import Completion, FinishReason, Piece, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from edge.cancel import Cancel
+    from edge.native.cancel import Cancel
     from edge.session.session import Session
 
 __all__ = ["Stream"]

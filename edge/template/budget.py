@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import CancelledError
 
 if TYPE_CHECKING:
-    from edge.cancel import Cancel
+    from edge.native.cancel import Cancel
 
 __all__ = [
     "ITEM_BYTES",

@@ -40,7 +40,7 @@ from edge.template.text import (
 )
 
 if TYPE_CHECKING:
-    from edge.cancel import Cancel
+    from edge.native.cancel import Cancel
     from edge.template.budget import Limits
 
 __all__ = ["Program"]

@@ -22,7 +22,7 @@ from edge.tokenizer.huggingface import token_text
 from edge.tokenizer.vocabulary import named_token
 
 if TYPE_CHECKING:
-    from edge.cancel import Cancel
+    from edge.native.cancel import Cancel
     from edge.template.environment import Program
 
 __all__ = ["ChatTemplate", "Limits", "compiled_bytes"]

@@ -18,7 +18,7 @@ from edge.tokenizer.spelling import Spelling
 from edge.tokenizer.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from edge.cancel import Cancel
+    from edge.native.cancel import Cancel
 
 __all__ = ["Tokenizer"]
 

@@ -28,8 +28,8 @@ from edge.version import __version__
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edge.cancel import Cancel
     from edge.kv.shape import WhenFull
+    from edge.native.cancel import Cancel
     from edge.onnx.run.kv import HostCache
     from edge.onnx.run.runners import Runner, Want
     from edge.template.template import ChatTemplate

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import library
+from edge.binding import library
 from edge.errors import (
     CancelledError,
     EdgeError,

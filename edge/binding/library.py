@@ -24,14 +24,14 @@ BINDINGS = ("cffi", "ctypes")
 #: its disk fails: set it before the library is loaded. "": that ends the process as it always does.
 on_bus_error = ""
 
-_FOLDER = os.path.dirname(os.path.abspath(__file__))
+_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the package
 _AGAIN = "install the package again"
 #: ELF's e_machine -> what we call it.
 _MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 
 def load() -> tuple[Any, Any]:
-    """(ffi, lib): cffi's, or those of `edge.ctypes_ffi`, which are used alike.
+    """(ffi, lib): cffi's, or those of `edge.binding.ctypes_ffi`, which are used alike.
 
     Raises NativeError when there is no library, it does not load, it is another's, or it is of
     another version; InputError for an EDGE_BINDING that is not known or not installed.
@@ -62,7 +62,7 @@ def _binding(setting: str) -> Any:
                     raise
                 if setting == "cffi":
                     raise InputError(f"EDGE_BINDING=cffi: {error}") from error
-        from edge import ctypes_ffi
+        from edge.binding import ctypes_ffi
     except ModuleNotFoundError as error:
         raise NativeError(
             "the native library is not built: install the package, or run scripts/build"
