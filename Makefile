@@ -12,8 +12,7 @@ test: ## set up and pass all tests
 	@sh scripts/test
 
 lint: ## ruff, mypy, clang-format
-	$(PYTHON) -m ruff check && $(PYTHON) -m ruff format --check && $(PYTHON) -m mypy
-	.venv/bin/clang-format --dry-run -Werror native/*.[ch] native/*/*.[ch] tests/native/*.c tests/bench/*/*.c
+	@sh scripts/lint
 
 build: ## the native library, into the source tree
 	@sh scripts/build

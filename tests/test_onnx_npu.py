@@ -24,7 +24,7 @@ from edge.onnx.export import npu
 from edge.onnx.export.blocks import form_of
 from edge.onnx.export.step import shape_of
 from edge.onnx.files.proto import OnnxFile
-from edge.onnx.providers.providers import Target, choose
+from edge.onnx.providers.providers import PROVIDERS, RUNNERS, Target, choose
 from edge.onnx.providers.sessions import open_graph
 
 TOKENS = [(7 * i * i + 3 * i) % 280 for i in range(16)]
@@ -177,14 +177,14 @@ def test_chunks_leave_what_single_tokens_leave(export: Callable[..., Path]) -> N
         np.testing.assert_allclose(cache, steps.cache[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("provider", npu.WEIGHTS)
+@pytest.mark.parametrize("provider", RUNNERS)
 def test_graphs_are_static_and_plain(provider: str, export: Callable[..., Path]) -> None:
     folder = export(provider=provider, weights=None, tiny={"type": "Q8_0"})
     for name, n in (("chunk", CHUNK), ("token", 1)):
         model = onnx.load(folder / f"{name}.onnx", load_external_data=False)
         kinds = {(node.domain, node.op_type) for node in model.graph.node}
         contrib = {kind for domain, kind in kinds if domain}
-        assert contrib == ({"MatMulNBits"} if npu.WEIGHTS[provider][0] == "blocks" else set())
+        assert contrib == ({"MatMulNBits"} if PROVIDERS[provider].weights[0] == "blocks" else set())
         assert (("", "RMSNormalization") in kinds) == (provider == "qnn")
         shapes = {v.name: dims(v) for v in [*model.graph.input, *model.graph.output]}
         assert shapes["mask"] == [1, 1, n, 32 + n]
@@ -246,7 +246,7 @@ def test_graphs_share_their_weights(export: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"provider": "tpu"}, "one of qnn, openvino, coreml, cpu"),
+        ({"provider": "tpu"}, "one of cpu, qnn, openvino, coreml"),
         ({"provider": "openvino", "weights": "int8"}, "openvino takes blocks, float16"),
         ({"chunk": 1}, "from 2"),
         ({"chunk": 64}, "the context has 32"),
@@ -320,7 +320,7 @@ def steps_alike(folder: Path, target: Target, most: float, tie: float = 0) -> No
 
 
 @pytest.mark.htp
-@pytest.mark.parametrize("form", npu.WEIGHTS["qnn"])
+@pytest.mark.parametrize("form", PROVIDERS["qnn"].weights)
 @pytest.mark.parametrize("name", ["llama", "all heads", "partial", "window"])
 def test_on_the_simulator_of_htp(name: str, form: str, export: Callable[..., Path]) -> None:
     arch, tiny = MODELS[name]

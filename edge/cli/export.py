@@ -10,6 +10,7 @@ import click
 from edge.cli import COMMANDS
 from edge.cli.options import context_option, model_argument
 from edge.cli.terminal import Progress, mebibytes
+from edge.onnx.providers.providers import RUNNERS, WEIGHT_FORMS
 
 
 @click.command(short_help=COMMANDS["export"])
@@ -25,7 +26,7 @@ from edge.cli.terminal import Progress, mebibytes
 @context_option
 @click.option(
     "--ep",
-    type=click.Choice(["qnn", "openvino", "coreml", "cpu"]),
+    type=click.Choice(RUNNERS),
     help="npu: the execution provider that the graphs are made for.",
     show_default="qnn",
 )
@@ -37,7 +38,7 @@ from edge.cli.terminal import Progress, mebibytes
 )
 @click.option(
     "--weights",
-    type=click.Choice(["int8", "float16", "blocks"]),
+    type=click.Choice(WEIGHT_FORMS),
     help="npu: the form of the weights.",
     show_default="the best that the provider takes",
 )

@@ -12,6 +12,7 @@ import click
 from edge.errors import ContextError
 from edge.files.text_file import TextFile
 from edge.loading import KV_TYPES, LAYOUTS
+from edge.onnx.providers.providers import RUNNERS
 from edge.session.sampler import Option, SamplingOptions, sampling_fields
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def provider_options(command: Command) -> Command:
         click.option(
             "--ep",
             metavar="NAME",
-            help="Run an ONNX model on this execution provider: cpu, qnn, openvino, coreml; auto: "
+            help=f"Run an ONNX model on this execution provider: {', '.join(RUNNERS)}; auto: "
             "on its own, or else the CPU.",
             show_default="the one that it was made for",
         ),

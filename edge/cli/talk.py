@@ -15,7 +15,7 @@ import click
 from edge.cli import complain
 from edge.cli.answer import explain, open_model, report, stream
 from edge.cli.keyboard import Keyboard, parse
-from edge.cli.options import Settings
+from edge.cli.options import Settings, sampling_options
 from edge.cli.terminal import mebibytes, note, plain, size
 from edge.errors import CancelledError, EdgeError, InputError, TemplateError, brief
 from edge.session.sampler import sampling_fields
@@ -357,11 +357,7 @@ def _read_option(name: str, values: list[str]) -> dict[str, Any]:
 
     values: one; several for a flag that may be repeated.
     """
-    from edge.cli.chat import chat
-
-    fields = {option.name for option in sampling_fields()}
-    flags = [flag for flag in chat.params if flag.name in fields]
-    command = click.Command("/set", params=flags, add_help_option=False)
+    command = sampling_options(seed=-1)(click.Command("/set", add_help_option=False))
     flag, field = f"--{_flag(name)}", name.replace("-", "_")
     try:
         read = command.make_context("/set", [f"{flag}={value}" for value in values])

@@ -34,6 +34,7 @@ from edge.onnx.export.linear import BlockLinears
 from edge.onnx.export.lowering import Linears, rotations
 from edge.onnx.export.step import FUSED_NORM, Shape, StepLowering, shape_of
 from edge.onnx.export.writer import DataFile, GraphWriter
+from edge.onnx.providers.providers import PROVIDERS, RUNNERS
 from edge.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -41,15 +42,8 @@ if TYPE_CHECKING:
 
     from edge.models.common import Config
 
-__all__ = ["CONFIG", "DATA", "GRAPHS", "WEIGHTS", "Options", "write"]
+__all__ = ["CONFIG", "DATA", "GRAPHS", "Options", "write"]
 
-#: The forms of weights that each provider takes, the best first.
-WEIGHTS = {
-    "qnn": ("int8", "float16", "blocks"),
-    "openvino": ("blocks", "float16"),
-    "coreml": ("float16",),
-    "cpu": ("blocks", "int8", "float16"),
-}
 CONFIG, DATA = "edge.json", "weights.data"
 GRAPHS = ("embedding.onnx", "chunk.onnx", "token.onnx")
 
@@ -59,7 +53,7 @@ _PLAIN = FUSED_NORM - 2  # the opset of graphs without that operator
 
 @dataclass(frozen=True)
 class Options:
-    """provider: a key of WEIGHTS; weights: one of its forms, None: the best; chunk: tokens of
+    """provider: one of RUNNERS; weights: one of its forms, None: the best; chunk: tokens of
     chunk.onnx; calibration: a file of text on which int8 finds the ranges of activations, None: a
     text of edge's own.
 
@@ -72,9 +66,9 @@ class Options:
     calibration: str | None = None
 
     def __post_init__(self) -> None:
-        check.choice("provider", self.provider, WEIGHTS)
-        if self.weights not in (None, *WEIGHTS[self.provider]):
-            forms = ", ".join(WEIGHTS[self.provider])
+        check.choice("provider", self.provider, RUNNERS)
+        if self.weights not in (None, *PROVIDERS[self.provider].weights):
+            forms = ", ".join(PROVIDERS[self.provider].weights)
             raise InputError(f"weights {self.weights!r}: {self.provider} takes {forms}")
         check.whole("chunk", self.chunk, 2)
         check.optional(check.path, "calibration", self.calibration)
@@ -82,7 +76,7 @@ class Options:
     @property
     def form(self) -> str:
         """The form of the weights."""
-        return self.weights or WEIGHTS[self.provider][0]
+        return self.weights or PROVIDERS[self.provider].weights[0]
 
     @property
     def opset(self) -> int:

@@ -11,18 +11,21 @@ import importlib
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from edge.errors import InputError, UnsupportedError, brief
 from edge.extras import install
 
 __all__ = [
     "PROVIDERS",
+    "RUNNERS",
     "SOCS",
+    "WEIGHT_FORMS",
     "Found",
     "Provider",
     "Soc",
     "Target",
+    "WeightForm",
     "choose",
     "is_simulated",
     "onnxruntime",
@@ -39,6 +42,11 @@ def onnxruntime() -> Any:
             what="onnxruntime",
         ) from e
     return package
+
+
+#: The forms of weights in a graph that is made for a provider.
+WeightForm = Literal["int8", "float16", "blocks"]
+WEIGHT_FORMS: tuple[WeightForm, ...] = get_args(WeightForm)
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,9 @@ class Provider:
     dialect: str
     look: Callable[[], Found]
     attach: Callable[[Any, Any, Target], list[Any] | None]
+    weights: tuple[
+        WeightForm, ...
+    ] = ()  # the forms that it takes, the best first; none: it runs nothing
     compiles: bool = False  # its compiled graphs are kept, see compiled.py
 
 
@@ -257,12 +268,43 @@ def _absent(name: str, instead: str) -> Provider:
 
 
 _ROWS = (
-    Provider("cpu", "CPUExecutionProvider", "onnxruntime", "cpu", _look_cpu, _attach_cpu),
-    Provider("qnn", _QNN, "onnxruntime-qnn", "npu", _look_qnn, _attach_qnn, compiles=True),
     Provider(
-        "openvino", _OPENVINO, "onnxruntime-openvino", "npu", _look_openvino, _attach_openvino
+        "cpu",
+        "CPUExecutionProvider",
+        "onnxruntime",
+        "cpu",
+        _look_cpu,
+        _attach_cpu,
+        weights=("blocks", "int8", "float16"),
     ),
-    Provider("coreml", _COREML, "onnxruntime", "npu", _look_coreml, _attach_coreml),
+    Provider(
+        "qnn",
+        _QNN,
+        "onnxruntime-qnn",
+        "npu",
+        _look_qnn,
+        _attach_qnn,
+        weights=("int8", "float16", "blocks"),
+        compiles=True,
+    ),
+    Provider(
+        "openvino",
+        _OPENVINO,
+        "onnxruntime-openvino",
+        "npu",
+        _look_openvino,
+        _attach_openvino,
+        weights=("blocks", "float16"),
+    ),
+    Provider(
+        "coreml",
+        _COREML,
+        "onnxruntime",
+        "npu",
+        _look_coreml,
+        _attach_coreml,
+        weights=("float16",),
+    ),
     _absent(
         "rknpu",
         "no package of onnxruntime drives Rockchip's NPU: language models run there in RKLLM, with "
@@ -285,6 +327,8 @@ _ROWS = (
     ),
 )
 PROVIDERS = {row.name: row for row in _ROWS}
+#: Those that run models.
+RUNNERS = tuple(row.name for row in _ROWS if row.weights)
 
 
 def choose(
