@@ -24,7 +24,7 @@ def write_npu(path: Path, folder: Path, context: int = 32, **options: Any) -> Pa
     with GGUF.open(path) as model:
         shapes = {t.name: t.shape for t in model.tensors.values()}
         graph, config = models.build(model.metadata, shapes, context=context, path=str(path))
-        npu.write(model, graph, config, folder, npu.Options(**options), lambda op: None)
+        npu.write(model, graph, config, folder, npu.NpuOptions(**options), lambda op: None)
     return folder
 
 

@@ -15,7 +15,7 @@ from fake_model import FakeModel, FakeSource, assert_one_line, run
 import edge
 from edge.cli import answer
 from edge.cli import talk as talk_module
-from edge.cli.options import Settings
+from edge.cli.options import AnswerSettings
 from edge.cli.talk import Talk, banner
 from edge.errors import ContextError, MemoryBudgetError
 
@@ -35,7 +35,7 @@ class Script:
 
 @pytest.fixture
 def talk(tiny_gguf: Tiny) -> Iterator[Talk]:
-    settings = Settings({}, None, 6, True, False, SAMPLING)
+    settings = AnswerSettings({}, None, 6, True, False, SAMPLING)
     options = {"stop": (), "logprobs": 0, "max_tokens": 6, "sampling": SAMPLING}
     with Talk(str(tiny_gguf("llama")), settings, options) as talk:
         talk.begin(None, None)

@@ -15,7 +15,7 @@ import pytest
 from fake_model import assert_one_line, run
 
 from edge.bench import tune
-from edge.bench.tune import Measured, Row, Times, best, candidates
+from edge.bench.tune import Times, TuneRow, Tuning, best, candidates
 from edge.device import cores
 from edge.device.cores import Choice, Cluster, Cores, choose, cpu_name, store
 from edge.engine.engine import Engine
@@ -323,13 +323,16 @@ def test_candidates(phone: Cores) -> None:
 @pytest.mark.parametrize(
     "rows, want",
     [
-        ([Row(1, 10, 100)], 1),
-        ([Row(1, 10, 100), Row(2, 20, 200), Row(4, 21, 400)], 4),
-        ([Row(1, 10, 100), Row(4, 20, 400), Row(8, 20, 410)], 4),  # not worth eight threads
-        ([Row(2, 30, 100), Row(4, 10, 120)], 2),
+        ([TuneRow(1, 10, 100)], 1),
+        ([TuneRow(1, 10, 100), TuneRow(2, 20, 200), TuneRow(4, 21, 400)], 4),
+        (
+            [TuneRow(1, 10, 100), TuneRow(4, 20, 400), TuneRow(8, 20, 410)],
+            4,
+        ),  # not worth eight threads
+        ([TuneRow(2, 30, 100), TuneRow(4, 10, 120)], 2),
     ],
 )
-def test_best(rows: list[Row], want: int) -> None:
+def test_best(rows: list[TuneRow], want: int) -> None:
     assert best(rows) == want
 
 
@@ -392,10 +395,10 @@ def test_what_a_busy_machine_gives_is_not_kept(
 
 
 def test_doubt() -> None:
-    steady = [Row(1, 1.0, 1.0, 0.03), Row(2, 2.0, 2.0, 0.05)]
-    assert Measured(steady, 0.02).doubt() is None and Measured(steady, None).doubt() is None
-    assert "30%" in (Measured(steady, 0.3).doubt() or "")
-    assert "60%" in (Measured([*steady, Row(4, 2.0, 2.0, 0.6)], 0.0).doubt() or "")
+    steady = [TuneRow(1, 1.0, 1.0, 0.03), TuneRow(2, 2.0, 2.0, 0.05)]
+    assert Tuning(steady, 0.02).doubt() is None and Tuning(steady, None).doubt() is None
+    assert "30%" in (Tuning(steady, 0.3).doubt() or "")
+    assert "60%" in (Tuning([*steady, TuneRow(4, 2.0, 2.0, 0.6)], 0.0).doubt() or "")
     assert tune._spread([1.0] * 9 + [50.0]) == 0.0  # one round that was disturbed
     assert tune._spread([1.0, 2.0, 1.0, 2.0, 1.0, 2.0]) > 0.5
 

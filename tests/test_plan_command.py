@@ -230,11 +230,11 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_measurements_are_kept_by_threads(tmp_path: Path) -> None:
-    predict.Measured(1, 5e9).store()
-    predict.Measured(2, 9e9).store()
-    assert predict.Measured.load(1) == predict.Measured(1, 5e9)
-    assert predict.Measured.load(2) == predict.Measured(2, 9e9)
-    assert predict.Measured.load(3) is None
+    predict.Bandwidth(1, 5e9).store()
+    predict.Bandwidth(2, 9e9).store()
+    assert predict.Bandwidth.load(1) == predict.Bandwidth(1, 5e9)
+    assert predict.Bandwidth.load(2) == predict.Bandwidth(2, 9e9)
+    assert predict.Bandwidth.load(3) is None
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["machine.json"]
 
 
@@ -253,9 +253,9 @@ def test_a_file_that_is_no_measurement(tmp_path: Path, content: str) -> None:
     (tmp_path / "cache").mkdir()
     content = content.replace("CPU", json.dumps(predict.cpu_name()))
     (tmp_path / "cache" / "machine.json").write_text(content)
-    assert predict.Measured.load(2) is None
-    predict.Measured(2, 9e9).store()
-    assert predict.Measured.load(2) is not None
+    assert predict.Bandwidth.load(2) is None
+    predict.Bandwidth(2, 9e9).store()
+    assert predict.Bandwidth.load(2) is not None
 
 
 def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
@@ -265,7 +265,7 @@ def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
     engine = Engine.load(tiny_gguf("llama"))
     assert predict.demand_of(engine) == demand
     engine.close()
-    slow, fast = (predict.Measured(1, read) for read in (1e6, 2e6))
+    slow, fast = (predict.Bandwidth(1, read) for read in (1e6, 2e6))
     ratio = predict.tokens_per_second(demand, 99, fast) / predict.tokens_per_second(
         demand, 99, slow
     )

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from edge.bench.rounds import Measured, Outcome, Settings
+from edge.bench.rounds import Measurement, Outcome, Settings
 from edge.device.cores import cpu_name
 from edge.sizes import show
 
@@ -30,7 +30,7 @@ class Report:
       ratios: edge's speed over the peer's, of each round; ratio, ratio_min, ratio_max
     """
 
-    def __init__(self, model: str, measured: Sequence[Measured], settings: Settings) -> None:
+    def __init__(self, model: str, measured: Sequence[Measurement], settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.measured = list(measured)
         self.rows = [row for one in self.measured for row in _rows(one, settings)]
@@ -83,7 +83,7 @@ class Report:
         return max(len(row["runtime"]) for row in self.rows) + 1
 
 
-def roofs(one: Measured) -> Row:
+def roofs(one: Measurement) -> Row:
     """threads; read and dot: medians per second; read_min, read_max, dot_min, dot_max."""
     row: Row = {"threads": one.threads}
     for name in ("read", "dot"):
@@ -93,11 +93,11 @@ def roofs(one: Measured) -> Row:
     return row
 
 
-def _flat(one: Measured) -> list[tuple[str, Outcome]]:
+def _flat(one: Measurement) -> list[tuple[str, Outcome]]:
     return [(name, o) for name, outcomes in one.rounds.items() for o in outcomes]
 
 
-def _rows(one: Measured, settings: Settings) -> list[Row]:
+def _rows(one: Measurement, settings: Settings) -> list[Row]:
     rows = []
     names = ["edge", *(peer.name for peer in settings.peers)]
     for i, case in enumerate(settings.cases):
@@ -122,7 +122,7 @@ def _speeds(speeds: list[float]) -> Row:
     return {**spread, "tokens_per_second": speeds}
 
 
-def _against_machine(one: Measured, i: int, row: Row) -> Row:
+def _against_machine(one: Measurement, i: int, row: Row) -> Row:
     work, roof = one.work[i], roofs(one)
     dots, reads = row["median"] * work.macs, row["median"] * work.bytes
     return {
@@ -135,7 +135,7 @@ def _against_machine(one: Measured, i: int, row: Row) -> Row:
     }
 
 
-def _ratios(one: Measured, name: str, i: int) -> Row:
+def _ratios(one: Measurement, name: str, i: int) -> Row:
     pairs = zip(one.rounds["edge"], one.rounds[name], strict=True)
     ratios = [ours.speeds[i] / peer.speeds[i] for ours, peer in pairs if peer.error is None]
     extremes = {"ratio_min": min(ratios), "ratio_max": max(ratios)}

@@ -28,7 +28,7 @@ from edge.files.gguf import GGUF
 from edge.loading import KV_TYPES
 from edge.onnx import is_onnx
 
-__all__ = ["Measured", "Outcome", "Peer", "Settings", "measure"]
+__all__ = ["Measurement", "Outcome", "Peer", "Settings", "measure"]
 
 #: A round beside peers measures a case until that took so many seconds, at most so often.
 ENOUGH, MOST = 1.0, 3
@@ -100,7 +100,7 @@ class Outcome:
 
 
 @dataclass
-class Measured:
+class Measurement:
     """All rounds with one number of threads.
 
     weight_bytes: in memory; kv: how keys and values are kept; rounds: runtime ("edge" or a peer's
@@ -117,7 +117,7 @@ class Measured:
     rounds: dict[str, list[Outcome]] = field(default_factory=dict)
 
 
-def measure(path: str, settings: Settings, progress: Progress | None = None) -> list[Measured]:
+def measure(path: str, settings: Settings, progress: Progress | None = None) -> list[Measurement]:
     """Measure a model; one entry per number of threads.
 
     A peer that cannot be measured is an outcome with an error; the rest goes on. Raises what
@@ -132,7 +132,7 @@ def measure(path: str, settings: Settings, progress: Progress | None = None) -> 
     return [one(path, threads, settings, report) for threads in settings.threads]
 
 
-def _alone(path: str, threads: int | None, settings: Settings, progress: Progress) -> Measured:
+def _alone(path: str, threads: int | None, settings: Settings, progress: Progress) -> Measurement:
     def loading(done: int, total: int) -> None:
         progress("loading", done, total)
 
@@ -155,16 +155,16 @@ def _alone(path: str, threads: int | None, settings: Settings, progress: Progres
     return result
 
 
-def _described(ours: Ours, cases: Sequence[Case]) -> Measured:
+def _described(ours: Ours, cases: Sequence[Case]) -> Measurement:
     engine = ours.engine
     if isinstance(engine, Engine):
         done = tuple(work(engine, case) for case in cases)
-        return Measured(engine.threads, engine.isa, engine.packed_bytes, engine.kv.type, done)
+        return Measurement(engine.threads, engine.isa, engine.packed_bytes, engine.kv.type, done)
     from edge.onnx.run.engine import OnnxEngine
 
     assert isinstance(engine, OnnxEngine)
     weights = engine.budget.parts["weights"]
-    return Measured(engine.threads, engine.isa, weights, engine.folder.dtype)
+    return Measurement(engine.threads, engine.isa, weights, engine.folder.dtype)
 
 
 # ---- beside peers ----------------------------------------------------------------------------
@@ -172,10 +172,10 @@ def _described(ours: Ours, cases: Sequence[Case]) -> Measured:
 
 def _beside_peers(
     path: str, threads: int | None, settings: Settings, progress: Progress
-) -> Measured:
+) -> Measurement:
     names: list[Peer | None] = [None, *settings.peers]  # None: edge
     total = settings.rounds * len(names)
-    result = Measured(0)
+    result = Measurement(0)
     dead: dict[str, str] = {}  # peers that failed: they would again
     for i in range(settings.rounds):
         for j in range(len(names)):
@@ -194,7 +194,7 @@ def _beside_peers(
     return result
 
 
-def _ours_once(path: str, threads: int | None, settings: Settings, into: Measured) -> Outcome:
+def _ours_once(path: str, threads: int | None, settings: Settings, into: Measurement) -> Outcome:
     """edge in a process of its own; its errors are raised."""
     job: dict[str, Any] = {"model": path, "threads": threads, "context": settings.context}
     job |= {"cases": settings.cases, "enough": ENOUGH, "most": MOST, "options": settings.loading}

@@ -105,7 +105,7 @@ class PeerError(Exception):
     """The peer cannot be measured; the message says why."""
 
 
-class Peer:
+class PeerModel:
     """A model in llama.cpp or ik: the defaults of the peer, but for what is given.
 
     kv: one of GGML_TYPES, for keys and values alike.
@@ -215,7 +215,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     cases = [Case(*case) for case in job["cases"]]
     start = time.perf_counter()
     try:
-        peer = Peer(job["peer"], job["model"], job["threads"], job["context"], job["kv"])
+        peer = PeerModel(job["peer"], job["model"], job["threads"], job["context"], job["kv"])
         load = time.perf_counter() - start
         warm_up(peer, cases)
         speeds = [speed(peer, case, job["enough"], job["most"]) for case in cases]

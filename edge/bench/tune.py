@@ -27,7 +27,7 @@ from edge.device.memory import anonymous
 from edge.engine.plan import F32, Q8
 from edge.native import ffi, lib
 
-__all__ = ["RULE", "Measured", "Row", "best", "candidates", "measure"]
+__all__ = ["RULE", "TuneRow", "Tuning", "best", "candidates", "measure"]
 
 SECONDS = 1.2  # of taking turns
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15  # that count
@@ -46,7 +46,7 @@ _Q4_0 = 2  # the file format's number
 
 
 @dataclass(frozen=True)
-class Row:
+class TuneRow:
     """Medians. decode: bytes of weights a second; prompt: multiply-adds a second. spread: how much
     rounds differ, of the two what differs more; 0.1: the middle half by a tenth of the median.
     """
@@ -58,12 +58,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Tuning:
     """rows: one for each candidate; others: the share of the processors' time that others had
     meanwhile, None: the system does not tell.
     """
 
-    rows: list[Row]
+    rows: list[TuneRow]
     others: float | None
 
     def doubt(self) -> str | None:
@@ -85,14 +85,14 @@ def candidates(cores: Cores) -> list[int]:
     return sorted(i for i in numbers if i <= cores.n_cpus)
 
 
-def best(rows: list[Row]) -> int:
+def best(rows: list[TuneRow]) -> int:
     """The number of threads to keep."""
     decode, prompt = max(row.decode for row in rows), max(row.prompt for row in rows)
     scores = {r.threads: math.sqrt(r.decode / decode * r.prompt / prompt) for r in rows}
     return min(n for n, score in scores.items() if score >= CLOSE * max(scores.values()))
 
 
-def measure(cores: Cores) -> Measured:
+def measure(cores: Cores) -> Tuning:
     """All candidates. Raises MemoryBudgetError, UnsupportedError."""
     numbers = candidates(cores)
     cpus = [cpu for cluster in cores.clusters for cpu in cluster.cpus]
@@ -102,13 +102,13 @@ def measure(cores: Cores) -> Measured:
             before = Times.now(cpus)
             rows = _take_turns(chain, pools)
             after = Times.now(cpus)
-            return Measured(rows, after.others_since(before) if before and after else None)
+            return Tuning(rows, after.others_since(before) if before and after else None)
         finally:
             for pool in pools.values():
                 ffi.release(pool)
 
 
-def _take_turns(chain: _Chain, pools: dict[int, Any]) -> list[Row]:
+def _take_turns(chain: _Chain, pools: dict[int, Any]) -> list[TuneRow]:
     numbers = list(pools)
     chain.seconds(pools[numbers[-1]], TOKENS, 1)  # wakes the threads
     once = chain.seconds(pools[numbers[-1]], TOKENS, 1)
@@ -125,7 +125,7 @@ def _take_turns(chain: _Chain, pools: dict[int, Any]) -> list[Row]:
     macs = TOKENS * n_layers * DIM * DIM
     median = statistics.median
     return [
-        Row(
+        TuneRow(
             n,
             chain.n_bytes / median(decode[n]),
             macs / median(prompt[n]),

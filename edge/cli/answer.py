@@ -14,7 +14,7 @@ from edge.cli.terminal import Interrupt, Progress, Writer, figures, note
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edge.cli.options import Settings
+    from edge.cli.options import AnswerSettings
     from edge.loading import LoadOptions
     from edge.model import Model
     from edge.session.chat import Message
@@ -40,7 +40,7 @@ def open_model(path: str | None, **options: Unpack[LoadOptions]) -> Model:
     return model
 
 
-def explain(model: Model, settings: Settings) -> None:
+def explain(model: Model, settings: AnswerSettings) -> None:
     """On stderr, if that was asked for: what runs the model."""
     if settings.explain:
         from edge.cli.report import explain_lines
@@ -74,7 +74,7 @@ def stream(
     return completion
 
 
-def report(model: Model, completion: Completion, settings: Settings) -> None:
+def report(model: Model, completion: Completion, settings: AnswerSettings) -> None:
     """On stderr, as was asked for: the figures of an answer, why it ended where that is news, and
     what was planned.
     """
@@ -98,7 +98,7 @@ def once(
     model: Model,
     source: Any,
     prompt: str,
-    settings: Settings,
+    settings: AnswerSettings,
     *,
     as_json: bool,
     newline: bool,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.options import Settings, model_options, open_text, read_prompt, sampling_options
+from edge.cli.options import AnswerSettings, model_options, open_text, read_prompt, sampling_options
 from edge.cli.single import asked, check, not_empty, single_options
 from edge.files.text_file import TextFile, utf8
 
@@ -42,7 +42,7 @@ def chat(
     question = _question(prompt, file)
     if question is None and flags["as_json"]:
         raise click.UsageError("--json wants a question: --prompt, --file, or standard input.")
-    settings = Settings.take(flags)
+    settings = AnswerSettings.take(flags)
     options = asked(flags, settings)
     if question is None:
         from edge.cli.keyboard import Keyboard

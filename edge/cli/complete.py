@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.options import Settings, model_options, open_text, read_prompt, sampling_options
+from edge.cli.options import AnswerSettings, model_options, open_text, read_prompt, sampling_options
 from edge.cli.single import asked, check, not_empty, single_options
 from edge.files.text_file import TextFile, utf8
 
@@ -39,7 +39,7 @@ def complete(
         model, source = None, "-"
     check(flags)
     text = _text(prompt, file, source)
-    settings = Settings.take(flags)
+    settings = AnswerSettings.take(flags)
     options = asked(flags, settings) | {"special": flags["special"]}
     with open_model(model, **settings.loading) as loaded:
         explain(loaded, settings)

@@ -200,7 +200,7 @@ def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class AnswerSettings:
     """The values of `model_options` (but for MODEL) and `sampling_options`."""
 
     loading: dict[str, Any]  # what `edge.load` wants of them
@@ -212,7 +212,7 @@ class Settings:
     explain: bool = False
 
     @classmethod
-    def take(cls, flags: dict[str, Any]) -> Settings:
+    def take(cls, flags: dict[str, Any]) -> AnswerSettings:
         """Take them out of a command's flags; its own stay. Raises InputError."""
         sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
         loading = {name: flags.pop(name) for name in (*LOADING, *PROVIDER, "prefix_cache")}

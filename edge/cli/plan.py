@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge.engine.engine import Description
     from edge.engine.ledger import Ledger
     from edge.files.gguf import GGUF
-    from edge.onnx.run.budget import Budget
+    from edge.onnx.run.budget import OnnxBudget
     from edge.weights.packed import PackedFile
 
 _DEPTHS = (0, 4096, 32768)
@@ -63,7 +63,7 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
 
     path = model if model is not None else str(default_model())
     choice = cores.choose(options["threads"])
-    held_to: Budget | Ledger
+    held_to: OnnxBudget | Ledger
     if is_onnx(path):
         from edge.onnx.run.plan import plan as plan_graphs
 
@@ -141,7 +141,7 @@ def _speed(description: Description, threads: int) -> dict[str, Any] | str:
     from edge.engine import predict
 
     try:
-        measured = predict.Measured.now(threads)
+        measured = predict.Bandwidth.now(threads)
     except MemoryBudgetError as e:
         return str(e)
     stored = True

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edge.backend import Backend
     from edge.engine.engine import Engine
     from edge.engine.ledger import Ledger
-    from edge.onnx.run.budget import Budget
+    from edge.onnx.run.budget import OnnxBudget
     from edge.onnx.run.engine import OnnxEngine
     from edge.session.results import Usage
 
@@ -66,7 +66,7 @@ def memory_lines(engine: Engine) -> list[str]:
     return lines
 
 
-def _of_budget(plan: Ledger | Budget) -> str:
+def _of_budget(plan: Ledger | OnnxBudget) -> str:
     if plan.budget is None:
         return ""
     kind = "stated" if plan.is_stated else "what was available"
@@ -80,7 +80,7 @@ def speed_line(engine: Engine, usage: Usage) -> str:
     speed = usage.decode_tokens_per_second
     if not speed:
         return "speed: nothing was decoded that could be measured"
-    measured = predict.Measured.load(engine.threads)
+    measured = predict.Bandwidth.load(engine.threads)
     if measured is None:
         return (
             f"speed: {speed:.1f} tokens/s, nothing predicted: `edge-run plan` measures this machine"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edge.cli.options import Settings
+from edge.cli.options import AnswerSettings
 from edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check(flags: dict[str, Any]) -> None:
         raise click.UsageError("--logprobs needs --json.")
 
 
-def asked(flags: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def asked(flags: dict[str, Any], settings: AnswerSettings) -> dict[str, Any]:
     """What `stream` is called with."""
     return {
         "stop": flags["stop"],

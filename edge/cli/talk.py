@@ -15,7 +15,7 @@ import click
 from edge.cli import complain
 from edge.cli.answer import explain, open_model, report, stream
 from edge.cli.keyboard import Keyboard, parse
-from edge.cli.options import Settings, sampling_options
+from edge.cli.options import AnswerSettings, sampling_options
 from edge.cli.terminal import mebibytes, note, plain, size
 from edge.errors import CancelledError, EdgeError, InputError, TemplateError, brief
 from edge.session.sampler import sampling_fields
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SAVE_EVERY = 32  # tokens
 
 
-def begin(model: Model, system: str | None, file: str | None, settings: Settings) -> Chat:
+def begin(model: Model, system: str | None, file: str | None, settings: AnswerSettings) -> Chat:
     """A new conversation, or the one in the file. Raises InputError where its options differ."""
     when_full = settings.when_full
     if file is None or not os.path.lexists(file):
@@ -89,7 +89,7 @@ class Talk:
     the conversation saves itself, if it does.
     """
 
-    def __init__(self, path: str | None, settings: Settings, options: dict[str, Any]) -> None:
+    def __init__(self, path: str | None, settings: AnswerSettings, options: dict[str, Any]) -> None:
         self.settings, self.options = settings, options
         self.file: str | None = None
         self._failed: str | Message | None = None  # the last question, where no answer came

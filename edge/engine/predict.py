@@ -30,7 +30,7 @@ from edge.errors import EdgeError
 from edge.kv.shape import KVShape
 from edge.models.common import Config
 
-__all__ = ["Demand", "Measured", "Planned", "demand_of", "tokens_per_second"]
+__all__ = ["Bandwidth", "Demand", "Planned", "demand_of", "tokens_per_second"]
 
 WEIGHTS_SHARE, OP_SECONDS = 0.89, 1.1e-6
 CACHE_SHARES = {"f16": 0.67, "q8": 0.59, "q4": 0.28}
@@ -76,20 +76,20 @@ def demand_of(model: Planned) -> Demand:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Bandwidth:
     """The bandwidth of this machine. read: bytes per second with so many threads."""
 
     threads: int
     read: float
 
     @classmethod
-    def now(cls, threads: int) -> Measured:
+    def now(cls, threads: int) -> Bandwidth:
         """Measure it, a few times. Raises MemoryBudgetError, UnsupportedError."""
         with Machine(threads, small=True) as machine:
             return cls(threads, statistics.median(machine.measure().read for _ in range(5)))
 
     @classmethod
-    def load(cls, threads: int) -> Measured | None:
+    def load(cls, threads: int) -> Bandwidth | None:
         """The last measurement on this machine with so many threads, None: there is none."""
         read = _stored().get(str(threads))
         if isinstance(read, (int, float)) and 0 < read < 1e15:
@@ -106,7 +106,7 @@ class Measured:
             file.write(json.dumps(content).encode())
 
 
-def tokens_per_second(demand: Demand, depth: int, measured: Measured) -> float:
+def tokens_per_second(demand: Demand, depth: int, measured: Bandwidth) -> float:
     """The speed of decoding behind `depth` tokens."""
     seconds = demand.weights / (WEIGHTS_SHARE * measured.read)
     seconds += demand.cache_bytes(depth) / (CACHE_SHARES[demand.kv.type] * measured.read)

@@ -22,7 +22,7 @@ from edge.tokenizer.vocabulary import TokenType, Vocabulary
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["Backend", "build", "spm_merges"]
+__all__ = ["Encoders", "build", "spm_merges"]
 
 # Phi-3's control tokens swallow the white space after them; GGUF has no field to say so, but
 # these three beside a SentencePiece vocabulary are Phi-3's alone.
@@ -30,7 +30,7 @@ _PHI3_MARKS = ("<|user|>", "<|assistant|>", "<|end|>")
 _PHI3_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 
 
-class Backend(NamedTuple):
+class Encoders(NamedTuple):
     """plain: for ordinary text; marked: control tokens in the text count as such; added: the tokens
     that either looks for before all else.
     """
@@ -40,7 +40,7 @@ class Backend(NamedTuple):
     added: list[tokenizers.AddedToken]
 
 
-def build(vocabulary: Vocabulary) -> Backend:
+def build(vocabulary: Vocabulary) -> Encoders:
     """Build both tokenizers. ModelFileError when the vocabulary contradicts itself,
     UnsupportedError where the package `tokenizers` is not installed.
     """
@@ -59,7 +59,7 @@ def build(vocabulary: Vocabulary) -> Backend:
     return _of_lists(vocabulary)
 
 
-def _of_lists(vocabulary: Vocabulary) -> Backend:
+def _of_lists(vocabulary: Vocabulary) -> Encoders:
     """Of tokens, merges or scores."""
     from tokenizers import AddedToken, Tokenizer, models
 
@@ -96,10 +96,10 @@ def _of_lists(vocabulary: Vocabulary) -> Backend:
     swallow = vocabulary.model == "llama" and all(m in ids for m in _PHI3_MARKS)
     control = added(TokenType.CONTROL, TokenType.UNKNOWN, swallow=swallow)
     marked.add_special_tokens(control)
-    return Backend(plain, marked, [*user_defined, *control])
+    return Encoders(plain, marked, [*user_defined, *control])
 
 
-def _of_file(vocabulary: Vocabulary, file: str) -> Backend:
+def _of_file(vocabulary: Vocabulary, file: str) -> Encoders:
     """Of a tokenizer.json: its model, its steps, and its added tokens in the order of their ids,
     since each takes the next one.
     """
@@ -127,7 +127,7 @@ def _of_file(vocabulary: Vocabulary, file: str) -> Backend:
         steps = [guard] if whole.normalizer is None else [guard, whole.normalizer]
         marked.normalizer = normalizers.Sequence(steps)
         plain.encode_special_tokens = True
-    return Backend(plain, marked, in_order)
+    return Encoders(plain, marked, in_order)
 
 
 def _special(token: tokenizers.AddedToken) -> tokenizers.AddedToken:

@@ -25,7 +25,7 @@ from edge.errors import InputError
 from edge.tokenizer.presplit import PRE_SPLITS
 from edge.tokenizer.vocabulary import TokenType, Vocabulary
 
-__all__ = ["GUARD", "SPM_SPACE", "Piece", "Pieces"]
+__all__ = ["GUARD", "SPM_SPACE", "Pieces", "TextPiece"]
 
 GUARD = "\ufdd0"  # a noncharacter; inside a control token's spelling it makes it ordinary text
 SPM_SPACE = "\u2581"
@@ -45,7 +45,7 @@ _WORD_ENDS = re.compile(
 )
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """text: to be encoded; drop: how many of its first tokens are not the text's."""
 
     text: str
@@ -70,7 +70,7 @@ class Pieces:
         self._known = None if n_bytes == 256 else {t for t in self._tokens if len(t) == 1}
         self._joined: dict[str, bool] = {}  # two characters -> whether a token has them
 
-    def of(self, text: str) -> Iterator[Piece]:
+    def of(self, text: str) -> Iterator[TextPiece]:
         """The pieces, in order, of a text without lone surrogates. Raises InputError for a stretch
         of more than MOST_STRETCH bytes that cannot be cut.
         """
@@ -79,12 +79,12 @@ class Pieces:
             end = self._end(text, start)
             if end is None:
                 break
-            yield Piece(text[start:end], drop)
+            yield TextPiece(text[start:end], drop)
             start, drop = end, 0
             if self._is_spm and self._prefix:
                 skips = text[end] == " "
                 start, drop = end + skips, 1 - skips
-        yield Piece(text[start:] if start else text, drop)
+        yield TextPiece(text[start:] if start else text, drop)
 
     def _end(self, text: str, start: int) -> int | None:
         """Where the piece that begins at `start` ends; None: with the text."""

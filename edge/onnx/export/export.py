@@ -74,7 +74,7 @@ class Recipe:
         for soc in self.socs or ():
             require_compiler(soc)
 
-    def npu_options(self) -> npu.Options:
+    def npu_options(self) -> npu.NpuOptions:
         """What dialect npu takes of it. Raises InputError."""
         given: dict[str, Any] = {
             "provider": self.ep,
@@ -82,7 +82,7 @@ class Recipe:
             "chunk": self.chunk,
             "calibration": self.calibration,
         }
-        return npu.Options(**{key: value for key, value in given.items() if value is not None})
+        return npu.NpuOptions(**{key: value for key, value in given.items() if value is not None})
 
 
 def export(

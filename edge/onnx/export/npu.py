@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from edge.models.common import Config
 
-__all__ = ["CONFIG", "DATA", "GRAPHS", "Options", "write"]
+__all__ = ["CONFIG", "DATA", "GRAPHS", "NpuOptions", "write"]
 
 CONFIG, DATA = "edge.json", "weights.data"
 GRAPHS = ("embedding.onnx", "chunk.onnx", "token.onnx")
@@ -52,7 +52,7 @@ _PLAIN = FUSED_NORM - 2  # the opset of graphs without that operator
 
 
 @dataclass(frozen=True)
-class Options:
+class NpuOptions:
     """provider: one of RUNNERS; weights: one of its forms, None: the best; chunk: tokens of
     chunk.onnx; calibration: a file of text on which int8 finds the ranges of activations, None: a
     text of edge's own.
@@ -91,7 +91,7 @@ def write(
     graph: Graph,
     config: Config,
     folder: Path,
-    options: Options,
+    options: NpuOptions,
     done: Callable[[Op], None],
 ) -> None:
     """Write the graphs, their weights and edge.json into a folder.
@@ -148,7 +148,7 @@ def _write_embedding(
     return g
 
 
-def _facts(model: GGUF, config: Config, shape: Shape, options: Options) -> dict[str, Any]:
+def _facts(model: GGUF, config: Config, shape: Shape, options: NpuOptions) -> dict[str, Any]:
     """What edge.json says."""
     vocabulary = Vocabulary.from_metadata(model.metadata, model.path)
     model.metadata.forget()

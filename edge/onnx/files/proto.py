@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from edge.errors import ModelFileError, brief
 from edge.onnx.files.protobuf import MOST_TEXT, Wire, signed
 
-__all__ = ["External", "Node", "OnnxFile", "Tensor", "Value"]
+__all__ = ["External", "OnnxFile", "OnnxNode", "OnnxTensor", "Value"]
 
 _MOST_LEVELS = 16  # of graphs inside graphs
 _MOST_DIMS = 16
@@ -73,7 +73,7 @@ class External(NamedTuple):
     length: int
 
 
-class Tensor(NamedTuple):
+class OnnxTensor(NamedTuple):
     """A weight. dtype: as numpy calls it; n_bytes: of its elements; external: None: in the file."""
 
     name: str
@@ -93,7 +93,7 @@ class Value(NamedTuple):
     dims: tuple[int | str, ...] | None
 
 
-class Node(NamedTuple):
+class OnnxNode(NamedTuple):
     """A node. attributes: those that are numbers, texts (as bytes) or lists of integers."""
 
     op: str
@@ -113,10 +113,10 @@ class OnnxFile:
     path: Path
     inputs: dict[str, Value] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
-    initializers: dict[str, Tensor] = field(default_factory=dict)
-    tensors: list[Tensor] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    inner_nodes: list[Node] = field(default_factory=list)
+    initializers: dict[str, OnnxTensor] = field(default_factory=dict)
+    tensors: list[OnnxTensor] = field(default_factory=list)
+    nodes: list[OnnxNode] = field(default_factory=list)
+    inner_nodes: list[OnnxNode] = field(default_factory=list)
     opsets: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     producer: str = ""
@@ -272,7 +272,7 @@ class _Reader(Wire):
             elif number == 11:
                 self._attribute(self.message(value, at), 1)
 
-    def _node(self, message: tuple[int, int], level: int) -> Node:
+    def _node(self, message: tuple[int, int], level: int) -> OnnxNode:
         inputs, outputs, attributes = list[str](), list[str](), dict[str, Any]()
         texts = {3: "", 4: "", 7: ""}
         for number, value, at in self.fields(message):
@@ -284,7 +284,7 @@ class _Reader(Wire):
                 name, attribute = self._attribute(self.message(value, at), level)
                 if attribute is not None:
                     attributes[name] = attribute
-        return Node(texts[4], texts[7], texts[3], tuple(inputs), tuple(outputs), attributes)
+        return OnnxNode(texts[4], texts[7], texts[3], tuple(inputs), tuple(outputs), attributes)
 
     def _attribute(self, message: tuple[int, int], level: int) -> tuple[str, Any]:
         """Its name and its value, None for what nobody asks for. Tensors and graphs in it are
@@ -326,7 +326,7 @@ class _Reader(Wire):
             if number in (1, 2):
                 self._tensor(self.message(value, at))
 
-    def _tensor(self, message: tuple[int, int]) -> Tensor:
+    def _tensor(self, message: tuple[int, int]) -> OnnxTensor:
         dims, kind, name, place = list[int](), 0, "", dict[str, str]()
         is_external = False
         for number, value, at in self.fields(message):
@@ -351,7 +351,7 @@ class _Reader(Wire):
         dtype, bits = _TYPES[kind]
         n_bytes = (prod(dims) * bits + 7) // 8
         external = self._external(place, n_bytes, what, start) if is_external or place else None
-        tensor = Tensor(name, dtype, tuple(dims), n_bytes, external)
+        tensor = OnnxTensor(name, dtype, tuple(dims), n_bytes, external)
         self._model.tensors.append(tensor)
         return tensor
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.errors import UnsupportedError
-from edge.onnx.files.proto import Node, OnnxFile
+from edge.onnx.files.proto import OnnxFile, OnnxNode
 from edge.onnx.providers.providers import onnxruntime
 
 __all__ = ["exact_bytes", "inexact", "saturates", "settings"]
@@ -74,7 +74,7 @@ def inexact(path: Path, why: str) -> UnsupportedError:
     )
 
 
-def _is_product(graph: OnnxFile, node: Node) -> bool:
+def _is_product(graph: OnnxFile, node: OnnxNode) -> bool:
     """Whether it multiplies uint8, or quantises to uint8 what will be multiplied."""
     if node.op != "QuantizeLinear":
         return node.op in _PRODUCTS

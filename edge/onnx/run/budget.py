@@ -27,7 +27,7 @@ from edge.tokenizer.cost import folder_tokenizer_bytes
 if TYPE_CHECKING:
     from edge.loading import Loading
 
-__all__ = ["Budget"]
+__all__ = ["OnnxBudget"]
 
 #: onnxruntime, imported, with a session of an empty graph.
 _RUNTIME = {"onnxruntime": 32 << 20}
@@ -40,7 +40,7 @@ _WIDE, _SCORES = 8, 4
 
 
 @dataclass(frozen=True)
-class Budget:
+class OnnxBudget:
     """The plan of a model's memory. parts: bytes by name; budget: for the whole process, None: the
     system does not say; is_stated: the caller did; is_fixed: keys and values take the same whatever
     the context.
@@ -55,7 +55,7 @@ class Budget:
     is_fixed: bool
 
     @classmethod
-    def draw_up(cls, folder: Folder, n_context: int, loading: Loading) -> Budget:
+    def draw_up(cls, folder: Folder, n_context: int, loading: Loading) -> OnnxBudget:
         """Add up. Raises MemoryBudgetError for a stated budget that is more than there is."""
         element = np.dtype(folder.dtype).itemsize
         position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim * element

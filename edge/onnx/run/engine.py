@@ -20,7 +20,7 @@ from edge.loading import Loading, LoadOptions
 from edge.onnx.files.folder import Decoder, Folder, Static, open_folder
 from edge.onnx.providers import compiled, providers
 from edge.onnx.providers.sessions import Opened, explain
-from edge.onnx.run.budget import Budget
+from edge.onnx.run.budget import OnnxBudget
 from edge.onnx.run.runners import DecoderRunner, StaticRunner, most_tokens
 from edge.progress import Progress
 from edge.version import __version__
@@ -73,7 +73,7 @@ class OnnxEngine:
         self.config = config_of(folder, loading.context)
         self.chunk, self.n_vocab = most_tokens(folder), folder.n_vocab
         self.isa = f"onnxruntime {target.provider.name}"
-        self.budget = Budget.draw_up(folder, self.config.n_context, loading)
+        self.budget = OnnxBudget.draw_up(folder, self.config.n_context, loading)
         self.opened: dict[str, Opened] = {}
         self._runner: Runner | None = None
         self._fingerprint: bytes | None = None

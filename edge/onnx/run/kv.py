@@ -22,7 +22,7 @@ from edge import check
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.kv.shape import PAGE, WhenFull, too_many
 
-__all__ = ["FixedCache", "GrowingCache", "HostCache", "Layout"]
+__all__ = ["ArrayLayout", "FixedCache", "GrowingCache", "HostCache"]
 
 Array = NDArray[Any]
 
@@ -30,7 +30,7 @@ _LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArrayLayout:
     """What a cache holds. dtype: as numpy calls it. keys_last: keys lie with their positions last,
     (1, heads, head_dim, positions); values, and keys otherwise, as (1, heads, positions, head_dim).
     """
@@ -67,7 +67,7 @@ class HostCache(ABC):
     Raises UnsupportedError for a context that should slide, MemoryBudgetError.
     """
 
-    def __init__(self, layout: Layout, limit: int, when_full: WhenFull = "stop") -> None:
+    def __init__(self, layout: ArrayLayout, limit: int, when_full: WhenFull = "stop") -> None:
         check.choice("when_full", when_full, get_args(WhenFull))
         if when_full == "slide":
             raise UnsupportedError(
@@ -217,7 +217,7 @@ class HostCache(ABC):
 
     @abstractmethod
     def _arrays(self) -> list[Array]:
-        """The arrays as they are now, in the order of `Layout.axes`."""
+        """The arrays as they are now, in the order of `ArrayLayout.axes`."""
 
     @abstractmethod
     def _free(self) -> None:
@@ -225,8 +225,10 @@ class HostCache(ABC):
 
 
 class FixedCache(HostCache):
-    """Arrays of all positions. arrays: in the order of `Layout.axes`; those behind `length` hold
-    zeros, or what was there once.
+    """Arrays of all positions.
+
+    arrays: in the order of `ArrayLayout.axes`; positions behind `length` hold zeros, or what was
+    there once.
     """
 
     arrays: list[Array]

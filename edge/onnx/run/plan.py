@@ -10,7 +10,7 @@ import numpy as np
 
 from edge.loading import Loading
 from edge.onnx.files.folder import Folder, open_folder
-from edge.onnx.run.budget import Budget
+from edge.onnx.run.budget import OnnxBudget
 from edge.onnx.run.engine import config_of, loading_of
 
 __all__ = ["plan"]
@@ -18,7 +18,7 @@ __all__ = ["plan"]
 _MOST_CONTEXT = 1 << 24  # where the model names none
 
 
-def plan(path: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], Budget]:
+def plan(path: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], OnnxBudget]:
     """The facts of `edge-run plan`, but for threads and speed, as JSON values, sizes in bytes; and
     what loading is held to.
 
@@ -29,7 +29,7 @@ def plan(path: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], 
     loading = loading_of(options)
     folder = open_folder(path)
     config = config_of(folder, loading.context)
-    budget = Budget.draw_up(folder, config.n_context, loading)
+    budget = OnnxBudget.draw_up(folder, config.n_context, loading)
     largest = _largest_context(folder, loading)
     position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim
     n_bytes = sum(file.stat().st_size for file in folder.files)
@@ -59,7 +59,7 @@ def plan(path: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], 
         "options": [
             {
                 "flags": f"--context {n}",
-                "needed_bytes": Budget.draw_up(folder, n, loading).needed,
+                "needed_bytes": OnnxBudget.draw_up(folder, n, loading).needed,
             }
             for n in fitting
         ],
@@ -72,7 +72,7 @@ def _largest_context(folder: Folder, loading: Loading) -> int | None:
     """With which the model fits; None: with none."""
 
     def fits(n: int) -> bool:
-        return Budget.draw_up(folder, n, dataclasses.replace(loading, context=n)).fits
+        return OnnxBudget.draw_up(folder, n, dataclasses.replace(loading, context=n)).fits
 
     low, high = 0, folder.context or _MOST_CONTEXT
     while low < high:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge.kv.shape import WhenFull
 from edge.onnx.files.folder import MASKED, Decoder, Folder, Static, static_shapes
-from edge.onnx.run.kv import FixedCache, GrowingCache, HostCache, Layout
+from edge.onnx.run.kv import ArrayLayout, FixedCache, GrowingCache, HostCache
 
 __all__ = ["DecoderRunner", "Runner", "StaticRunner", "Want", "most_tokens"]
 
@@ -33,7 +33,7 @@ def most_tokens(folder: Folder) -> int:
 class Runner(Protocol):
     """Runs of one model. layout: of its caches."""
 
-    layout: Layout
+    layout: ArrayLayout
 
     def cache(self, when_full: WhenFull) -> HostCache:
         """A new cache."""
@@ -72,7 +72,7 @@ class DecoderRunner:
         logits = folder.graphs["model"].outputs[folder.logits]
         self._row = np.empty((1, 1, folder.n_vocab), logits.dtype)
         self._token = np.zeros((1, 1), self._types[folder.ids])
-        self.layout = Layout(folder.dtype, folder.n_layers, folder.n_kv_heads, folder.head_dim)
+        self.layout = ArrayLayout(folder.dtype, folder.n_layers, folder.n_kv_heads, folder.head_dim)
 
     def cache(self, when_full: WhenFull) -> HostCache:
         """A new cache."""
@@ -149,7 +149,7 @@ class StaticRunner:
 
     def __init__(self, folder: Static, sessions: Mapping[str, Any], n_context: int) -> None:
         self._folder, self._n_context, self._all = folder, n_context, folder.context or 0
-        self.layout = Layout(
+        self.layout = ArrayLayout(
             folder.dtype, folder.n_layers, folder.n_kv_heads, folder.head_dim, keys_last=True
         )
         self._chunk = _StaticGraph(folder, sessions, "chunk")
