@@ -5,15 +5,25 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from edge.cli import COMMANDS, cli
 
-PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "cli.md"
+#: What may speak of names in the code.
+TEXTS = [
+    *sorted((ROOT / "edge").rglob("*.py")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "README.md",
+]
 HEADING = "## Commands\n"
 
 
@@ -82,6 +92,25 @@ def test_what_pages_name_is_there(page: Path) -> None:
     for script in re.findall(r"`((?:examples|scripts)/[\w./]+)`", text):
         assert (ROOT / script).exists(), script
     assert set(re.findall(r"`edge-run ([a-z]+)\b", text)) <= set(COMMANDS)
+
+
+def named(name: str) -> Any:
+    """What a dotted name stands for. Raises ImportError, AttributeError."""
+    parts = name.split(".")
+    value: Any = importlib.import_module(parts[0])
+    for n, part in enumerate(parts[1:], 2):
+        if not hasattr(value, part):
+            importlib.import_module(".".join(parts[:n]))
+        value = getattr(value, part)
+    return value
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_dotted_names_can_be_imported(path: Path) -> None:
+    files = ("h", "json", "dll")  # edge.h, edge.json, edge.dll
+    for name in re.findall(r"`(edge(?:\.[A-Za-z_]\w*)+)", path.read_text(encoding="utf-8")):
+        if name.rpartition(".")[2] not in files:
+            named(name)
 
 
 if __name__ == "__main__":
