@@ -38,6 +38,7 @@ __all__ = [
     "number",
     "optional",
     "path",
+    "plain",
     "size",
     "text",
     "texts",
@@ -47,6 +48,8 @@ __all__ = [
 
 #: The largest whole number that is taken: what 64 bits hold.
 MOST = 2**63 - 1
+
+_MAX_NESTING = 64  # levels of lists and dicts in a value that becomes plain
 
 
 def whole(name: str, value: Any, least: int = 0, most: int = MOST) -> int:
@@ -145,6 +148,32 @@ def mappings(name: str, value: Any) -> list[dict[str, Any]]:
     ):
         return [dict(item) for item in value]
     raise _refused(name, value, "a list of dicts")
+
+
+def plain(name: str, value: Any, quote: Callable[[str], str] = str, *, depth: int = 0) -> Any:
+    """A deep copy made of str, int, float, bool, None, list and dict only, as JSON has them.
+
+    quote: what becomes of each text, keys included. depth: levels above the value.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return quote(str(value))
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)
+    if depth > _MAX_NESTING:
+        raise InputError(f"{name} is nested more than {_MAX_NESTING} levels deep")
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise InputError(f"{name} has a key that is not text")
+        return {
+            quote(str(key)): plain(name, item, quote, depth=depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [plain(name, item, quote, depth=depth + 1) for item in value]
+    raise InputError(f"{name} holds a {type(value).__name__}; only JSON values can be rendered")
 
 
 def tokens(name: str, value: Any, n_vocab: int) -> list[int]:

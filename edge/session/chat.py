@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,6 @@ Message = dict[str, Any]
 
 #: The text of an answer may take more tokens than those that were sampled, which are kept.
 _TIMES_SPELLED = 4
-
-_MAX_NESTING = 64  # levels of lists and dicts in a message
 
 
 class Chat:
@@ -288,25 +286,10 @@ def render_messages(
     it is, since templates trim, compare and split contents.
     Raises TemplateError, CancelledError.
     """
+    quote = tokenizer.quote
     return template.render(
-        _quoted(list(messages), tokenizer.quote),
-        tools=_quoted(tools, tokenizer.quote),
+        [check.plain(f"message {i}", message, quote) for i, message in enumerate(messages)],
+        tools=None if tools is None else check.plain("tools", list(tools), quote),
         add_generation_prompt=True,
         cancel=cancel,
     )
-
-
-def _quoted(value: Any, quote: Callable[[str], str], depth: int = 0) -> Any:
-    """A copy of lists and dicts with each string quoted."""
-    if isinstance(value, str):
-        return quote(value)
-    if depth > _MAX_NESTING:
-        raise InputError(f"a message is nested more than {_MAX_NESTING} levels deep")
-    if isinstance(value, Mapping):
-        return {
-            _quoted(key, quote, depth + 1): _quoted(item, quote, depth + 1)
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [_quoted(item, quote, depth + 1) for item in value]
-    return value

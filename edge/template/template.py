@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatTemplate", "Limits", "compiled_bytes"]
 
-_MAX_NESTING = 64  # levels of lists and dicts in a message or a tool
-
 #: Memory of a compiled template for each of its words and signs, at most.
 _WORD_BYTES = 4000
 _WORDS = re.compile(r"\w+|[^\w\s]")
@@ -127,9 +125,9 @@ class ChatTemplate:
             raise InputError(f"variables is {brief(variables)}, it must be a dict of names")
         tools = check.optional(check.mappings, "tools", tools)
         names: dict[str, Any] = {
-            **{key: _plain(value, f"variable {key!r}") for key, value in variables.items()},
+            **{key: check.plain(f"variable {key!r}", value) for key, value in variables.items()},
             "messages": _checked(messages),
-            "tools": None if tools is None else _plain(tools, "tools"),
+            "tools": None if tools is None else check.plain("tools", tools),
             "documents": None,
             "add_generation_prompt": check.flag("add_generation_prompt", add_generation_prompt),
             "bos_token": self.bos,
@@ -164,23 +162,5 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             raise InputError(f"message {i} has no role")
         if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise InputError(f"the content of message {i} ({role}) must be text")
-        copies.append(_plain(message, f"message {i}"))
+        copies.append(check.plain(f"message {i}", message))
     return copies
-
-
-def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """A deep copy made of str, int, float, bool, None, list and dict only."""
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return value if type(value) is kind else kind(value)
-    if depth > _MAX_NESTING:
-        raise InputError(f"{where} is nested more than {_MAX_NESTING} levels deep")
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise InputError(f"{where} has a key that is not text")
-        return {str(key): _plain(item, where, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where, depth + 1) for item in value]
-    raise InputError(f"{where} holds a {type(value).__name__}; only JSON values can be rendered")
