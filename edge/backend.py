@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
-__all__ = ["Backend", "Cache", "Limits"]
+__all__ = ["Backend", "BackendConfig", "Cache"]
 
 
-class Limits(Protocol):
+class BackendConfig(Protocol):
     """Numbers of a model."""
 
     @property
@@ -90,7 +90,7 @@ class Backend(Protocol):
         """Where the model lies."""
 
     @property
-    def config(self) -> Limits:
+    def config(self) -> BackendConfig:
         """Numbers of the model."""
 
     @property

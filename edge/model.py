@@ -18,7 +18,7 @@ from edge.loading import Loading, LoadOptions
 from edge.onnx import is_onnx
 from edge.progress import Progress
 from edge.session.chat import Chat, uses_tools
-from edge.session.request import Options
+from edge.session.request import CallOptions
 from edge.session.session import Session
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Model:
                 self._template = engine.new_template()
             return self._template
 
-    def session(self, when_full: WhenFull = "stop", **options: Unpack[Options]) -> Session:
+    def session(self, when_full: WhenFull = "stop", **options: Unpack[CallOptions]) -> Session:
         """A new, empty session.
 
         when_full: "stop" or "slide", see `Session`. options: defaults for its calls, see
@@ -157,7 +157,7 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
         when_full: WhenFull = "stop",
         require_tools: bool = True,
-        **options: Unpack[Options],
+        **options: Unpack[CallOptions],
     ) -> Chat:
         """A new conversation, see `Chat`.
 

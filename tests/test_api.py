@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import edge
-from edge.session.request import Options, Request
+from edge.session.request import CallOptions, Request
 
 GREEDY = {"temperature": 0.0}
 
@@ -54,7 +54,7 @@ def test_all_errors_of_the_tree_are_public():
 
 
 def test_options_for_type_checkers_are_those_of_a_request():
-    assert list(Options.__annotations__) == list(Request.__dataclass_fields__)
+    assert list(CallOptions.__annotations__) == list(Request.__dataclass_fields__)
 
 
 def test_signatures_stay_small():

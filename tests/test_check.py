@@ -23,7 +23,7 @@ from edge.errors import EdgeError, InputError
 from edge.kv.cache import KVCache
 from edge.loading import Loading, LoadOptions
 from edge.onnx.run.kv import GrowingCache
-from edge.session.request import Options, Request
+from edge.session.request import CallOptions, Request
 from edge.session.sampler import SamplingOptions
 from edge.template.template import ChatTemplate
 
@@ -130,7 +130,7 @@ def try_all(call: Callable[[Any], Any], kinds: str, where: str) -> None:
 
 def test_all_options_are_tried() -> None:
     assert set(LOADING) == set(LoadOptions.__annotations__) == set(Loading.__dataclass_fields__)
-    assert set(REQUEST) == set(Options.__annotations__)
+    assert set(REQUEST) == set(CallOptions.__annotations__)
     assert set(SAMPLING) == set(SamplingOptions.__dataclass_fields__)
 
 

@@ -13,7 +13,7 @@ from edge.errors import ContextError
 from edge.files.text_file import TextFile
 from edge.loading import KV_TYPES, LAYOUTS
 from edge.onnx.providers.providers import RUNNERS
-from edge.session.sampler import Option, SamplingOptions, sampling_fields
+from edge.session.sampler import SamplingField, SamplingOptions, sampling_fields
 
 if TYPE_CHECKING:
     from edge.kv.shape import WhenFull
@@ -221,7 +221,7 @@ class AnswerSettings:
         return cls(loading, **others, sampling=SamplingOptions(**sampling))
 
 
-def _flag(option: Option) -> Callable[[Command], Command]:
+def _flag(option: SamplingField) -> Callable[[Command], Command]:
     name = "--" + option.name.replace("_", "-")
     if option.kind is dict:
         return click.option(

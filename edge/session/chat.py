@@ -13,7 +13,7 @@ from edge.errors import EdgeError, InputError, TemplateError
 from edge.kv.shape import WhenFull
 from edge.session.contents import take
 from edge.session.overlap import common_text
-from edge.session.request import Options, Request
+from edge.session.request import CallOptions, Request
 from edge.session.results import Completion
 from edge.session.stops import AnswerText
 from edge.session.stream import Stream
@@ -57,7 +57,7 @@ class Chat:
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         when_full: WhenFull = "stop",
-        **options: Unpack[Options],
+        **options: Unpack[CallOptions],
     ) -> None:
         self._model = model
         system = check.optional(check.text, "system", system)
@@ -98,7 +98,7 @@ class Chat:
             self._keeps = bool(self._first) and self._model.engine.keeps_prompts
             self.session._write_journal()
 
-    def stream(self, message: str | Message, **options: Unpack[Options]) -> Stream:
+    def stream(self, message: str | Message, **options: Unpack[CallOptions]) -> Stream:
         """Ask, and get the answer in pieces.
 
         message: the user's text, or a whole message (such as a tool's result).
@@ -127,7 +127,7 @@ class Chat:
         stream.watch(partial(self._record, stream, asked))
         return stream
 
-    def send(self, message: str | Message, **options: Unpack[Options]) -> Completion:
+    def send(self, message: str | Message, **options: Unpack[CallOptions]) -> Completion:
         """As `stream`, run to the end."""
         return self.stream(message, **options).finish()
 

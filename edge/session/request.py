@@ -11,10 +11,10 @@ from edge.errors import InputError, brief
 from edge.progress import Progress
 from edge.session.sampler import SamplingOptions
 
-__all__ = ["Options", "Request"]
+__all__ = ["CallOptions", "Request"]
 
 
-class Options(TypedDict, total=False):
+class CallOptions(TypedDict, total=False):
     """Keyword arguments of a call: the fields of `Request`, for type checkers."""
 
     max_tokens: int | None
@@ -60,7 +60,7 @@ class Request:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def but(self, options: Options) -> Request:
+    def but(self, options: CallOptions) -> Request:
         """These options with some replaced. Raises InputError for one that does not exist."""
         names = [f.name for f in fields(self)]
         check.names(options, names)

@@ -15,7 +15,7 @@ from edge.session.chat import Chat
 from edge.session.contents import Contents, take
 from edge.session.file import SessionFile
 from edge.session.journal import Journal
-from edge.session.request import Options, Request
+from edge.session.request import CallOptions, Request
 from edge.session.sampler import SamplingOptions
 from edge.session.session import Session
 from edge.version import __version__
@@ -171,13 +171,13 @@ def _make(model: Model, contents: Contents, made: list[Session | Chat]) -> Sessi
     return chat
 
 
-def _options(contents: Contents) -> Options:
+def _options(contents: Contents) -> CallOptions:
     """The session's own, with the sampling of its last call. Raises ValueError, TypeError."""
     sampling: Mapping[str, Any] = take(contents.state, "sampling", dict)
     bias = {int(token): value for token, value in sampling["logit_bias"]}
     try:
         chosen = SamplingOptions(**{**sampling, "logit_bias": bias})
-        options = cast(Options, {**contents.meta["defaults"], "sampling": chosen})
+        options = cast(CallOptions, {**contents.meta["defaults"], "sampling": chosen})
         Request().but(options)
     except InputError as e:
         raise ValueError(str(e)) from e

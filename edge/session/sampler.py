@@ -36,7 +36,14 @@ import numpy.typing as npt
 from edge import check, native
 from edge.errors import InputError, brief
 
-__all__ = ["Option", "Sampler", "SamplingOptions", "largest", "philox4x32", "sampling_fields"]
+__all__ = [
+    "Sampler",
+    "SamplingField",
+    "SamplingOptions",
+    "largest",
+    "philox4x32",
+    "sampling_fields",
+]
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.intp]
@@ -136,7 +143,7 @@ def _bias(token: Any, value: Any) -> tuple[int, float]:
     return token, check.number(f"logit_bias of token {token}, if it is not -inf,", value, -1e6, 1e6)
 
 
-class Option(NamedTuple):
+class SamplingField(NamedTuple):
     """A field of SamplingOptions, for command lines, servers and docs."""
 
     name: str
@@ -148,11 +155,11 @@ class Option(NamedTuple):
     min_open: bool
 
 
-def sampling_fields() -> list[Option]:
+def sampling_fields() -> list[SamplingField]:
     """The fields of SamplingOptions in their order."""
     defaults = SamplingOptions()
     return [
-        Option(
+        SamplingField(
             f.name,
             type(getattr(defaults, f.name)),
             getattr(defaults, f.name),

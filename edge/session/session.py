@@ -24,7 +24,7 @@ from edge.kv.shape import PAGE, WhenFull
 from edge.native.cancel import Cancel
 from edge.session import journal
 from edge.session.overlap import common_prefix
-from edge.session.request import Options, Request
+from edge.session.request import CallOptions, Request
 from edge.session.results import Completion, FinishReason, Piece, TokenLogprob
 from edge.session.sampler import Floats, Sampler, largest
 from edge.session.stops import AnswerText
@@ -54,7 +54,7 @@ class Session:
     """
 
     def __init__(
-        self, model: Model, when_full: WhenFull = "stop", **options: Unpack[Options]
+        self, model: Model, when_full: WhenFull = "stop", **options: Unpack[CallOptions]
     ) -> None:
         self._model = model
         self._defaults = Request().but(options)
@@ -87,7 +87,7 @@ class Session:
         """What it does when the context is full: "stop" or "slide"."""
         return self._cache.when_full
 
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Stream:
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[CallOptions]) -> Stream:
         """Continue the session with a prompt; pieces of the answer as they come.
 
         prompt: text or token ids, put behind what the session holds; the first text gets the
@@ -100,7 +100,7 @@ class Session:
         """
         return self._begin(partial(self._encode, prompt), options)
 
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[CallOptions]) -> Completion:
         """As `stream`, run to the end."""
         return self.stream(prompt, **options).finish()
 
@@ -220,7 +220,7 @@ class Session:
             finally:
                 self._user = None
 
-    def _begin(self, encode: Encode, options: Options) -> Stream:
+    def _begin(self, encode: Encode, options: CallOptions) -> Stream:
         """A call whose prompt is encoded here: it can be cancelled from now on."""
         request = self._defaults.but(options).settled(self._engine.n_vocab)
         with self._exclusive():
