@@ -53,8 +53,8 @@ def test_a_child_leaves_the_file_of_its_parent(
         session.generate("", max_tokens=60)
         assert session.tokens == whole.tokens[: len(session.tokens)]
     again = edge.resume(tmp_path / "s", model)
-    assert isinstance(again, edge.Session) and again.tokens == list(session._tokens)
-    assert again._cache.length == len(again.tokens) - 1
+    assert isinstance(again, edge.Session) and again.tokens == session.tokens
+    assert again.transcript.cache.length == len(again.tokens) - 1
 
 
 def test_a_child_is_told_so(model: edge.Model, tmp_path: Path) -> None:
@@ -77,16 +77,17 @@ def test_a_child_is_told_so(model: edge.Model, tmp_path: Path) -> None:
 def test_a_fork_within_a_call(model: edge.Model, tmp_path: Path) -> None:
     """The child is in the middle of it, with the session's lock its own."""
     session, said = model.session(sampling=endless(model)), list[str]()
+    run, cache = model.engine.run, session.transcript.cache
     session.autosave(tmp_path / "s", 1)
 
     def progress(done: int, total: int) -> None:
         if not said:
-            said.extend(in_child(lambda: session._engine.run(session._cache, [1]), model.close))
+            said.extend(in_child(lambda: run(cache, [1]), model.close))
 
     session.generate(PROMPT * 9, max_tokens=3, progress=progress)
     assert said == [BEFORE, "None"]
     session.close()
-    assert len(SessionFile.open(tmp_path / "s").contents.tokens) == len(session._tokens)
+    assert len(SessionFile.open(tmp_path / "s").contents.tokens) == len(session.tokens)
 
 
 def test_locks_that_a_thread_had(model: edge.Model) -> None:
@@ -96,7 +97,7 @@ def test_locks_that_a_thread_had(model: edge.Model) -> None:
     with held(*locks):
         said = in_child(
             lambda: session.generate("x"), session.close,
-            session._cache.close, engine.pool.store.close, engine.close, model.close,
+            session.transcript.cache.close, engine.pool.store.close, engine.close, model.close,
         )  # fmt: skip
     assert said == [BEFORE, *["None"] * 5]
 

@@ -143,7 +143,7 @@ def test_a_session_and_its_file(
                 session.generate("", max_tokens=1)
                 again = edge.resume(path, model)
                 assert isinstance(again, edge.Session) and again.tokens == session.tokens, at
-                assert again._cache.length >= len(again.tokens) - PAGE - 1
+                assert again.transcript.cache.length >= len(again.tokens) - PAGE - 1
                 again.close()
                 if not hit or n > 220:
                     break

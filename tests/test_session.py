@@ -21,7 +21,7 @@ GREEDY = SamplingOptions(temperature=0)
 
 def consistent(session: Session) -> bool:
     """The cache holds the first of the session's tokens, all or all but the last."""
-    held = session._cache.tokens
+    held = session.transcript.cache.tokens
     return held == session.tokens[: len(held)] and len(session.tokens) - len(held) in (0, 1)
 
 
@@ -110,7 +110,7 @@ def test_no_tokens_wanted_reads_the_prompt_only():
     model, engine = fake_model(says("hello"))
     session = model.session()
     assert session.generate("ab", max_tokens=0).finish_reason == "length"
-    assert session._cache.length == 3
+    assert session.transcript.cache.length == 3
     assert session.generate("").text == "hello"
     assert engine.runs[1] == [ord("b")]  # the last token once more
 
@@ -235,7 +235,7 @@ def test_trim_and_reset_keep_prefix():
         session.generate("", max_tokens=4).text == model.session().generate("ab", max_tokens=4).text
     )
     session.reset()
-    assert session.tokens == session._cache.tokens == []
+    assert session.tokens == session.transcript.cache.tokens == []
     with pytest.raises(InputError, match="cannot keep 1"):
         session.trim(1)
 
@@ -351,7 +351,7 @@ def test_a_failing_progress_takes_the_prompt_back():
     session = fake_model()[0].session()
     with pytest.raises(ZeroDivisionError):
         session.generate("abcdefgh", progress=lambda done, total: 1 // (4 - done))
-    assert session.tokens == session._cache.tokens == []
+    assert session.tokens == session.transcript.cache.tokens == []
 
 
 # ---- threads ----
@@ -414,7 +414,7 @@ def test_a_closed_model_refuses_everything():
         session, chat = model.session(), model.chat()
         stream = session.stream("ab")
         next(stream)
-    assert engine.closed and session._cache.closed
+    assert engine.closed and session.transcript.cache.closed
     calls = (
         model.session, model.chat, model.info, lambda: model.tokenizer, lambda: next(stream),
         lambda: session.generate("a"), lambda: chat.send("a"), session.reset,

@@ -172,7 +172,7 @@ def test_chats_that_slide(model: Model) -> None:
     while n <= 400:
         chat.send("and the world " * 4)
         n = len(chat.session.tokens)
-    assert chat.session._cache.length >= 400 and len(chat.messages) > 6
+    assert chat.session.transcript.cache.length >= 400 and len(chat.messages) > 6
 
 
 @pytest.mark.native

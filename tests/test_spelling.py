@@ -215,12 +215,14 @@ def test_a_chat_that_slides_computes_what_is_new(model: edge.Model) -> None:
         model.template.render(chat.messages, add_generation_prompt=False), special=True
     )
     assert len(encoded) < len(tokens)  # the test is one
-    engine, known = model.engine, chat.session._cache.length
+    engine, known = model.engine, chat.session.transcript.cache.length
     engine.pool.publish = lambda before, tokens, page: page  # type: ignore[attr-defined]
     fresh = engine.cache("slide")
     while (i := fresh.length) < known:
         n = fresh.room(engine.chunk)
         engine.run(fresh, tokens[i : min(known, i + n)], logits="none")
-    mine, its = (engine.run(c, [5, 6, 7], logits="all") for c in (chat.session._cache, fresh))
+    mine, its = (
+        engine.run(c, [5, 6, 7], logits="all") for c in (chat.session.transcript.cache, fresh)
+    )
     assert np.array_equal(mine, its)
     fresh.close()

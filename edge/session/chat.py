@@ -116,7 +116,9 @@ class Chat:
 
         def encode(request: Request, cancel: Cancel) -> list[int]:
             if isinstance(asked.get("content"), str):
-                self.session._check_text(asked["content"], request)
+                self.session.transcript.check_text(
+                    asked["content"], model.tokenizer, reuse=request.reuse
+                )
             text = render_messages(model.tokenizer, model.template, messages, self.tools, cancel)
             ids = self.session._encode(text, request, cancel, times=_TIMES_SPELLED)
             return self._keeping(ids)
@@ -211,13 +213,13 @@ class Chat:
         """A prompt's tokens with those of the session in place of its first ones, as far as the
         text is the same.
         """
-        held, tokenizer = self.session._tokens, self._model.tokenizer
-        n, n_same = common_text(tokenizer, held, ids)
-        if not self.session._can_cut(n):
-            trimmed = common_text(tokenizer, held, ids, trimmed=True)
-            if self.session._can_cut(trimmed[0]):
+        transcript, tokenizer = self.session.transcript, self._model.tokenizer
+        n, n_same = common_text(tokenizer, transcript.tokens, ids)
+        if not transcript.can_cut(n):
+            trimmed = common_text(tokenizer, transcript.tokens, ids, trimmed=True)
+            if transcript.can_cut(trimmed[0]):
                 n, n_same = trimmed
-        return [*held[:n], *ids[n_same:]]
+        return [*transcript.tokens[:n], *ids[n_same:]]
 
     def _record(self, stream: Stream, asked: Message) -> None:
         """Take question and answer into the messages once there is an answer."""
@@ -234,9 +236,10 @@ class Chat:
         that wants a question, hurts nobody.
         """
         with suppress(EdgeError):
-            model = self._model
+            model, transcript = self._model, self.session.transcript
             alone = render_messages(model.tokenizer, model.template, self._first, self.tools)
-            self.session._keep_prefix(model.tokenizer.encode(alone, special=True))
+            n_common = transcript.common_prefix(model.tokenizer.encode(alone, special=True))
+            transcript.cache.keep(n_common)
 
 
 def _message(value: Any) -> Message:

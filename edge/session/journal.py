@@ -31,12 +31,12 @@ def save(
 
     Raises SessionFileError, and InputError for messages that JSON cannot hold.
     """
-    cache = session._cache
+    cache = session.transcript.cache
     meta = session._engine.facts() | {"when_full": cache.when_full}
     parts = [
         Part.json(Kind.META, meta | {"defaults": _request(session._defaults)}),
         _state(session),
-        Part.tokens(0, session._tokens),
+        Part.tokens(0, session.transcript.tokens),
         *_pages(cache, 0, cache.n_pages),
     ]
     with _released(parts):
@@ -53,8 +53,8 @@ class Journal:
     def __init__(self, session: Session, file: SessionFile, every: int) -> None:
         """The file holds the session as it is, but for pages that have room."""
         self.file, self.every = file, every
-        self._n_tokens = len(session._tokens)  # the session's first tokens that it holds
-        self._n_pages = session._cache.length // PAGE  # and the first pages
+        self._n_tokens = len(session.transcript.tokens)  # the session's first tokens that it holds
+        self._n_pages = session.transcript.cache.length // PAGE  # and the first pages
         self._state = Part.json(Kind.STATE, file.contents.state).data
         self._least = _LEAST_OBSOLETE
 
@@ -65,8 +65,8 @@ class Journal:
 
     def is_due(self, session: Session) -> bool:
         """Whether there is enough that is new."""
-        whole = (session._cache.length // PAGE - self._n_pages) * PAGE
-        return max(len(session._tokens) - self._n_tokens, whole) >= self.every
+        whole = (session.transcript.cache.length // PAGE - self._n_pages) * PAGE
+        return max(len(session.transcript.tokens) - self._n_tokens, whole) >= self.every
 
     def write(self, session: Session, *, last: bool = False) -> None:
         """Append what is new; the last time, a page that has room too.
@@ -74,7 +74,7 @@ class Journal:
         A file that is not there any more is written anew, with an EdgeWarning: what was appended to
         it would be lost. Raises SessionFileError: the file then holds what it held before.
         """
-        tokens, cache, parts = session._tokens, session._cache, list[Part]()
+        tokens, cache, parts = session.transcript.tokens, session.transcript.cache, list[Part]()
         state = _state(session)
         if state.data != self._state:
             parts.append(state)
@@ -103,7 +103,10 @@ class Journal:
         """Write the file anew, with what is live. Raises SessionFileError: it is as it was."""
         old, self.file = self.file, save(session, self.file.path, self.file)
         old.close()
-        self._n_tokens, self._n_pages = len(session._tokens), session._cache.length // PAGE
+        self._n_tokens, self._n_pages = (
+            len(session.transcript.tokens),
+            session.transcript.cache.length // PAGE,
+        )
         self._state = Part.json(Kind.STATE, self.file.contents.state).data
 
     def _positions(self, i: int) -> int:
@@ -112,7 +115,7 @@ class Journal:
         return min(positions, self._n_tokens - i * PAGE)
 
     def _compact(self, session: Session) -> None:
-        cache, pages = session._cache, self.file.contents.pages
+        cache, pages = session.transcript.cache, self.file.contents.pages
         for i in [i for i in pages if i < cache.n_pages and not cache.has_page(i)]:
             del pages[i]  # behind the window: nobody will ask for it
         live = self.file.contents.n_bytes

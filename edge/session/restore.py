@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -14,7 +13,6 @@ from edge.kv.shape import PAGE, WhenFull
 from edge.session.chat import Chat
 from edge.session.contents import Contents, take
 from edge.session.file import SessionFile
-from edge.session.journal import Journal
 from edge.session.request import CallOptions, Request
 from edge.session.sampler import SamplingOptions
 from edge.session.session import Session
@@ -73,9 +71,9 @@ def resume(
             file.close()
         else:
             with _bounds(file):
-                session._journal = Journal(session, file, autosave)
+                session._keep_in(file, autosave)
             if not is_ours:
-                session._journal.rewrite(session)
+                session.save(file.path)
     except BaseException:
         file.close()
         for talk in made:
@@ -190,24 +188,26 @@ def _fill(session: Session, file: SessionFile) -> bool:
     Pages of another version of edge may have other bits: they are left alone. False: so it was.
     Raises ContextError for more tokens than there can be.
     """
-    cache, contents = session._cache, file.contents
-    n, limit = len(contents.tokens), cache.limit
-    if n > session._most_tokens:
-        what = f"the {limit} positions that the model has"
+    transcript, contents = session.transcript, file.contents
+    cache, n = transcript.cache, len(contents.tokens)
+    if n > transcript.most_tokens:
+        what = f"the {cache.limit} positions that the model has"
         if cache.when_full == "stop":
-            what = f"the context of {limit}: {_hint(contents)}"
+            what = f"the context of {cache.limit}: {_hint(contents)}"
         raise ContextError(
-            f"{file.path} holds {n} tokens, {n - limit} more than {what}", needed=n, limit=limit
+            f"{file.path} holds {n} tokens, {n - cache.limit} more than {what}",
+            needed=n,
+            limit=cache.limit,
         )
     is_ours = bool(contents.meta["edge"] == __version__)
     if not is_ours:
         contents.pages.clear()
-    session._tokens = array("i", contents.tokens)
-    known = _known(cache, contents)
-    for i in cache.unseen(known):
+    n_known = _known(cache, contents)
+    for i in cache.unseen(n_known):
         contents.pages.pop(i, None)
-    if known:
-        cache.restore(session._tokens[:known], file.pages(-(-known // PAGE)))
+    transcript.append(contents.tokens)
+    if n_known:
+        cache.restore(transcript.tokens[:n_known], file.pages(-(-n_known // PAGE)))
     return is_ours
 
 
@@ -217,8 +217,8 @@ def _known(cache: Cache, contents: Contents) -> int:
     for i in range(-(-len(contents.tokens) // PAGE)):
         _, n = pages.get(i, (None, 0))
         upto = min(i * PAGE + n, cache.limit)
-        gone = cache.unseen(upto)
-        if n and start <= gone.stop and all(first in pages for first in range(gone.start)):
+        unseen = cache.unseen(upto)
+        if n and start <= unseen.stop and all(first in pages for first in range(unseen.start)):
             known = upto
         if n < PAGE:
             start = i + 1

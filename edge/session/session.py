@@ -1,16 +1,10 @@
-"""A session: tokens, the cache of their keys and values, and the loop that makes new ones.
-
-Between two native calls the cache holds the first `cache.length` of the session's tokens, whatever
-happened: a token is in the list before it is run, and the cache is cut before the list. So an
-exception, Ctrl-C or a stream that nobody finishes leaves nothing to repair.
-"""
+"""A session: a transcript, and the loop that makes new tokens."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import threading
-from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from edge import check, forked, native
 from edge.errors import CancelledError, ContextError, InputError, SessionFileError
-from edge.kv.shape import PAGE, WhenFull
+from edge.kv.shape import WhenFull
 from edge.native.cancel import Cancel
 from edge.session import journal
-from edge.session.overlap import common_prefix
+from edge.session.file import SessionFile
 from edge.session.request import CallOptions, Request
 from edge.session.results import Completion, FinishReason, Piece, TokenLogprob
 from edge.session.sampler import Floats, Sampler, largest
 from edge.session.stops import AnswerText
 from edge.session.stream import Stream
+from edge.session.transcript import Transcript
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,8 +54,8 @@ class Session:
         self._model = model
         self._defaults = Request().but(options)
         self._engine = model.engine
-        self._cache = self._engine.cache(when_full)
-        self._tokens = array("i")
+        cache = self._engine.cache(when_full)
+        self.transcript = Transcript(cache, int(self._engine.config.n_context))
         self._current: Stream | None = None
         self._flag = Cancel()  # of the call under way, from before its prompt is encoded
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
@@ -73,19 +68,19 @@ class Session:
     @property
     def tokens(self) -> list[int]:
         """A copy of the tokens so far: prompts and answers, end tokens included."""
-        return list(self._tokens)
+        return list(self.transcript.tokens)
 
     @property
     def n_context(self) -> int:
         """The most tokens that the session keeps in memory: all that it can hold, unless it slides;
         then the most of one prompt.
         """
-        return int(self._engine.config.n_context)
+        return self.transcript.n_context
 
     @property
     def when_full(self) -> WhenFull:
         """What it does when the context is full: "stop" or "slide"."""
-        return self._cache.when_full
+        return self.transcript.cache.when_full
 
     def stream(self, prompt: str | Sequence[int], **options: Unpack[CallOptions]) -> Stream:
         """Continue the session with a prompt; pieces of the answer as they come.
@@ -113,7 +108,7 @@ class Session:
         with self._exclusive():
             n_tokens = self._check_holds(n_tokens)
             self._current = None
-            self._cut(n_tokens)
+            self.transcript.cut(n_tokens)
             self._write_journal()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -145,7 +140,7 @@ class Session:
                 mine.rewrite(self)
                 mine.every = every
                 return
-            self._journal = journal.Journal(self, journal.save(self, path), every)
+            self._keep_in(journal.save(self, path), every)
             if mine is not None:
                 mine.file.close()
 
@@ -158,9 +153,9 @@ class Session:
         what they have in common.
         """
         with self._exclusive():
-            twin = self._model.session(self._cache.when_full)
-            twin._defaults, twin._tokens = self._defaults, self._tokens[:]
-            twin._cache = self._cache.fork()  # the one it had was empty
+            twin = self._model.session(self.transcript.cache.when_full)
+            twin._defaults = self._defaults
+            twin.transcript = self.transcript.fork()  # the one it had was empty
             return twin
 
     def keep(self, n_tokens: int | None = None) -> int:
@@ -171,8 +166,8 @@ class Session:
         a prefix_cache, or when it cannot be written; the session is as it was.
         """
         with self._exclusive():
-            n = len(self._tokens) if n_tokens is None else self._check_holds(n_tokens)
-            return self._cache.keep(n)
+            n = len(self.transcript.tokens) if n_tokens is None else self._check_holds(n_tokens)
+            return self.transcript.cache.keep(n)
 
     def close(self) -> None:
         """Cancel what is under way and give the cache's memory back.
@@ -191,7 +186,7 @@ class Session:
                     self._write_journal(last=True)
                 finally:
                     self._current = None
-                    self._cache.close()
+                    self.transcript.cache.close()
                     if self._journal is not None:
                         self._journal.file.close()
 
@@ -227,11 +222,11 @@ class Session:
             before, self._flag = self._flag, Cancel()
             try:
                 ids = encode(request, self._flag)
-                if not ids and (request.reuse or not self._tokens):
+                if not ids and (request.reuse or not self.transcript.tokens):
                     raise InputError("the prompt is empty")
-                if ids or not self._is_full:
-                    n_common = common_prefix(self._tokens, ids) if request.reuse else None
-                    self._check_fits(len(ids), n_common)
+                if ids or not self.transcript.is_full:
+                    n_common = self.transcript.common_prefix(ids) if request.reuse else None
+                    self.transcript.check_fits(len(ids), n_common)
             except CancelledError:
                 ids = []  # the stream ends as cancelled
             except BaseException:
@@ -247,92 +242,33 @@ class Session:
         Raises CancelledError, ContextError.
         """
         if isinstance(prompt, str):
-            fresh = request.reuse or not self._tokens
+            fresh = request.reuse or not self.transcript.tokens
             try:
                 return self._model.tokenizer.encode(
                     prompt,
                     special=request.special,
                     bos=None if fresh else False,
-                    room=times * self._room(request),
+                    room=times * self.transcript.room(reuse=request.reuse),
                     cancel=cancel,
                 )
             except ContextError as error:
-                n_common = len(self._tokens) if request.reuse else None
-                self._check_fits(error.needed, n_common, at_least=error.at_least)
+                n_common = len(self.transcript.tokens) if request.reuse else None
+                self.transcript.check_fits(error.needed, n_common, at_least=error.at_least)
                 raise
         return check.tokens("the prompt", prompt, self._engine.n_vocab)
 
-    def _room(self, request: Request) -> int:
-        """The most tokens that the prompt of a call may have."""
-        n_held = len(self._tokens)
-        room = self._cache.limit - (0 if request.reuse else n_held)
-        if self._cache.when_full == "slide":
-            room = min(room, self.n_context + (n_held if request.reuse else 0))
-        return max(room, 0)
-
-    def _check_text(self, text: str, request: Request) -> None:
-        """Raise ContextError for a text that cannot fit, however it is encoded."""
-        tokenizer = self._model.tokenizer
-        if len(text) > tokenizer.most_bytes(self._room(request)):
-            n_tokens = -(-len(text) // tokenizer.most_bytes(1))
-            n_common = len(self._tokens) if request.reuse else None
-            self._check_fits(n_tokens, n_common, at_least=True)
-
     def _check_holds(self, n_tokens: int) -> int:
         n_tokens = check.whole("n_tokens", n_tokens)
-        if n_tokens > len(self._tokens):
+        if n_tokens > len(self.transcript.tokens):
             raise InputError(
-                f"the session holds {len(self._tokens)} tokens, cannot keep {n_tokens}"
+                f"the session holds {len(self.transcript.tokens)} tokens, cannot keep {n_tokens}"
             )
         return n_tokens
 
-    @property
-    def _most_tokens(self) -> int:
-        """The most tokens that there can be: all that can be run, and the one that they led to."""
-        return self._cache.limit + 1
-
-    @property
-    def _is_full(self) -> bool:
-        """Whether no token can come any more: the last one cannot be run."""
-        return len(self._tokens) >= self._most_tokens
-
-    def _check_fits(self, n_prompt: int, n_common: int | None, *, at_least: bool = False) -> None:
-        """Raise ContextError when a prompt of n_prompt tokens, or at_least so many, does not fit.
-        n_common: tokens of it that the session holds, None: it goes behind them.
-        """
-        limit, slides = self._cache.limit, self._cache.when_full == "slide"
-        n_tokens = n_prompt + (len(self._tokens) if n_common is None else 0)
-        n_new = n_prompt - (n_common or 0)
-        hint = "shorten the prompt, or load the model with a larger context"
-        what = f"the context of {limit} holds"
-        if slides and n_new > self.n_context:
-            n_tokens, limit = n_new, self.n_context
-            what = f"a context of {limit} takes at once"
-        elif slides:
-            what = f"the {limit} positions that the model has"
-            hint = "start a new session"
-        if n_tokens > limit:
-            raise ContextError(
-                f"{'at least ' * at_least}{n_tokens} tokens are {n_tokens - limit} more than "
-                f"{what}: {hint}",
-                needed=n_tokens,
-                limit=limit,
-                at_least=at_least,
-            )
-
-    def _can_cut(self, n_tokens: int) -> bool:
-        """Whether a cut to n_tokens leaves all that the next token sees; what lies behind a window
-        that slid is gone, and all that came after it would be computed anew.
-        """
-        cache = self._cache
-        if cache.when_full == "stop" or n_tokens >= cache.length:
-            return True
-        gone = cache.unseen(n_tokens)
-        return all(i in gone or cache.has_page(i) for i in range(-(-n_tokens // PAGE)))
-
-    def _keep_prefix(self, tokens: Sequence[int]) -> None:
-        """`keep` what the session has in common with these tokens, from within a call."""
-        self._cache.keep(common_prefix(self._tokens, tokens))
+    def _keep_in(self, file: SessionFile, every: int) -> None:
+        """Keep a file up to date that holds the session as it is."""
+        new = journal.Journal(self, file, every)
+        self._journal, self.transcript.on_cut = new, new.cut
 
     def _write_journal(self, *, if_due: bool = False, last: bool = False) -> None:
         """Bring the file, if there is one, up to date; leave it where that fails, and raise
@@ -344,21 +280,14 @@ class Session:
             self._journal.write(self, last=last)
         except SessionFileError:
             self._journal.file.close()
-            self._journal = None
+            self._journal = self.transcript.on_cut = None
             raise
-
-    def _cut(self, n_tokens: int) -> None:
-        if self._journal is not None:
-            self._journal.cut(n_tokens)
-        if self._cache.length > n_tokens:
-            self._cache.trim(n_tokens)
-        del self._tokens[n_tokens:]
 
     def _generate(self, out: Stream) -> Generator[Piece, None, None]:
         """The loop: prompt, then token by token. Sets out.finish_reason and out.usage."""
         try:
-            if self._is_full and not out.prompt:
-                n, cached = len(self._tokens), self._cache.length
+            if self.transcript.is_full and not out.prompt:
+                n, cached = len(self.transcript.tokens), self.transcript.cache.length
                 out.usage = replace(out.usage, prompt_tokens=n, cached_tokens=cached)
                 out.finish_reason = "context"
             elif (logits := self._read_prompt(out)) is None:
@@ -375,14 +304,12 @@ class Session:
         if out.cancel_flag.is_set():  # the prompt may not be whole
             return None
         ids, reuse = out.prompt, out.request.reuse
-        start = common_prefix(self._tokens, ids) if reuse else len(self._tokens)
-        self._cut(start)
+        start = self.transcript.common_prefix(ids) if reuse else len(self.transcript.tokens)
+        self.transcript.cut(start)
         read = False
         try:
-            self._tokens.extend(ids[start:] if reuse else ids)
-            if self._cache.length >= len(self._tokens):  # the last token again, for its logits
-                self._cache.trim(len(self._tokens) - 1)
-            self._cache.adopt(self._tokens[:-1])
+            self.transcript.append(ids[start:] if reuse else ids)
+            self.transcript.adopt()
             logits = self._run_rest(out)
             read = True
             return logits
@@ -390,18 +317,18 @@ class Session:
             return None
         finally:
             if not read:
-                self._cut(max(start, self._cache.length) if reuse else start)
+                self.transcript.cut(max(start, self.transcript.cache.length) if reuse else start)
 
     def _run_rest(self, out: Stream) -> Floats:
         """Run the tokens that the cache does not hold yet, chunk by chunk; the last logits."""
-        cached, n = self._cache.length, len(self._tokens)
+        cached, n = self.transcript.cache.length, len(self.transcript.tokens)
         out.usage = replace(out.usage, prompt_tokens=n, cached_tokens=cached)
         progress = out.request.progress or _no_progress
         logits: Floats | None = None
         progress(0, n - cached)
         began = perf_counter()
-        while (done := self._cache.length) < n:
-            chunk = self._tokens[done : done + self._cache.room(self._engine.chunk)]
+        while (done := self.transcript.cache.length) < n:
+            chunk = self.transcript.next_chunk(self._engine.chunk)
             logits = self._step(chunk, out, last=done + len(chunk) == n)
             progress(done + len(chunk) - cached, n - cached)
         out.usage = replace(out.usage, prompt_seconds=perf_counter() - began)
@@ -416,31 +343,33 @@ class Session:
             raise CancelledError("the call was cancelled")
         self._write_journal(if_due=True)
         logits = self._engine.run(
-            self._cache, tokens, logits="last" if last else "none", cancel=out.cancel_flag
+            self.transcript.cache, tokens, logits="last" if last else "none", cancel=out.cancel_flag
         )
         return None if logits is None else logits[0]
 
     def _decode(self, logits: Floats, out: Stream) -> Generator[Piece, None, None]:
         """Token by token until something ends it; then the text that was held back."""
         request, tokenizer = out.request, self._model.tokenizer
-        answer = AnswerText(tokenizer, request.stop, after=self._tokens[-1])
+        answer = AnswerText(tokenizer, request.stop, after=self.transcript.tokens[-1])
         sampler = Sampler(request.sampling)
-        sampler.draws = len(self._tokens)  # by position: going on later gives the same answer
+        sampler.draws = len(
+            self.transcript.tokens
+        )  # by position: going on later gives the same answer
         limit = request.max_tokens
         reason: FinishReason = "length"
         for i in itertools.count() if limit is None else range(limit):
             began = perf_counter()
             if i:  # the first logits are the prompt's
-                if self._is_full:
+                if self.transcript.is_full:
                     reason = "context"
                     break
                 try:
-                    logits = self._step(self._tokens[-1:], out)
+                    logits = self._step(self.transcript.tokens[-1:], out)
                 except CancelledError:
                     reason = "cancelled"
                     break
-            token = sampler.sample(logits, self._tokens)
-            self._tokens.append(token)
+            token = sampler.sample(logits, self.transcript.tokens)
+            self.transcript.append([token])
             ended = token in tokenizer.eos_ids
             self._count(out, began, not ended, step=i > 0)
             if ended:

@@ -35,12 +35,14 @@ def resumed(file: Path, model: edge.Model, **more: Any) -> edge.Session:
 
 def same_pages(session: edge.Session, model: edge.Model) -> bool:
     """Whether what the cache holds gives the logits of a fresh one, bit for bit."""
-    engine, tokens, known = model.engine, session.tokens, session._cache.length
-    fresh = engine.cache(session._cache.when_full)
+    engine, tokens, known = model.engine, session.tokens, session.transcript.cache.length
+    fresh = engine.cache(session.transcript.cache.when_full)
     while (i := fresh.length) < known:
         engine.run(fresh, tokens[i : min(known, i + fresh.room(engine.chunk))], logits="none")
-    pair = [engine.run(cache, [5, 6, 7], logits="all") for cache in (fresh, session._cache)]
-    session._cache.trim(known)
+    pair = [
+        engine.run(cache, [5, 6, 7], logits="all") for cache in (fresh, session.transcript.cache)
+    ]
+    session.transcript.cache.trim(known)
     fresh.close()
     return bool(np.array_equal(pair[0], pair[1]))
 

@@ -27,7 +27,7 @@ def test_a_saved_session_goes_on_as_if_nothing_had_been(
     session.save(tmp_path / "s")
     again = resumed(tmp_path / "s", model)
     assert again.tokens == session.tokens == whole[: len(session.tokens)]
-    assert again._cache.length == session._cache.length
+    assert again.transcript.cache.length == session.transcript.cache.length
     assert same_pages(again, model)
     done = again.generate("", max_tokens=20)
     assert again.tokens == whole[: len(session.tokens) + 20]
@@ -112,7 +112,7 @@ def test_never_more_than_so_many_tokens_are_lost(
             again = resumed(tmp_path / "s", model)
             assert again.tokens == whole[: len(again.tokens)]
             assert 0 <= len(session.tokens) - len(again.tokens) <= every
-            assert again._cache.length > len(again.tokens) - 64 - every
+            assert again.transcript.cache.length > len(again.tokens) - 64 - every
             again.close()
     assert resumed(tmp_path / "s", model).tokens == session.tokens  # the end of a call counts
     session.close()
@@ -126,7 +126,7 @@ def test_a_long_prompt_is_saved_as_it_is_read(model: edge.Model, tmp_path: Path)
         if done:
             session = resumed(tmp_path / "s", model)
             assert session.tokens == prompt
-            seen.append(session._cache.length)
+            seen.append(session.transcript.cache.length)
 
     session = model.session()
     session.autosave(tmp_path / "s")
@@ -139,11 +139,11 @@ def test_a_clean_end_leaves_nothing_to_compute(model: edge.Model, tmp_path: Path
     session = model.session(**options(model))
     session.autosave(tmp_path / "s")
     session.generate(PROMPT, max_tokens=100)
-    length = session._cache.length
+    length = session.transcript.cache.length
     session.close()
     size = (tmp_path / "s").stat().st_size
     again = resumed(tmp_path / "s", model, autosave=32)
-    assert again._cache.length == length and same_pages(again, model)
+    assert again.transcript.cache.length == length and same_pages(again, model)
     again.close()
     assert (tmp_path / "s").stat().st_size == size  # nothing new, nothing written
 
@@ -276,13 +276,13 @@ def test_a_window_slides_on(sliding: edge.Model, tmp_path: Path) -> None:
         if i % 45 == 44:
             again = resumed(tmp_path / "s", sliding)
             n = len(again.tokens)
-            assert n > len(session.tokens) - 17 and again._cache.length > n - 64 - 16
+            assert n > len(session.tokens) - 17 and again.transcript.cache.length > n - 64 - 16
             again.generate("", max_tokens=20)
             assert again.tokens == whole.tokens[: n + 20]
             again.close()
     session.save(tmp_path / "saved")
     again = resumed(tmp_path / "saved", sliding)
-    assert again._cache.length == session._cache.length
+    assert again.transcript.cache.length == session.transcript.cache.length
     pages = SessionFile.open(tmp_path / "saved").contents.pages
     assert len(pages) == 300 // 64  # what nobody sees again stays behind
     again.trim(500)
@@ -298,7 +298,7 @@ def test_a_trim_behind_the_window(sliding: edge.Model, tmp_path: Path) -> None:
     session.autosave(tmp_path / "s", 16)
     session.trim(400)  # pages that it would see are gone
     again = resumed(tmp_path / "s", sliding)
-    assert again._cache.length == 64
+    assert again.transcript.cache.length == 64
     done = [s.generate("", max_tokens=5).tokens for s in (session, again)]
     assert done[0] == done[1]
     session.close()
@@ -360,7 +360,8 @@ def test_a_session_that_filled_its_context(
         session.close()
         for _ in range(2):
             with resumed(tmp_path / "s", model, autosave=autosave) as again:
-                assert (again.tokens, again._cache.length) == (list(session._tokens), most)
+                assert again.tokens == session.tokens
+                assert again.transcript.cache.length == most
                 done = again.generate("")
                 assert (done.tokens, done.finish_reason) == ((), "context")
                 with pytest.raises(edge.ContextError, match=f"more than the .*{most}"):
@@ -368,7 +369,7 @@ def test_a_session_that_filled_its_context(
         with resumed(tmp_path / "s", model) as again:
             again.trim(most - 10)
             again.generate("", max_tokens=11)
-            assert again.tokens == list(session._tokens)
+            assert again.tokens == session.tokens
 
 
 @pytest.mark.parametrize("context", [64, 65, 96])
@@ -381,7 +382,7 @@ def test_a_full_session_in_a_smaller_context(
     session.save(tmp_path / "s")
     with edge.load(path, threads=1, context=context) as small:
         again = resumed(tmp_path / "s", small)
-        assert (len(again.tokens), again._cache.length) == (context + 1, context)
+        assert (len(again.tokens), again.transcript.cache.length) == (context + 1, context)
         assert again.generate("").finish_reason == "context"
         again.trim(context - 4)
         again.generate("", max_tokens=9)

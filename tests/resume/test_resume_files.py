@@ -144,11 +144,11 @@ def test_pages_of_another_edge_are_computed_anew(
     session.save(tmp_path / "s")
     change(tmp_path / "s", edge="0.0.1")
     again = resumed(tmp_path / "s", model, autosave=autosave)
-    assert (again.tokens, again._cache.length) == (session.tokens, 0)
+    assert (again.tokens, again.transcript.cache.length) == (session.tokens, 0)
     again.generate("", max_tokens=50)
     assert again.tokens == whole[: len(session.tokens) + 50]
     again.close()
-    known = resumed(tmp_path / "s", model)._cache.length
+    known = resumed(tmp_path / "s", model).transcript.cache.length
     assert known == (0 if autosave is None else len(session.tokens) + 49)
 
 

@@ -62,7 +62,7 @@ def test_it_is_written_anew_and_said(
         warnings.simplefilter("error")
         session.generate("", max_tokens=20)
         session.close()
-    assert resumed(path, model).tokens == whole[: len(session._tokens)]
+    assert resumed(path, model).tokens == whole[: len(session.tokens)]
     assert path.stat().st_mode & 0o777 == 0o600
 
 

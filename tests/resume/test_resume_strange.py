@@ -157,7 +157,7 @@ def test_pages_that_do_not_make_a_text(model: edge.Model, tmp_path: Path) -> Non
         write(tmp_path / "s", c.meta, c.state, tokens, parts)
         again = edge.resume(tmp_path / "s", model)
         assert isinstance(again, edge.Session)
-        assert (again.tokens, again._cache.length) == (tokens, known)
+        assert (again.tokens, again.transcript.cache.length) == (tokens, known)
         again.generate("", max_tokens=5)
         session.trim(len(tokens))
         session.generate("", max_tokens=5)
