@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeWarning, InputError, SessionFileError
@@ -16,27 +15,31 @@ from edge.session.file import SessionFile
 
 if TYPE_CHECKING:
     from edge.backend import Cache
-    from edge.session.request import Request
-    from edge.session.session import Session
+    from edge.session.transcript import Transcript
 
-__all__ = ["Journal", "save"]
+__all__ = ["Facts", "Journal", "save"]
+
+#: What a file says of a session besides tokens and pages: plain values for META or for STATE.
+Facts = Callable[[Kind], dict[str, Any]]
 
 _LEAST_OBSOLETE = 1 << 20  # bytes for which a file is not written anew
 
 
 def save(
-    session: Session, path: str | os.PathLike[str], held: SessionFile | None = None
+    transcript: Transcript,
+    facts: Facts,
+    path: str | os.PathLike[str],
+    held: SessionFile | None = None,
 ) -> SessionFile:
     """Write all of a session: an open SessionFile. held: the one at this path, if we have it.
 
     Raises SessionFileError, and InputError for messages that JSON cannot hold.
     """
-    cache = session.transcript.cache
-    meta = session._engine.facts() | {"when_full": cache.when_full}
+    cache = transcript.cache
     parts = [
-        Part.json(Kind.META, meta | {"defaults": _request(session._defaults)}),
-        _state(session),
-        Part.tokens(0, session.transcript.tokens),
+        Part.json(Kind.META, facts(Kind.META)),
+        _state(facts),
+        Part.tokens(0, transcript.tokens),
         *_pages(cache, 0, cache.n_pages),
     ]
     with _released(parts):
@@ -50,11 +53,12 @@ class Journal:
     more of the file is obsolete than is not, it is written anew, under another name first.
     """
 
-    def __init__(self, session: Session, file: SessionFile, every: int) -> None:
+    def __init__(self, transcript: Transcript, facts: Facts, file: SessionFile, every: int) -> None:
         """The file holds the session as it is, but for pages that have room."""
         self.file, self.every = file, every
-        self._n_tokens = len(session.transcript.tokens)  # the session's first tokens that it holds
-        self._n_pages = session.transcript.cache.length // PAGE  # and the first pages
+        self._transcript, self._facts = transcript, facts
+        self._n_tokens = len(transcript.tokens)  # the session's first tokens that the file holds
+        self._n_pages = transcript.cache.length // PAGE  # and the first pages
         self._state = Part.json(Kind.STATE, file.contents.state).data
         self._least = _LEAST_OBSOLETE
 
@@ -63,19 +67,20 @@ class Journal:
         self._n_tokens = min(self._n_tokens, n_tokens)
         self._n_pages = min(self._n_pages, n_tokens // PAGE)
 
-    def is_due(self, session: Session) -> bool:
+    def is_due(self) -> bool:
         """Whether there is enough that is new."""
-        whole = (session.transcript.cache.length // PAGE - self._n_pages) * PAGE
-        return max(len(session.transcript.tokens) - self._n_tokens, whole) >= self.every
+        n_full = self._transcript.cache.length // PAGE
+        n_new = len(self._transcript.tokens) - self._n_tokens
+        return max(n_new, (n_full - self._n_pages) * PAGE) >= self.every
 
-    def write(self, session: Session, *, last: bool = False) -> None:
+    def write(self, *, last: bool = False) -> None:
         """Append what is new; the last time, a page that has room too.
 
         A file that is not there any more is written anew, with an EdgeWarning: what was appended to
         it would be lost. Raises SessionFileError: the file then holds what it held before.
         """
-        tokens, cache, parts = session.transcript.tokens, session.transcript.cache, list[Part]()
-        state = _state(session)
+        tokens, cache, parts = self._transcript.tokens, self._transcript.cache, list[Part]()
+        state = _state(self._facts)
         if state.data != self._state:
             parts.append(state)
         if self._n_tokens < max(len(tokens), len(self.file.contents.tokens)):
@@ -90,23 +95,21 @@ class Journal:
             if is_there and parts:
                 self.file.append(parts)
             elif not is_there:
-                self.rewrite(session)
+                self.rewrite()
         if not is_there:
             message = f"{self.file.path} was deleted or changed by others: it was written anew"
             warnings.warn(EdgeWarning(message), stacklevel=2)
             return
         self._n_tokens, self._n_pages = len(tokens), max(self._n_pages, n_full)
         self._state = state.data
-        self._compact(session)
+        self._compact()
 
-    def rewrite(self, session: Session) -> None:
+    def rewrite(self) -> None:
         """Write the file anew, with what is live. Raises SessionFileError: it is as it was."""
-        old, self.file = self.file, save(session, self.file.path, self.file)
+        transcript, old = self._transcript, self.file
+        self.file = save(transcript, self._facts, old.path, old)
         old.close()
-        self._n_tokens, self._n_pages = (
-            len(session.transcript.tokens),
-            session.transcript.cache.length // PAGE,
-        )
+        self._n_tokens, self._n_pages = len(transcript.tokens), transcript.cache.length // PAGE
         self._state = Part.json(Kind.STATE, self.file.contents.state).data
 
     def _positions(self, i: int) -> int:
@@ -114,15 +117,16 @@ class Journal:
         _, positions = self.file.contents.pages.get(i, (None, 0))
         return min(positions, self._n_tokens - i * PAGE)
 
-    def _compact(self, session: Session) -> None:
-        cache, pages = session.transcript.cache, self.file.contents.pages
+    def _compact(self) -> None:
+        """Write the file anew where most of it is obsolete."""
+        cache, pages = self._transcript.cache, self.file.contents.pages
         for i in [i for i in pages if i < cache.n_pages and not cache.has_page(i)]:
             del pages[i]  # behind the window: nobody will ask for it
         live = self.file.contents.n_bytes
         obsolete = self.file.end - live
         if obsolete > max(live, self._least):
             try:
-                self.rewrite(session)
+                self.rewrite()
                 self._least = _LEAST_OBSOLETE
             except SessionFileError:  # no room for both: go on in the old one, try later
                 self._least = 2 * obsolete
@@ -148,24 +152,9 @@ def _released(parts: Sequence[Part]) -> Iterator[None]:
                 part.data.release()
 
 
-def _state(session: Session) -> Part:
-    request = session._defaults if session._current is None else session._current.request
-    state = session._about() | {"sampling": _request(request)["sampling"]}
+def _state(facts: Facts) -> Part:
+    state = facts(Kind.STATE)
     try:
         return Part.json(Kind.STATE, state)
     except (TypeError, ValueError, RecursionError) as e:
         raise InputError(f"the messages cannot be saved: {e}") from e
-
-
-def _request(request: Request) -> dict[str, Any]:
-    """Options as plain values; `progress`, a function, stays behind."""
-    sampling = asdict(request.sampling)
-    sampling["logit_bias"] = list(request.sampling.logit_bias.items())
-    return {
-        "max_tokens": request.max_tokens,
-        "stop": list(request.stop),
-        "sampling": sampling,
-        "logprobs": request.logprobs,
-        "special": request.special,
-        "reuse": request.reuse,
-    }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TypedDict
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypedDict
 
 from edge import check
 from edge.errors import InputError, brief
@@ -73,3 +73,16 @@ class Request:
         """
         self.sampling.check_vocabulary(n_vocab)
         return replace(self, sampling=self.sampling.settled())
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON, see `edge.session.restore`; `progress`, a function, stays behind."""
+        sampling = asdict(self.sampling)
+        sampling["logit_bias"] = list(self.sampling.logit_bias.items())
+        return {
+            "max_tokens": self.max_tokens,
+            "stop": list(self.stop),
+            "sampling": sampling,
+            "logprobs": self.logprobs,
+            "special": self.special,
+            "reuse": self.reuse,
+        }

@@ -17,6 +17,7 @@ from edge.errors import CancelledError, ContextError, InputError, SessionFileErr
 from edge.kv.shape import WhenFull
 from edge.native.cancel import Cancel
 from edge.session import journal
+from edge.session.contents import Kind
 from edge.session.file import SessionFile
 from edge.session.request import CallOptions, Request
 from edge.session.results import Completion, FinishReason, Piece, TokenLogprob
@@ -119,11 +120,10 @@ class Session:
         """
         path = check.path("path", path)
         with self._exclusive():
-            mine = self._journal
-            if mine is not None and mine.file.path == os.path.realpath(path):
-                mine.rewrite(self)
+            if (own := self._journal_at(path)) is not None:
+                own.rewrite()
             else:
-                journal.save(self, path).close()
+                journal.save(self.transcript, self._facts, path).close()
 
     def autosave(self, path: str | os.PathLike[str], every: int = 32) -> None:
         """As `save`, and from now on keep the file up to date: whenever the process is killed or
@@ -135,14 +135,14 @@ class Session:
         """
         path, every = check.path("path", path), check.whole("every", every, 1)
         with self._exclusive():
-            mine = self._journal
-            if mine is not None and mine.file.path == os.path.realpath(path):
-                mine.rewrite(self)
-                mine.every = every
+            if (own := self._journal_at(path)) is not None:
+                own.rewrite()
+                own.every = every
                 return
-            self._keep_in(journal.save(self, path), every)
-            if mine is not None:
-                mine.file.close()
+            former = self._journal
+            self._keep_in(journal.save(self.transcript, self._facts, path), every)
+            if former is not None:
+                former.file.close()
 
     def reset(self) -> None:
         """Forget everything."""
@@ -257,6 +257,21 @@ class Session:
                 raise
         return check.tokens("the prompt", prompt, self._engine.n_vocab)
 
+    def _facts(self, kind: Kind) -> dict[str, Any]:
+        """What the file says besides tokens and pages. META: of what model, with which options;
+        STATE: what changes from call to call.
+        """
+        if kind == Kind.META:
+            facts = self._engine.facts() | {"when_full": self.when_full}
+            return facts | {"defaults": self._defaults.as_json()}
+        request = self._defaults if self._current is None else self._current.request
+        return self._about() | {"sampling": request.as_json()["sampling"]}
+
+    def _journal_at(self, path: str) -> journal.Journal | None:
+        """The journal, if it writes to this path."""
+        own = self._journal
+        return own if own is not None and own.file.path == os.path.realpath(path) else None
+
     def _check_holds(self, n_tokens: int) -> int:
         n_tokens = check.whole("n_tokens", n_tokens)
         if n_tokens > len(self.transcript.tokens):
@@ -267,17 +282,17 @@ class Session:
 
     def _keep_in(self, file: SessionFile, every: int) -> None:
         """Keep a file up to date that holds the session as it is."""
-        new = journal.Journal(self, file, every)
+        new = journal.Journal(self.transcript, self._facts, file, every)
         self._journal, self.transcript.on_cut = new, new.cut
 
     def _write_journal(self, *, if_due: bool = False, last: bool = False) -> None:
         """Bring the file, if there is one, up to date; leave it where that fails, and raise
         SessionFileError.
         """
-        if self._journal is None or (if_due and not self._journal.is_due(self)):
+        if self._journal is None or (if_due and not self._journal.is_due()):
             return
         try:
-            self._journal.write(self, last=last)
+            self._journal.write(last=last)
         except SessionFileError:
             self._journal.file.close()
             self._journal = self.transcript.on_cut = None
