@@ -1,28 +1,24 @@
-"""A session: a transcript, and the loop that makes new tokens."""
+"""A session: what users call to continue a text, its lock, its calls and its file."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from edge import check, forked, native
+from edge import check, forked
 from edge.errors import CancelledError, ContextError, InputError, SessionFileError
 from edge.kv.shape import WhenFull
 from edge.native.cancel import Cancel
 from edge.session import journal
 from edge.session.contents import Kind
 from edge.session.file import SessionFile
+from edge.session.generate import Generation
 from edge.session.request import CallOptions, Request
-from edge.session.results import Completion, FinishReason, Piece, TokenLogprob
-from edge.session.sampler import Floats, Sampler, largest
-from edge.session.stops import AnswerText
+from edge.session.results import Completion, Piece
 from edge.session.stream import Stream
 from edge.session.transcript import Transcript
 
@@ -202,8 +198,10 @@ class Session:
         self._lock = forked.REFUSAL
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Hold the session, or raise InputError. Who loses a race to it waits for one piece."""
+    def _exclusive(self, stream: Stream | None = None) -> Iterator[None]:
+        """Hold the session, or raise InputError. Who loses a race to it waits for one piece.
+        stream: hold it for a step of this stream.
+        """
         if self._lock.locked():
             raise InputError("the session is in use by another call")
         with self._lock:  # a plain `with`: an interrupt cannot leave it locked
@@ -211,6 +209,8 @@ class Session:
             try:
                 if self._closed or self._model.closed:
                     raise InputError("the session or its model is closed")
+                if stream is not None and stream is not self._current:
+                    raise InputError("another call has taken over the session of this stream")
                 yield
             finally:
                 self._user = None
@@ -232,7 +232,7 @@ class Session:
             except BaseException:
                 self._flag = before
                 raise
-            self._current = Stream(self, request, ids, self._flag)
+            self._current = Stream(request, ids, self._flag, self._steps, self._exclusive)
             return self._current
 
     def _encode(
@@ -256,6 +256,14 @@ class Session:
                 self.transcript.check_fits(error.needed, n_common, at_least=error.at_least)
                 raise
         return check.tokens("the prompt", prompt, self._engine.n_vocab)
+
+    def _steps(self, stream: Stream) -> Generator[Piece, None, None]:
+        """What computes the pieces of a stream; the file has all of them at the end."""
+        checkpoint = partial(self._write_journal, if_due=True)
+        tokenizer = self._model.tokenizer
+        call = Generation(self._engine, tokenizer, self.transcript, stream, checkpoint)
+        yield from call.pieces()
+        self._write_journal()
 
     def _facts(self, kind: Kind) -> dict[str, Any]:
         """What the file says besides tokens and pages. META: of what model, with which options;
@@ -297,127 +305,3 @@ class Session:
             self._journal.file.close()
             self._journal = self.transcript.on_cut = None
             raise
-
-    def _generate(self, out: Stream) -> Generator[Piece, None, None]:
-        """The loop: prompt, then token by token. Sets out.finish_reason and out.usage."""
-        try:
-            if self.transcript.is_full and not out.prompt:
-                n, cached = len(self.transcript.tokens), self.transcript.cache.length
-                out.usage = replace(out.usage, prompt_tokens=n, cached_tokens=cached)
-                out.finish_reason = "context"
-            elif (logits := self._read_prompt(out)) is None:
-                out.finish_reason = "cancelled"
-            else:
-                yield from self._decode(logits, out)
-            self._write_journal()
-        except GeneratorExit:  # the caller left
-            out.finish_reason = out.finish_reason or "cancelled"
-            raise
-
-    def _read_prompt(self, out: Stream) -> Floats | None:
-        """Logits (n_vocab,) after the prompt; None when it was cancelled, and taken back."""
-        if out.cancel_flag.is_set():  # the prompt may not be whole
-            return None
-        ids, reuse = out.prompt, out.request.reuse
-        start = self.transcript.common_prefix(ids) if reuse else len(self.transcript.tokens)
-        self.transcript.cut(start)
-        read = False
-        try:
-            self.transcript.append(ids[start:] if reuse else ids)
-            self.transcript.adopt()
-            logits = self._run_rest(out)
-            read = True
-            return logits
-        except CancelledError:
-            return None
-        finally:
-            if not read:
-                self.transcript.cut(max(start, self.transcript.cache.length) if reuse else start)
-
-    def _run_rest(self, out: Stream) -> Floats:
-        """Run the tokens that the cache does not hold yet, chunk by chunk; the last logits."""
-        cached, n = self.transcript.cache.length, len(self.transcript.tokens)
-        out.usage = replace(out.usage, prompt_tokens=n, cached_tokens=cached)
-        progress = out.request.progress or _no_progress
-        logits: Floats | None = None
-        progress(0, n - cached)
-        began = perf_counter()
-        while (done := self.transcript.cache.length) < n:
-            chunk = self.transcript.next_chunk(self._engine.chunk)
-            logits = self._step(chunk, out, last=done + len(chunk) == n)
-            progress(done + len(chunk) - cached, n - cached)
-        out.usage = replace(out.usage, prompt_seconds=perf_counter() - began)
-        if out.cancel_flag.is_set():
-            raise CancelledError("the call was cancelled")
-        assert logits is not None
-        return logits
-
-    def _step(self, tokens: Sequence[int], out: Stream, *, last: bool = True) -> Any:
-        """One native call. Logits (n_vocab,) of the last token; None where they are not needed."""
-        if out.cancel_flag.is_set():
-            raise CancelledError("the call was cancelled")
-        self._write_journal(if_due=True)
-        logits = self._engine.run(
-            self.transcript.cache, tokens, logits="last" if last else "none", cancel=out.cancel_flag
-        )
-        return None if logits is None else logits[0]
-
-    def _decode(self, logits: Floats, out: Stream) -> Generator[Piece, None, None]:
-        """Token by token until something ends it; then the text that was held back."""
-        request, tokenizer = out.request, self._model.tokenizer
-        answer = AnswerText(tokenizer, request.stop, after=self.transcript.tokens[-1])
-        sampler = Sampler(request.sampling)
-        sampler.draws = len(
-            self.transcript.tokens
-        )  # by position: going on later gives the same answer
-        limit = request.max_tokens
-        reason: FinishReason = "length"
-        for i in itertools.count() if limit is None else range(limit):
-            began = perf_counter()
-            if i:  # the first logits are the prompt's
-                if self.transcript.is_full:
-                    reason = "context"
-                    break
-                try:
-                    logits = self._step(self.transcript.tokens[-1:], out)
-                except CancelledError:
-                    reason = "cancelled"
-                    break
-            token = sampler.sample(logits, self.transcript.tokens)
-            self.transcript.append([token])
-            ended = token in tokenizer.eos_ids
-            self._count(out, began, not ended, step=i > 0)
-            if ended:
-                reason = "stop"
-                break
-            yield _piece(answer.push(token), token, logits, request.logprobs)
-            if answer.stopped:
-                reason = "stop"
-                break
-        out.finish_reason = reason
-        if rest := answer.flush():
-            yield Piece(rest)
-
-    @staticmethod
-    def _count(out: Stream, began: float, counts: bool, *, step: bool) -> None:
-        """Add one token to the usage."""
-        u = out.usage
-        out.usage = replace(
-            u,
-            completion_tokens=u.completion_tokens + counts,
-            decode_steps=u.decode_steps + step,
-            decode_seconds=u.decode_seconds + (perf_counter() - began if step else 0.0),
-        )
-
-
-def _no_progress(done: int, total: int) -> None:
-    pass
-
-
-def _piece(text: str, token: int, logits: Floats, n_top: int) -> Piece:
-    """A piece with the log-probabilities of the model itself, before penalties and temperature."""
-    if n_top == 0:
-        return Piece(text, token)
-    logprobs = native.log_softmax(logits)
-    top = tuple(TokenLogprob(int(i), float(logprobs[i])) for i in largest(logprobs, n_top))
-    return Piece(text, token, float(logprobs[token]), top)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from edge.errors import InputError
 from edge.session.request import Request
 from edge.session.results import Completion, FinishReason, Piece, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from edge.native.cancel import Cancel
-    from edge.session.session import Session
 
 __all__ = ["Stream"]
 
@@ -20,13 +19,22 @@ __all__ = ["Stream"]
 class Stream(Iterator[Piece]):
     """Pieces of an answer, each computed when it is asked for.
 
-    Leave it whenever you like: the session keeps what has come so far, and its next call ends
-    this stream. `next` raises InputError when another call took the session over, or is using it
-    in this moment from another thread; errors of the engine come as they are.
+    Get one from `Session.stream` or `Chat.stream`. Leave it whenever you like: the session keeps
+    what has come so far, and its next call ends this stream. `next` raises InputError when another
+    call took the session over, or another thread uses it in this moment; errors of the engine come
+    as they are.
+
+    steps: gives what computes the pieces of this stream. hold: gives what each step is within; it
+    raises InputError when the session cannot be used, or belongs to another stream.
     """
 
     def __init__(
-        self, session: Session, request: Request, prompt: Sequence[int], cancel: Cancel
+        self,
+        request: Request,
+        prompt: Sequence[int],
+        cancel: Cancel,
+        steps: Callable[[Stream], Generator[Piece, None, None]],
+        hold: Callable[[Stream], AbstractContextManager[None]],
     ) -> None:
         self.request = request
         self.prompt = prompt
@@ -35,8 +43,7 @@ class Stream(Iterator[Piece]):
         self.finish_reason: FinishReason | None = None
         self.usage = Usage()
         self._answer = _Answer()
-        self._session = session
-        self._steps = session._generate(self)
+        self._steps, self._hold = steps(self), hold
         self._watchers: list[Callable[[], None]] = []
         #: Whether it ended, in whatever way.
         self.ended = False
@@ -47,9 +54,7 @@ class Stream(Iterator[Piece]):
     def __next__(self) -> Piece:
         if self.ended:
             raise StopIteration
-        with self._session._exclusive():
-            if self._session._current is not self:
-                raise InputError("another call has taken over the session of this stream")
+        with self._hold(self):
             try:
                 piece = next(self._steps)
             except BaseException:  # StopIteration too
