@@ -1,10 +1,10 @@
-"""What sessions and models need of an engine: of the native one, and of onnxruntime's."""
+"""What sessions need: of an engine, the native one or onnxruntime's, and of a loaded model."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
-__all__ = ["Backend", "BackendConfig", "Cache"]
+__all__ = ["Backend", "BackendConfig", "Cache", "Loaded"]
+
+#: The type of a loaded model's sessions, which are built on what is here.
+SessionT = TypeVar("SessionT", covariant=True)
 
 
 class BackendConfig(Protocol):
@@ -136,3 +139,27 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give everything back. A run under way ends first; runs after it raise InputError."""
+
+
+class Loaded(Protocol[SessionT]):
+    """A loaded model as its sessions know it, see `edge.model.Model`.
+
+    closed: whether it was closed; the properties, and `session`, then raise InputError.
+    """
+
+    closed: bool
+
+    @property
+    def engine(self) -> Backend:
+        """The engine that runs it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer. Raises ModelFileError, UnsupportedError."""
+
+    @property
+    def template(self) -> ChatTemplate:
+        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
+
+    def session(self, when_full: WhenFull = "stop") -> SessionT:
+        """A new, empty session, which is closed with the model."""

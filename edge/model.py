@@ -166,14 +166,18 @@ class Model:
         the template does not use; TemplateError where the model has no template.
         """
         require_tools, template = check.flag("require_tools", require_tools), self.template
-        chat = Chat(self, system, tools, when_full, **options)
-        if chat.tools and require_tools and not uses_tools(template, chat.messages, chat.tools):
-            chat.close()
-            raise InputError(
-                "the model's chat template does not use tools, the model would not see them: "
-                "describe them in the system message, take another model, or say "
-                "require_tools=False to go on without"
-            )
+        session = self.session(when_full, **options)
+        try:
+            chat = Chat(session, template, system, tools)
+            if chat.tools and require_tools and not uses_tools(template, chat.messages, chat.tools):
+                raise InputError(
+                    "the model's chat template does not use tools, the model would not see them: "
+                    "describe them in the system message, take another model, or say "
+                    "require_tools=False to go on without"
+                )
+        except BaseException:
+            session.close()
+            raise
         return chat
 
     def info(self) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edge import check
 from edge.errors import EdgeError, InputError, TemplateError
-from edge.kv.shape import WhenFull
 from edge.session.contents import take
 from edge.session.overlap import common_text
 from edge.session.request import CallOptions, Request
@@ -21,8 +21,8 @@ from edge.session.stream import Stream
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edge.model import Model
     from edge.native.cancel import Cancel
+    from edge.session.session import Session
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
@@ -38,10 +38,9 @@ _TIMES_SPELLED = 4
 class Chat:
     """Questions and answers. One thread at a time; `cancel` from any.
 
-    Get one from `Model.chat`, which looks whether the model's template uses the tools.
-    system: the first message, for the model's conduct. tools: JSON schemas of functions, for the
-    template. when_full: see `Session`. options: defaults for each call, see
-    `edge.session.request.Request`.
+    Get one from `Model.chat`, which looks whether the model's template uses the tools, or from
+    `edge.resume`. session: an empty one, which the chat closes. template: the model's. system: the
+    first message, for the model's conduct. tools: JSON schemas of functions, for the template.
     A model with a prefix_cache keeps the system message there.
     A question and its answer enter `messages` together, with the first token of the answer: an
     answer that was cancelled stays as far as it came, a question that failed or was cancelled
@@ -53,31 +52,56 @@ class Chat:
 
     def __init__(
         self,
-        model: Model,
+        session: Session,
+        template: ChatTemplate,
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        when_full: WhenFull = "stop",
-        **options: Unpack[CallOptions],
     ) -> None:
-        self._model = model
+        self.session = session
         system = check.optional(check.text, "system", system)
+        self.tools = check.optional(check.mappings, "tools", tools) or None
+        self._template = template
         self._first: list[Message] = [{"role": "system", "content": system}] if system else []
         self._messages = [dict(message) for message in self._first]
-        self.tools = check.optional(check.mappings, "tools", tools) or None
-        self._live: tuple[Stream, Message] | None = None  # the answer that grows
-        self._asked: tuple[Stream, Message] | None = None  # the last question
-        self.session = model.session(when_full, **options)
-        self.session._about = self._state
-        self._keeps = bool(self._first) and model.engine.keeps_prompts
+        self._question: _Turn | None = None  # the last one that was asked
+        self._answer: _Turn | None = None  # the one that grows
+        self._keeps = self._should_keep()
+        session.about = self._state
+
+    @classmethod
+    def of_state(
+        cls,
+        session: Session,
+        template: ChatTemplate,
+        state: Mapping[str, Any],
+        tokens: Sequence[int],
+    ) -> Chat:
+        """The conversation of a session file, in a new session. state: what the file says of it;
+        tokens: the file's. An answer that was cut off is kept as a cancelled one would be.
+
+        Raises ValueError, TypeError, KeyError for a state that cannot be.
+        """
+        tools = take(state, "tools", list, type(None))
+        if not all(isinstance(tool, dict) for tool in tools or ()):
+            raise TypeError("tools are no dicts")
+        chat = cls(session, template, tools=tools)
+        chat._first = [_message(message) for message in take(state, "first", list)]
+        for message in chat._first:
+            take(message, "content", str)
+        chat._messages = [_message(message) for message in take(state, "messages", list)]
+        asked = take(state, "asked", dict, type(None))
+        if asked is not None and 0 < (at := take(state, "answer_at", int)) < len(tokens):
+            text = _text_of(session.model.tokenizer, tokens, at, take(state, "stop", list))
+            chat._messages += [_message(asked), {"role": "assistant", "content": text}]
+        return chat
 
     @property
     def messages(self) -> list[Message]:
         """The conversation, oldest first: yours to read, and to change between calls."""
-        if self._live is not None:
-            stream, answer = self._live
-            answer["content"] = stream.text
-            if stream.ended:
-                self._live = None
+        if (answer := self._answer) is not None:
+            answer.message["content"] = answer.stream.text
+            if answer.stream.ended:
+                self._answer = None
         return self._messages
 
     @property
@@ -89,14 +113,14 @@ class Chat:
     def system(self, text: str | None) -> None:
         if text is not None and not isinstance(text, str):
             raise InputError("a system message is text, or None")
-        with self.session._exclusive():
+        with self.session.hold():
             messages = self.messages
             if messages and messages[0]["role"] == "system":
                 del messages[0]
             self._first = [{"role": "system", "content": text}] if text else []
             messages[:0] = [dict(message) for message in self._first]
-            self._keeps = bool(self._first) and self._model.engine.keeps_prompts
-            self.session._write_journal()
+            self._keeps = self._should_keep()
+            self.session.update_file()
 
     def stream(self, message: str | Message, **options: Unpack[CallOptions]) -> Stream:
         """Ask, and get the answer in pieces.
@@ -111,22 +135,21 @@ class Chat:
                 raise InputError("the message is empty")
         elif not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InputError("a message is text, or a dict with a role")
-        model, asked = self._model, dict(message)
+        asked = dict(message)
         messages = [*self.messages, asked]
 
         def encode(request: Request, cancel: Cancel) -> list[int]:
-            if isinstance(asked.get("content"), str):
-                self.session.transcript.check_text(
-                    asked["content"], model.tokenizer, reuse=request.reuse
-                )
-            text = render_messages(model.tokenizer, model.template, messages, self.tools, cancel)
-            ids = self.session._encode(text, request, cancel, times=_TIMES_SPELLED)
-            return self._keeping(ids)
+            session = self.session
+            tokenizer, content = session.model.tokenizer, asked.get("content")
+            if isinstance(content, str):
+                session.transcript.check_text(content, tokenizer, reuse=request.reuse)
+            text = render_messages(tokenizer, self._template, messages, self.tools, cancel)
+            return self._keeping(session.encode(text, request, cancel, times=_TIMES_SPELLED))
 
         options["reuse"] = options["special"] = True
-        stream = self.session._begin(encode, options)
-        self._live, self._asked = None, (stream, asked)
-        stream.watch(partial(self._record, stream, asked))
+        stream = self.session.begin(encode, options)
+        self._question, self._answer = _Turn(stream, asked), None
+        stream.watch(partial(self._record, self._question))
         return stream
 
     def send(self, message: str | Message, **options: Unpack[CallOptions]) -> Completion:
@@ -141,24 +164,25 @@ class Chat:
         """Take the last question and what came after it out of `messages`, and end an answer under
         way. Returns the question, None where there is none.
         """
-        with self.session._exclusive():
+        with self.session.hold():
             messages = self.messages
             asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
             if not asked:
                 return None
-            self.session._current = self._live = self._asked = None
+            self.session.end_stream()
+            self._answer = self._question = None
             question = messages[asked[-1]]
             del messages[asked[-1] :]
-            self.session._write_journal()
+            self.session.update_file()
             return question
 
     def reset(self) -> None:
         """Forget the conversation, but for the system message it began with."""
         self.session.reset()
-        self._live = self._asked = None
+        self._answer = self._question = None
         self._messages[:] = [dict(message) for message in self._first]
-        with self.session._exclusive():
-            self.session._write_journal()
+        with self.session.hold():
+            self.session.update_file()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation to a file that `edge.resume` goes on from, see `Session.save`."""
@@ -178,42 +202,34 @@ class Chat:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _should_keep(self) -> bool:
+        """Whether the system message is to be written to the model's prefix_cache."""
+        return bool(self._first) and self.session.model.engine.keeps_prompts
+
     def _state(self) -> dict[str, Any]:
-        """What a file of the session needs for the conversation.
+        """What a file of the session needs for the conversation, see `of_state`.
 
         An answer under way, and its question, are not in the messages there: the answer is what
         the tokens hold from answer_at on.
         """
         messages = list(self.messages)
         state: dict[str, Any] = {"first": self._first, "tools": self.tools, "asked": None}
-        if self._asked is not None and not self._asked[0].ended:
-            stream, asked = self._asked
-            if self._live is not None and messages and messages[-1] is self._live[1]:
+        question, answer = self._question, self._answer
+        if question is not None and not question.stream.ended:
+            is_last = answer is not None and bool(messages) and messages[-1] is answer.message
+            if is_last:
                 del messages[-2:]
-            if len(messages) < len(self._messages) or self._live is None:
+            if is_last or answer is None:
+                stream = question.stream
                 state["answer_at"] = stream.usage.prompt_tokens  # 0: its prompt was not read yet
-                state["asked"], state["stop"] = asked, list(stream.request.stop)
+                state["asked"], state["stop"] = question.message, list(stream.request.stop)
         return {"chat": state | {"messages": messages}}
-
-    def _resume(self, state: dict[str, Any], tokens: Sequence[int]) -> None:
-        """Take over what `_state` gave. Raises ValueError, TypeError, KeyError for other things.
-
-        tokens: the session's. An answer that was cut off is kept as a cancelled one would be.
-        """
-        self._first = [_message(message) for message in take(state, "first", list)]
-        for message in self._first:
-            take(message, "content", str)
-        self._messages = [_message(message) for message in take(state, "messages", list)]
-        asked = take(state, "asked", dict, type(None))
-        if asked is not None and 0 < (at := take(state, "answer_at", int)) < len(tokens):
-            text = _text_of(self._model.tokenizer, tokens, at, take(state, "stop", list))
-            self._messages += [_message(asked), {"role": "assistant", "content": text}]
 
     def _keeping(self, ids: list[int]) -> list[int]:
         """A prompt's tokens with those of the session in place of its first ones, as far as the
         text is the same.
         """
-        transcript, tokenizer = self.session.transcript, self._model.tokenizer
+        transcript, tokenizer = self.session.transcript, self.session.model.tokenizer
         n, n_same = common_text(tokenizer, transcript.tokens, ids)
         if not transcript.can_cut(n):
             trimmed = common_text(tokenizer, transcript.tokens, ids, trimmed=True)
@@ -221,25 +237,34 @@ class Chat:
                 n, n_same = trimmed
         return [*transcript.tokens[:n], *ids[n_same:]]
 
-    def _record(self, stream: Stream, asked: Message) -> None:
+    def _record(self, question: _Turn) -> None:
         """Take question and answer into the messages once there is an answer."""
-        if self._live is None and (stream.n_tokens or stream.finish_reason == "stop"):
+        stream = question.stream
+        if self._answer is None and (stream.n_tokens or stream.finish_reason == "stop"):
             answer = {"role": "assistant", "content": ""}
-            self._messages += [asked, answer]
-            self._live = stream, answer
-        if self._keeps and self._live and stream.ended:  # not before: the disk would be waited for
+            self._messages += [question.message, answer]
+            self._answer = _Turn(stream, answer)
+        if self._keeps and self._answer and stream.ended:  # no earlier: a disk takes its time
             self._keeps = False
             self._keep_system()
 
     def _keep_system(self) -> None:
-        """Write what was computed of the system message to disk; a disk that refuses, or a template
-        that wants a question, hurts nobody.
+        """Write what was computed of the system message to disk. Nothing is lost where the disk
+        refuses, or the template wants a question.
         """
         with suppress(EdgeError):
-            model, transcript = self._model, self.session.transcript
-            alone = render_messages(model.tokenizer, model.template, self._first, self.tools)
-            n_common = transcript.common_prefix(model.tokenizer.encode(alone, special=True))
+            tokenizer, transcript = self.session.model.tokenizer, self.session.transcript
+            alone = render_messages(tokenizer, self._template, self._first, self.tools)
+            n_common = transcript.common_prefix(tokenizer.encode(alone, special=True))
             transcript.cache.keep(n_common)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A question, or an answer, and the stream of the answer."""
+
+    stream: Stream
+    message: Message
 
 
 def _message(value: Any) -> Message:

@@ -15,12 +15,11 @@ from edge.session.contents import Contents, take
 from edge.session.file import SessionFile
 from edge.session.request import CallOptions, Request
 from edge.session.sampler import SamplingOptions
-from edge.session.session import Session
 from edge.version import __version__
 
 if TYPE_CHECKING:
-    from edge.backend import Backend, Cache
-    from edge.model import Model
+    from edge.backend import Backend, Cache, Loaded
+    from edge.session.session import Session
 
 __all__ = ["resume"]
 
@@ -39,7 +38,7 @@ _FACTS = (
 
 
 def resume(
-    path: str | os.PathLike[str], model: Model, *, autosave: int | None = None
+    path: str | os.PathLike[str], model: Loaded[Session], *, autosave: int | None = None
 ) -> Session | Chat:
     """Go on with what `save` or `autosave` wrote: a Session, or a Chat if it was one.
 
@@ -60,26 +59,26 @@ def resume(
         raise InputError(f"model is {brief(model)}, it must be what `edge.load` gives")
     engine = model.engine
     file = SessionFile.open(path, write=autosave is not None, page_bytes=engine.page_bytes)
-    made: list[Session | Chat] = []
+    session: Session | None = None
     try:
         with _bounds(file):
             _check(engine, file.contents, file.path)
-            talk = _make(model, file.contents, made)
-        session = talk.session if isinstance(talk, Chat) else talk
+            session = _new_session(model, file.contents)
+            chat = _chat(session, file.contents)
         is_ours = _fill(session, file)
         if autosave is None:
             file.close()
         else:
             with _bounds(file):
-                session._keep_in(file, autosave)
+                session.keep_in(file, autosave)
             if not is_ours:
                 session.save(file.path)
     except BaseException:
         file.close()
-        for talk in made:
-            talk.close()
+        if session is not None:
+            session.close()
         raise
-    return talk
+    return session if chat is None else chat
 
 
 @contextmanager
@@ -150,36 +149,37 @@ def _line(value: object) -> str:
     return " ".join(str(value).split())[:100]
 
 
-def _make(model: Model, contents: Contents, made: list[Session | Chat]) -> Session | Chat:
-    """A new session, or chat, with the options that it had; in `made`, whatever comes after."""
-    options = _options(contents)
+def _new_session(model: Loaded[Session], contents: Contents) -> Session:
+    """An empty session with the options that this one had. Raises ValueError, TypeError."""
+    defaults = _request(contents)
     when_full = contents.meta["when_full"]
     if when_full not in get_args(WhenFull):
         raise ValueError(f"when_full is {brief(when_full)}")
+    session = model.session(when_full)
+    session.defaults = defaults
+    return session
+
+
+def _chat(session: Session, contents: Contents) -> Chat | None:
+    """The conversation on a session; None where the file has none. Raises ValueError, TypeError."""
     if "chat" not in contents.state:
-        made.append(model.session(when_full, **options))
-        return made[0]
+        return None
     state = take(contents.state, "chat", dict)
-    tools = take(state, "tools", list, type(None))
-    if not all(isinstance(tool, dict) for tool in tools or ()):
-        raise TypeError("tools are no dicts")
-    chat = model.chat(None, tools, when_full, require_tools=False, **options)
-    made.append(chat)
-    chat._resume(state, contents.tokens)
-    return chat
+    return Chat.of_state(session, session.model.template, state, contents.tokens)
 
 
-def _options(contents: Contents) -> CallOptions:
-    """The session's own, with the sampling of its last call. Raises ValueError, TypeError."""
+def _request(contents: Contents) -> Request:
+    """The options that `Request.as_json` gave: the session's own, with the sampling of its last
+    call. Raises ValueError, TypeError.
+    """
     sampling: Mapping[str, Any] = take(contents.state, "sampling", dict)
     bias = {int(token): value for token, value in sampling["logit_bias"]}
     try:
         chosen = SamplingOptions(**{**sampling, "logit_bias": bias})
         options = cast(CallOptions, {**contents.meta["defaults"], "sampling": chosen})
-        Request().but(options)
+        return Request().but(options)
     except InputError as e:
         raise ValueError(str(e)) from e
-    return options
 
 
 def _fill(session: Session, file: SessionFile) -> bool:

@@ -25,7 +25,7 @@ from edge.session.transcript import Transcript
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edge.model import Model
+    from edge.backend import Loaded
 
 __all__ = ["Session"]
 
@@ -36,6 +36,7 @@ Encode = Callable[[Request, Cancel], list[int]]
 class Session:
     """Text, or tokens, that the model continues. One thread at a time; `cancel` from any.
 
+    Get one from `Model.session`, `Session.fork` or `edge.resume`.
     when_full: what happens when it holds as many tokens as the context: "stop": the answer ends.
     "slide": it goes on, in the same memory. A token then sees the first 64 tokens and, in whole
     blocks of 64, the last n_context - 64 up to itself; positions go on to those that the model was
@@ -46,20 +47,24 @@ class Session:
     """
 
     def __init__(
-        self, model: Model, when_full: WhenFull = "stop", **options: Unpack[CallOptions]
+        self,
+        model: Loaded[Session],
+        when_full: WhenFull = "stop",
+        **options: Unpack[CallOptions],
     ) -> None:
-        self._model = model
-        self._defaults = Request().but(options)
+        self.model = model
+        self.defaults = Request().but(options)
         self._engine = model.engine
         cache = self._engine.cache(when_full)
         self.transcript = Transcript(cache, int(self._engine.config.n_context))
-        self._current: Stream | None = None
+        #: What a chat adds to what the session's file says.
+        self.about: Callable[[], dict[str, Any]] = dict
+        self._current: Stream | None = None  # the one that may go on
         self._flag = Cancel()  # of the call under way, from before its prompt is encoded
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
         self._user: int | None = None  # the thread that has the lock
         self._closed = False
         self._journal: journal.Journal | None = None
-        self._about: Callable[[], dict[str, Any]] = dict  # what a chat adds to a session's file
         forked.watch(self)
 
     @property
@@ -90,7 +95,7 @@ class Session:
         Raises InputError for a prompt or an option that cannot be, ContextError when the tokens
         do not fit.
         """
-        return self._begin(partial(self._encode, prompt), options)
+        return self.begin(partial(self.encode, prompt), options)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[CallOptions]) -> Completion:
         """As `stream`, run to the end."""
@@ -102,11 +107,11 @@ class Session:
 
     def trim(self, n_tokens: int) -> None:
         """Keep the first n_tokens tokens. Ends a stream under way. Raises InputError."""
-        with self._exclusive():
+        with self.hold():
             n_tokens = self._check_holds(n_tokens)
-            self._current = None
+            self.end_stream()
             self.transcript.cut(n_tokens)
-            self._write_journal()
+            self.update_file()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file that `edge.resume` goes on from, without computing anew.
@@ -115,7 +120,7 @@ class Session:
         Raises SessionFileError when that fails: the session goes on, a file that was there stays.
         """
         path = check.path("path", path)
-        with self._exclusive():
+        with self.hold():
             if (own := self._journal_at(path)) is not None:
                 own.rewrite()
             else:
@@ -130,13 +135,13 @@ class Session:
         the session stays as it is and goes on, without the file.
         """
         path, every = check.path("path", path), check.whole("every", every, 1)
-        with self._exclusive():
+        with self.hold():
             if (own := self._journal_at(path)) is not None:
                 own.rewrite()
                 own.every = every
                 return
             former = self._journal
-            self._keep_in(journal.save(self.transcript, self._facts, path), every)
+            self.keep_in(journal.save(self.transcript, self._facts, path), every)
             if former is not None:
                 former.file.close()
 
@@ -148,9 +153,9 @@ class Session:
         """Another session that goes on from here, with the same options: both share the memory of
         what they have in common.
         """
-        with self._exclusive():
-            twin = self._model.session(self.transcript.cache.when_full)
-            twin._defaults = self._defaults
+        with self.hold():
+            twin = self.model.session(self.when_full)
+            twin.defaults = self.defaults
             twin.transcript = self.transcript.fork()  # the one it had was empty
             return twin
 
@@ -161,7 +166,7 @@ class Session:
         It survives a power cut from then on. Raises InputError when the model was loaded without
         a prefix_cache, or when it cannot be written; the session is as it was.
         """
-        with self._exclusive():
+        with self.hold():
             n = len(self.transcript.tokens) if n_tokens is None else self._check_holds(n_tokens)
             return self.transcript.cache.keep(n)
 
@@ -179,9 +184,9 @@ class Session:
             if not self._closed:
                 self._closed = True
                 try:
-                    self._write_journal(last=True)
+                    self.update_file(last=True)
                 finally:
-                    self._current = None
+                    self.end_stream()
                     self.transcript.cache.close()
                     if self._journal is not None:
                         self._journal.file.close()
@@ -192,22 +197,21 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    # ---- inside ----
-
-    def _forked(self) -> None:
-        self._lock = forked.REFUSAL
+    # ---- for `edge.Chat` and `edge.resume`, which build on a session ----
 
     @contextmanager
-    def _exclusive(self, stream: Stream | None = None) -> Iterator[None]:
-        """Hold the session, or raise InputError. Who loses a race to it waits for one piece.
-        stream: hold it for a step of this stream.
+    def hold(self, stream: Stream | None = None) -> Iterator[None]:
+        """Nobody else can use the session within this. Who loses a race to it waits for one piece.
+
+        stream: hold it for a step of this stream. Raises InputError when the session is in use or
+        closed, or when another call has taken it over from the stream.
         """
         if self._lock.locked():
             raise InputError("the session is in use by another call")
         with self._lock:  # a plain `with`: an interrupt cannot leave it locked
             self._user = threading.get_ident()
             try:
-                if self._closed or self._model.closed:
+                if self._closed or self.model.closed:
                     raise InputError("the session or its model is closed")
                 if stream is not None and stream is not self._current:
                     raise InputError("another call has taken over the session of this stream")
@@ -215,87 +219,61 @@ class Session:
             finally:
                 self._user = None
 
-    def _begin(self, encode: Encode, options: CallOptions) -> Stream:
-        """A call whose prompt is encoded here: it can be cancelled from now on."""
-        request = self._defaults.but(options).settled(self._engine.n_vocab)
-        with self._exclusive():
+    def begin(self, encode: Encode, options: CallOptions) -> Stream:
+        """As `stream`, of a prompt that is encoded within the call, which `cancel` can end then."""
+        request = self.defaults.but(options).settled(self._engine.n_vocab)
+        with self.hold():
+            transcript = self.transcript
             before, self._flag = self._flag, Cancel()
             try:
                 ids = encode(request, self._flag)
-                if not ids and (request.reuse or not self.transcript.tokens):
+                if not ids and (request.reuse or not transcript.tokens):
                     raise InputError("the prompt is empty")
-                if ids or not self.transcript.is_full:
-                    n_common = self.transcript.common_prefix(ids) if request.reuse else None
-                    self.transcript.check_fits(len(ids), n_common)
+                if ids or not transcript.is_full:
+                    n_common = transcript.common_prefix(ids) if request.reuse else None
+                    transcript.check_fits(len(ids), n_common)
             except CancelledError:
                 ids = []  # the stream ends as cancelled
             except BaseException:
                 self._flag = before
                 raise
-            self._current = Stream(request, ids, self._flag, self._steps, self._exclusive)
+            self._current = Stream(request, ids, self._flag, self._steps, self.hold)
             return self._current
 
-    def _encode(
+    def encode(
         self, prompt: str | Sequence[int], request: Request, cancel: Cancel, *, times: int = 1
     ) -> list[int]:
         """Token ids of a prompt, of a text at most so many times those that there is room for.
         Raises CancelledError, ContextError.
         """
-        if isinstance(prompt, str):
-            fresh = request.reuse or not self.transcript.tokens
-            try:
-                return self._model.tokenizer.encode(
-                    prompt,
-                    special=request.special,
-                    bos=None if fresh else False,
-                    room=times * self.transcript.room(reuse=request.reuse),
-                    cancel=cancel,
-                )
-            except ContextError as error:
-                n_common = len(self.transcript.tokens) if request.reuse else None
-                self.transcript.check_fits(error.needed, n_common, at_least=error.at_least)
-                raise
-        return check.tokens("the prompt", prompt, self._engine.n_vocab)
-
-    def _steps(self, stream: Stream) -> Generator[Piece, None, None]:
-        """What computes the pieces of a stream; the file has all of them at the end."""
-        checkpoint = partial(self._write_journal, if_due=True)
-        tokenizer = self._model.tokenizer
-        call = Generation(self._engine, tokenizer, self.transcript, stream, checkpoint)
-        yield from call.pieces()
-        self._write_journal()
-
-    def _facts(self, kind: Kind) -> dict[str, Any]:
-        """What the file says besides tokens and pages. META: of what model, with which options;
-        STATE: what changes from call to call.
-        """
-        if kind == Kind.META:
-            facts = self._engine.facts() | {"when_full": self.when_full}
-            return facts | {"defaults": self._defaults.as_json()}
-        request = self._defaults if self._current is None else self._current.request
-        return self._about() | {"sampling": request.as_json()["sampling"]}
-
-    def _journal_at(self, path: str) -> journal.Journal | None:
-        """The journal, if it writes to this path."""
-        own = self._journal
-        return own if own is not None and own.file.path == os.path.realpath(path) else None
-
-    def _check_holds(self, n_tokens: int) -> int:
-        n_tokens = check.whole("n_tokens", n_tokens)
-        if n_tokens > len(self.transcript.tokens):
-            raise InputError(
-                f"the session holds {len(self.transcript.tokens)} tokens, cannot keep {n_tokens}"
+        transcript, reuse = self.transcript, request.reuse
+        if not isinstance(prompt, str):
+            return check.tokens("the prompt", prompt, self._engine.n_vocab)
+        try:
+            return self.model.tokenizer.encode(
+                prompt,
+                special=request.special,
+                bos=None if reuse or not transcript.tokens else False,
+                room=times * transcript.room(reuse=reuse),
+                cancel=cancel,
             )
-        return n_tokens
+        except ContextError as error:
+            n_common = len(transcript.tokens) if reuse else None
+            transcript.check_fits(error.needed, n_common, at_least=error.at_least)
+            raise
 
-    def _keep_in(self, file: SessionFile, every: int) -> None:
-        """Keep a file up to date that holds the session as it is."""
+    def end_stream(self) -> None:
+        """A stream under way raises InputError when it is asked for more. Hold the session."""
+        self._current = None
+
+    def keep_in(self, file: SessionFile, every: int) -> None:
+        """Keep a file up to date that holds the session as it is, see `autosave`. Hold it."""
         new = journal.Journal(self.transcript, self._facts, file, every)
         self._journal, self.transcript.on_cut = new, new.cut
 
-    def _write_journal(self, *, if_due: bool = False, last: bool = False) -> None:
+    def update_file(self, *, if_due: bool = False, last: bool = False) -> None:
         """Bring the file, if there is one, up to date; leave it where that fails, and raise
-        SessionFileError.
+        SessionFileError. if_due: not before `every` tokens are new; last: pages with room, too.
         """
         if self._journal is None or (if_due and not self._journal.is_due()):
             return
@@ -305,3 +283,37 @@ class Session:
             self._journal.file.close()
             self._journal = self.transcript.on_cut = None
             raise
+
+    # ---- inside ----
+
+    def _forked(self) -> None:
+        self._lock = forked.REFUSAL
+
+    def _steps(self, stream: Stream) -> Generator[Piece, None, None]:
+        """What computes the pieces of a stream; the file has all of them at the end."""
+        checkpoint = partial(self.update_file, if_due=True)
+        tokenizer = self.model.tokenizer
+        call = Generation(self._engine, tokenizer, self.transcript, stream, checkpoint)
+        yield from call.pieces()
+        self.update_file()
+
+    def _facts(self, kind: Kind) -> dict[str, Any]:
+        """What the file says besides tokens and pages. META: of what model, with which options;
+        STATE: what changes from call to call.
+        """
+        if kind == Kind.META:
+            facts = self._engine.facts() | {"when_full": self.when_full}
+            return facts | {"defaults": self.defaults.as_json()}
+        request = self.defaults if self._current is None else self._current.request
+        return self.about() | {"sampling": request.as_json()["sampling"]}
+
+    def _journal_at(self, path: str) -> journal.Journal | None:
+        """The journal, if it writes to this path."""
+        own = self._journal
+        return own if own is not None and own.file.path == os.path.realpath(path) else None
+
+    def _check_holds(self, n_tokens: int) -> int:
+        n_tokens, n_held = check.whole("n_tokens", n_tokens), len(self.transcript.tokens)
+        if n_tokens > n_held:
+            raise InputError(f"the session holds {n_held} tokens, cannot keep {n_tokens}")
+        return n_tokens

@@ -45,7 +45,7 @@ def test_options_come_back(model: edge.Model, tmp_path: Path) -> None:
     session = model.session(max_tokens=7, stop=["a", "b"], logprobs=2, progress=print)
     session.generate([5, 6], sampling=sampling, max_tokens=1)
     session.save(tmp_path / "s")
-    got, had = resumed(tmp_path / "s", model)._defaults, session._defaults
+    got, had = resumed(tmp_path / "s", model).defaults, session.defaults
     assert got.sampling == sampling and got.progress is None
     assert (got.max_tokens, got.stop, got.logprobs) == (had.max_tokens, had.stop, had.logprobs)
 
