@@ -33,7 +33,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,22 +233,21 @@ def compare(
     )
     if not all(map(math.isfinite, kl)):
         raise _damaged(runners[0])
-    log_ratio, log_ratio_error = _mean(array("d", map(operator.sub, nll, nll_base)))
-    ratio = math.exp(log_ratio)
-    mean_kl, kl_error = _mean(kl)
-    top1, top1_error = _mean(same)
+    log_ratio = _Mean.of(array("d", map(operator.sub, nll, nll_base)))
+    ratio = math.exp(log_ratio.value)
+    mean_kl, top1 = _Mean.of(kl), _Mean.of(same)
     return Divergence(
         model=measured,
         base=measured_base,
         ratio=ratio,
-        ratio_error=ratio * log_ratio_error,
-        kl=mean_kl,
-        kl_error=kl_error,
+        ratio_error=ratio * log_ratio.error,
+        kl=mean_kl.value,
+        kl_error=mean_kl.error,
         kl_median=statistics.median(kl),
         kl_99=float(np.quantile(kl, 0.99)),
         kl_max=max(kl),
-        top1=top1,
-        top1_error=top1_error,
+        top1=top1.value,
+        top1_error=top1.error,
     )
 
 
@@ -275,11 +274,11 @@ class _Runner:
 
     def _run(self, tokens: Sequence[int], *, scored: bool) -> Floats | tuple[()]:
         """Logits (tokens, n_vocab) where they are scored, else none."""
-        began = perf_counter()
+        start = perf_counter()
         logits = self.engine.run(
             self._cache, tokens, logits="all" if scored else "none", cancel=self._cancel
         )
-        self.seconds += perf_counter() - began
+        self.seconds += perf_counter() - start
         self.n_tokens += len(tokens)
         self._count(len(tokens))
         return () if logits is None else logits
@@ -328,12 +327,19 @@ def _positions(
 # ---- numbers ----
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of two or more values and its standard error, exactly summed."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
-    return mean, math.sqrt(variance / n)
+class _Mean(NamedTuple):
+    """A mean and its standard error."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> _Mean:
+        """Of two or more values, exactly summed."""
+        n = len(values)
+        mean = math.fsum(values) / n
+        variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
+        return cls(mean, math.sqrt(variance / n))
 
 
 def _kl(p: Floats, log_p: Floats, log_q: Floats) -> float:
@@ -347,13 +353,13 @@ def _perplexity(runner: _Runner, windows: Windows, nll: Sequence[float]) -> Perp
     """From the negative log-probabilities. Raises ModelFileError when they are beyond reason."""
     if not all(map(math.isfinite, nll)):
         raise _damaged(runner)
-    mean, error = _mean(nll)
-    if mean > _ABSURD:
+    mean = _Mean.of(nll)
+    if mean.value > _ABSURD:
         raise _damaged(runner)
-    perplexity = math.exp(mean)
+    perplexity = math.exp(mean.value)
     return Perplexity(
         perplexity=perplexity,
-        error=perplexity * error,
+        error=perplexity * mean.error,
         n_windows=len(windows.tokens),
         n_scored=len(nll),
         n_tokens=runner.n_tokens,
