@@ -129,6 +129,20 @@ def test_models_know_only_the_graph(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_private_attributes_stay_in_their_file(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    own = {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    own |= {n.target.id for n in nodes if isinstance(n, ast.AnnAssign) and hasattr(n.target, "id")}
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr):
+            on_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            (own if on_self else found).add(node.attr)
+    # of named tuples and of ctypes, which call them so
+    assert found - own <= {"_replace", "_fields_"}, path.name
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_heavy_packages_are_imported_late(path: Path) -> None:
     module = str(path.relative_to(PACKAGE).with_suffix(""))
     for name in imports(path, at_load=True):
