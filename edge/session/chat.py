@@ -89,10 +89,10 @@ class Chat:
         for message in chat._first:
             take(message, "content", str)
         chat._messages = [_message(message) for message in take(state, "messages", list)]
-        asked = take(state, "asked", dict, type(None))
-        if asked is not None and 0 < (at := take(state, "answer_at", int)) < len(tokens):
+        question = take(state, "asked", dict, type(None))
+        if question is not None and 0 < (at := take(state, "answer_at", int)) < len(tokens):
             text = _text_of(session.model.tokenizer, tokens, at, take(state, "stop", list))
-            chat._messages += [_message(asked), {"role": "assistant", "content": text}]
+            chat._messages += [_message(question), {"role": "assistant", "content": text}]
         return chat
 
     @property
@@ -135,12 +135,12 @@ class Chat:
                 raise InputError("the message is empty")
         elif not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InputError("a message is text, or a dict with a role")
-        asked = dict(message)
-        messages = [*self.messages, asked]
+        question = dict(message)
+        messages = [*self.messages, question]
 
         def encode(request: Request, cancel: Cancel) -> list[int]:
             session = self.session
-            tokenizer, content = session.model.tokenizer, asked.get("content")
+            tokenizer, content = session.model.tokenizer, question.get("content")
             if isinstance(content, str):
                 session.transcript.check_text(content, tokenizer, reuse=request.reuse)
             text = render_messages(tokenizer, self._template, messages, self.tools, cancel)
@@ -148,7 +148,7 @@ class Chat:
 
         options["reuse"] = options["special"] = True
         stream = self.session.begin(encode, options)
-        self._question, self._answer = _Turn(stream, asked), None
+        self._question, self._answer = _Turn(stream, question), None
         stream.watch(partial(self._record, self._question))
         return stream
 
@@ -166,13 +166,13 @@ class Chat:
         """
         with self.session.hold():
             messages = self.messages
-            asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
-            if not asked:
+            questions = [i for i, message in enumerate(messages) if message["role"] == "user"]
+            if not questions:
                 return None
             self.session.end_stream()
             self._answer = self._question = None
-            question = messages[asked[-1]]
-            del messages[asked[-1] :]
+            question = messages[questions[-1]]
+            del messages[questions[-1] :]
             self.session.update_file()
             return question
 
@@ -254,8 +254,8 @@ class Chat:
         """
         with suppress(EdgeError):
             tokenizer, transcript = self.session.model.tokenizer, self.session.transcript
-            alone = render_messages(tokenizer, self._template, self._first, self.tools)
-            n_common = transcript.common_prefix(tokenizer.encode(alone, special=True))
+            text = render_messages(tokenizer, self._template, self._first, self.tools)
+            n_common = transcript.common_prefix(tokenizer.encode(text, special=True))
             transcript.cache.keep(n_common)
 
 
@@ -317,7 +317,7 @@ def render_messages(
     quote = tokenizer.quote
     return template.render(
         [check.plain(f"message {i}", message, quote) for i, message in enumerate(messages)],
-        tools=None if tools is None else check.plain("tools", list(tools), quote),
+        tools=check.plain("tools", tools, quote),
         add_generation_prompt=True,
         cancel=cancel,
     )

@@ -35,8 +35,8 @@ class Kind(IntEnum):
 
 
 def check_size(kind: int, n_bytes: int) -> None:
-    """Raise ValueError for a kind that there is not, or a payload larger than it can be; how large
-    a page is depends on the model.
+    """Raise ValueError for an unknown kind of record, and for a payload that is larger than the
+    kind allows. A page may have any size: that depends on the model.
     """
     if kind not in list(Kind):
         raise ValueError(f"a record of kind {kind}")
@@ -54,7 +54,7 @@ def take(values: Mapping[str, Any], key: str, *kinds: type) -> Any:
 
 
 class Part(NamedTuple):
-    """One record to write; a, b: see the drawing."""
+    """One record to write. a, b: as `edge.session.file` draws them."""
 
     kind: Kind
     a: int
@@ -110,7 +110,7 @@ class Contents:
         return pages + 4 * len(self.tokens) + sum(self._json_bytes.values())
 
     def copy(self) -> Contents:
-        """One that can be changed without this."""
+        """A copy that can be changed without changing this one."""
         tokens, pages = self.tokens[:], dict(self.pages)
         return replace(self, tokens=tokens, pages=pages, _json_bytes=dict(self._json_bytes))
 

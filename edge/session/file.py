@@ -32,7 +32,8 @@ import secrets
 import stat
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,14 @@ _MAGIC, _MARK = b"EDGESESS", b"EREC"
 _HEADER = struct.Struct("<8sIIQ16s20xI")
 _CRC = struct.Struct("<I")
 _BLOCK = 1 << 20
-_DATASYNC = getattr(os, "fdatasync", os.fsync)  # not everywhere
+_DATASYNC = getattr(os, "fdatasync", os.fsync)  # not every system has fdatasync
 
 
 class SessionFile:
-    """An open session file; get one with `create` or `open`. One thread at a time.
+    """An open session file. Get one with `create` or `open`; use it in one thread at a time.
 
-    Who may write holds a lock on it until `close`. path: the file; contents: what its whole batches
-    say.
+    A file that may be written to is locked until `close`. path: where it is; contents: what its
+    whole batches say.
     """
 
     def __init__(self, path: str, handle: int, *, write: bool) -> None:
@@ -95,17 +96,17 @@ class SessionFile:
                     _check_kind(held._handle(), target)
                 elif os.path.lexists(target):
                     stack.callback(os.close, _lock_old(target))
-                made = cls(target, _lock_new(scratch), write=True)
+                file = cls(target, _lock_new(scratch), write=True)
                 failed = stack.enter_context(contextlib.ExitStack())
-                failed.callback(made.close)
+                failed.callback(file.close)
                 failed.callback(_remove, scratch)
-                made._write_snapshot(parts)
+                file._write_snapshot(parts)
                 os.replace(scratch, target)
                 failed.pop_all()
             except OSError as e:
                 raise SessionFileError(f"cannot be written: {e.strerror or e}", path=path) from e
         sync_folder(Path(folder))
-        return made
+        return file
 
     @classmethod
     def open(
@@ -176,7 +177,7 @@ class SessionFile:
 
         Taking one raises SessionFileError when its bytes are not what was written.
         """
-        return _Pages(self, n)
+        return _Pages(self._page, n)
 
     def close(self) -> None:
         """Let go of the file and its lock."""
@@ -228,34 +229,35 @@ class SessionFile:
         return records
 
     def _apply(self, records: Sequence[Record], parts: Sequence[Part]) -> None:
-        """Do what the records of a batch say: all of it, in one assignment, or nothing."""
+        """Take over what the records of a batch say, all of it or nothing: by one assignment."""
         contents = self.contents.copy()
         for record, part in zip(records, parts, strict=True):
             contents.apply(record, part.data)
         self.contents = contents
 
     def _truncate(self) -> None:
-        """Cut off what is behind the last whole batch; if not even that works, it is torn."""
+        """Cut off what is behind the last whole batch. Where that fails, it stays as a torn end."""
         with contextlib.suppress(OSError):
             self._file.truncate(self.end)
 
     # ---- reading ----
 
     def _read(self) -> int:
-        """Header and records into `contents`; the file's bytes."""
+        """Read header and records into `contents`. Returns the bytes of the file."""
         size = os.fstat(self._file.fileno()).st_size
         snapshot_end = self._read_header(size)
         self.contents.end = _HEADER.size
         while self.end < size:
             first = self.end
-            batch, bad = self._read_batch(size)
-            if bad is None and first >= snapshot_end and not self._goes_on(batch[-1][0].end):
-                bad = self._bad_page([record for record, _ in batch])
+            batch = self._read_batch(size)
+            bad = batch.bad
+            if bad is None and first >= snapshot_end and not self._goes_on(batch.records[-1].end):
+                bad = self._bad_page(batch.records)
             if bad is not None:
                 if first < snapshot_end or self._is_followed(bad, size):
                     raise self._damaged(bad, "record")
                 break
-            for record, data in batch:
+            for record, data in zip(batch.records, batch.payloads, strict=True):
                 try:
                     self.contents.apply(record, data)
                 except (ValueError, RecursionError, MemoryError) as e:
@@ -288,27 +290,28 @@ class SessionFile:
         self._crc = crc  # not that of the whole header, which is the same for all
         return int(end)
 
-    def _read_batch(self, size: int) -> tuple[list[tuple[Record, Bytes]], int | None]:
-        """The records of the batch at `end` with their payloads (but for pages), or the position
-        of the first that is not right.
-        """
-        batch, at, left, kinds = list[tuple[Record, Bytes]](), self.end, None, set[int]()
+    def _read_batch(self, size: int) -> _Batch:
+        """The batch at `end`, up to the first record that is not right."""
+        batch, at, left, kinds = _Batch(), self.end, None, set[int]()
         while left != 0:
             record = self._header_at(at)
             if record is None or record.end > size or record.batch != self.end:
-                return batch, at
+                return replace(batch, bad=at)
             if left is not None and record.left != left - 1:
-                return batch, at
+                return replace(batch, bad=at)
             self._check_record(record, kinds)
             data = memoryview(bytearray(0 if record.kind == Kind.PAGE else record.n_bytes))
             if record.kind != Kind.PAGE and not self._read_payload(record, data):
-                return batch, at
-            batch.append((record, data))
+                return replace(batch, bad=at)
+            batch.records.append(record)
+            batch.payloads.append(data)
             at, left = record.end, record.left
-        return batch, None
+        return batch
 
     def _check_record(self, record: Record, kinds: set[int]) -> None:
-        """Before memory is taken for it. kinds: those that its batch has had, pages left out."""
+        """Check a record before memory is taken for it. kinds: those of the records before it in
+        its batch, pages left out; its own is added.
+        """
         try:
             check_size(record.kind, record.n_bytes)
             if record.kind in kinds:
@@ -319,7 +322,7 @@ class SessionFile:
             kinds.add(record.kind)
 
     def _goes_on(self, end: int) -> bool:
-        """Whether a batch begins there: the one before it was on the disk then."""
+        """Whether a batch begins at `end`. The one before it was synced then."""
         record = self._header_at(end)
         return record is not None and record.batch == end
 
@@ -351,7 +354,7 @@ class SessionFile:
         """The first position from `at` on in no hole of a sparse file, or the end."""
         try:
             return os.lseek(self._file.fileno(), at, os.SEEK_DATA)
-        except AttributeError:  # not everywhere
+        except AttributeError:  # a system that does not tell
             return at
         except OSError as e:
             return size if e.errno == errno.ENXIO else at
@@ -368,7 +371,7 @@ class SessionFile:
         return Record(at, kind, a, b, n_bytes, batch, (s0, s1), left)
 
     def _read_payload(self, record: Record, target: memoryview) -> bool:
-        """Read it into target; whether it is what was written."""
+        """Read a record's payload into target. Returns whether it is what was written."""
         self._file.seek(record.at + RECORD.size)
         done = 0
         while done < len(target):
@@ -377,6 +380,20 @@ class SessionFile:
                 return False
             done += n
         return self._checksum(target) == record.sum
+
+    def _page(self, i: int, buffer: memoryview) -> memoryview | None:
+        """Page i, in the buffer, or in a new one where that has another size; see `pages`."""
+        if i not in self.contents.pages:
+            return None
+        record, _ = self.contents.pages[i]
+        if self._page_bytes not in (None, record.n_bytes):
+            why = f"{record.n_bytes} bytes, where {self._page_bytes} belong"
+            raise self._damaged(record.at, f"page {i}", why)
+        if len(buffer) != record.n_bytes:
+            buffer = memoryview(bytearray(record.n_bytes))
+        if not self._read_payload(record, buffer):
+            raise self._damaged(record.at, f"page {i}")
+        return buffer
 
     def _record_crc(self, header: bytes, at: int) -> int:
         return zlib.crc32(header + struct.pack("<Q", at), self._crc)
@@ -393,11 +410,22 @@ class SessionFile:
         )
 
 
-class _Pages(Sequence["memoryview | None"]):
-    """Pages of a file: no more than one of them is in memory."""
+@dataclass(frozen=True)
+class _Batch:
+    """Records of a batch and their payloads (empty for pages). bad: position of the first record
+    that is not right; None: all are.
+    """
 
-    def __init__(self, file: SessionFile, n: int) -> None:
-        self._file, self._n = file, n
+    records: list[Record] = field(default_factory=list)
+    payloads: list[Bytes] = field(default_factory=list)
+    bad: int | None = None
+
+
+class _Pages(Sequence["memoryview | None"]):
+    """Pages of a file: no more than one of them is in memory. read: gives one, see `_page`."""
+
+    def __init__(self, read: Callable[[int, memoryview], memoryview | None], n: int) -> None:
+        self._read, self._n = read, n
         self._buffer = memoryview(b"")
 
     def __len__(self) -> int:
@@ -406,23 +434,16 @@ class _Pages(Sequence["memoryview | None"]):
     def __getitem__(self, i: Any) -> Any:
         if i >= self._n:
             raise IndexError(i)
-        if i not in self._file.contents.pages:
-            return None
-        record, _ = self._file.contents.pages[i]
-        if self._file._page_bytes not in (None, record.n_bytes):
-            why = f"{record.n_bytes} bytes, where {self._file._page_bytes} belong"
-            raise self._file._damaged(record.at, f"page {i}", why)
-        if len(self._buffer) != record.n_bytes:
-            self._buffer = memoryview(bytearray(record.n_bytes))
-        if not self._file._read_payload(record, self._buffer):
-            raise self._file._damaged(record.at, f"page {i}")
-        return self._buffer
+        page = self._read(i, self._buffer)
+        if page is not None:
+            self._buffer = page
+        return page
 
 
 def _lock(path: str, flags: int) -> int:
-    """Open a file that nobody else writes to. Raises SessionFileError, OSError."""
+    """Open a file and lock it. Raises SessionFileError when another has the lock, OSError."""
     while True:
-        handle = os.open(path, flags | SAFELY, 0o600)  # a talk is its owner's alone
+        handle = os.open(path, flags | SAFELY, 0o600)  # a conversation is its owner's alone
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise SessionFileError("is no file", path=path)
@@ -432,11 +453,11 @@ def _lock(path: str, flags: int) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # renamed, or replaced, before we had the lock: once more
+        os.close(handle)  # it was renamed or replaced before we had the lock: once more
 
 
 def _lock_new(path: str) -> int:
-    """Make a file, one that was not there, and lock it. What a killed process left goes first.
+    """Make a new file and lock it. One that a killed process left there is removed first.
 
     Raises SessionFileError for one that somebody writes to, OSError.
     """
@@ -451,7 +472,7 @@ def _lock_new(path: str) -> int:
 
 
 def _lock_handle(handle: int, path: str) -> None:
-    """Raises SessionFileError when another has the lock; file systems without locks have none."""
+    """Lock a file, where its file system has locks. Raises SessionFileError when another has it."""
     try:
         import fcntl
 
@@ -471,7 +492,7 @@ def _is_at(handle: int, path: str) -> bool:
 
 
 def _lock_old(path: str) -> int:
-    """Lock a file that is to be replaced, when it is one of ours, or empty."""
+    """Lock a file that is to be replaced: a session file, or an empty one."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise SessionFileError("is no file: it is not replaced", path=path)
     handle = _lock(path, os.O_RDONLY)

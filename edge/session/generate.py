@@ -65,17 +65,17 @@ class Generation:
         transcript, prompt, reuse = self.transcript, self.stream.prompt, self.stream.request.reuse
         start = transcript.common_prefix(prompt) if reuse else len(transcript.tokens)
         transcript.cut(start)
-        read = False
+        is_read = False
         try:
             transcript.append(prompt[start:] if reuse else prompt)
             transcript.adopt()
             logits = self._run_rest()
-            read = True
+            is_read = True
             return logits
         except CancelledError:
             return None
         finally:
-            if not read:
+            if not is_read:
                 transcript.cut(max(start, transcript.cache.length) if reuse else start)
 
     def _run_rest(self) -> Floats:
@@ -88,13 +88,13 @@ class Generation:
         progress = stream.request.progress or _no_progress
         logits: Floats | None = None
         progress(0, n - cached)
-        began = perf_counter()
+        start = perf_counter()
         while transcript.cache.length < n:
             chunk = transcript.next_chunk(self.engine.chunk)
             done = transcript.cache.length + len(chunk)
             logits = self._run(chunk, last=done == n)
             progress(done - cached, n - cached)
-        stream.usage = replace(stream.usage, prompt_seconds=perf_counter() - began)
+        stream.usage = replace(stream.usage, prompt_seconds=perf_counter() - start)
         if stream.cancel_flag.is_set():
             raise CancelledError("the call was cancelled")
         assert logits is not None
@@ -122,7 +122,7 @@ class Generation:
         limit = request.max_tokens
         reason: FinishReason = "length"
         for i in itertools.count() if limit is None else range(limit):
-            began = perf_counter()
+            start = perf_counter()
             if i:  # the first logits are the prompt's
                 if transcript.is_full:
                     reason = "context"
@@ -137,7 +137,7 @@ class Generation:
             token = sampler.sample(logits, transcript.tokens)
             transcript.append([token])
             ended = token in tokenizer.eos_ids
-            self._count(began, not ended, step=i > 0)
+            self._count(start, not ended, step=i > 0)
             if ended:
                 reason = "stop"
                 break
@@ -149,14 +149,16 @@ class Generation:
         if rest := answer.flush():
             yield Piece(rest)
 
-    def _count(self, began: float, counts: bool, *, step: bool) -> None:
-        """Add one token to the usage. counts: it is part of the answer; step: it took a run."""
+    def _count(self, start: float, counts: bool, *, step: bool) -> None:
+        """Add one token to the usage. start: when work on it began; counts: it is part of the
+        answer; step: it took a run.
+        """
         usage = self.stream.usage
         self.stream.usage = replace(
             usage,
             completion_tokens=usage.completion_tokens + counts,
             decode_steps=usage.decode_steps + step,
-            decode_seconds=usage.decode_seconds + (perf_counter() - began if step else 0.0),
+            decode_seconds=usage.decode_seconds + (perf_counter() - start if step else 0.0),
         )
 
 

@@ -1,4 +1,4 @@
-"""What of a session goes into its file, and when."""
+"""When a session is written to its file, and what of it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def save(
     path: str | os.PathLike[str],
     held: SessionFile | None = None,
 ) -> SessionFile:
-    """Write all of a session: an open SessionFile. held: the one at this path, if we have it.
+    """Write all of a session to a new file, which is returned open.
 
-    Raises SessionFileError, and InputError for messages that JSON cannot hold.
+    held: the open file at this path, if it is ours. Raises SessionFileError, and InputError for
+    messages that JSON cannot hold.
     """
     cache = transcript.cache
     parts = [
@@ -47,10 +48,10 @@ def save(
 
 
 class Journal:
-    """A session's file while the session goes on.
+    """Keeps a session's file up to date while the session goes on.
 
-    What is new is appended once there are `every` tokens of it, and at the end of each call. When
-    more of the file is obsolete than is not, it is written anew, under another name first.
+    What is new is appended once there are `every` new tokens, and at the end of each call. When
+    most of the file is obsolete, it is written anew, under another name first.
     """
 
     def __init__(self, transcript: Transcript, facts: Facts, file: SessionFile, every: int) -> None:
@@ -121,7 +122,7 @@ class Journal:
         """Write the file anew where most of it is obsolete."""
         cache, pages = self._transcript.cache, self.file.contents.pages
         for i in [i for i in pages if i < cache.n_pages and not cache.has_page(i)]:
-            del pages[i]  # behind the window: nobody will ask for it
+            del pages[i]  # behind the window: nobody asks for it again
         live = self.file.contents.n_bytes
         obsolete = self.file.end - live
         if obsolete > max(live, self._least):
@@ -143,7 +144,9 @@ def _pages(cache: Cache, first: int, last: int) -> list[Part]:
 
 @contextmanager
 def _released(parts: Sequence[Part]) -> Iterator[None]:
-    """Hold no pages afterwards: an error's traceback would, and the cache could not be closed."""
+    """Release the pages at the end. The traceback of an error would hold them, and the cache could
+    not be closed.
+    """
     try:
         yield
     finally:
@@ -153,6 +156,7 @@ def _released(parts: Sequence[Part]) -> Iterator[None]:
 
 
 def _state(facts: Facts) -> Part:
+    """The STATE record. Raises InputError for messages that JSON cannot hold."""
     state = facts(Kind.STATE)
     try:
         return Part.json(Kind.STATE, state)

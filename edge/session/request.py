@@ -28,7 +28,7 @@ class CallOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """Checked options. Raises InputError for a value that cannot be.
+    """The options of a call, checked. Raises InputError for a value that cannot be.
 
     max_tokens: at most so many tokens, None: until the model ends or the context is full.
     stop: strings that end the answer and are not part of it, wherever token borders fall.
@@ -61,13 +61,13 @@ class Request:
             object.__setattr__(self, name, value)
 
     def but(self, options: CallOptions) -> Request:
-        """These options with some replaced. Raises InputError for one that does not exist."""
+        """A copy with some options replaced. Raises InputError for one that does not exist."""
         names = [f.name for f in fields(self)]
         check.names(options, names)
         return Request(**{**{name: getattr(self, name) for name in names}, **options})
 
     def settled(self, n_vocab: int) -> Request:
-        """These for one call: a random seed is a number now, which a session's file keeps.
+        """A copy for one call, in which a random seed is a number that a session's file keeps.
 
         Raises InputError for a logit_bias that is not for a vocabulary of n_vocab.
         """

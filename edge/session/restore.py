@@ -83,7 +83,7 @@ def resume(
 
 @contextmanager
 def _bounds(file: SessionFile) -> Iterator[None]:
-    """What strange values end in is a SessionFileError."""
+    """Turn the errors that strange values in a file lead to into a SessionFileError."""
     try:
         yield
     except (
@@ -100,41 +100,41 @@ def _bounds(file: SessionFile) -> Iterator[None]:
 
 def _check(engine: Backend, contents: Contents, path: str) -> None:
     """Raise SessionFileError when this model cannot go on with it, ValueError for strange facts."""
-    had, have = contents.meta, engine.facts()
+    meta, facts = contents.meta, engine.facts()
     for key, *kinds in _FACTS:
-        take(had, key, *kinds)
+        take(meta, key, *kinds)
 
     def refuse(message: str) -> SessionFileError:
         return SessionFileError(message, path=path)
 
-    model, kv = _line(had["model"]), _line(had["kv"]["type"])
-    if had["fingerprint"] != have["fingerprint"]:
-        if (had["model"], had["factors"]) == (have["model"], have["factors"]):
+    model, kv = _line(meta["model"]), _line(meta["kv"]["type"])
+    if meta["fingerprint"] != facts["fingerprint"]:
+        if (meta["model"], meta["factors"]) == (facts["model"], facts["factors"]):
             raise refuse(f"belongs to another state of {model}")
-        if had["model"] != have["model"]:
-            raise refuse(f"belongs to {model}, the model here is {_line(have['model'])}")
+        if meta["model"] != facts["model"]:
+            raise refuse(f"belongs to {model}, the model here is {_line(facts['model'])}")
         raise refuse(
-            f"was made with {_line(had['factors'])}, the context limit of {have['context']} chose "
-            f"{have['factors']}: {_hint(contents)}, which chooses the same"
+            f"was made with {_line(meta['factors'])}, the context limit of {facts['context']} "
+            f"chose {facts['factors']}: {_hint(contents)}, which chooses the same"
         )
-    if had["kv"] != have["kv"]:
+    if meta["kv"] != facts["kv"]:
         raise refuse(
             f"keeps keys and values as {kv}, the model was loaded with "
-            f"{have['kv']['type']}: load it with --kv {kv}"
+            f"{facts['kv']['type']}: load it with --kv {kv}"
         )
-    if had["native_bf16"] != have["native_bf16"]:
+    if meta["native_bf16"] != facts["native_bf16"]:
         raise refuse(
-            f"was computed with EDGE_NATIVE_BF16={int(had['native_bf16'])}, which gives other "
+            f"was computed with EDGE_NATIVE_BF16={int(meta['native_bf16'])}, which gives other "
             "bits: set it as it was"
         )
-    n, limit = len(contents.tokens), have["context"]
+    n, limit = len(contents.tokens), facts["context"]
     if (
-        had["when_full"] == "slide"
-        and had["context"] // PAGE != limit // PAGE
-        and n > min(had["context"], limit) - PAGE
+        meta["when_full"] == "slide"
+        and meta["context"] // PAGE != limit // PAGE
+        and n > min(meta["context"], limit) - PAGE
     ):
         raise refuse(
-            f"slides in a context of {had['context']}, this one is {limit}: {_hint(contents)}"
+            f"slides in a context of {meta['context']}, this one is {limit}: {_hint(contents)}"
         )
     if n and not 0 <= min(contents.tokens) <= max(contents.tokens) < engine.n_vocab:
         raise refuse("has tokens that the model does not have")
@@ -183,10 +183,10 @@ def _request(contents: Contents) -> Request:
 
 
 def _fill(session: Session, file: SessionFile) -> bool:
-    """Tokens and pages into a new session; what has no page is computed by its next call.
+    """Put tokens and pages into a new session. Its next call computes what has no page.
 
-    Pages of another version of edge may have other bits: they are left alone. False: so it was.
-    Raises ContextError for more tokens than there can be.
+    Pages of another version of edge may have other bits: they are not taken, and False is returned.
+    Raises ContextError for more tokens than the session can hold.
     """
     transcript, contents = session.transcript, file.contents
     cache, n = transcript.cache, len(contents.tokens)
@@ -202,12 +202,12 @@ def _fill(session: Session, file: SessionFile) -> bool:
     is_ours = bool(contents.meta["edge"] == __version__)
     if not is_ours:
         contents.pages.clear()
-    n_known = _known(cache, contents)
-    for i in cache.unseen(n_known):
-        contents.pages.pop(i, None)
     transcript.append(contents.tokens)
-    if n_known:
-        cache.restore(transcript.tokens[:n_known], file.pages(-(-n_known // PAGE)))
+    known = _known(cache, contents)
+    for i in cache.unseen(known):
+        contents.pages.pop(i, None)
+    if known:
+        cache.restore(transcript.tokens[:known], file.pages(-(-known // PAGE)))
     return is_ours
 
 
@@ -217,8 +217,8 @@ def _known(cache: Cache, contents: Contents) -> int:
     for i in range(-(-len(contents.tokens) // PAGE)):
         _, n = pages.get(i, (None, 0))
         upto = min(i * PAGE + n, cache.limit)
-        unseen = cache.unseen(upto)
-        if n and start <= unseen.stop and all(first in pages for first in range(unseen.start)):
+        gone = cache.unseen(upto)
+        if n and start <= gone.stop and all(first in pages for first in range(gone.start)):
             known = upto
         if n < PAGE:
             start = i + 1

@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a call cost. Tokens and seconds; the time that the caller took between pieces is out.
+    """What a call cost, in tokens and seconds. Time that the caller took between pieces is not in.
 
     prompt_tokens: all tokens before the answer; cached_tokens: how many of them the cache held
     already. decode_steps: tokens that the model was run on one by one (the first token of an

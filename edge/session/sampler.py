@@ -131,7 +131,7 @@ class SamplingOptions:
             raise InputError(f"logit_bias forbids all {n_vocab} tokens: nothing can be drawn")
 
     def settled(self) -> SamplingOptions:
-        """These, with a number for a random seed."""
+        """A copy with a number for a random seed."""
         return replace(self, seed=secrets.randbits(32)) if self.seed is None else self
 
 

@@ -45,7 +45,7 @@ class Stream(Iterator[Piece]):
         self._answer = _Answer()
         self._steps, self._hold = steps(self), hold
         self._watchers: list[Callable[[], None]] = []
-        #: Whether it ended, in whatever way.
+        #: Whether it ended, be it at its end, by a cancel or by an error.
         self.ended = False
 
     def __iter__(self) -> Stream:
@@ -124,8 +124,8 @@ class Stream(Iterator[Piece]):
 
 
 class _Answer:
-    """Pieces, kept as small as can be, since an answer in a sliding context may have no end: a
-    token takes 4 bytes and its text, and 12 for each log-probability.
+    """The pieces of an answer in little memory, since one in a sliding context may have no end: a
+    token takes 4 bytes and its text, and 12 bytes for each log-probability.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class _Answer:
         self._logprobs = array("d")  # of each token: its own, then those of the top ones
 
     def add(self, piece: Piece) -> None:
-        """Behind the others."""
+        """Put a piece behind the others."""
         self._text += piece.text.encode()
         if piece.token is None:
             return
@@ -151,7 +151,7 @@ class _Answer:
         return self._text.decode()
 
     def pieces(self) -> Iterator[Piece]:
-        """Those of tokens, all of which have log-probabilities."""
+        """The pieces of all tokens again, of an answer with log-probabilities."""
         text, start = self.text, 0
         n_top = len(self._top) // max(len(self.tokens), 1)
         for i, (token, length) in enumerate(zip(self.tokens, self._lengths, strict=True)):
