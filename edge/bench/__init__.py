@@ -4,8 +4,15 @@
     report = Report("model.gguf", measure("model.gguf", settings), settings)
     print("\\n".join(report.lines()))
 
-rounds.py takes the measurements with the steps of runner.py, machine.py finds the roofs, report.py
-makes rows, a table and JSON of them, plot.py the roofline.
+    runner.py    the steps of every measurement, and other runtimes, which take them
+    ours.py      edge, which takes them
+    rounds.py    the rounds: edge alone in this process, or beside others, a fresh process each
+    __main__.py  one round of edge in a process of its own
+    report.py    what was measured, as rows, a table and JSON
+    plot.py      the roofline
+    tune.py      how many threads are best on this machine
+
+Each imports from those above it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The native library: its errors as ours, its instruction sets, its numbers."""
+"""The native library: its errors as ours, its instruction sets, its numbers.
+
+cancel.py  the flag that stops a run
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Models as ONNX graphs: made from GGUF files, run by onnxruntime's execution providers."""
+"""Models as ONNX graphs: made from GGUF files, run by onnxruntime's execution providers.
+
+    files/      folders of graphs, checked while they are read
+    providers/  execution providers, and the sessions that they open
+    run/        folders of graphs, run: the engine
+    export/     from a graph to ONNX files
+
+Each imports from those above it.
+"""
 
 from __future__ import annotations
 

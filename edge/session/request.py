@@ -75,7 +75,7 @@ class Request:
         return replace(self, sampling=self.sampling.settled())
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON, see `edge.session.restore`; `progress`, a function, stays behind."""
+        """Plain values for JSON, see `edge.session.restore`; without `progress`, a function."""
         sampling = asdict(self.sampling)
         sampling["logit_bias"] = list(self.sampling.logit_bias.items())
         return {

@@ -1,10 +1,18 @@
 """Text to token ids and back, from what a GGUF file, or a tokenizer.json, says.
 
-    metadata -> vocabulary.py (checked) -> backend.py (a Hugging Face `tokenizers` object)
-    folder -> huggingface.py (the same) -> decoder.py (ids to text, never half a character)
+    presplit.py     how each byte-level BPE cuts text into words: the table of `tokenizer.ggml.pre`
+    cost.py         what a tokenizer takes of memory
+    marks.py        tokens that end an answer, by their spelling
+    vocabulary.py   the tokens, and what a GGUF file says of them, checked
+    pieces.py       where a long text can be cut
+    backend.py      a vocabulary to objects of Hugging Face's `tokenizers`, which do the merging
+    huggingface.py  the vocabulary of a folder
+    spelling.py     what bytes each token stands for
+    decoder.py      ids to text, never half a character
+    tokenizer.py    the Tokenizer
 
-presplit.py is the table of `tokenizer.ggml.pre`. Importing this package does not import
-`tokenizers`; building a Tokenizer does.
+Each imports from those above it. Importing this package does not import `tokenizers`; building a
+Tokenizer does.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
     step.py       one step of the dialect of NPUs
     htp.py        its integers, for Hexagon
     calibrate.py  their ranges
-    npu.py        the dialect of NPUs
     config.py     the files beside the graphs
+    npu.py        the dialect of NPUs
     ahead.py      compiled before the device sees it
     export.py     a model to a folder
 
