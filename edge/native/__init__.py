@@ -1,6 +1,8 @@
 """The native library: its errors as ours, its instruction sets, its numbers.
 
-cancel.py  the flag that stops a run
+    cancel.py  the flag that stops a run
+
+Importing it loads the library, see `edge.binding`.
 """
 
 from __future__ import annotations
