@@ -254,7 +254,7 @@ def compare(
 # ---- running ----
 
 
-class _Runner:
+class _ModelRun:
     """One model, run on one window after the other."""
 
     def __init__(
@@ -287,7 +287,7 @@ class _Runner:
 @contextmanager
 def _runners(
     models: Sequence[Model], windows: Windows, progress: Progress | None, cancel: Cancel | None
-) -> Iterator[list[_Runner]]:
+) -> Iterator[list[_ModelRun]]:
     """A runner for each model; progress counts the tokens of all."""
     if not isinstance(windows, Windows):
         raise InputError(f"windows is {brief(windows)}, it must be what `cut` gives")
@@ -308,13 +308,13 @@ def _runners(
             engine = _engine(model)
             cache = engine.cache()
             stack.callback(cache.close)
-            runners.append(_Runner(engine, cache, count, cancel))
+            runners.append(_ModelRun(engine, cache, count, cancel))
         count(0)
         yield runners
 
 
 def _positions(
-    runners: Sequence[_Runner], windows: Windows
+    runners: Sequence[_ModelRun], windows: Windows
 ) -> Iterator[tuple[int, tuple[Floats, ...]]]:
     """(the token that follows, logits (n_vocab,) of each model) for each scored position."""
     first = windows.first
@@ -349,7 +349,7 @@ def _kl(p: Floats, log_p: Floats, log_q: Floats) -> float:
     return float(np.cumsum(terms)[-1])
 
 
-def _perplexity(runner: _Runner, windows: Windows, nll: Sequence[float]) -> Perplexity:
+def _perplexity(runner: _ModelRun, windows: Windows, nll: Sequence[float]) -> Perplexity:
     """From the negative log-probabilities. Raises ModelFileError when they are beyond reason."""
     if not all(map(math.isfinite, nll)):
         raise _damaged(runner)
@@ -367,7 +367,7 @@ def _perplexity(runner: _Runner, windows: Windows, nll: Sequence[float]) -> Perp
     )
 
 
-def _damaged(runner: _Runner) -> ModelFileError:
+def _damaged(runner: _ModelRun) -> ModelFileError:
     return ModelFileError(
         "what the text says comes out as impossible: the weights are damaged",
         path=runner.engine.path,

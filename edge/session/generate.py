@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge import native
 from edge.errors import CancelledError
+from edge.progress import silent
 from edge.session.results import FinishReason, Piece, TokenLogprob
 from edge.session.sampler import Floats, Sampler, largest
 from edge.session.stops import AnswerText
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from edge.session.transcript import Transcript
     from edge.tokenizer import Tokenizer
 
-__all__ = ["Generation"]
+__all__ = ["Call"]
 
 
 @dataclass(frozen=True)
-class Generation:
-    """The work of one call.
+class Call:
+    """One call of a session: what it works with, and its work.
 
     engine: what runs tokens. transcript: the session's, which grows by the prompt and the answer.
     stream: has the request and the prompt; its `usage` and `finish_reason` are set here.
@@ -85,7 +86,7 @@ class Generation:
         stream, transcript = self.stream, self.transcript
         cached, n = transcript.cache.length, len(transcript.tokens)
         stream.usage = replace(stream.usage, prompt_tokens=n, cached_tokens=cached)
-        progress = stream.request.progress or _no_progress
+        progress = stream.request.progress or silent
         logits: Floats | None = None
         progress(0, n - cached)
         start = perf_counter()
@@ -160,10 +161,6 @@ class Generation:
             decode_steps=usage.decode_steps + step,
             decode_seconds=usage.decode_seconds + (perf_counter() - start if step else 0.0),
         )
-
-
-def _no_progress(done: int, total: int) -> None:
-    pass
 
 
 def _piece(text: str, token: int, logits: Floats, n_top: int) -> Piece:

@@ -16,7 +16,7 @@ from edge.native.cancel import Cancel
 from edge.session import journal
 from edge.session.contents import Kind
 from edge.session.file import SessionFile
-from edge.session.generate import Generation
+from edge.session.generate import Call
 from edge.session.request import CallOptions, Request
 from edge.session.results import Completion, Piece
 from edge.session.stream import Stream
@@ -293,7 +293,7 @@ class Session:
         """What computes the pieces of a stream; the file has all of them at the end."""
         checkpoint = partial(self.update_file, if_due=True)
         tokenizer = self.model.tokenizer
-        call = Generation(self._engine, tokenizer, self.transcript, stream, checkpoint)
+        call = Call(self._engine, tokenizer, self.transcript, stream, checkpoint)
         yield from call.pieces()
         self.update_file()
 
