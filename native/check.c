@@ -1,9 +1,11 @@
 /* The plan check: run once, so that the ops need no checks of their own. */
+#include "check.h"
+
 #include <stddef.h>
 
 #include "cpu.h"
 #include "error.h"
-#include "plan.h"
+#include "layouts.h"
 
 enum { MAX_TOKENS = 1 << 16, MAX_COUNT = 1 << 20 };
 

@@ -189,6 +189,11 @@ static inline q8_group q8_at(const void *tile, int64_t i_group, int columns, int
                       (const float *)(rest + 12 * columns)};
 }
 
+/* Matmul columns that hold `rows` rows of a buffer. */
+static inline int64_t buffer_columns(int32_t kind, int64_t rows) {
+    return kind == EDGE_BUFFER_Q8X2 ? 2 * rows : rows;
+}
+
 static inline bool takes_q8(int32_t layout) { return layout_table[layout].kind != SCALE_NONE; }
 
 static inline int64_t panel_count(int64_t n) { return (n + PANEL_ROWS - 1) / PANEL_ROWS; }

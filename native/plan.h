@@ -1,9 +1,8 @@
-/* The plan as edge_run holds it, and its check. */
+/* The plan as edge_run holds it. */
 #ifndef EDGE_PLAN_H
 #define EDGE_PLAN_H
 
 #include "kernels/kernels.h"
-#include "layouts.h"
 
 /* What every tile needs of a weight, worked out once. */
 typedef struct {
@@ -20,13 +19,5 @@ struct edge_plan {
     packed_weight *packed; /* per weight */
     double **frequencies;  /* per op: n_rot / 2 radians per position for ANGLES, else NULL */
 };
-
-/* Proves what the ops assume: indices, kinds, dims, layouts, arena bounds. */
-int32_t plan_check(const edge_plan_spec *spec, edge_error *error);
-
-/* Matmul columns that hold `rows` rows of a buffer. */
-static inline int64_t buffer_columns(int32_t kind, int64_t rows) {
-    return kind == EDGE_BUFFER_Q8X2 ? 2 * rows : rows;
-}
 
 #endif

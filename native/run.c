@@ -1,0 +1,478 @@
+/* One step of a plan.
+ *
+ * Each op is split into chunks over rows, panels or heads; pool.c hands them out. What a chunk
+ * computes does not depend on how many there are. */
+#include <string.h>
+
+#include "clock.h"
+#include "error.h"
+#include "kv.h"
+#include "layouts.h"
+#include "numbers.h"
+#include "plan.h"
+#include "pool.h"
+
+/* One edge_run on its way. */
+typedef struct {
+    const edge_plan *plan;
+    const edge_kv *kv;
+    const edge_step *step;
+    int32_t n_threads;
+    int32_t n_ops;
+    int64_t last_ns;
+} run;
+
+/* ---- places in buffers ------------------------------------------------------------------- */
+
+static void *buffer_data(const run *r, int32_t i) {
+    const edge_buffer *b = &r->plan->buffers[i];
+    return b->kind == EDGE_BUFFER_LOGITS ? (void *)r->step->logits
+                                         : (uint8_t *)r->plan->spec.arena + b->offset;
+}
+
+static float *row_of(const run *r, int32_t i, int64_t row) {
+    return (float *)buffer_data(r, i) + row * r->plan->buffers[i].dim;
+}
+
+static int64_t rows_of(const run *r, const edge_op *op) {
+    return r->plan->buffers[op->out].is_logit_rows ? r->step->n_logits : r->step->n_tokens;
+}
+
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Column tile `t` of a buffer of `rows` rows: where it begins, and its columns. */
+static void *tile_of(const run *r, int32_t buffer, int64_t t, int64_t rows, int32_t *columns) {
+    const int32_t width = r->plan->kernels->tile;
+    const edge_buffer *b = &r->plan->buffers[buffer];
+    const int64_t left = buffer_columns(b->kind, rows) - t * width;
+    *columns = (int32_t)(left < width ? left : width);
+    const int64_t column_bytes = b->kind == EDGE_BUFFER_F32
+                                     ? (int64_t)b->dim * 4
+                                     : (int64_t)b->dim / GROUP * Q8_COLUMN_BYTES;
+    return (uint8_t *)buffer_data(r, buffer) + t * width * column_bytes;
+}
+
+static int64_t tile_count(const run *r, const edge_op *op) {
+    const int64_t columns = buffer_columns(r->plan->buffers[op->in].kind, rows_of(r, op));
+    return divide_up(columns, r->plan->kernels->tile);
+}
+
+/* The place of a row's first column in a quantised buffer. */
+static q8_place place_of(const run *r, int32_t buffer, int64_t row, int64_t rows) {
+    const int32_t width = r->plan->kernels->tile;
+    const int32_t kind = r->plan->buffers[buffer].kind;
+    const int64_t column = buffer_columns(kind, row);
+    q8_place place = {.column = (int32_t)(column % width), .twice = kind == EDGE_BUFFER_Q8X2};
+    place.tile = tile_of(r, buffer, column / width, rows, &place.columns);
+    return place;
+}
+
+/* ---- ops over rows ----------------------------------------------------------------------- */
+
+enum { ROWS_PER_CHUNK = 8 };
+
+static void run_angles(const run *r, const edge_op *op, int64_t row) {
+    const double *frequencies = r->plan->frequencies[op - r->plan->ops];
+    float *out = row_of(r, op->out, row);
+    const double position = (double)(r->step->start + row);
+    for (int32_t i = 0; i < op->n_rot / 2; i++) {
+        double sine, cosine;
+        number_sincos(position * frequencies[i], &sine, &cosine);
+        out[2 * i] = (float)cosine * op->magnitude;
+        out[2 * i + 1] = (float)sine * op->magnitude;
+    }
+}
+
+static void run_norm(const run *r, const edge_op *op, int64_t row, int64_t rows) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const float *weight = r->plan->weights[op->w[0]].data, *x = row_of(r, op->in, row);
+    const edge_buffer *out = &r->plan->buffers[op->out];
+    if (out->kind == EDGE_BUFFER_F32) {
+        kernels->norm(x, weight, op->eps, out->dim, row_of(r, op->out, row));
+    } else {
+        kernels->norm_quantize(x, weight, op->eps, out->dim, place_of(r, op->out, row, rows));
+    }
+}
+
+static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const int64_t dim = r->plan->buffers[op->out].dim;
+    switch (op->kind) {
+    case EDGE_OP_EMBED:
+        edge_weight_unpack(&r->plan->weights[op->w[0]], r->step->tokens[row], 1,
+                           row_of(r, op->out, row));
+        break;
+    case EDGE_OP_ANGLES: run_angles(r, op, row); break;
+    case EDGE_OP_NORM: run_norm(r, op, row, rows); break;
+    case EDGE_OP_QUANTIZE:
+        kernels->quantize(row_of(r, op->in, row), dim, place_of(r, op->out, row, rows));
+        break;
+    case EDGE_OP_GATED: {
+        const float *x = row_of(r, op->in, row);
+        kernels->gated(x, x + dim, op->activation, dim, row_of(r, op->out, row));
+        break;
+    }
+    case EDGE_OP_ADD:
+        kernels->add(row_of(r, op->in, row), row_of(r, op->in2, row), dim, row_of(r, op->out, row));
+        break;
+    default: /* EDGE_OP_GATHER: the last n_logits rows */
+        memcpy(row_of(r, op->out, row),
+               row_of(r, op->in, r->step->n_tokens - r->step->n_logits + row), (size_t)dim * 4);
+        break;
+    }
+}
+
+/* ---- matmuls ----------------------------------------------------------------------------- */
+
+/* Where the rows of a panel go, in a tile of columns. */
+typedef struct {
+    float *out;
+    int64_t stride;
+    const float *residual; /* NULL: none */
+} tile_target;
+
+/* `panels` panels from i_panel on, 1 or 2, times a tile of columns. */
+static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_panel, int panels,
+                     const void *x, int32_t columns, tile_target to) {
+    const packed_weight *packed = &plan->packed[w - plan->weights];
+    const tile_args args = {(const uint8_t *)w->data + i_panel * packed->panel_bytes,
+                            packed->panel_bytes,
+                            w->k,
+                            x,
+                            w->table,
+                            packed->grid,
+                            to.out,
+                            to.stride,
+                            to.residual};
+    if (panels == 2) {
+        plan->kernels->pairs[w->layout](&args);
+    } else if (plan->spec.native_bf16 && w->layout == EDGE_LAYOUT_BF16) {
+        plan->kernels->native_bf16[columns - 1](&args);
+    } else {
+        plan->kernels->tiles[w->layout][columns - 1](&args);
+    }
+}
+
+/* How many panels to run at once, from panel i of a weight on: `left` are wanted. */
+static int panels_at_once(const edge_plan *plan, const edge_weight *w, int64_t i, int64_t left,
+                          int32_t columns) {
+    return left > 1 && columns == plan->kernels->tile && (i + 2) * PANEL_ROWS <= w->n &&
+                   plan->kernels->pairs[w->layout] != NULL
+               ? 2
+               : 1;
+}
+
+/* Panels times one column tile into out, from row `first` on; returns how many of `left`. */
+static int matmul_tile(const run *r, const edge_op *op, const edge_weight *w, int64_t i_panel,
+                       int64_t left, int64_t first, int64_t t) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const int64_t stride = r->plan->buffers[op->out].dim, row = i_panel * PANEL_ROWS;
+    const int32_t step = r->plan->buffers[op->in].kind == EDGE_BUFFER_Q8X2 ? 2 : 1;
+    int32_t columns;
+    const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
+    const int64_t at = t * kernels->tile / step * stride + first + row;
+    float *out = (float *)buffer_data(r, op->out) + at;
+    const float *residual = op->in2 >= 0 ? (const float *)buffer_data(r, op->in2) + at : NULL;
+    if (step == 1 && row + PANEL_ROWS <= w->n) {
+        const int panels = panels_at_once(r->plan, w, i_panel, left, columns);
+        run_tile(r->plan, w, i_panel, panels, x, columns, (tile_target){out, stride, residual});
+        return panels;
+    }
+    /* aside: codes and what their rounding left; or a last panel that is not full */
+    float tile[MAX_TILE * PANEL_ROWS];
+    run_tile(r->plan, w, i_panel, 1, x, columns, (tile_target){tile, PANEL_ROWS, NULL});
+    const int64_t n = w->n - row < PANEL_ROWS ? w->n - row : PANEL_ROWS;
+    for (int32_t j = 0; j < columns; j += step) {
+        float *sum = tile + PANEL_ROWS * j;
+        if (step == 2) {
+            kernels->add(sum, sum + PANEL_ROWS, PANEL_ROWS, sum);
+        }
+        if (residual != NULL) {
+            kernels->add(sum, residual + j / step * stride, n, out + j / step * stride);
+        } else {
+            memcpy(out + j / step * stride, sum, (size_t)n * 4);
+        }
+    }
+    return 1;
+}
+
+static int64_t matmul_panels(const run *r, const edge_op *op) {
+    if (op->kind == EDGE_OP_GATED_MATMUL) {
+        return panel_count(r->plan->buffers[op->out].dim);
+    }
+    int64_t n = 0;
+    for (int i = 0; i < 3 && op->w[i] >= 0; i++) {
+        n += panel_count(r->plan->weights[op->w[i]].n);
+    }
+    return n;
+}
+
+/* Few enough chunks that taking one costs nothing, enough that a slow thread holds up nobody. */
+static int64_t panels_per_chunk(const run *r, const edge_op *op) {
+    const int64_t share = matmul_panels(r, op) / (r->n_threads * 8);
+    const int64_t most = rows_of(r, op) > 1 ? 8 : 64;
+    return share < 1 ? 1 : share > most ? most : share > 1 ? share / 2 * 2 : 1; /* pairs */
+}
+
+static void run_matmul(const run *r, const edge_op *op, int64_t first_panel, int64_t last_panel) {
+    for (int64_t t = 0; t < tile_count(r, op); t++) {
+        int64_t base = 0, first_row = op->column;
+        for (int s = 0; s < 3 && op->w[s] >= 0; s++) {
+            const edge_weight *w = &r->plan->weights[op->w[s]];
+            const int64_t n = panel_count(w->n);
+            const int64_t end = last_panel < base + n ? last_panel : base + n;
+            int64_t i = first_panel > base ? first_panel : base;
+            while (i < end) {
+                i += matmul_tile(r, op, w, i - base, end - i, first_row, t);
+            }
+            base += n;
+            first_row += w->n;
+        }
+    }
+}
+
+static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_panel,
+                             int64_t last_panel) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const edge_weight *gate = &r->plan->weights[op->w[0]];
+    const edge_weight *up = op->w[1] >= 0 ? &r->plan->weights[op->w[1]] : gate;
+    const int64_t dim = r->plan->buffers[op->out].dim;
+    const int64_t up_panel = op->w[1] >= 0 ? 0 : dim / PANEL_ROWS;
+    for (int64_t t = 0; t < tile_count(r, op); t++) {
+        int32_t columns;
+        const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
+        for (int64_t i = first_panel, panels; i < last_panel; i += panels) {
+            float g[2 * MAX_TILE * PANEL_ROWS], u[2 * MAX_TILE * PANEL_ROWS];
+            float both[2 * MAX_TILE * PANEL_ROWS];
+            const int64_t left = last_panel - i, row = i * PANEL_ROWS;
+            const int a = panels_at_once(r->plan, gate, i, left, columns);
+            const int b = panels_at_once(r->plan, up, up_panel + i, left, columns);
+            panels = a < b ? a : b;
+            const int64_t rows = panels * PANEL_ROWS, n = dim - row < rows ? dim - row : rows;
+            run_tile(r->plan, gate, i, (int)panels, x, columns, (tile_target){g, rows, NULL});
+            run_tile(r->plan, up, up_panel + i, (int)panels, x, columns,
+                     (tile_target){u, rows, NULL});
+            kernels->gated(g, u, op->activation, columns * rows, both);
+            for (int32_t j = 0; j < columns; j++) {
+                memcpy(row_of(r, op->out, t * kernels->tile + j) + row, both + rows * j,
+                       (size_t)n * 4);
+            }
+        }
+    }
+}
+
+/* ---- attention --------------------------------------------------------------------------- */
+
+/* Where a page has a layer and key head. */
+static int64_t kv_offset(const run *r, const edge_op *op, int32_t head) {
+    return ((int64_t)op->layer * op->n_kv_heads + head) *
+           kv_head_bytes(r->kv->shape.type, op->head_dim);
+}
+
+/* Rows of one key head and of the query heads that share it, in order: what a page keeps of a
+ * position may depend on those before. */
+static void run_store(const run *r, const edge_op *op, int32_t head) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const int64_t stride = r->plan->buffers[op->in].dim, offset = kv_offset(r, op, head);
+    const int32_t group = op->n_heads / op->n_kv_heads, dim = op->head_dim;
+    float *q = row_of(r, op->in, 0) + (int64_t)head * group * dim;
+    float *k = row_of(r, op->in, 0) + (int64_t)(op->n_heads + head) * dim;
+    const float *angles = op->in2 >= 0 ? row_of(r, op->in2, 0) : NULL;
+    const rotate_args queries = {q, stride, angles, op->n_rot, op->interleaved, group, dim};
+    const rotate_args keys = {k, stride, angles, op->n_rot, op->interleaved, 1, dim};
+    for (int64_t row = 0; row < r->step->n_tokens; row++, q += stride, k += stride) {
+        if (angles != NULL) {
+            kernels->rotate(&queries, row);
+            kernels->rotate(&keys, row);
+        }
+        const int32_t position = r->step->start + (int32_t)row, page = position / PAGE_POSITIONS;
+        uint8_t *const before = page > 0 ? r->kv->pages[page - 1] : NULL;
+        const store_args a = {.shape = &r->kv->shape,
+                              .q = q,
+                              .k = k,
+                              .v = k + (int64_t)op->n_kv_heads * dim,
+                              .group = group,
+                              .slot = position % PAGE_POSITIONS,
+                              .place = (uint8_t *)r->kv->pages[page] + offset,
+                              .before = before != NULL ? before + offset : NULL};
+        kernels->store(&a);
+    }
+}
+
+enum { ATTENTION_ROWS = 16 };
+
+static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
+    const int32_t head = (int32_t)chunk % op->n_kv_heads;
+    const int64_t row = (int64_t)(chunk / (uint32_t)op->n_kv_heads) * ATTENTION_ROWS;
+    const int64_t end =
+        row + ATTENTION_ROWS < r->step->n_tokens ? row + ATTENTION_ROWS : r->step->n_tokens;
+    const attention_args a = {
+        .x = row_of(r, op->in, 0),
+        .x_stride = r->plan->buffers[op->in].dim,
+        .out = row_of(r, op->out, 0),
+        .out_stride = r->plan->buffers[op->out].dim,
+        .start = r->step->start,
+        .group = op->n_heads / op->n_kv_heads,
+        .head_dim = op->head_dim,
+        .window = op->window,
+        .i_kv_head = head,
+        .kv = r->kv,
+        .kv_offset = kv_offset(r, op, head),
+    };
+    r->plan->kernels->attention(&a, row, end);
+}
+
+/* ---- chunks ------------------------------------------------------------------------------ */
+
+/* Fewer rows than this are not worth a chunk per head. */
+enum { STORE_ROWS = 8 };
+
+static int cancelled(const run *r) {
+    return r->step->cancel != NULL && __atomic_load_n(r->step->cancel, __ATOMIC_RELAXED) != 0;
+}
+
+static uint32_t run_chunks(void *context, uint32_t stage) {
+    run *r = context;
+    if (r->step->op_ns != NULL) {
+        const int64_t now = now_ns();
+        if (stage > 0) {
+            r->step->op_ns[stage - 1] = now - r->last_ns;
+        }
+        r->last_ns = now;
+    }
+    if (cancelled(r)) {
+        return 0;
+    }
+    const edge_op *op = &r->plan->ops[stage];
+    const int64_t rows = rows_of(r, op);
+    switch (op->kind) {
+    case EDGE_OP_MATMUL:
+    case EDGE_OP_GATED_MATMUL:
+        return rows == 0 ? 0 : (uint32_t)divide_up(matmul_panels(r, op), panels_per_chunk(r, op));
+    case EDGE_OP_STORE: return r->step->n_tokens < STORE_ROWS ? 1 : (uint32_t)op->n_kv_heads;
+    case EDGE_OP_ATTENTION: return (uint32_t)(divide_up(rows, ATTENTION_ROWS) * op->n_kv_heads);
+    default: return (uint32_t)divide_up(rows, ROWS_PER_CHUNK);
+    }
+}
+
+static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
+    const run *r = context;
+    if (cancelled(r)) {
+        return;
+    }
+    const edge_op *op = &r->plan->ops[stage];
+    if (op->kind == EDGE_OP_MATMUL || op->kind == EDGE_OP_GATED_MATMUL) {
+        const int64_t n = panels_per_chunk(r, op), all = matmul_panels(r, op);
+        const int64_t first = chunk * n, last = first + n < all ? first + n : all;
+        (op->kind == EDGE_OP_MATMUL ? run_matmul : run_gated_matmul)(r, op, first, last);
+    } else if (op->kind == EDGE_OP_ATTENTION) {
+        run_attention(r, op, chunk);
+    } else if (op->kind == EDGE_OP_STORE) {
+        const bool alone = r->step->n_tokens < STORE_ROWS;
+        for (int32_t head = (int32_t)chunk; head < op->n_kv_heads; head++) {
+            run_store(r, op, head);
+            if (!alone) {
+                break;
+            }
+        }
+    } else {
+        const int64_t rows = rows_of(r, op), first = (int64_t)chunk * ROWS_PER_CHUNK;
+        for (int64_t i = first; i < first + ROWS_PER_CHUNK && i < rows; i++) {
+            run_row(r, op, i, rows);
+        }
+    }
+}
+
+/* ---- the checks of a step ---------------------------------------------------------------- */
+
+/* Every page that the step looks at is there. */
+static int32_t check_pages(const edge_kv *kv, const edge_step *s, edge_error *error) {
+    if (kv->n_pages < 0 || kv->n_pages > INT32_MAX / PAGE_POSITIONS || kv->sink_pages < 0 ||
+        kv->window_pages < 0 || (kv->n_pages > 0 && kv->pages == NULL)) {
+        return fail(error, EDGE_BAD_ARGUMENT, "a cache of %d pages", kv->n_pages);
+    }
+    if (s->start < 0 || s->start > kv->n_pages * PAGE_POSITIONS - s->n_tokens) {
+        return fail(error, EDGE_BAD_ARGUMENT, "%d tokens at %d, the cache has room for %d",
+                    s->n_tokens, s->start, kv->n_pages * PAGE_POSITIONS);
+    }
+    const int32_t page = s->start / PAGE_POSITIONS, seen = kv_first_page(kv, page);
+    const int32_t first = page > 0 && seen > page - 1 ? page - 1 : seen; /* a base is made of it */
+    const int32_t last = (s->start + s->n_tokens - 1) / PAGE_POSITIONS;
+    for (int32_t i = 0; i <= last; i++) {
+        if (i == kv->sink_pages && i < first) {
+            i = first;
+        }
+        if (kv->pages[i] == NULL || (uintptr_t)kv->pages[i] % 64 != 0) {
+            return fail(error, EDGE_BAD_ARGUMENT, "page %d is missing, or not aligned", i);
+        }
+    }
+    return EDGE_OK;
+}
+
+static int32_t check_step(const edge_plan *p, const edge_kv *kv, const edge_step *s,
+                          edge_error *error) {
+    if (s->tokens == NULL || s->n_tokens < 1 || s->n_tokens > p->spec.max_tokens) {
+        return fail(error, EDGE_BAD_ARGUMENT, "%d tokens: from 1 to %d", s->n_tokens,
+                    p->spec.max_tokens);
+    }
+    if (memcmp(&kv->shape, &p->spec.kv, sizeof kv->shape) != 0) {
+        return fail(error, EDGE_BAD_ARGUMENT, "the cache belongs to another model");
+    }
+    const int32_t status = check_pages(kv, s, error);
+    if (status != EDGE_OK) {
+        return status;
+    }
+    if (s->n_logits < 0 || s->n_logits > s->n_tokens || (s->n_logits > 0 && s->logits == NULL)) {
+        return fail(error, EDGE_BAD_ARGUMENT, "logits of %d of %d tokens", s->n_logits,
+                    s->n_tokens);
+    }
+    if (s->n_ops < -1 || s->n_ops > p->spec.n_ops) {
+        return fail(error, EDGE_BAD_ARGUMENT, "%d ops of %d", s->n_ops, p->spec.n_ops);
+    }
+    for (int32_t i = 0; i < p->spec.n_ops; i++) {
+        const edge_op *op = &p->ops[i];
+        for (int32_t j = 0; op->kind == EDGE_OP_EMBED && j < s->n_tokens; j++) {
+            const int64_t n_vocab = p->weights[op->w[0]].n;
+            if (s->tokens[j] < 0 || s->tokens[j] >= n_vocab) {
+                fail(error, EDGE_BAD_TOKEN, "token %d at index %d, the vocabulary has %lld",
+                     s->tokens[j], j, (long long)n_vocab);
+                if (error != NULL) {
+                    error->row = j;
+                }
+                return EDGE_BAD_TOKEN;
+            }
+        }
+    }
+    return EDGE_OK;
+}
+
+/* ---- the run ----------------------------------------------------------------------------- */
+
+int32_t edge_run(edge_plan *plan, edge_pool *pool, const edge_kv *kv, const edge_step *step,
+                 edge_error *error) {
+    if (plan == NULL || pool == NULL || kv == NULL || step == NULL) {
+        return fail(error, EDGE_BAD_ARGUMENT, "a null pointer");
+    }
+    const int32_t status = check_step(plan, kv, step, error);
+    if (status != EDGE_OK) {
+        return status;
+    }
+    run r = {plan, kv, step, pool_threads(pool), step->n_ops < 0 ? plan->spec.n_ops : step->n_ops,
+             0};
+    const pool_job job = {(uint32_t)r.n_ops, run_chunks, run_chunk, &r};
+    pool_run(pool, &job);
+    if (step->op_ns != NULL && r.n_ops > 0) {
+        step->op_ns[r.n_ops - 1] = now_ns() - r.last_ns;
+    }
+    if (cancelled(&r)) {
+        return fail(error, EDGE_CANCELLED, "cancelled");
+    }
+    const edge_op *last = &plan->ops[plan->spec.n_ops - 1];
+    if (r.n_ops == plan->spec.n_ops && step->n_logits > 0 &&
+        plan->buffers[last->out].kind == EDGE_BUFFER_LOGITS &&
+        !plan->kernels->all_finite(step->logits,
+                                   (int64_t)step->n_logits * plan->buffers[last->out].dim)) {
+        return fail(error, EDGE_NOT_FINITE, "the logits are NaN or infinite");
+    }
+    return EDGE_OK;
+}
