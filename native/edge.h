@@ -233,7 +233,7 @@ typedef struct {
     int32_t column;
     int32_t layer, n_heads, n_kv_heads, head_dim, window;
     int32_t n_rot, interleaved;
-    int32_t activation;
+    int32_t activation; /* edge_activation */
     float eps;
     float base, scale, magnitude; /* rotary: see edge/graph.py */
 } edge_op;

@@ -40,7 +40,7 @@ extern const tile_function FN(native_bf16)[MAX_TILE]; /* with HAS_BF16_DOT */
 void FN(norm)(const float *, const float *, float, int64_t, float *);
 void FN(quantize)(const float *, int64_t, q8_place);
 void FN(norm_quantize)(const float *, const float *, float, int64_t, q8_place);
-void FN(gated)(const float *, const float *, int32_t, int64_t, float *);
+void FN(gated)(const float *, const float *, edge_activation, int64_t, float *);
 void FN(add)(const float *, const float *, int64_t, float *);
 void FN(rotate)(const rotate_args *, int64_t);
 void FN(store)(const store_args *);

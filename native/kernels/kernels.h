@@ -83,7 +83,8 @@ struct edge_kernels {
     void (*norm_quantize)(const float *x, const float *weight, float eps, int64_t k,
                           q8_place place);
     /* out = activation(gate) * up, n elements. */
-    void (*gated)(const float *gate, const float *up, int32_t activation, int64_t n, float *out);
+    void (*gated)(const float *gate, const float *up, edge_activation activation, int64_t n,
+                  float *out);
     void (*add)(const float *x, const float *y, int64_t n, float *out);
     /* Rotates heads of row i. */
     void (*rotate)(const rotate_args *args, int64_t i);

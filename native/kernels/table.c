@@ -15,7 +15,8 @@ GUARDED(norm, (const float *x, const float *weight, float eps, int64_t k, float 
 GUARDED(quantize, (const float *x, int64_t k, q8_place place), x, k, place)
 GUARDED(norm_quantize, (const float *x, const float *weight, float eps, int64_t k, q8_place place),
         x, weight, eps, k, place)
-GUARDED(gated, (const float *gate, const float *up, int32_t activation, int64_t n, float *out),
+GUARDED(gated,
+        (const float *gate, const float *up, edge_activation activation, int64_t n, float *out),
         gate, up, activation, n, out)
 GUARDED(store, (const store_args *args), args)
 GUARDED(attention, (const attention_args *args, int64_t row0, int64_t row1), args, row0, row1)
