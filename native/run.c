@@ -18,40 +18,50 @@ typedef struct {
     const edge_kv *kv;
     const edge_step *step;
     int32_t n_threads;
-    int32_t n_ops;
-    int64_t last_ns;
+    int32_t n_ops;   /* the first ones of the plan */
+    int64_t last_ns; /* when the op that is running began */
 } run;
 
 /* ---- places in buffers ------------------------------------------------------------------- */
 
+/* Where buffer i begins. */
 static void *buffer_data(const run *r, int32_t i) {
     const edge_buffer *b = &r->plan->buffers[i];
     return b->kind == EDGE_BUFFER_LOGITS ? (void *)r->step->logits
                                          : (uint8_t *)r->plan->spec.arena + b->offset;
 }
 
+/* Row `row` of a buffer of floats. */
 static float *row_of(const run *r, int32_t i, int64_t row) {
     return (float *)buffer_data(r, i) + row * r->plan->buffers[i].dim;
 }
 
+/* How many rows an op has: one per token, or per token whose logits are wanted. */
 static int64_t rows_of(const run *r, const edge_op *op) {
     return r->plan->buffers[op->out].is_logit_rows ? r->step->n_logits : r->step->n_tokens;
 }
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Column tile `t` of a buffer of `rows` rows: where it begins, and its columns. */
-static void *tile_of(const run *r, int32_t buffer, int64_t t, int64_t rows, int32_t *columns) {
+/* A tile of columns of a buffer. */
+typedef struct {
+    void *data;
+    int32_t columns; /* 1..kernels->tile */
+} column_tile;
+
+/* Column tile `t` of a buffer of `rows` rows; only the last one may be narrower than the others. */
+static column_tile tile_of(const run *r, int32_t buffer, int64_t t, int64_t rows) {
     const int32_t width = r->plan->kernels->tile;
     const edge_buffer *b = &r->plan->buffers[buffer];
     const int64_t left = buffer_columns(b->kind, rows) - t * width;
-    *columns = (int32_t)(left < width ? left : width);
     const int64_t column_bytes = b->kind == EDGE_BUFFER_F32
                                      ? (int64_t)b->dim * 4
                                      : (int64_t)b->dim / GROUP * Q8_COLUMN_BYTES;
-    return (uint8_t *)buffer_data(r, buffer) + t * width * column_bytes;
+    return (column_tile){(uint8_t *)buffer_data(r, buffer) + t * width * column_bytes,
+                         (int32_t)(left < width ? left : width)};
 }
 
+/* Column tiles of the input of an op. */
 static int64_t tile_count(const run *r, const edge_op *op) {
     const int64_t columns = buffer_columns(r->plan->buffers[op->in].kind, rows_of(r, op));
     return divide_up(columns, r->plan->kernels->tile);
@@ -62,15 +72,18 @@ static q8_place place_of(const run *r, int32_t buffer, int64_t row, int64_t rows
     const int32_t width = r->plan->kernels->tile;
     const int32_t kind = r->plan->buffers[buffer].kind;
     const int64_t column = buffer_columns(kind, row);
-    q8_place place = {.column = (int32_t)(column % width), .twice = kind == EDGE_BUFFER_Q8X2};
-    place.tile = tile_of(r, buffer, column / width, rows, &place.columns);
-    return place;
+    const column_tile tile = tile_of(r, buffer, column / width, rows);
+    return (q8_place){.tile = tile.data,
+                      .column = (int32_t)(column % width),
+                      .columns = tile.columns,
+                      .twice = kind == EDGE_BUFFER_Q8X2};
 }
 
 /* ---- ops over rows ----------------------------------------------------------------------- */
 
 enum { ROWS_PER_CHUNK = 8 };
 
+/* out: (n_rot / 2, 2), cos and sin of the row's position. */
 static void run_angles(const run *r, const edge_op *op, int64_t row) {
     const double *frequencies = r->plan->frequencies[op - r->plan->ops];
     float *out = row_of(r, op->out, row);
@@ -83,6 +96,7 @@ static void run_angles(const run *r, const edge_op *op, int64_t row) {
     }
 }
 
+/* Row `row` of `rows`, quantised on the way when out is. */
 static void run_norm(const run *r, const edge_op *op, int64_t row, int64_t rows) {
     const edge_kernels *kernels = r->plan->kernels;
     const float *weight = r->plan->weights[op->w[0]].data, *x = row_of(r, op->in, row);
@@ -94,6 +108,7 @@ static void run_norm(const run *r, const edge_op *op, int64_t row, int64_t rows)
     }
 }
 
+/* One row of an op whose rows are independent. */
 static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) {
     const edge_kernels *kernels = r->plan->kernels;
     const int64_t dim = r->plan->buffers[op->out].dim;
@@ -126,19 +141,19 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
 
 /* Where the rows of a panel go, in a tile of columns. */
 typedef struct {
-    float *out;
+    float *out; /* column j, row r at out[j * stride + r] */
     int64_t stride;
-    const float *residual; /* NULL: none */
+    const float *residual; /* of the same shape; NULL: none */
 } tile_target;
 
 /* `panels` panels from i_panel on, 1 or 2, times a tile of columns. */
 static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_panel, int panels,
-                     const void *x, int32_t columns, tile_target to) {
+                     column_tile x, tile_target to) {
     const packed_weight *packed = &plan->packed[w - plan->weights];
     const tile_args args = {(const uint8_t *)w->data + i_panel * packed->panel_bytes,
                             packed->panel_bytes,
                             w->k,
-                            x,
+                            x.data,
                             w->table,
                             packed->grid,
                             to.out,
@@ -147,9 +162,9 @@ static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_pane
     if (panels == 2) {
         plan->kernels->pairs[w->layout](&args);
     } else if (plan->spec.native_bf16 && w->layout == EDGE_LAYOUT_BF16) {
-        plan->kernels->native_bf16[columns - 1](&args);
+        plan->kernels->native_bf16[x.columns - 1](&args);
     } else {
-        plan->kernels->tiles[w->layout][columns - 1](&args);
+        plan->kernels->tiles[w->layout][x.columns - 1](&args);
     }
 }
 
@@ -162,27 +177,36 @@ static int panels_at_once(const edge_plan *plan, const edge_weight *w, int64_t i
                : 1;
 }
 
-/* Panels times one column tile into out, from row `first` on; returns how many of `left`. */
-static int matmul_tile(const run *r, const edge_op *op, const edge_weight *w, int64_t i_panel,
-                       int64_t left, int64_t first, int64_t t) {
+/* One of the weights of a MATMUL: its rows go to out from first_row on. */
+typedef struct {
+    const edge_weight *w;
+    int64_t first_row;
+} matmul_part;
+
+/* Panels from i_panel on times column tile t into out; returns how many of `left`: 1 or 2.
+ *
+ * x: (k, columns), with Q8X2 two columns per token; out, residual: (tokens, dim). */
+static int matmul_tile(const run *r, const edge_op *op, matmul_part part, int64_t i_panel,
+                       int64_t left, int64_t t) {
     const edge_kernels *kernels = r->plan->kernels;
+    const edge_weight *w = part.w;
     const int64_t stride = r->plan->buffers[op->out].dim, row = i_panel * PANEL_ROWS;
     const int32_t step = r->plan->buffers[op->in].kind == EDGE_BUFFER_Q8X2 ? 2 : 1;
-    int32_t columns;
-    const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
-    const int64_t at = t * kernels->tile / step * stride + first + row;
+    const column_tile x = tile_of(r, op->in, t, rows_of(r, op));
+    const int64_t at = t * kernels->tile / step * stride + part.first_row + row;
     float *out = (float *)buffer_data(r, op->out) + at;
     const float *residual = op->in2 >= 0 ? (const float *)buffer_data(r, op->in2) + at : NULL;
     if (step == 1 && row + PANEL_ROWS <= w->n) {
-        const int panels = panels_at_once(r->plan, w, i_panel, left, columns);
-        run_tile(r->plan, w, i_panel, panels, x, columns, (tile_target){out, stride, residual});
+        const int panels = panels_at_once(r->plan, w, i_panel, left, x.columns);
+        run_tile(r->plan, w, i_panel, panels, x, (tile_target){out, stride, residual});
         return panels;
     }
-    /* aside: codes and what their rounding left; or a last panel that is not full */
+    /* into a tile of its own, (columns, 16): two columns per token are to be added, or the last
+     * panel is not full */
     float tile[MAX_TILE * PANEL_ROWS];
-    run_tile(r->plan, w, i_panel, 1, x, columns, (tile_target){tile, PANEL_ROWS, NULL});
+    run_tile(r->plan, w, i_panel, 1, x, (tile_target){tile, PANEL_ROWS, NULL});
     const int64_t n = w->n - row < PANEL_ROWS ? w->n - row : PANEL_ROWS;
-    for (int32_t j = 0; j < columns; j += step) {
+    for (int32_t j = 0; j < x.columns; j += step) {
         float *sum = tile + PANEL_ROWS * j;
         if (step == 2) {
             kernels->add(sum, sum + PANEL_ROWS, PANEL_ROWS, sum);
@@ -196,6 +220,7 @@ static int matmul_tile(const run *r, const edge_op *op, const edge_weight *w, in
     return 1;
 }
 
+/* Panels of out, counted over the weights of the op one after the other. */
 static int64_t matmul_panels(const run *r, const edge_op *op) {
     if (op->kind == EDGE_OP_GATED_MATMUL) {
         return panel_count(r->plan->buffers[op->out].dim);
@@ -214,23 +239,27 @@ static int64_t panels_per_chunk(const run *r, const edge_op *op) {
     return share < 1 ? 1 : share > most ? most : share > 1 ? share / 2 * 2 : 1; /* pairs */
 }
 
+/* Panels first_panel .. last_panel - 1 of the op, for all tokens. */
 static void run_matmul(const run *r, const edge_op *op, int64_t first_panel, int64_t last_panel) {
     for (int64_t t = 0; t < tile_count(r, op); t++) {
-        int64_t base = 0, first_row = op->column;
+        int64_t base = 0; /* the panel of the op at which weight s begins */
+        matmul_part part = {.first_row = op->column};
         for (int s = 0; s < 3 && op->w[s] >= 0; s++) {
-            const edge_weight *w = &r->plan->weights[op->w[s]];
-            const int64_t n = panel_count(w->n);
+            part.w = &r->plan->weights[op->w[s]];
+            const int64_t n = panel_count(part.w->n);
             const int64_t end = last_panel < base + n ? last_panel : base + n;
             int64_t i = first_panel > base ? first_panel : base;
             while (i < end) {
-                i += matmul_tile(r, op, w, i - base, end - i, first_row, t);
+                i += matmul_tile(r, op, part, i - base, end - i, t);
             }
             base += n;
-            first_row += w->n;
+            part.first_row += part.w->n;
         }
     }
 }
 
+/* out = activation(gate in) * (up in), panels first_panel .. last_panel - 1 of gate and of up. With
+ * one weight, up begins at panel up_panel of it. */
 static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_panel,
                              int64_t last_panel) {
     const edge_kernels *kernels = r->plan->kernels;
@@ -239,21 +268,20 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
     const int64_t dim = r->plan->buffers[op->out].dim;
     const int64_t up_panel = op->w[1] >= 0 ? 0 : dim / PANEL_ROWS;
     for (int64_t t = 0; t < tile_count(r, op); t++) {
-        int32_t columns;
-        const void *x = tile_of(r, op->in, t, rows_of(r, op), &columns);
+        const column_tile x = tile_of(r, op->in, t, rows_of(r, op));
         for (int64_t i = first_panel, panels; i < last_panel; i += panels) {
+            /* gate in, up in, and what becomes of both: (columns, 16 or 32 rows) */
             float g[2 * MAX_TILE * PANEL_ROWS], u[2 * MAX_TILE * PANEL_ROWS];
             float both[2 * MAX_TILE * PANEL_ROWS];
             const int64_t left = last_panel - i, row = i * PANEL_ROWS;
-            const int a = panels_at_once(r->plan, gate, i, left, columns);
-            const int b = panels_at_once(r->plan, up, up_panel + i, left, columns);
+            const int a = panels_at_once(r->plan, gate, i, left, x.columns);
+            const int b = panels_at_once(r->plan, up, up_panel + i, left, x.columns);
             panels = a < b ? a : b;
             const int64_t rows = panels * PANEL_ROWS, n = dim - row < rows ? dim - row : rows;
-            run_tile(r->plan, gate, i, (int)panels, x, columns, (tile_target){g, rows, NULL});
-            run_tile(r->plan, up, up_panel + i, (int)panels, x, columns,
-                     (tile_target){u, rows, NULL});
-            kernels->gated(g, u, op->activation, columns * rows, both);
-            for (int32_t j = 0; j < columns; j++) {
+            run_tile(r->plan, gate, i, (int)panels, x, (tile_target){g, rows, NULL});
+            run_tile(r->plan, up, up_panel + i, (int)panels, x, (tile_target){u, rows, NULL});
+            kernels->gated(g, u, op->activation, x.columns * rows, both);
+            for (int32_t j = 0; j < x.columns; j++) {
                 memcpy(row_of(r, op->out, t * kernels->tile + j) + row, both + rows * j,
                        (size_t)n * 4);
             }
@@ -263,14 +291,14 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
 
 /* ---- attention --------------------------------------------------------------------------- */
 
-/* Where a page has a layer and key head. */
+/* Where a layer and key head begin in a page, in bytes. */
 static int64_t kv_offset(const run *r, const edge_op *op, int32_t head) {
     return ((int64_t)op->layer * op->n_kv_heads + head) *
            kv_head_bytes(r->kv->shape.type, op->head_dim);
 }
 
-/* Rows of one key head and of the query heads that share it, in order: what a page keeps of a
- * position may depend on those before. */
+/* All rows of one key head and of the query heads that share it, in order: what a page keeps of a
+ * position may depend on the positions before. x: rows of [q heads | k heads | v heads]. */
 static void run_store(const run *r, const edge_op *op, int32_t head) {
     const edge_kernels *kernels = r->plan->kernels;
     const int64_t stride = r->plan->buffers[op->in].dim, offset = kv_offset(r, op, head);
@@ -301,6 +329,7 @@ static void run_store(const run *r, const edge_op *op, int32_t head) {
 
 enum { ATTENTION_ROWS = 16 };
 
+/* A chunk: ATTENTION_ROWS rows of one key head and of the query heads that share it. */
 static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
     const int32_t head = (int32_t)chunk % op->n_kv_heads;
     const int64_t row = (int64_t)(chunk / (uint32_t)op->n_kv_heads) * ATTENTION_ROWS;
@@ -331,6 +360,8 @@ static int cancelled(const run *r) {
     return r->step->cancel != NULL && __atomic_load_n(r->step->cancel, __ATOMIC_RELAXED) != 0;
 }
 
+/* How many chunks an op has; no chunks once the run is cancelled. One thread calls it when the op
+ * before is done. */
 static uint32_t run_chunks(void *context, uint32_t stage) {
     run *r = context;
     if (r->step->op_ns != NULL) {
@@ -355,6 +386,7 @@ static uint32_t run_chunks(void *context, uint32_t stage) {
     }
 }
 
+/* One chunk of an op, on any thread. */
 static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
     const run *r = context;
     if (cancelled(r)) {

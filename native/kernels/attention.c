@@ -2,57 +2,89 @@
  *
  * It walks the keys in blocks of PAGE_POSITIONS at fixed absolute positions with a running
  * maximum (Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022). A query's arithmetic
- * depends on its own position alone: not on the tile it is in, the chunking or the threads. */
+ * depends on its own position alone: not on the tile it is in, the chunking or the threads.
+ *
+ * In this file:
+ *   query         one head of one row (token) of x; those that share a key head go together
+ *   tile          up to QUERIES queries that walk over the keys together
+ *   block         what a page has of one layer and key head: 64 positions
+ *   slot          a position in its page, 0..63
+ *   panel         16 slots: keys lie in panels, a lane is a slot
+ *   i, n          a query of the tile, how many there are
+ *   d             an element of a head, 0..head_dim - 1
+ *   sinks         the first pages, which every position sees whatever its window of pages
+ *
+ * Per block: scores of its keys (score), what all keys of the page share (add_base), exp and the
+ * running maximum (soften), and the sum of the values (gather). */
 #include <math.h>
 
 #include "kernels/exp.h"
 #include "kv.h"
 
-enum { KEY_PANELS = PAGE_POSITIONS / 16 };
+enum { KEY_PANELS = PAGE_POSITIONS / 16 }; /* of a page */
 _Static_assert(KEY_PANELS % ATTENTION_WIDTH == 0, "whole pages");
 _Static_assert(QUERIES <= TILE, "the queries of a tile are columns of a matmul");
 
 /* QUERIES queries at most, on their way over the keys. */
 typedef struct {
-    float q[QUERIES][MAX_HEAD_DIM]; /* scaled by 1 / sqrt(head_dim) */
-    float p[QUERIES][PAGE_POSITIONS];
+    float q[QUERIES][MAX_HEAD_DIM];        /* scaled by 1 / sqrt(head_dim) */
+    float p[QUERIES][PAGE_POSITIONS];      /* of the block: scores, then exp(score - most) */
     float scaled[QUERIES][PAGE_POSITIONS]; /* p times the scales of a group of values */
-    float sum[QUERIES][MAX_HEAD_DIM];      /* of exp(score - most) * value */
-    float most[QUERIES], total[QUERIES];
-    /* It sees first <= position < last, of sinks first_sink <= position. */
+    float sum[QUERIES][MAX_HEAD_DIM]; /* of exp(score - most) * value, over all blocks so far */
+    float most[QUERIES];              /* the largest score so far */
+    float total[QUERIES];             /* of exp(score - most) */
+    /* Positions that a query sees: first <= position < last; in the pages of sinks
+     * first_sink <= position. With a window of pages first is later than first_sink, which only
+     * the window of the model bounds. */
     int32_t first[QUERIES], first_sink[QUERIES], last[QUERIES];
-    /* The queries as a tile of quantised activations, for keys that are codes. */
+    /* The queries as a tile of quantised activations, (head_dim / GROUP) groups of n columns, for
+     * keys that are codes. */
     uint8_t codes[QUERIES * MAX_HEAD_DIM / GROUP * Q8_COLUMN_BYTES] __attribute__((aligned(64)));
 } tile;
 
-/* One layer and head of a page, as the compiler knows it. ahead: bytes to the same place of the
- * page that comes next, which is asked for on the way: it is where no hardware prefetcher looks. */
+/* One layer and key head of a page. The compiler knows type and info. */
 typedef struct {
-    int32_t type;
+    int32_t type; /* edge_kv_type */
     kv_type_info info;
     int32_t head_dim;
-    const uint8_t *keys, *values;
+    const uint8_t *keys;   /* 4 panels: f16 [4][head_dim][16], or codes as in layouts.h */
+    const uint8_t *values; /* f16 [64][head_dim], or groups of codes as in kv.h */
+    /* Bytes to the same place of the page that comes next. That is asked for on the way: no
+     * hardware prefetcher looks there. */
     uintptr_t ahead;
 } block;
+
+/* Slots first .. last - 1 of a page. */
+typedef struct {
+    int first, last;
+} slot_range;
+
+/* Elements d .. d + 15 of a head; of two, d .. d + 31. */
+typedef struct {
+    int32_t d;
+    bool two;
+} elements;
+
+/* ---- scores ------------------------------------------------------------------------------ */
 
 INLINE void prefetch_next(const block *b, const void *p) {
     __builtin_prefetch((const void *)((uintptr_t)p + b->ahead));
 }
 
-/* p = scores of n queries with the positions of `panels` panels of float16 keys from the i-th on.
- * Two panels at a time let each query load serve two products. */
+/* p = scores of n queries with the slots of `panels` panels (1 or 2) of float16 keys from the i-th
+ * on. Two panels at a time let each query load serve two products. */
 INLINE void score_halves(tile *t, const block *b, int i_panel, int n, int panels) {
     const int32_t head_dim = b->head_dim;
     const uint16_t *first = (const uint16_t *)b->keys + (int64_t)i_panel * head_dim * 16;
-    vf sum[2][QUERIES];
+    vf sum[2][QUERIES]; /* (panels, n), of 16 slots each */
     UNROLL for (int i = 0; i < n; i++) { sum[0][i] = sum[1][i] = vf_zero(); }
-    for (int32_t d = 0; d < head_dim; d += 2) { /* a cache line */
+    for (int32_t d = 0; d < head_dim; d += 2) { /* 2 x 16 halves: a cache line */
         prefetch_next(b, first + 16 * d);
         if (panels > 1) {
             prefetch_next(b, first + 16 * (head_dim + d));
         }
         UNROLL for (int32_t e = d; e < d + 2; e++) {
-            const vf key = vf_from_half(first + 16 * e);
+            const vf key = vf_from_half(first + 16 * e); /* element e of 16 keys */
             const vf next = panels > 1 ? vf_from_half(first + 16 * (head_dim + e)) : key;
             UNROLL for (int i = 0; i < n; i++) {
                 const vf q = vf_set1(t->q[i][e]);
@@ -71,7 +103,8 @@ INLINE void score_halves(tile *t, const block *b, int i_panel, int n, int panels
     }
 }
 
-/* The same of keys that are codes: a matmul of 16 rows and n columns. */
+/* The same of keys that are codes: a matmul whose 16 rows are slots and whose n columns are
+ * queries. */
 INLINE void score_codes(tile *t, const block *b, int i_panel, int n) {
     const int64_t bytes = panel_bytes(b->info.layout, b->head_dim);
     const uint8_t *panel = b->keys + i_panel * bytes;
@@ -88,6 +121,7 @@ INLINE void score_codes(tile *t, const block *b, int i_panel, int n) {
     FN(tiles)[b->info.layout][n - 1](&args);
 }
 
+/* p = scores of n queries with the slots of ATTENTION_WIDTH panels from the i-th on. */
 INLINE void score(tile *t, const block *b, int i_panel, int n) {
     if (b->info.bits == 16) {
         score_halves(t, b, i_panel, n, ATTENTION_WIDTH);
@@ -101,7 +135,7 @@ INLINE void score(tile *t, const block *b, int i_panel, int n) {
 /* p += what the base of a page adds to the scores of n queries: their products with the mean key,
  * and with the direction times what each key's codes missed of it. */
 ONCE void add_base(tile *t, kv_base base, int32_t head_dim, int n) {
-    float center[MAX_HEAD_DIM], direction[MAX_HEAD_DIM];
+    float center[MAX_HEAD_DIM], direction[MAX_HEAD_DIM]; /* (head_dim) each; the mean key first */
     FN(get_base)(base, 0, head_dim, center);
     FN(get_base)(base, 1, head_dim, direction);
     for (int i = 0; i < n; i++) {
@@ -111,6 +145,7 @@ ONCE void add_base(tile *t, kv_base base, int32_t head_dim, int n) {
             with_center = vf_fma(q, vf_load(center + d), with_center);
             with_direction = vf_fma(q, vf_load(direction + d), with_direction);
         }
+        /* the same for all slots; and what is to be multiplied with each slot's `missed` */
         const vf mean = vf_set1(vf_sum(with_center)), along = vf_set1(vf_sum(with_direction));
         for (int slot = 0; slot < PAGE_POSITIONS; slot += 16) {
             float *p = &t->p[i][slot];
@@ -120,9 +155,11 @@ ONCE void add_base(tile *t, kv_base base, int32_t head_dim, int n) {
     }
 }
 
-/* Scores of query i in a block, first <= slot < last, to exp(score - most); rescales its sums. */
+/* Scores of query i in the slots of a block that it sees, to exp(score - most); other slots get 0.
+ * Where `most` rises, what was summed before is multiplied with exp(old most - new most). */
 ONCE void soften(tile *t, int i, int first, int last, int32_t head_dim) {
-    vf s[KEY_PANELS], block_most = vf_set1(-INFINITY);
+    vf s[KEY_PANELS]; /* the 64 slots: scores, then their exponentials */
+    vf block_most = vf_set1(-INFINITY);
     for (int panel = 0; panel < KEY_PANELS; panel++) {
         s[panel] = vf_keep(vf_load(&t->p[i][16 * panel]), first - 16 * panel, last - 16 * panel,
                            -INFINITY);
@@ -142,7 +179,7 @@ ONCE void soften(tile *t, int i, int first, int last, int32_t head_dim) {
     } else if (before == -INFINITY) { /* nothing yet */
         t->total[i] = total;
     } else {
-        float factors[16];
+        float factors[16]; /* all the same */
         vf_store(factors, vf_exp(vf_set1(before - most)));
         t->total[i] = fmaf(t->total[i], factors[0], total);
         for (int32_t d = 0; d < head_dim; d += 16) {
@@ -152,11 +189,14 @@ ONCE void soften(tile *t, int i, int first, int last, int32_t head_dim) {
     t->most[i] = most;
 }
 
+/* ---- values ------------------------------------------------------------------------------ */
+
 /* Elements d .. d + 15 of the value at a slot; of codes, without their scale. */
 INLINE vf value_at(const block *b, int slot, int32_t d) {
     if (b->info.bits == 16) {
         return vf_from_half((const uint16_t *)b->values + (int64_t)slot * b->head_dim + d);
     }
+    /* group: f16 scale[64] for n elements, then n / 32 times the codes of 32 elements per slot */
     const int32_t n = kv_value_group(b->type, b->head_dim);
     const uint8_t *group = b->values + d / n * kv_group_bytes(b->type, b->head_dim);
     const int64_t at = (int64_t)(d % n / GROUP * PAGE_POSITIONS + slot) * GROUP;
@@ -164,28 +204,29 @@ INLINE vf value_at(const block *b, int slot, int32_t d) {
     if (b->info.bits == 8) {
         return vf_from_int(vi_from_i8(codes + d % GROUP));
     }
+    /* 16 bytes: elements 0..15 in the low nibbles, 16..31 in the high ones */
     const vi code = vi_bits(vi_from_u8(codes), d % GROUP / 4, 15);
     return vf_from_int(vi_add(code, vi_set1(-8)));
 }
 
-/* sum += p * value over first <= slot < last, in this order, for queries i0 .. i0 + n - 1 and
- * 16 or 32 elements from d on. */
-INLINE void gather_some(tile *t, const block *b, int first, int last, int i0, int n, int32_t d,
-                        bool two) {
+/* sum += p * value over the slots, in their order, for queries i0 .. i0 + n - 1. */
+INLINE void gather_some(tile *t, const block *b, slot_range slots, int i0, int n, elements e) {
     const float (*p)[PAGE_POSITIONS] = b->info.bits == 16 ? t->p : t->scaled;
-    vf sum[2][QUERIES];
+    const int32_t d = e.d;
+    const bool two = e.two;
+    vf sum[2][QUERIES]; /* (16 or 32 elements, n) */
     UNROLL for (int i = 0; i < n; i++) {
         sum[0][i] = vf_load(&t->sum[i0 + i][d]);
         sum[1][i] = two ? vf_load(&t->sum[i0 + i][d + 16]) : sum[0][i];
     }
-    for (int slot = first; slot < last; slot++) {
-        const vf here = value_at(b, slot, d), next = two ? value_at(b, slot, d + 16) : here;
+    for (int slot = slots.first; slot < slots.last; slot++) {
+        const vf value = value_at(b, slot, d), next = two ? value_at(b, slot, d + 16) : value;
         if (b->info.bits == 16) {
             prefetch_next(b, (const uint16_t *)b->values + (int64_t)slot * b->head_dim + d);
         }
         UNROLL for (int i = 0; i < n; i++) {
             const vf weight = vf_set1(p[i0 + i][slot]);
-            sum[0][i] = vf_fma(weight, here, sum[0][i]);
+            sum[0][i] = vf_fma(weight, value, sum[0][i]);
             if (two) {
                 sum[1][i] = vf_fma(weight, next, sum[1][i]);
             }
@@ -199,7 +240,8 @@ INLINE void gather_some(tile *t, const block *b, int first, int last, int i0, in
     }
 }
 
-/* scaled = p times the scales of the group of values that begins with element d. */
+/* scaled = p times the scales of the group of values that begins with element d: so a code need not
+ * be multiplied with its scale. */
 INLINE void scale_weights(tile *t, const block *b, int32_t d, int n) {
     const int64_t bytes = kv_group_bytes(b->type, b->head_dim);
     const uint8_t *group = b->values + d / kv_value_group(b->type, b->head_dim) * bytes;
@@ -214,60 +256,65 @@ INLINE void scale_weights(tile *t, const block *b, int32_t d, int n) {
     }
 }
 
-/* The same for one query, type known to the compiler. */
-INLINE void gather_as(tile *t, block b, int32_t type, const int slots[2], int i, int32_t d,
-                      bool two) {
+/* gather_some of query i alone, type known to the compiler. */
+INLINE void gather_as(tile *t, block b, int32_t type, slot_range slots, int i, elements e) {
     b.type = type;
     b.info = kv_type_table[type];
-    gather_some(t, &b, slots[0], slots[1], i, 1, d, two);
+    gather_some(t, &b, slots, i, 1, e);
 }
 
-/* The same for one query, over what others of its tile do not see: at the ends of what is seen, and
- * rare. The block comes as a copy: of one whose address was given away nothing would be known. */
-ONCE void gather_alone(tile *t, block b, int first, int last, int i, int32_t d, bool two) {
-    const int slots[2] = {first, last};
+/* gather_some of query i alone, over slots that others of its tile do not see: they are at the ends
+ * of what is seen, and few. The block comes as a copy: of one whose address was given away the
+ * compiler would know nothing. */
+ONCE void gather_alone(tile *t, block b, int first, int last, int i, elements e) {
+    const slot_range slots = {first, last};
     if (first >= last) {
         return;
     }
     switch (b.type) {
-    case EDGE_KV_F16: gather_as(t, b, EDGE_KV_F16, slots, i, d, two); break;
-    case EDGE_KV_Q8: gather_as(t, b, EDGE_KV_Q8, slots, i, d, two); break;
-    default: gather_as(t, b, EDGE_KV_Q4, slots, i, d, two); break;
+    case EDGE_KV_F16: gather_as(t, b, EDGE_KV_F16, slots, i, e); break;
+    case EDGE_KV_Q8: gather_as(t, b, EDGE_KV_Q8, slots, i, e); break;
+    default: gather_as(t, b, EDGE_KV_Q4, slots, i, e); break;
     }
 }
 
-/* Slots that a block's queries see: each of them first .. last - 1, all together from the largest
- * first to the least last, any of them from the least first to the largest last. */
+/* Which slots of a block the queries see. */
 typedef struct {
-    int first[QUERIES], last[QUERIES];
-    int all_first, all_last, any_first, any_last;
+    slot_range each[QUERIES]; /* query i sees each[i]; empty where first == last */
+    slot_range all;           /* what all see: from the latest first to the earliest last */
+    slot_range any;           /* what any sees: from the earliest first to the latest last */
 } sight;
 
-INLINE void gather_columns(tile *t, const block *b, const sight *s, int n, int32_t d, bool two) {
-    if (s->all_first < s->all_last) { /* what each sees alone before, all together, and after */
-        for (int i = 0; i < n && s->any_first < s->all_first; i++) {
-            gather_alone(t, *b, s->first[i], s->all_first, i, d, two);
+/* Some elements of the values of a block, for n queries: what a query sees alone at the front, what
+ * all see together, what a query sees alone at the end. So each adds its slots in their order. */
+INLINE void gather_columns(tile *t, const block *b, const sight *s, int n, elements e) {
+    if (s->all.first < s->all.last) {
+        for (int i = 0; i < n && s->any.first < s->all.first; i++) {
+            gather_alone(t, *b, s->each[i].first, s->all.first, i, e);
         }
-        gather_some(t, b, s->all_first, s->all_last, 0, n, d, two);
-        for (int i = 0; i < n && s->all_last < s->any_last; i++) {
-            gather_alone(t, *b, s->all_last, s->last[i], i, d, two);
+        gather_some(t, b, s->all, 0, n, e);
+        for (int i = 0; i < n && s->all.last < s->any.last; i++) {
+            gather_alone(t, *b, s->all.last, s->each[i].last, i, e);
         }
-    } else {
+    } else { /* nothing together */
         for (int i = 0; i < n; i++) {
-            gather_alone(t, *b, s->first[i], s->last[i], i, d, two);
+            gather_alone(t, *b, s->each[i].first, s->each[i].last, i, e);
         }
     }
 }
 
+/* sum += p * value, all elements, of what the n queries see of a block. */
 INLINE void gather_values(tile *t, const block *b, const sight *s, int n) {
     const int width = ATTENTION_WIDTH > 1 ? 32 : 16;
     for (int32_t d = 0; d < b->head_dim; d += width) {
         if (b->info.bits < 16 && d % kv_value_group(b->type, b->head_dim) == 0) {
             scale_weights(t, b, d, n);
         }
-        gather_columns(t, b, s, n, d, width == 32 && d + 32 <= b->head_dim);
+        gather_columns(t, b, s, n, (elements){d, width == 32 && d + 32 <= b->head_dim});
     }
 }
+
+/* ---- blocks, one after the other --------------------------------------------------------- */
 
 static inline int32_t max(int32_t x, int32_t y) { return x > y ? x : y; }
 
@@ -275,18 +322,20 @@ static inline int clamp(int32_t x, int32_t low, int32_t high) {
     return x < low ? low : x > high ? high : x;
 }
 
-/* All n queries over the block that starts at position `base`. */
+/* All n queries over a block. base: the position of its slot 0. */
 INLINE void attend_block(tile *t, const block *b, int32_t base, bool is_sink, int n) {
-    sight s = {.all_last = PAGE_POSITIONS, .any_first = PAGE_POSITIONS};
+    sight s = {.all = {0, PAGE_POSITIONS}, .any = {PAGE_POSITIONS, 0}};
     for (int i = 0; i < n; i++) {
-        s.first[i] = clamp((is_sink ? t->first_sink : t->first)[i] - base, 0, PAGE_POSITIONS);
-        s.last[i] = clamp(t->last[i] - base, s.first[i], PAGE_POSITIONS);
-        s.any_first = s.first[i] < s.any_first ? s.first[i] : s.any_first;
-        s.any_last = s.last[i] > s.any_last ? s.last[i] : s.any_last;
-        s.all_first = s.first[i] > s.all_first ? s.first[i] : s.all_first;
-        s.all_last = s.last[i] < s.all_last ? s.last[i] : s.all_last;
+        const int first = clamp((is_sink ? t->first_sink : t->first)[i] - base, 0, PAGE_POSITIONS);
+        const int last = clamp(t->last[i] - base, first, PAGE_POSITIONS);
+        s.each[i] = (slot_range){first, last};
+        s.any.first = first < s.any.first ? first : s.any.first;
+        s.any.last = last > s.any.last ? last : s.any.last;
+        s.all.first = first > s.all.first ? first : s.all.first;
+        s.all.last = last < s.all.last ? last : s.all.last;
     }
-    for (int panel = s.any_first / 16 / ATTENTION_WIDTH * ATTENTION_WIDTH; 16 * panel < s.any_last;
+    /* ATTENTION_WIDTH panels at a time, from a multiple of it on */
+    for (int panel = s.any.first / 16 / ATTENTION_WIDTH * ATTENTION_WIDTH; 16 * panel < s.any.last;
          panel += ATTENTION_WIDTH) {
         score(t, b, panel, n);
     }
@@ -294,14 +343,15 @@ INLINE void attend_block(tile *t, const block *b, int32_t base, bool is_sink, in
         add_base(t, kv_base_of(b->keys, b->type, b->head_dim), b->head_dim, n);
     }
     for (int i = 0; i < n; i++) {
-        if (s.first[i] < s.last[i]) {
-            soften(t, i, s.first[i], s.last[i], b->head_dim);
+        if (s.each[i].first < s.each[i].last) {
+            soften(t, i, s.each[i].first, s.each[i].last, b->head_dim);
         }
     }
     gather_values(t, b, &s, n);
 }
 
-/* Queries j0 .. j0 + n - 1 into the tile; query j is head j % group of row j / group. */
+/* Queries j0 .. j0 + n - 1 of the chunk into the tile. Query j is head j % group, of those that
+ * share the key head, of row j / group. */
 ONCE void begin(tile *t, const attention_args *a, int64_t j0, int n) {
     const kv_type_info type = kv_type_table[a->kv->shape.type];
     const float scale = 1.0f / sqrtf((float)a->head_dim);
@@ -313,7 +363,7 @@ ONCE void begin(tile *t, const attention_args *a, int64_t j0, int n) {
             vf_store(&t->q[i][d], vf_mul(vf_load(q + d), vf_set1(scale)));
             vf_store(&t->sum[i][d], vf_zero());
         }
-        if (type.based) {
+        if (type.based) { /* keys are turned, so queries are */
             FN(turn)(t->q[i], a->head_dim);
         }
         if (type.bits < 16) {
@@ -322,13 +372,14 @@ ONCE void begin(tile *t, const attention_args *a, int64_t j0, int n) {
         t->most[i] = -INFINITY;
         t->total[i] = 0.0f;
         t->last[i] = a->start + (int32_t)row + 1;
+        /* the first page behind the sinks that it sees, then the model's window of positions */
         const int32_t page = kv_first_page(a->kv, (t->last[i] - 1) / PAGE_POSITIONS);
         t->first_sink[i] = a->window > 0 && t->last[i] > a->window ? t->last[i] - a->window : 0;
         t->first[i] = max(t->first_sink[i], page * PAGE_POSITIONS);
     }
 }
 
-/* What the queries saw, to where it belongs. */
+/* out = sum / total of the queries. */
 ONCE void end(tile *t, const attention_args *a, int64_t j0, int n) {
     const kv_type_info type = kv_type_table[a->kv->shape.type];
     const int64_t first_head = (int64_t)a->i_kv_head * a->group;
@@ -338,12 +389,15 @@ ONCE void end(tile *t, const attention_args *a, int64_t j0, int n) {
         for (int32_t d = 0; d < a->head_dim; d += 16) {
             vf_store(out + d, vf_div(vf_load(&t->sum[i][d]), vf_set1(t->total[i])));
         }
-        if (type.based) {
+        if (type.based) { /* values were turned: this turns them back */
             FN(turn)(out, a->head_dim);
         }
     }
 }
 
+/* A tile of n queries from j0 on over all blocks that one of them sees, in order of positions: the
+ * pages of sinks, then those from gap_end on. The first query sees the earliest positions, the last
+ * the latest. */
 SPECIALIZED void attend(const attention_args *a, int64_t j0, int n, int32_t type) {
     tile t;
     block b = {.type = type, .info = kv_type_table[type], .head_dim = a->head_dim};
@@ -353,8 +407,8 @@ SPECIALIZED void attend(const attention_args *a, int64_t j0, int n, int32_t type
     const int32_t gap_end = t.first[0] / PAGE_POSITIONS * PAGE_POSITIONS;
     while (base < t.last[n - 1]) {
         const bool is_sink = base < a->kv->sink_pages * PAGE_POSITIONS;
-        base = is_sink ? base : max(base, gap_end); /* over what nobody sees */
-        int32_t next = base + PAGE_POSITIONS;
+        base = is_sink ? base : max(base, gap_end); /* pages between are seen by nobody */
+        int32_t next = base + PAGE_POSITIONS;       /* the block after this one */
         if (next >= a->kv->sink_pages * PAGE_POSITIONS) {
             next = max(next, gap_end);
         }
@@ -362,6 +416,7 @@ SPECIALIZED void attend(const attention_args *a, int64_t j0, int n, int32_t type
         const uint8_t *page = pages[base / PAGE_POSITIONS];
         b.keys = page + a->kv_offset;
         b.values = b.keys + key_bytes;
+        /* behind the last block nothing is to be asked for: ahead is 0 */
         const void *after = next < t.last[n - 1] ? pages[next / PAGE_POSITIONS] : page;
         b.ahead = (uintptr_t)after - (uintptr_t)page;
         attend_block(&t, &b, base, is_sink, n);
@@ -370,7 +425,7 @@ SPECIALIZED void attend(const attention_args *a, int64_t j0, int n, int32_t type
     end(&t, a, j0, n);
 }
 
-/* One function per type and number of queries. */
+/* Queries j .. last - 1, in tiles of QUERIES and one of the rest; a function for each size. */
 INLINE void attend_all(const attention_args *a, int64_t j, int64_t last, int32_t type) {
     for (; j + QUERIES <= last; j += QUERIES) {
         attend(a, j, QUERIES, type);
