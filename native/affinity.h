@@ -1,4 +1,4 @@
-/* Which CPUs the calling thread may run on: Linux and Android; other systems do not say or ask. */
+/* Which CPUs the calling thread may run on. Linux and Android only: elsewhere it is ENOSYS. */
 #ifndef EDGE_AFFINITY_H
 #define EDGE_AFFINITY_H
 
@@ -20,7 +20,7 @@ static inline void mask_add(cpu_mask *mask, int32_t cpu) {
     mask->words[(uint32_t)cpu / CPUS_PER_WORD] |= 1ul << ((uint32_t)cpu % CPUS_PER_WORD);
 }
 
-/* Both return 0 or an errno, and change the calling thread alone. */
+/* Both return 0 or an errno. They concern the calling thread alone. */
 static inline int32_t affinity_get(cpu_mask *mask) {
 #if defined(__linux__)
     *mask = (cpu_mask){{0}};

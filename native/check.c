@@ -57,7 +57,7 @@ static const char *check_no_overlap(const checked *c, const edge_buffer *a, cons
     return NULL;
 }
 
-/* Elementwise in place, or apart. */
+/* a and b are the same buffer, as elementwise ops allow, or do not overlap. */
 static const char *check_same_or_apart(const checked *c, const edge_buffer *a,
                                        const edge_buffer *b) {
     return a->kind == b->kind && a->offset == b->offset ? NULL : check_no_overlap(c, a, b);
@@ -232,7 +232,7 @@ static const char *check_op(const checked *c) {
     }
 }
 
-/* The caller gives room for rows of one length. */
+/* The dim of the first buffer of logits; there is one. edge_step holds rows of one length. */
 static int32_t logits_dim(const edge_plan_spec *s) {
     int32_t i = 0;
     while (s->buffers[i].kind != EDGE_BUFFER_LOGITS) {

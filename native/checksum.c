@@ -5,10 +5,10 @@
 #include "error.h"
 #include "pool.h"
 
-/* One chunk is one piece of a thread's work. Within it, 8 lanes add up their 32-bit words (a) and
- * the sums so far (b), which is Fletcher's rule: a tells that a word changed, b that it moved. A
- * lane has 2^15 words, so that a < 2^47 and b < 2^62: nothing wraps, and every change of one word,
- * and every exchange of two that differ, changes a sum. */
+/* Threads take chunks. In a chunk 8 lanes add their 32-bit words to a, and a to b after each word
+ * (Fletcher's checksum): a changes when a word does, b when words change places. A lane has 2^15
+ * words of a chunk, so a < 2^47 and b < 2^62: nothing wraps. So every change of one word, and every
+ * exchange of two words that differ, changes a sum. */
 #define CHUNK_BYTES (1 << 20)
 #define N_LANES 8
 #define BLOCK_BYTES (8 * N_LANES)
@@ -54,7 +54,7 @@ static void sum_chunk(void *context, uint32_t stage, uint32_t chunk) {
     const int64_t n_blocks = n_bytes / BLOCK_BYTES, n_tail = n_bytes % BLOCK_BYTES;
     uint64_t a[N_LANES] = {0}, b[N_LANES] = {0};
     add_blocks(a, b, s->data + start, n_blocks);
-    if (n_tail != 0) { /* filled up with zeros: the length tells them from zeros of the data */
+    if (n_tail != 0) { /* padded with zeros; the length of the data is in the sum, too */
         uint8_t tail[BLOCK_BYTES] = {0};
         memcpy(tail, s->data + start + n_blocks * BLOCK_BYTES, (size_t)n_tail);
         add_blocks(a, b, tail, 1);

@@ -18,7 +18,7 @@ bool cpu_has_bf16(int32_t i);
 uint32_t cpu_float_mode(void);
 void cpu_float_restore(uint32_t mode);
 
-/* Some tens of cycles. yield is for cores that run several threads: elsewhere it does nothing. */
+/* Waits some tens of cycles. On 64-bit ARM isb does, yield does nothing on most cores. */
 static inline void cpu_pause(void) {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();

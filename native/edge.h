@@ -2,8 +2,8 @@
  *
  * Sizes: m tokens, n output rows, k shared dimension, in elements; _bytes in bytes.
  * Functions that can fail return an edge_status and fill *error when it is not NULL.
- * Nothing here calls exit or prints, unless a program asks for it by edge_exit_on_bus_error, or
- * keeps a pointer longer than it says.
+ * Nothing here keeps a pointer longer than it says. Nothing prints or exits, except what
+ * edge_exit_on_bus_error sets up.
  */
 
 typedef enum {
@@ -29,9 +29,9 @@ typedef struct {
 /* The version of this library; it must equal the Python package's. */
 const char *edge_version(void);
 
-/* For programs, never for a library inside one: from now on a bus error (a mapped file was cut
- * short, its disk fails) writes text, at most 256 bytes of it, to stderr and ends the process with
- * code 1. Does nothing on Windows, where mapped files cannot be cut short. */
+/* From now on a bus error writes text, at most 256 bytes of it, to stderr and ends the process with
+ * code 1. A bus error means that a mapped file was cut short, or that its disk fails. For programs,
+ * not for libraries. Does nothing on Windows, where mapped files cannot be cut short. */
 void edge_exit_on_bus_error(const char *text);
 
 /* ---- instruction sets -------------------------------------------------------------------- */
@@ -41,19 +41,20 @@ const char *edge_isa_name(int32_t i);
 /* 1 when this CPU and operating system can run it, else 0. */
 int32_t edge_isa_usable(int32_t i);
 
-/* 1 when it can and has an instruction for bfloat16 dot products. */
+/* 1 when the i-th is usable and has an instruction for bfloat16 dot products, else 0. */
 int32_t edge_isa_has_bf16(int32_t i);
 
 /* ---- threads ----------------------------------------------------------------------------- */
 
 typedef struct edge_pool edge_pool;
 
-/* n_threads: workers that take part in a run, the caller's own thread included; 1..256.
- * cpus: n_cpus numbers from 0 to 1023, as the system counts: the threads run there alone, the
- * caller's as long as a run lasts; n_cpus 0: anywhere. A system that refuses stops nothing. */
+/* n_threads: threads that work in a run, the caller's own included; 1..256.
+ * cpus: n_cpus numbers from 0 to 1023, as the system counts them. The threads run on these CPUs
+ * alone, the caller's only while a run lasts. n_cpus 0: on any CPU. When the system refuses, runs
+ * go on anywhere, and edge_pool_refused says so. */
 int32_t edge_pool_new(int32_t n_threads, const int32_t *cpus, int32_t n_cpus, edge_pool **pool,
                       edge_error *error);
-/* 0: the pool's threads run where they were to; else the errno of the system's last refusal. */
+/* The errno of the system's last refusal to keep the threads on their CPUs; 0: none. */
 int32_t edge_pool_refused(const edge_pool *pool);
 void edge_pool_free(edge_pool *pool);
 
@@ -137,9 +138,9 @@ int32_t edge_layout_version(void);
 int32_t edge_weight_describe(int32_t type, int32_t form, int64_t n, int64_t k, edge_weight *weight,
                              edge_error *error);
 
-/* Packs the disk blocks src, n rows of k, into weight->data (which must have n_bytes of room and
- * comes from edge_weight_describe with this type). EDGE_BAD_DATA for a scale or value that is NaN
- * or infinite: row is then its row, column its first element. */
+/* Packs the disk blocks src, n rows of k, into weight->data, which has room for n_bytes. weight was
+ * filled by edge_weight_describe with this type. EDGE_BAD_DATA for a scale or value that is NaN or
+ * infinite: error->row is its row, error->column the first element of its block. */
 int32_t edge_weight_pack(edge_pool *pool, int32_t type, edge_weight *weight, const void *src,
                          int64_t src_bytes, edge_error *error);
 
@@ -154,12 +155,13 @@ int32_t edge_weight_unpack(const edge_weight *weight, int64_t row, int64_t n_row
 int32_t edge_weight_codes(const edge_weight *weight, int64_t row, int64_t n_rows, int8_t *codes,
                           float *scales, float *mins);
 
-/* All values that codes of this weight, packed or only described, can have, in values[256], some
- * maybe twice, and whether it has minima (1 or 0). Returns how many; 0 for layouts of floats. */
+/* All values that the codes of this weight can have, into values (256), some maybe twice. has_min:
+ * 1 when the weight has minima, else 0. The weight may be described only, without data. Returns how
+ * many values there are; 0 for layouts of floats. */
 int32_t edge_weight_values(const edge_weight *weight, int8_t *values, int32_t *has_min);
 
-/* A checksum of n_bytes, sum[2], the same for any number of threads and on every machine. It finds
- * damage, not malice. */
+/* A checksum of n_bytes into sum (2): the same for any number of threads and on every machine. It
+ * finds damage, but whoever wants can make data with the same checksum. */
 int32_t edge_checksum(edge_pool *pool, const void *data, int64_t n_bytes, uint64_t *sum);
 
 /* ---- the KV cache ------------------------------------------------------------------------ */
@@ -167,7 +169,8 @@ int32_t edge_checksum(edge_pool *pool, const void *data, int64_t n_bytes, uint64
 /* How keys and values are kept, drawn in kv.h. */
 typedef enum { EDGE_KV_F16 = 0, EDGE_KV_Q8, EDGE_KV_Q4, EDGE_N_KV_TYPES } edge_kv_type;
 
-/* What a page holds: keys and values of some positions, of all layers and key heads. */
+/* A page holds the keys and values of edge_page_positions() positions, of all layers and key
+ * heads. */
 typedef struct {
     int32_t type; /* edge_kv_type */
     int32_t n_layers, n_kv_heads, head_dim;
@@ -177,7 +180,8 @@ typedef struct {
 const char *edge_kv_type_name(int32_t type);
 /* Positions of a page, of every type. */
 int32_t edge_page_positions(void);
-/* Bytes of a page, a multiple of 64; -1: out of range, or no heads that the type can keep. */
+/* Bytes of a page, a multiple of 64; -1: a number is out of range, or the type cannot keep heads of
+ * this size. */
 int64_t edge_page_bytes(const edge_kv_shape *shape);
 
 /* The cache of one session: position p lies in pages[p / edge_page_positions()].
@@ -187,7 +191,7 @@ typedef struct {
     edge_kv_shape shape;
     int32_t n_pages; /* of the table */
     int32_t sink_pages, window_pages;
-    void *const *pages; /* 64-byte aligned; NULL where no position of a run looks */
+    void *const *pages; /* (n_pages), 64-byte aligned; NULL: no position of a run sees the page */
 } edge_kv;
 
 /* ---- the plan ---------------------------------------------------------------------------- */
@@ -195,8 +199,8 @@ typedef struct {
 typedef enum {
     EDGE_BUFFER_F32 = 0,   /* float [rows][dim] in the arena */
     EDGE_BUFFER_Q8 = 1,    /* dim quantised per group of 32, columns in tiles: see layouts.h */
-    EDGE_BUFFER_Q8X2 = 2,  /* the same, and a second column for what the first one left */
-    EDGE_BUFFER_LOGITS = 3 /* float [rows][dim], the caller's; all of one dim, n_vocab */
+    EDGE_BUFFER_Q8X2 = 2,  /* the same, and a second column for what rounding took from the first */
+    EDGE_BUFFER_LOGITS = 3 /* float [rows][dim], edge_step's; all have the same dim, n_vocab */
 } edge_buffer_kind;
 
 typedef struct {
@@ -206,8 +210,8 @@ typedef struct {
     int64_t offset;        /* into the arena, multiple of 64 */
 } edge_buffer;
 
-/* in, in2, out: buffers, w: weights of the op. GATED_MATMUL takes two weights, or one that holds
- * the rows of gate, then of up. */
+/* in, in2, out: buffers; w: weights. GATED_MATMUL takes two weights, gate and up, or one weight
+ * that holds the rows of gate and then those of up. */
 typedef enum {
     EDGE_OP_EMBED = 0,        /* out = rows of w[0] by token */
     EDGE_OP_ANGLES = 1,       /* out = cos, sin [n_rot / 2][2] by position; w[0]: factors */
@@ -246,34 +250,34 @@ typedef struct {
     int32_t n_ops, n_buffers, n_weights;
     const edge_op *ops; /* the three arrays are copied */
     const edge_buffer *buffers;
-    const edge_weight *weights; /* their data is not */
+    const edge_weight *weights; /* the data of the weights is not copied */
     void *arena;                /* arena_bytes, 64-byte aligned; outlives the plan */
     int64_t arena_bytes;
 } edge_plan_spec;
 
 typedef struct edge_plan edge_plan;
 
-/* Checks everything that a run relies on. */
+/* Makes a plan, after a check of everything that a run relies on. */
 int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **plan, edge_error *error);
 void edge_plan_free(edge_plan *plan);
 
 /* Arena bytes that a buffer takes for a number of rows; -1: out of range. */
 int64_t edge_buffer_bytes(int32_t kind, int32_t dim, int32_t rows);
 
-/* One call: n_tokens tokens at positions start.. of one cache, into pages that are nobody else's.
- */
+/* One run: n_tokens tokens at positions start, start + 1, ... of one cache. It writes to the pages
+ * of these positions, which no other cache may share. */
 typedef struct {
     const int32_t *tokens;
     int32_t n_tokens;      /* 1..max_tokens */
-    int32_t start;         /* position of the first; those before it are in the cache */
+    int32_t start;         /* position of the first token; the cache has all positions before it */
     int32_t n_logits;      /* logits of the last n_logits tokens, 0..n_tokens */
     int32_t n_ops;         /* run only the first n_ops ops; -1: all */
     float *logits;         /* (n_logits, n_vocab), or NULL when n_logits is 0 */
-    const int32_t *cancel; /* looked at before each chunk of work, non-zero stops; may be NULL */
-    int64_t *op_ns;        /* per op, nanoseconds of wall time; may be NULL */
+    const int32_t *cancel; /* read before each chunk of work, non-zero stops the run; may be NULL */
+    int64_t *op_ns;        /* (n_ops), nanoseconds of wall time of each; may be NULL */
 } edge_step;
 
-/* One thread at a time per plan, per pool and per cache. */
+/* Runs a step. A plan, a pool and a cache each serve one run at a time. */
 int32_t edge_run(edge_plan *plan, edge_pool *pool, const edge_kv *kv, const edge_step *step,
                  edge_error *error);
 
@@ -282,8 +286,8 @@ int32_t edge_plan_read(const edge_plan *plan, int32_t buffer, int32_t rows, floa
 
 /* ---- numbers for the sampler ------------------------------------------------------------- */
 
-/* out = softmax(x) and out = log(softmax(x)), n elements, with an instruction set that is usable;
- * the same bits on every machine. */
+/* out = softmax(x), and out = log(softmax(x)), of n elements. isa: a usable instruction set. The
+ * bits are the same on every machine. */
 void edge_softmax(int32_t isa, const float *x, int64_t n, float *out);
 void edge_log_softmax(int32_t isa, const float *x, int64_t n, float *out);
 
@@ -291,6 +295,6 @@ void edge_log_softmax(int32_t isa, const float *x, int64_t n, float *out);
 
 /* Reads data once with all threads of the pool; *ns: nanoseconds of wall time. */
 int32_t edge_measure_read(edge_pool *pool, const void *data, int64_t n_bytes, int64_t *ns);
-/* Runs int8 dot products out of registers on all threads of the pool; *ns: nanoseconds of wall
- * time, *macs: multiply-adds done in it. */
+/* Runs int8 dot products of numbers in registers on all threads of the pool; *ns: nanoseconds of
+ * wall time, *macs: the multiply-adds done in it. */
 int32_t edge_measure_dot(edge_pool *pool, int32_t isa, int64_t *macs, int64_t *ns);

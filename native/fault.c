@@ -1,7 +1,7 @@
 /* A mapped file that is cut short, or whose disk fails, raises SIGBUS at the next read of it. */
 #include "api.h"
 
-#ifdef _WIN32 /* where a file that is mapped cannot be cut short */
+#ifdef _WIN32 /* a mapped file cannot be cut short there */
 
 void edge_exit_on_bus_error(const char *text) { (void)text; }
 
@@ -11,20 +11,20 @@ void edge_exit_on_bus_error(const char *text) { (void)text; }
 #include <string.h>
 #include <unistd.h>
 
-static char said[256];
-static size_t n_said;
+static char message[256];
+static size_t n_message;
 
-/* Only what a handler may call. */
-static void say_and_exit(int number) {
+/* A signal handler: it calls only what is safe in one. */
+static void print_and_exit(int number) {
     (void)number;
-    (void)!write(STDERR_FILENO, said, n_said);
+    (void)!write(STDERR_FILENO, message, n_message);
     _exit(1);
 }
 
 void edge_exit_on_bus_error(const char *text) {
-    n_said = strnlen(text, sizeof said);
-    memcpy(said, text, n_said);
-    signal(SIGBUS, say_and_exit); /* not sigaction, whose struct is another one on Android */
+    n_message = strnlen(text, sizeof message);
+    memcpy(message, text, n_message);
+    signal(SIGBUS, print_and_exit); /* not sigaction: its struct is another one on Android */
 }
 
 #endif

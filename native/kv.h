@@ -11,11 +11,11 @@
  *   q4    | f16 scale[64] per block | u8 code[head_dim / 32][64][16] |   byte i: code of element i
  *         of the 32 low, of element 16 + i high nibble; a block is as in kernels/store.c
  *
- * q4 rotates heads by a Hadamard matrix and keeps of a key only how far it is from the mean key of
- * the page before, which is the same for all of a page; and apart, with 16 bits, how much of that
- * its codes missed in the direction of queries, most of which point much the same way:
- *   base   | f16 missed[64] | f16 scale[2][head_dim / 32] | i8 code[2][head_dim] |   mean,
- * direction key = mean + codes + missed * direction
+ * q4 rotates heads by a Hadamard matrix. The base of a page has two vectors of head_dim codes: the
+ * mean key of the page before, and the direction of queries, most of which point much the same way.
+ * Codes hold a key minus the mean. A number of 16 bits per key, `missed`, says how far the codes
+ * are off in that direction. base   | f16 missed[64] | f16 scale[2][head_dim / 32] | i8
+ * code[2][head_dim] | key = mean + codes + missed * direction
  *
  * Bits a number, for heads of 64 and 128: q8 8.5, 8.5; q4 4.69, 4.53. */
 #ifndef EDGE_KV_H
@@ -31,7 +31,7 @@ typedef struct {
     bool based;            /* rotated, and relative to a base */
 } kv_type_info;
 
-/* In a header, so that the compiler knows what a kernel is made for. */
+/* It stands in a header, so that the compiler knows the type that it makes a kernel for. */
 static const kv_type_info kv_type_table[EDGE_N_KV_TYPES] = {
     [EDGE_KV_F16] = {"f16", EDGE_LAYOUT_F16, EDGE_TABLE_NONE, 16, false},
     [EDGE_KV_Q8] = {"q8", EDGE_LAYOUT_C8H32, EDGE_TABLE_NONE, 8, false},
@@ -53,7 +53,8 @@ static inline int64_t kv_group_bytes(int32_t type, int32_t head_dim) {
     return PAGE_POSITIONS * (bits == 16 ? 2 * group : 2 + group * bits / 8);
 }
 
-/* Where the values of a layer and head lie, and the base, from its start; and where it ends. */
+/* From the start of a layer and head, in bytes: where its values begin, where its base begins, and
+ * where it ends. */
 static inline int64_t kv_values_at(int32_t type, int32_t head_dim) {
     return PAGE_POSITIONS / PANEL_ROWS * panel_bytes(kv_type_table[type].layout, head_dim);
 }

@@ -60,9 +60,9 @@
  * other; scale = amax / 127, code = round-to-even(x * (127 / amax)). minus_sum is minus the sum of
  * the codes, minus_halves minus those of k 0..15 and of k 16..31, total the scale times the sum.
  *
- * EDGE_BUFFER_Q8X2 has two columns per token, 2 i and 2 i + 1: the second holds x - scale * code of
- * the first, so that their products add up to some 15 bits. Where weights are read once for a few
- * columns, as for the output head, the second column is free.
+ * EDGE_BUFFER_Q8X2 has two columns per token, 2 i and 2 i + 1. The second one holds what the first
+ * lost by rounding, x - scale * code. Both products are added, which is as good as codes of some 15
+ * bits. Where a few columns wait for the weights, as in the output head, it costs no time.
  */
 #ifndef EDGE_LAYOUTS_H
 #define EDGE_LAYOUTS_H
@@ -137,7 +137,7 @@ typedef struct {
      index,                                                                                        \
      weights}
 
-/* In a header, so that the compiler knows what a kernel is made for. */
+/* It stands in a header, so that the compiler knows the layout that it makes a kernel for. */
 static const layout_info layout_table[EDGE_N_LAYOUTS] = {
     [EDGE_LAYOUT_F32] = FLOATS("f32", 32),
     [EDGE_LAYOUT_F16] = FLOATS("f16", 16),

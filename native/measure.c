@@ -16,8 +16,8 @@ static int64_t timed(edge_pool *pool, const pool_job *job) {
 
 /* ---- memory ------------------------------------------------------------------------------ */
 
-/* Read as matmuls read their panels: a step of a few lines, what comes AHEAD asked for, since
- * hardware prefetchers stop at the page. */
+/* Memory is read as matmuls read their panels: a few cache lines a step, and a prefetch AHEAD bytes
+ * later, because hardware prefetchers stop at the page. */
 enum { READ_CHUNK = 1 << 18, STEP = 256, AHEAD = 4096 };
 
 typedef uint64_t words __attribute__((vector_size(16), aligned(8)));
@@ -25,7 +25,7 @@ typedef uint64_t words __attribute__((vector_size(16), aligned(8)));
 typedef struct {
     const uint8_t *data;
     int64_t n_bytes;
-    _Atomic uint64_t sum; /* so that the loads happen */
+    _Atomic uint64_t sum; /* used, so that the compiler leaves no load out */
 } reading;
 
 static uint32_t read_chunks(void *context, uint32_t stage) {
@@ -74,8 +74,8 @@ int32_t edge_measure_read(edge_pool *pool, const void *data, int64_t n_bytes, in
 
 /* ---- int8 dot products ------------------------------------------------------------------- */
 
-/* Chunks per thread: small enough that a thread that wakes late costs little. Rounds grow until
- * one takes DOT_NS. */
+/* DOT_CHUNKS chunks per thread: a thread that wakes late costs little. n_rounds grows until a run
+ * takes DOT_NS. */
 enum { DOT_CHUNKS = 16, DOT_NS = 20000000, DOT_START = 64, DOT_GROWTH = 4 };
 
 typedef struct {

@@ -1,11 +1,11 @@
-/* Panels, one row and one block or group at a time: plain code for packing and for reading rows. */
+/* Writes packed weights into panels and reads them back, a row and a block or group at a time. */
 #ifndef EDGE_PANELS_H
 #define EDGE_PANELS_H
 
 #include "formats/formats.h"
 
-/* Row r of block j of a panel of k, from a decoded block. Padding rows and groups must be zero
- * already. */
+/* Writes a decoded block as block j of row r of a panel with k columns. Rows and groups that
+ * nothing is written to must be zero already. */
 void panel_put(int32_t layout, uint8_t *panel, int64_t k, int64_t j, int r,
                const decoded_block *in);
 void panel_put_grid(int32_t layout, uint8_t *panel, int64_t k, int64_t j, int r,
@@ -22,8 +22,8 @@ typedef struct {
 /* Row r, group g. Not for floats. */
 void panel_codes(const edge_weight *w, const uint8_t *panel, int r, int64_t g, group_codes *out);
 
-/* What the codes of a layout stand for, one after the other: values, at most 256; returns how many.
- * Not for floats. */
+/* values[code]: what each code of a layout stands for, at most 256; returns how many there are. Not
+ * for floats. */
 int panel_values(int32_t layout, int32_t table, int8_t *values);
 
 /* out[GROUP]: the values of row r, group g. Not for floats. */

@@ -20,7 +20,7 @@ enum {
     TABLES_TO_127 = 1 << EDGE_TABLE_IQ3_XXS | 1 << EDGE_TABLE_IQ2
 };
 
-/* In a header, so that the compiler knows them. */
+/* They stand in a header, so that the compiler knows their contents. */
 #define PLAIN {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 #define ZERO(shift) 1 << (shift), shift
 #define MAGNITUDES(z, a, b, c, d, e, f, g, h)                                                      \

@@ -1,6 +1,6 @@
 /* Matmul tiles of bfloat16 weights by the instruction for them, where the instruction set has one:
- * it rounds activations to bfloat16 and sums in an order of its own, so that results have other
- * bits than those of fp32. Only for plans that ask for it. */
+ * it rounds activations to bfloat16 and sums in an order of its own, so the bits of results are not
+ * those of other tables. Only plans with native_bf16 use it. */
 #include "kernels/isa.h"
 
 #ifdef HAS_BF16_DOT

@@ -3,9 +3,9 @@
 #ifndef EDGE_KERNELS_ISA_H
 #define EDGE_KERNELS_ISA_H
 
-/* UNROLL: loops over columns, whose bounds the compiler knows; their arrays must end up in
- * registers. INLINE: what must be inlined for that. Not under the sanitizers, where each access
- * brings its check and compiling would take minutes. */
+/* UNROLL: before loops over columns. The compiler knows their bounds, and their arrays must end up
+ * in registers. INLINE: functions that must be inlined for that. Not under the sanitizers: each
+ * access brings a check of its own, and compiling would take minutes. */
 #ifdef __SANITIZE_ADDRESS__
 #define UNROLL
 #define INLINE static inline
@@ -13,7 +13,7 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
 #endif
-/* ONCE: what costs little beside a call of it, and is not to be compiled into each caller. */
+/* ONCE: functions that are not inlined, because a call costs little beside what they do. */
 #define ONCE static __attribute__((noinline))
 
 #include <float.h>
@@ -52,10 +52,10 @@ void FN(log_softmax)(const float *, int64_t, float *);
 int32_t FN(all_finite)(const float *, int64_t);
 int64_t FN(dots)(int64_t, int32_t *);
 
-/* Vector instructions that flush denormals, to zero, say so by two flags, which stay until they are
- * cleared. EXACT(call, again): call, and where it flushed anything `again`, the same by the scalar
- * kernels, which keep denormals. So `call` must leave its inputs as they are. Calls may nest: what
- * was flushed before stays known. */
+/* Vector instructions that flush denormals to zero set two flags, which stay set until they are
+ * cleared. EXACT(call, again): runs call. If that flushed anything it runs `again`, the same by the
+ * scalar kernels, which keep denormals. So `call` must leave its inputs as they are. Calls may
+ * nest: flags that were set before are set again. */
 #ifdef FLUSHES_DENORMALS
 enum { FLUSHED = 1 << 7 | 1 << 3 }; /* of FPSCR: an operand (IDC), a result (UFC) */
 
@@ -86,7 +86,7 @@ INLINE void set_float_flags(uint32_t flags) {
     } while (0)
 #endif
 
-/* c columns of 16 rows to where they belong, beside the residual. */
+/* sum (c), 16 rows each, plus the residual if there is one, to column j of out + at. */
 INLINE void store_tile(const tile_args *a, int64_t at, const vf *sum, int c) {
     UNROLL for (int j = 0; j < c; j++) {
         const int64_t i = at + j * a->stride;

@@ -1,5 +1,5 @@
-/* The table of functions that each instruction set registers. All own nothing: no allocation, no
- * threads, no state. Every table gives the same bits. */
+/* The table of functions that each instruction set has. They allocate nothing, start no threads and
+ * keep no state. Every table gives the same bits. */
 #ifndef EDGE_KERNELS_H
 #define EDGE_KERNELS_H
 
@@ -28,7 +28,8 @@ typedef struct {
  */
 typedef void (*tile_function)(const tile_args *args);
 
-/* A column of a tile of quantised activations; twice: the next column takes what is left. */
+/* A column of a tile of quantised activations. twice: the next column takes what rounding took from
+ * this one. */
 typedef struct {
     void *tile;
     int32_t column, columns;
@@ -77,9 +78,9 @@ struct edge_kernels {
 
     /* out[k] = x / sqrt(mean(x^2) + eps) * weight. */
     void (*norm)(const float *x, const float *weight, float eps, int64_t k, float *out);
-    /* x, k a multiple of 32, into its place. */
+    /* x (k) into its place; k is a multiple of 32. */
     void (*quantize)(const float *x, int64_t k, q8_place place);
-    /* norm, then quantize, without the pass over memory between. */
+    /* norm, then quantize, without writing the floats to memory between. */
     void (*norm_quantize)(const float *x, const float *weight, float eps, int64_t k,
                           q8_place place);
     /* out = activation(gate) * up, n elements. */
@@ -97,7 +98,8 @@ struct edge_kernels {
     void (*log_softmax)(const float *x, int64_t n, float *out);
     /* 1 when every element is finite. */
     int32_t (*all_finite)(const float *x, int64_t n);
-    /* Int8 dot products out of registers; returns the multiply-adds done, out (16) their sums. */
+    /* Int8 dot products of numbers in registers, their sums to out (16); returns how many
+     * multiply-adds were done. */
     int64_t (*dots)(int64_t n_rounds, int32_t *out);
 };
 typedef struct edge_kernels edge_kernels;

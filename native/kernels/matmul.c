@@ -322,8 +322,7 @@ INLINE void tile_with_table(code_recipe recipe, const tile_args *a, int panels, 
 }
 
 /* Instruction sets that count the bits of products (NEEDS_MAX) get a function for each size of
- * weights that the tables of a layout have: up to 31, up to 127, any. The others get one for all.
- */
+ * weights that the tables of a layout have: up to 31, up to 127, any. Others get one for all. */
 INLINE void tile_looked_up(layout_info l, const tile_args *a, int panels, int c, int part) {
     const uint32_t table = 1u << a->table, others = ~(uint32_t)(TABLES_TO_31 | TABLES_TO_127);
     if (NEEDS_MAX && (l.tables & TABLES_TO_31) != 0 && (table & TABLES_TO_31) != 0) {

@@ -1,4 +1,4 @@
-/* Int8 dot products out of registers: the roof of the matmuls of this instruction set. */
+/* Int8 dot products of numbers in registers: no matmul of this instruction set can be faster. */
 #include <string.h>
 
 #include "kernels/isa.h"
@@ -10,7 +10,7 @@ int64_t FN(dots)(int64_t n_rounds, int32_t *out) {
     for (int i = 0; i < PARTS * PANELS * STEPS; i++) {
         w[i % PARTS][i / PARTS] = vc_load(codes + 4 * CODE_ROWS * (i % PARTS));
     }
-    /* Known, and the same in every step, so that one register a column holds all of x. */
+    /* The compiler knows x, and it is the same in every step: one register a column holds it. */
     int8_t x[GROUP * PANEL_COLUMNS];
     UNROLL for (int step = 0; step < STEPS; step++) {
         UNROLL for (int j = 0; j < PANEL_COLUMNS; j++) {
@@ -25,7 +25,7 @@ int64_t FN(dots)(int64_t n_rounds, int32_t *out) {
         __asm__ volatile(""
                          :
                          : "r"(w)
-                         : "memory"); /* w may have changed: no round is like another */
+                         : "memory"); /* w may have changed: each round must be calculated */
         vi dot[PANELS * PANEL_COLUMNS];
         for (int p = 0; p < PARTS; p++) {
             vc_dot(dot, p * CODE_ROWS, w[p], PANELS, 0, STEPS, q, -1, 15, PANEL_COLUMNS);

@@ -22,10 +22,10 @@ void FN(rotate)(const rotate_args *a, int64_t i) {
     }
 }
 
-/* x times the orthonormal Hadamard matrix of the largest power of two that divides head_dim (as
- * often as it fits), which is its own inverse. It spreads an element that is much larger than the
- * others over all, so that 4 bits do for them, and leaves products of two turned vectors as they
- * are (QuaRot, Ashkboos et al. 2024). */
+/* x (head_dim) times an orthonormal Hadamard matrix, in blocks of the largest power of two that
+ * divides head_dim. It is its own inverse. It spreads an element that is much larger than the
+ * others over the whole block, so that 4 bits are enough, and leaves the product of two turned
+ * vectors as it is (QuaRot, Ashkboos et al. 2024). */
 void FN(turn)(float *x, int32_t head_dim) {
     const int32_t n = kv_block(head_dim);
     for (int32_t half = 1; half < n; half *= 2) {
@@ -46,7 +46,7 @@ void FN(turn)(float *x, int32_t head_dim) {
 /* n numbers as codes times one float16 scale. */
 typedef struct {
     uint16_t scale;
-    int8_t code[MAX_HEAD_DIM]; /* in order; of keys through a table without their sign */
+    int8_t code[MAX_HEAD_DIM]; /* in the order of the numbers; of a table: the index in it */
 } coded;
 
 /* The number of the largest magnitude, with its sign; NaN where one is NaN or infinite. */
@@ -81,7 +81,7 @@ INLINE vi codes_of(vf x, vf inverse, vf low, vf high) {
     return vi_round(vf_min(vf_max(vf_mul(x, inverse), low), high));
 }
 
-/* The codes of n numbers. A scale that is NaN stays, so that it cannot pass unseen. */
+/* The codes of n numbers, within low .. high. A scale of NaN is kept, so results are NaN too. */
 static void encode(const float *x, int32_t n, uint16_t scale, float low, float high, coded *out) {
     const float kept = half_to_float(scale);
     const bool number = kept == kept;
@@ -97,16 +97,18 @@ static void encode(const float *x, int32_t n, uint16_t scale, float low, float h
     }
 }
 
-/* -127 .. 127. */
+/* n numbers as codes -127 .. 127. */
 static void encode_bytes(const float *x, int32_t n, coded *out) {
     encode(x, n, half_of(fabsf(largest(x, n)) / 127.0f), -127.0f, 127.0f, out);
 }
 
-/* The scale that just holds the largest number is not the best: a smaller one misses that, but is
- * nearer to all others. Of these shares the one is kept that misses least, in squares. */
+/* The scale that just reaches the largest number is not the best: a smaller one is off there, but
+ * nearer to all other numbers. These shares of it are tried; the one with the least sum of squared
+ * errors is kept. */
 enum { N_SHARES = 8 };
 static const float SHARES[N_SHARES] = {1.0f, 0.76f, 0.8f, 0.84f, 0.88f, 0.92f, 0.96f, 1.04f};
 
+/* The sum of squared errors of n numbers with a scale. */
 typedef float (*missed_with)(const float *x, int32_t n, float scale);
 
 INLINE uint16_t best_scale(const float *x, int32_t n, float scale, missed_with missed) {
@@ -123,6 +125,7 @@ INLINE uint16_t best_scale(const float *x, int32_t n, float scale, missed_with m
     return best;
 }
 
+/* missed_with for codes -8 .. 7. */
 INLINE float missed_by_nibbles(const float *x, int32_t n, float scale) {
     const vf inverse = inverse_of(scale), low = vf_set1(-8.0f), high = vf_set1(7.0f);
     vf squares = vf_zero();
@@ -135,13 +138,13 @@ INLINE float missed_by_nibbles(const float *x, int32_t n, float scale) {
     return vf_sum(squares);
 }
 
-/* -8 .. 7. */
+/* n numbers as codes -8 .. 7. */
 static void encode_nibbles(const float *x, int32_t n, coded *out) {
     const uint16_t scale = best_scale(x, n, largest(x, n) / -8.0f, missed_by_nibbles);
     encode(x, n, scale, -8.0f, 7.0f, out);
 }
 
-/* Of a group of 32: the nearest of the 16 values. */
+/* missed_with for a group of 32, each number by the nearest of the 16 values of IQ4_NL. */
 INLINE float missed_by_table(const float *x, int32_t n, float scale) {
     (void)n;
     const code_table *table = &code_tables[EDGE_TABLE_IQ4_NL];
@@ -156,7 +159,7 @@ INLINE float missed_by_table(const float *x, int32_t n, float scale) {
     return vf_sum(vf_add(least_a, least_b));
 }
 
-/* A group of 32 as IQ4_NL: 16 values that are finer around zero, where turned numbers are. */
+/* A group of 32 as IQ4_NL: 16 values, which lie closer around zero, as turned numbers do. */
 static void encode_in_table(const float *x, coded *out) {
     const code_table *table = &code_tables[EDGE_TABLE_IQ4_NL];
     const uint16_t scale = best_scale(x, GROUP, largest(x, GROUP) / -127.0f, missed_by_table);
@@ -174,7 +177,7 @@ static void encode_in_table(const float *x, coded *out) {
     memcpy(out->code, code, GROUP);
 }
 
-/* Group g of position r of a panel. */
+/* Group g of the key at position r of a panel. */
 static void put_key(uint8_t *panel, const kv_type_info *type, int32_t g, int r, const coded *c) {
     const layout_info *l = &layout_table[type->layout];
     uint8_t *at = panel + g / 2 * block_bytes(l);
@@ -193,7 +196,7 @@ static void put_key(uint8_t *panel, const kv_type_info *type, int32_t g, int r, 
     }
 }
 
-/* A group of values at its place. */
+/* n elements of the value at a slot, which share a scale. */
 static void put_value(uint8_t *group, int bits, int32_t n, int32_t slot, const coded *c) {
     ((uint16_t *)group)[slot] = c->scale;
     for (int32_t i = 0; i < n; i += GROUP) {
@@ -208,6 +211,7 @@ static void put_value(uint8_t *group, int bits, int32_t n, int32_t slot, const c
 
 /* ---- the base ---------------------------------------------------------------------------- */
 
+/* which: 0 the mean key, 1 the direction of queries. */
 static void put_base(kv_base base, int which, const float *x, int32_t head_dim) {
     for (int32_t g = 0; g < head_dim / GROUP; g++) {
         coded c;
@@ -217,7 +221,7 @@ static void put_base(kv_base base, int which, const float *x, int32_t head_dim) 
     }
 }
 
-/* The mean key, or the direction of queries. */
+/* out (head_dim): the mean key (which 0), or the direction of queries (1). */
 void FN(get_base)(kv_base base, int which, int32_t head_dim, float *out) {
     for (int32_t i = 0; i < head_dim; i += 16) {
         const float scale = half_to_float(base.scale[which * head_dim / GROUP + i / GROUP]);
@@ -226,7 +230,7 @@ void FN(get_base)(kv_base base, int which, int32_t head_dim, float *out) {
     }
 }
 
-/* The mean of the keys of a whole page, as it keeps them. */
+/* mean (head_dim): of the 64 keys of a whole page, as their codes give them. */
 static void mean_key(const uint8_t *place, int32_t type, int32_t head_dim, float *mean) {
     const edge_weight keys = {.layout = kv_type_table[type].layout,
                               .table = kv_type_table[type].table,
@@ -258,8 +262,8 @@ static float product(const float *x, const float *y, int32_t n) {
     return vf_sum(sum);
 }
 
-/* A page begins: its mean from the page before, its direction from the queries of its first
- * position. */
+/* Makes the base of a new page: the mean of the page before, and the direction of the queries of
+ * its first position. */
 static void begin_base(const store_args *a, kv_base base) {
     const int32_t head_dim = a->shape->head_dim;
     float x[MAX_HEAD_DIM] = {0};
@@ -281,7 +285,8 @@ static void begin_base(const store_args *a, kv_base base) {
     put_base(base, 1, x, head_dim);
 }
 
-/* What is left of a turned key for the codes to hold; and then what they miss. */
+/* A turned key: the codes of key - mean, and then `missed`, how far they are off along the
+ * direction. key (head_dim) is overwritten. */
 static void store_based_key(const store_args *a, float *key) {
     const int32_t head_dim = a->shape->head_dim, type = a->shape->type;
     const kv_type_info *info = &kv_type_table[type];

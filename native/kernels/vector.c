@@ -30,13 +30,14 @@ void FN(norm)(const float *x, const float *weight, float eps, int64_t k, float *
     }
 }
 
-/* 32 numbers in two halves. */
+/* A group of 32 numbers: 0..15 and 16..31. */
 typedef struct {
     vf a, b;
 } half_groups;
 
-/* One group into column c of a tile of `columns`; what the rounding left. A group that holds NaN
- * or infinity gets scale NaN, so that it cannot pass unseen. */
+/* Quantises one group into column c of a tile of `columns`, and returns what rounding took from x.
+ * group: the 48 * columns bytes of the group, drawn in layouts.h. A group that holds NaN or
+ * infinity gets scale NaN, so that the result is NaN too. */
 INLINE half_groups quantize_column(half_groups x, uint8_t *group, int32_t c, int32_t columns) {
     union {
         int32_t bits;
@@ -73,7 +74,7 @@ INLINE half_groups quantize_column(half_groups x, uint8_t *group, int32_t c, int
                          vf_fma(vf_from_int(qb), minus_scale, x.b)};
 }
 
-/* Group g of a row into its place. */
+/* Group g of a row into its place; with twice also what is left of it, into the next column. */
 INLINE void quantize_group(half_groups x, q8_place place, int64_t g) {
     uint8_t *group = (uint8_t *)place.tile + g * Q8_COLUMN_BYTES * place.columns;
     const half_groups left = quantize_column(x, group, place.column, place.columns);
@@ -133,6 +134,7 @@ int32_t FN(all_finite)(const float *x, int64_t n) {
     return vi_hmax(most) < 0x7f800000;
 }
 
+/* Of n > 0 numbers; with a NaN among them the result is any. */
 static float maximum(const float *x, int64_t n) {
     vf most = vf_set1(x[0]);
     for (int64_t i = 0; i < n; i += LANE_COUNT) {
