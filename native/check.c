@@ -205,6 +205,7 @@ static const char *check_attention(const checked *c) {
     REQUIRE(c->out->kind == EDGE_BUFFER_F32 && !c->out->is_logit_rows);
     REQUIRE(c->out->dim == c->op->n_heads * c->op->head_dim);
     REQUIRE(c->op->window >= 0);
+    REQUIRE(c->op->attention_scale >= 0.0f && c->op->attention_scale < 1e4f);
     return check_no_overlap(c, c->in, c->out);
 }
 

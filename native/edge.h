@@ -127,6 +127,9 @@ const char *edge_layout_name(int32_t layout);
 /* 1 when matmuls with this layout take Q8 or Q8X2 activations, 0 when they take F32. */
 int32_t edge_layout_takes_q8(int32_t layout);
 
+/* Rows of a panel. */
+int32_t edge_panel_rows(void);
+
 /* How many weights of a row share a scale (and minimum), 16 or 32; 0 for layouts of floats. */
 int32_t edge_layout_group(int32_t layout);
 
@@ -240,6 +243,7 @@ typedef struct {
     int32_t activation; /* edge_activation */
     float eps;
     float base, scale, magnitude; /* rotary: see edge/graph.py */
+    float attention_scale;        /* of scores; 0: 1 / sqrt(head_dim) */
 } edge_op;
 
 typedef struct {

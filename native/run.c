@@ -344,6 +344,7 @@ static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
         .group = op->n_heads / op->n_kv_heads,
         .head_dim = op->head_dim,
         .window = op->window,
+        .scale = op->attention_scale,
         .i_kv_head = head,
         .kv = r->kv,
         .kv_offset = kv_offset(r, op, head),

@@ -8,9 +8,9 @@ Importing it loads the library, see `edge.binding`.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from edge.errors import (
 )
 
 __all__ = [
+    "PANEL_ROWS",
+    "CData",
     "check",
     "ffi",
     "isa_index",
@@ -42,13 +44,20 @@ __all__ = [
 
 ffi, lib = library.load()
 
+#: A struct, a pointer or an array of the native library. Neither cffi nor ctypes has types for
+#: them that a checker of ours could use.
+CData: TypeAlias = Any
 
-def text(c_string: Any) -> str:
+#: Rows of a panel of weights.
+PANEL_ROWS = int(lib.edge_panel_rows())
+
+
+def text(c_string: CData) -> str:
     """A C string as str."""
     return str(ffi.string(c_string).decode("utf-8", "replace"))
 
 
-def check(status: int, error: Any = None) -> None:
+def check(status: int, error: CData = None) -> None:
     """Raise what a native status stands for; error: the edge_error that came with it, or NULL."""
     if status == lib.EDGE_OK:
         return
@@ -56,7 +65,7 @@ def check(status: int, error: Any = None) -> None:
     raise _exception(status, message, error)
 
 
-def _exception(status: int, message: str, error: Any) -> EdgeError:
+def _exception(status: int, message: str, error: CData) -> EdgeError:
     if status == lib.EDGE_CANCELLED:
         return CancelledError("the run was cancelled")
     if status == lib.EDGE_NO_MEMORY:
@@ -115,7 +124,7 @@ def native_bf16(isa: int) -> bool:
     return setting == "1"
 
 
-def new_pool(n_threads: int, cpus: Sequence[int] = ()) -> Any:
+def new_pool(n_threads: int, cpus: Sequence[int] = ()) -> CData:
     """An edge_pool, freed with `ffi.release`. cpus: its threads run on these alone; (): anywhere.
 
     Raises UnsupportedError, MemoryBudgetError.
@@ -126,7 +135,7 @@ def new_pool(n_threads: int, cpus: Sequence[int] = ()) -> Any:
     return ffi.gc(pool[0], lib.edge_pool_free)
 
 
-def refused(pool: Any) -> str | None:
+def refused(pool: CData) -> str | None:
     """Why the system did not let a pool's threads run on its CPUs alone; None: it did."""
     number = lib.edge_pool_refused(pool)
     return os.strerror(number) if number else None
@@ -142,7 +151,7 @@ def log_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return _over_vector(lib.edge_log_softmax, x)
 
 
-def _over_vector(function: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _over_vector(function: Callable[..., None], x: NDArray[np.float32]) -> NDArray[np.float32]:
     x = np.ascontiguousarray(x, np.float32)
     out = np.empty_like(x)
     if x.size:

@@ -354,7 +354,7 @@ INLINE void attend_block(tile *t, const block *b, int32_t base, bool is_sink, in
  * share the key head, of row j / group. */
 ONCE void begin(tile *t, const attention_args *a, int64_t j0, int n) {
     const kv_type_info type = kv_type_table[a->kv->shape.type];
-    const float scale = 1.0f / sqrtf((float)a->head_dim);
+    const float scale = a->scale > 0.0f ? a->scale : 1.0f / sqrtf((float)a->head_dim);
     const int64_t first_head = (int64_t)a->i_kv_head * a->group;
     for (int i = 0; i < n; i++) {
         const int64_t row = (j0 + i) / a->group, head = first_head + (j0 + i) % a->group;

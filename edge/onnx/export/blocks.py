@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from edge import native
 from edge.errors import UnsupportedError
 from edge.files.gguf import TENSOR_TYPES, Tensor
-from edge.native import ffi, lib
+from edge.native import PANEL_ROWS, CData, ffi, lib
 from edge.weights.packed import ALIGN, describe_weight, supported_types
 from edge.weights.weights import pack_rows
 
@@ -33,7 +33,6 @@ __all__ = ["Blocks", "Form", "blocks", "floats", "form_of", "slices"]
 
 #: Weights of a slice: some 20 MiB of arrays while it is on its way.
 _SLICE = 1 << 21
-_PANEL_ROWS = 16
 _BLOCK = {t.name: t.block for t in TENSOR_TYPES.values()}
 
 
@@ -81,7 +80,7 @@ def form_of(type_name: str) -> Form | None:
 def slices(tensor: Tensor) -> Iterator[tuple[int, int]]:
     """First row and number of rows of the slices in which to read a matrix."""
     n, k = tensor.shape
-    n_rows = max(1, _SLICE // k // _PANEL_ROWS) * _PANEL_ROWS
+    n_rows = max(1, _SLICE // k // PANEL_ROWS) * PANEL_ROWS
     for first in range(0, n, n_rows):
         yield first, min(n_rows, n - first)
 
@@ -152,7 +151,7 @@ def _least(values: Sequence[int], block: int, has_min: bool) -> _Mapping:
     raise AssertionError("int8 values fit 8 bits")
 
 
-def _described(type_name: str, n: int, k: int) -> Any:
+def _described(type_name: str, n: int, k: int) -> CData:
     """An edge_weight without data."""
     if type_name not in supported_types():
         raise UnsupportedError(
@@ -165,7 +164,7 @@ def _described(type_name: str, n: int, k: int) -> Any:
     return part
 
 
-def _packed(tensor: Tensor, first: int, n: int) -> tuple[Any, NDArray[np.uint8]]:
+def _packed(tensor: Tensor, first: int, n: int) -> tuple[CData, NDArray[np.uint8]]:
     """Rows of a tensor as an edge_weight, and its memory, which must outlive it."""
     part = _described(tensor.type, n, tensor.shape[-1])
     memory = np.empty(part.n_bytes + ALIGN, np.uint8)
@@ -175,10 +174,10 @@ def _packed(tensor: Tensor, first: int, n: int) -> tuple[Any, NDArray[np.uint8]]
     return part, memory
 
 
-def _floats(array: NDArray[np.float32]) -> Any:
+def _floats(array: NDArray[np.float32]) -> CData:
     return ffi.from_buffer("float[]", array)
 
 
 @cache
-def _pool() -> Any:
+def _pool() -> CData:
     return native.new_pool(1)
