@@ -26,6 +26,7 @@ from edge.device.machine import buffer_bytes, largest_cache, written
 from edge.device.memory import anonymous
 from edge.engine.plan import F32, Q8
 from edge.native import ffi, lib
+from edge.weights.packed import describe_weight
 
 __all__ = ["RULE", "TuneRow", "Tuning", "best", "candidates", "measure"]
 
@@ -42,7 +43,6 @@ DIM = 2048
 TOKENS = 32  # of the prompt
 PROMPT_SECONDS = 0.01  # that a prompt should take with all threads
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
-_Q4_0 = 2  # the file format's number
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class _Chain:
 
     def __init__(self) -> None:
         weight, error = ffi.new("edge_weight *"), ffi.new("edge_error *")
-        native.check(lib.edge_weight_describe(_Q4_0, 0, DIM, DIM, weight, error), error)
+        describe_weight("Q4_0", (DIM, DIM), "fast", weight)
         self._block = written(buffer_bytes(largest_cache(), times=2))
         self.n_layers = len(self._block) // weight.n_bytes
         self.n_bytes = self.n_layers * weight.n_bytes

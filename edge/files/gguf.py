@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
-from edge.files.gguf_reader import MAX_KEYS, STRING, Array, Reader, shown
+from edge.files.gguf_reader import FLOAT32, FLOAT64, MAX_KEYS, STRING, Array, Reader, shown
 from edge.files.tensor_types import TENSOR_TYPES, TensorType, type_name
 
 __all__ = ["GGUF", "TENSOR_TYPES", "Metadata", "Tensor", "TensorType"]
@@ -45,8 +45,8 @@ MAX_DIMS = 4
 MAX_FILE_BYTES = 1 << 50  # of a file of which the header alone is there
 MIN_ALIGNMENT, DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 8, 32, 1 << 20
 
-#: Arrays that hold another meaning when their items are of other kinds: float32, float64.
-_ITEMS = {"tokenizer.ggml.scores": (6, 12)}
+#: Arrays that hold another meaning when their items are of other kinds.
+_ITEMS = {"tokenizer.ggml.scores": (FLOAT32, FLOAT64)}
 
 #: Files that people open by mistake: first bytes -> what it is.
 _OTHER_FILES = (

@@ -17,9 +17,13 @@ MAX_BYTES = 64 << 20  # of one string, or of one array
 MAX_ITEMS = 1 << 22  # of one array; the largest vocabularies have some 600,000 merges
 MAX_KEYS = 65_536  # arrays within arrays count too
 MAX_DEPTH = 4  # of arrays in arrays
-_BOOL, STRING, _ARRAY = 7, 8, 9
-#: Value types of fixed size, by number: struct code.
-_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, _BOOL, 10, 11, 12), "BbHhIifBQqd", strict=True))
+
+#: The value types by their numbers in the file.
+UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = range(10)
+UINT64, INT64, FLOAT64 = 10, 11, 12
+#: Those of fixed size: struct code.
+_FIXED = (UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, UINT64, INT64, FLOAT64)
+_SCALARS = dict(zip(_FIXED, "BbHhIifBQqd", strict=True))
 _U64 = struct.Struct("<Q").unpack_from
 
 
@@ -87,12 +91,12 @@ class Reader:
         kind = self.scalar("I", field)
         if kind == STRING:
             return self.string(field)
-        if kind == _ARRAY:
+        if kind == ARRAY:
             return self.array(field, self.pos + MAX_BYTES)
         if kind not in _SCALARS:
             raise self.error(f"there is no value type {kind}", field, at)
         value = self.scalar(_SCALARS[kind], field)
-        if kind == _BOOL:
+        if kind == BOOL:
             if value > 1:
                 raise self.error(f"{value} is neither true (1) nor false (0)", field, self.pos - 1)
             return bool(value)
@@ -109,14 +113,14 @@ class Reader:
         start, inner = self.pos, list[Array]()
         if kind == STRING:
             self._skip_strings(n, min(end, self.size), field)
-        elif kind == _ARRAY:
+        elif kind == ARRAY:
             for _ in range(n):
                 inner.append(self.array(field, end, depth + 1))
         elif kind in _SCALARS:
             n_bytes = n * struct.calcsize("<" + _SCALARS[kind])
             self.need(n_bytes, field)
             self.pos += n_bytes
-            if kind == _BOOL and self.map[start : self.pos].strip(b"\0\1"):
+            if kind == BOOL and self.map[start : self.pos].strip(b"\0\1"):
                 raise self.error("a bool is neither true (1) nor false (0)", field, start)
         else:
             raise self.error(f"there is no value type {kind}", field, at)
@@ -153,10 +157,10 @@ class Reader:
             raise ModelFileError("the file was closed", path=self.path, field=field)
         if array.kind == STRING:
             return self._decode_strings(array.n, array.offset, field)
-        if array.kind == _ARRAY:
+        if array.kind == ARRAY:
             return [self.decode(item, field) for item in array.inner]
         items = struct.unpack_from(f"<{array.n}{_SCALARS[array.kind]}", self.map, array.offset)
-        return [item == 1 for item in items] if array.kind == _BOOL else list(items)
+        return [item == 1 for item in items] if array.kind == BOOL else list(items)
 
     def _decode_strings(self, n: int, pos: int, field: str) -> list[str]:
         data, out = self.map, list[str]()

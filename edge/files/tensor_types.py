@@ -54,6 +54,9 @@ TENSOR_TYPES: dict[int, TensorType] = {
 #: Known by name alone: ggml's blocks of this number have 64 weights, those of a fork of it 128.
 _NAMES = {42: "Q2_0"}
 
+#: The number of a type, by its name.
+TYPE_NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
+
 
 def type_name(number: int) -> str:
     """GGUF's spelling of a type; `type 99` of one that is newer than this version of edge, or was

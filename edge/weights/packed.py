@@ -33,7 +33,9 @@ from edge import native
 from edge.disk.atomic import write_all
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF, TENSOR_TYPES, Metadata
-from edge.native import ffi, lib
+from edge.files.gguf_reader import ARRAY, BOOL, STRING, UINT32, UINT64
+from edge.files.tensor_types import TYPE_NUMBERS
+from edge.native import CData, ffi, lib
 from edge.progress import Progress
 
 __all__ = [
@@ -53,11 +55,11 @@ VERSION = 1
 ALIGN = 64
 SECTION = 128 << 20  # bytes of data under one pair of sums: progress moves, errors say where
 
-FORMS = ("fast", "compact")  # by edge_form
+#: An edge_form by its name.
+_FORM_NUMBERS = {"fast": int(lib.EDGE_FORM_FAST), "compact": int(lib.EDGE_FORM_COMPACT)}
+FORMS = tuple(_FORM_NUMBERS)
 
 _PREFIX = "edge.packed."
-_TYPE_NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
-_I8, _U32, _BOOL, _STRING, _ARRAY, _U64 = 24, 4, 7, 8, 9, 10
 #: Keys of a source that mean nothing, or something else, in the packed file.
 _DROPPED = ("general.alignment", "split.", _PREFIX)
 
@@ -82,16 +84,16 @@ class PackedTensor(Item):
     data: memoryview
 
 
-def describe_weight(type_name: str, shape: tuple[int, ...], form: str, weight: Any) -> None:
+def describe_weight(type_name: str, shape: tuple[int, ...], form: str, weight: CData) -> None:
     """Fill an edge_weight: how a tensor of this type and shape is packed in this form.
 
     Raises UnsupportedError for a type without a layout, NativeError for an impossible shape.
     """
-    if type_name not in _TYPE_NUMBERS:
+    if type_name not in TYPE_NUMBERS:
         raise UnsupportedError(f"there is no tensor type {type_name!r}", what=type_name)
     n, k = shape if len(shape) == 2 else (1, shape[0])
     error = ffi.new("edge_error *")
-    number, i_form = _TYPE_NUMBERS[type_name], FORMS.index(form)
+    number, i_form = TYPE_NUMBERS[type_name], _FORM_NUMBERS[form]
     native.check(lib.edge_weight_describe(number, i_form, n, k, weight, error), error)
     if len(shape) == 1:
         weight.layout, weight.n_bytes = lib.EDGE_LAYOUT_VECTOR, 4 * k
@@ -104,7 +106,8 @@ def supported_types() -> tuple[str, ...]:
     return tuple(
         t.name
         for number, t in TENSOR_TYPES.items()
-        if lib.edge_weight_describe(number, 0, 1, t.block, weight, ffi.NULL) == lib.EDGE_OK
+        if lib.edge_weight_describe(number, lib.EDGE_FORM_FAST, 1, t.block, weight, ffi.NULL)
+        == lib.EDGE_OK
     )
 
 
@@ -157,7 +160,7 @@ class PackedFile:
             raise self._error("sums", f"not those of {n_data} bytes")
         self.tensors = self._read_tensors()
 
-    def verify(self, pool: Any, progress: Progress | None = None) -> None:
+    def verify(self, pool: CData, progress: Progress | None = None) -> None:
         """Hold all data against the sums. progress(bytes done, bytes in all).
 
         Raises ModelFileError that says where, or that the header alone was opened.
@@ -257,7 +260,7 @@ class PackedFile:
         return tensors
 
 
-def checksums(pool: Any, data: memoryview, progress: Progress | None = None) -> list[int]:
+def checksums(pool: CData, data: memoryview, progress: Progress | None = None) -> list[int]:
     """Two numbers for each SECTION of data, flat."""
     out, pair = list[int](), ffi.new("uint64_t[2]")
     with ffi.from_buffer("uint8_t[]", data) as whole:
@@ -325,23 +328,25 @@ class Header:
         kept = [key for key in self.metadata if self._is_kept(key)]
         entries = [bytes(self.raw[slice(*self.metadata.span(key))]) for key in kept]
         entries += [
-            _entry("general.alignment", _U32, struct.pack("<I", ALIGN)),
-            _entry(_PREFIX + "version", _U32, struct.pack("<I", VERSION)),
-            _entry(_PREFIX + "layouts", _U32, struct.pack("<I", lib.edge_layout_version())),
-            _entry(_PREFIX + "key", _STRING, _string(self.key)),
-            _entry(_PREFIX + "whole", _BOOL, struct.pack("<B", self.whole)),
+            _entry("general.alignment", UINT32, struct.pack("<I", ALIGN)),
+            _entry(_PREFIX + "version", UINT32, struct.pack("<I", VERSION)),
+            _entry(_PREFIX + "layouts", UINT32, struct.pack("<I", lib.edge_layout_version())),
+            _entry(_PREFIX + "key", STRING, _string(self.key)),
+            _entry(_PREFIX + "whole", BOOL, struct.pack("<B", self.whole)),
             _strings(_PREFIX + "types", [item.type for item in items]),
             _strings(_PREFIX + "forms", [item.form for item in items]),
             _numbers(_PREFIX + "rows", [([0, *item.shape])[-2] for item in items]),
             _numbers(_PREFIX + "columns", [item.shape[-1] for item in items]),
             _numbers(_PREFIX + "sums", sums),
-            _entry(_PREFIX + "digest", _STRING, _string("0" * 64)),
+            _entry(_PREFIX + "digest", STRING, _string("0" * 64)),
         ]
         head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(items), len(entries)))
         head += b"".join(entries)
         digest_end, offset = len(head), 0
         for item in items:
-            head += _string(item.name) + struct.pack("<IQIQ", 1, item.n_bytes, _I8, offset)
+            head += _string(item.name) + struct.pack(
+                "<IQIQ", 1, item.n_bytes, TYPE_NUMBERS["I8"], offset
+            )
             offset += padded(item.n_bytes)
         head += bytes(-len(head) % ALIGN)
         head[digest_end - 64 : digest_end] = _digest(memoryview(head), digest_end)
@@ -373,10 +378,10 @@ def _entry(key: str, kind: int, value: bytes) -> bytes:
 
 
 def _strings(key: str, values: list[str]) -> bytes:
-    head = struct.pack("<IQ", _STRING, len(values))
-    return _entry(key, _ARRAY, head + b"".join(map(_string, values)))
+    head = struct.pack("<IQ", STRING, len(values))
+    return _entry(key, ARRAY, head + b"".join(map(_string, values)))
 
 
 def _numbers(key: str, values: list[int]) -> bytes:
     n = len(values)
-    return _entry(key, _ARRAY, struct.pack(f"<IQ{n}Q", _U64, n, *values))
+    return _entry(key, ARRAY, struct.pack(f"<IQ{n}Q", UINT64, n, *values))
