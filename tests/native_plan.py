@@ -24,8 +24,8 @@ import numpy as np
 
 from edge import native
 from edge.engine.plan import F32, LOGITS, Q8
+from edge.files.tensor_types import TYPE_NUMBERS
 from edge.native import ffi, lib
-from edge.weights.weights import _NUMBERS as TYPE_NUMBERS
 from edge.weights.weights import supported_types
 
 ISAS = native.isas()

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from edge import models
 from edge.files.gguf import GGUF
-from edge.graph import Op, Rope
+from edge.graph import Attention, Embed, Matmul, RmsNorm, Rope, Rotate
 from edge.onnx.export import config as beside
 from edge.onnx.export.lowering import Lowering, rotations
 from edge.onnx.export.writer import GraphWriter
@@ -88,8 +88,8 @@ class _Weights:
     def __init__(self, weights: dict[str, Any]) -> None:
         self.weights = weights
 
-    def apply(self, g: GraphWriter, x: str, weights: tuple[str, ...], op: Op) -> str:
-        parts = [self.weights[f"{name}.weight"] for name in weights]
+    def apply(self, g: GraphWriter, x: str, op: Matmul) -> str:
+        parts = [self.weights[name] for name in op.weights]
         return g.node("MatMul", x, g.constant(np.concatenate(parts).T.copy()))
 
 
@@ -120,22 +120,22 @@ class _Optimum(Lowering):
         start = g.node("Unsqueeze", g.node("Neg", rows), g.constant(np.array([0])))
         return g.node("Slice", logits, start, end, axis)
 
-    def lower_embed(self, op: Op) -> str:
-        table = self.linears.weights[f"{op.weights[0]}.weight"]
+    def lower_embed(self, op: Embed) -> str:
+        table = self.linears.weights[op.weights[0]]
         return self.g.node("Gather", self.g.constant(table), self.ids)
 
-    def lower_rms_norm(self, op: Op, x: str) -> str:
+    def lower_rms_norm(self, op: RmsNorm, x: str) -> str:
         g, last = self.g, self.g.constant(np.array([-1]))
         mean = g.node("ReduceMean", g.node("Mul", x, x), last, keepdims=1)
-        eps = g.constant(np.array(op.attrs["eps"], np.float32))
+        eps = g.constant(np.array(op.eps, np.float32))
         rms = g.node("Sqrt", g.node("Add", mean, eps))
         return g.node("Mul", g.node("Div", x, rms), self.vector(op.weights[0]))
 
-    def lower_rope(self, op: Op, x: str) -> str:
+    def lower_rope(self, op: Rotate, x: str) -> str:
         """Turn the first heads: every pair (a, b) by its matrix, gathered by position."""
-        g, rope, d = self.g, op.attrs["rope"], op.attrs["head_dim"]
+        g, rope, d = self.g, op.rope, op.head_dim
         heads = self.reshape(x, 1, -1, self.graph.dims[op.output] // d, d)
-        first, rest = self.split(heads, 2, op.attrs["n_heads"])
+        first, rest = self.split(heads, 2, op.n_heads)
         cos, sin = (self.rows(rope, i, d) for i in (0, 1))
         swapped = g.node("Gather", first, g.constant(_partner(rope, d)), axis=3)
         turned = g.node("Add", g.node("Mul", first, cos), g.node("Mul", swapped, sin))
@@ -154,9 +154,9 @@ class _Optimum(Lowering):
         rows = g.node("Gather", g.constant(wide), self.positions)
         return g.node("Unsqueeze", rows, g.constant(np.array([2])))
 
-    def lower_attention(self, op: Op, x: str) -> str:
-        g, i, d = self.g, op.attrs["layer"], op.attrs["head_dim"]
-        n_heads, n_kv = op.attrs["n_heads"], op.attrs["n_kv_heads"]
+    def lower_attention(self, op: Attention, x: str) -> str:
+        g, i, d = self.g, op.layer, op.heads.head_dim
+        n_heads, n_kv = op.heads.n_heads, op.heads.n_kv_heads
         heads = self.reshape(x, 1, -1, n_heads + 2 * n_kv, d)
         heads = g.node("Transpose", heads, perm=[0, 2, 1, 3])
         q, rest = self.split(heads, 1, n_heads)
@@ -168,7 +168,7 @@ class _Optimum(Lowering):
         k, v = (g.node("Gather", value, index, axis=1) for value in (k, v))
         scores = g.node("MatMul", q, g.node("Transpose", k, perm=[0, 1, 3, 2]))
         scores = g.node("Mul", scores, g.constant(np.array(d**-0.5, np.float32)))
-        scores = g.node("Add", scores, self.causal(op.attrs["window"]))
+        scores = g.node("Add", scores, self.causal(op.window))
         out = g.node("MatMul", g.node("Softmax", scores, axis=-1), v)
         return self.reshape(g.node("Transpose", out, perm=[0, 2, 1, 3]), 1, -1, n_heads * d)
 

@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 import refmath
 
-from edge.graph import Graph, Op, Rope
+from edge.graph import (
+    Activation,
+    Add,
+    Attention,
+    Embed,
+    Gated,
+    Graph,
+    Matmul,
+    Op,
+    RmsNorm,
+    Rotate,
+    assert_never,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Rounding = Callable[[Array], Array]
@@ -24,8 +36,8 @@ class Run:
     """What every op may look at."""
 
     tokens: Array  # (t,)
-    weights: Mapping[str, Array]  # by the graph's names
-    quantised: Mapping[str, Rounding] | tuple[()]  # tensor -> what becomes of its matmul's input
+    weights: Mapping[str, Array]
+    quantised: Mapping[str, Rounding]  # tensor -> what becomes of its matmul's input
     cache: type[np.floating[Any]]  # what keys and values are rounded to
 
 
@@ -40,23 +52,44 @@ def run(
 ) -> Array:
     """Logits (tokens, vocab) of all positions, the first at position 0.
 
-    weights: tensor name, with its suffix, -> float array. dtype: of every value on the way.
+    weights: tensor name -> float array. dtype: of every value on the way.
     quantised: the tensors whose matmul's input goes through int8 with a scale per 32, as in the
     kernels, or tensor -> what becomes of it. cache: keys and values are rounded to this type, None:
     dtype.
     """
-    held = {name: np.asarray(weights[f"{name}.weight"], dtype) for name in graph.weights}
+    held = {name: np.asarray(weights[name], dtype) for name in graph.weights}
     if not isinstance(quantised, Mapping):
         quantised = dict.fromkeys(quantised, q8)
     state = Run(np.asarray(tokens), held, quantised, cache or dtype)
     last = {name: i for i, op in enumerate(graph.ops) for name in op.inputs}
     values: dict[str, Array] = {}
     for i, op in enumerate(graph.ops):
-        values[op.output] = OPS[op.kind](state, op, *(values[name] for name in op.inputs))
+        values[op.output] = evaluate(state, op, [values[name] for name in op.inputs])
         for name in op.inputs:
             if last[name] == i:
                 values.pop(name, None)
     return values[graph.output]
+
+
+def evaluate(r: Run, op: Op, inputs: Sequence[Array]) -> Array:
+    """The value of an op."""
+    match op:
+        case Embed():
+            return embed(r, op)
+        case RmsNorm():
+            return rms_norm(r, op, *inputs)
+        case Matmul():
+            return matmul(r, op, *inputs)
+        case Rotate():
+            return rope(r, op, *inputs)
+        case Attention():
+            return attention(r, op, *inputs)
+        case Gated():
+            return gated(op, *inputs)
+        case Add():
+            return add(*inputs)
+        case _:
+            assert_never(op)
 
 
 def load_weights(gguf: Any) -> dict[str, Array]:
@@ -85,33 +118,33 @@ def any_rounding(rng: np.random.Generator, group: int) -> Rounding:
     return rounded
 
 
-def embed(r: Run, op: Op) -> Array:
+def embed(r: Run, op: Embed) -> Array:
     """(t, dim): a row of the table per token."""
     return r.weights[op.weights[0]][r.tokens]
 
 
-def rms_norm(r: Run, op: Op, x: Array) -> Array:
+def rms_norm(r: Run, op: RmsNorm, x: Array) -> Array:
     """x / rms(x) * w."""
     mean = (x * x).mean(-1, keepdims=True)
-    return x / np.sqrt(mean + x.dtype.type(op.attrs["eps"])) * r.weights[op.weights[0]]
+    return x / np.sqrt(mean + x.dtype.type(op.eps)) * r.weights[op.weights[0]]
 
 
-def matmul(r: Run, op: Op, x: Array) -> Array:
+def matmul(r: Run, op: Matmul, x: Array) -> Array:
     """[x W0^T | x W1^T | ...]."""
     parts = []
     for name in op.weights:
         seen = x
-        if f"{name}.weight" in r.quantised:
-            seen = r.quantised[f"{name}.weight"](x)
+        if name in r.quantised:
+            seen = r.quantised[name](x)
         parts.append(seen @ r.weights[name].T)
     return np.concatenate(parts, -1)
 
 
-def rope(r: Run, op: Op, x: Array) -> Array:
+def rope(r: Run, op: Rotate, x: Array) -> Array:
     """Pairs (a, b) of the first n_heads heads, turned by position * frequency."""
-    p: Rope = op.attrs["rope"]
-    heads = x.reshape(len(x), -1, op.attrs["head_dim"]).copy()
-    turned = heads[:, : op.attrs["n_heads"], : p.n_rot]  # a view
+    p = op.rope
+    heads = x.reshape(len(x), -1, op.head_dim).copy()
+    turned = heads[:, : op.n_heads, : p.n_rot]  # a view
     pair = np.arange(p.n_rot // 2)
     a, b = (2 * pair, 2 * pair + 1) if p.interleaved else (pair, pair + p.n_rot // 2)
     frequency = p.scale * p.base ** (-2.0 * pair / p.n_rot)
@@ -125,30 +158,31 @@ def rope(r: Run, op: Op, x: Array) -> Array:
     return heads.reshape(x.shape)
 
 
-def attention(r: Run, op: Op, x: Array) -> Array:
-    """softmax(q k^T / sqrt(d) + mask) v, each key head shared by n_heads / n_kv_heads queries."""
-    n_heads, n_kv, window = (op.attrs[key] for key in ("n_heads", "n_kv_heads", "window"))
-    heads = x.reshape(len(x), -1, op.attrs["head_dim"]).swapaxes(0, 1)  # (head, t, d)
+def attention(r: Run, op: Attention, x: Array) -> Array:
+    """softmax(scale q k^T + mask) v, each key head shared by n_heads / n_kv_heads queries."""
+    n_heads, n_kv, d = op.heads.n_heads, op.heads.n_kv_heads, op.heads.head_dim
+    heads = x.reshape(len(x), -1, d).swapaxes(0, 1)  # (head, t, d)
+    scale = x.dtype.type(op.scale) or 1 / np.sqrt(x.dtype.type(d))
     q, k, v = np.split(heads, (n_heads, n_heads + n_kv))
     k, v = (a.astype(r.cache).astype(x.dtype) for a in (k, v))
     age = np.arange(len(x))[:, None] - np.arange(len(x))
-    hidden = (age < 0) | ((age >= window) if window else False)
+    hidden = (age < 0) | ((age >= op.window) if op.window else False)
     out = np.empty_like(q)
     for i in range(n_heads):
         j = i * n_kv // n_heads
-        score = q[i] @ k[j].T / np.sqrt(x.dtype.type(op.attrs["head_dim"]))
+        score = q[i] @ k[j].T * scale
         score[hidden] = -np.inf
         out[i] = softmax(score) @ v[j]
     return out.swapaxes(0, 1).reshape(len(x), -1)
 
 
-def gated(r: Run, op: Op, x: Array) -> Array:
+def gated(op: Gated, x: Array) -> Array:
     """activation(gate) * up of x = [gate | up]."""
     gate, up = np.split(x, 2, -1)
-    return ACTIVATIONS[op.attrs["activation"]](gate) * up
+    return ACTIVATIONS[op.activation](gate) * up
 
 
-def add(r: Run, op: Op, x: Array, y: Array) -> Array:
+def add(x: Array, y: Array) -> Array:
     """x + y."""
     return x + y
 
@@ -171,14 +205,4 @@ def silu(x: Array) -> Array:
     return x * half * (1 + np.tanh(half * x))
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": silu}
-
-OPS: dict[str, Callable[..., Array]] = {
-    "embed": embed,
-    "rms_norm": rms_norm,
-    "matmul": matmul,
-    "rope": rope,
-    "attention": attention,
-    "gated": gated,
-    "add": add,
-}
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"silu": silu}

@@ -13,9 +13,8 @@ import refmath
 from native_plan import Plan, Spec, on_all_isas
 from test_kernels import EXTREMES, normal
 
-from edge import native
+from edge import graph, native
 from edge.engine.plan import F32
-from edge.graph import Op, Rope
 from edge.kv.shape import kv_types
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]
@@ -36,6 +35,7 @@ class Heads:
     kv: str = "f16"
     sinks: int = 0  # pages
     sliding: int = 0  # pages, 0: all
+    scale: float = 0.0  # of scores, 0: 1 / sqrt(dim)
 
     def spec(self, isa: str, x: np.ndarray) -> tuple[Spec, int, int]:
         """store and attention of x = [q | k | v]; the spec, and the buffers of x and the result."""
@@ -50,7 +50,8 @@ class Heads:
         rotary = {"n_rot": self.n_rot, "interleaved": int(self.interleaved)}
         spec.op("store", inputs, source, **heads, **rotary)
         out = spec.buffer(F32, self.n * self.dim)
-        spec.op("attention", (source,), out, **heads, window=self.window)
+        sight = {"window": self.window, "attention_scale": self.scale}
+        spec.op("attention", (source,), out, **heads, **sight)
         return spec, source, out
 
     def run(self, isa: str, x: np.ndarray, chunk: int, threads: int = 1) -> np.ndarray:
@@ -72,9 +73,9 @@ class Heads:
 
     def exact(self, x: np.ndarray) -> np.ndarray:
         """By the referee, in float64 with a float16 cache."""
-        attrs = {"n_heads": self.n, "n_kv_heads": self.n_kv, "window": self.window}
-        op = Op("attention", (), "", (), {**attrs, "head_dim": self.dim})
-        run = refgraph.Run(np.arange(len(x)), {}, (), np.float16)
+        heads = graph.Heads(self.n, self.n_kv, self.dim)
+        op = graph.Attention((), "", (), 0, heads, self.window, self.scale)
+        run = refgraph.Run(np.arange(len(x)), {}, {}, np.float16)
         return refgraph.attention(run, op, x.astype(np.float64))
 
     def qkv(self, t: int) -> np.ndarray:
@@ -90,6 +91,7 @@ class Heads:
         *(Heads(3, 1, 32, window) for window in (1, 5, 16, 64, 70, 500)),
         Heads(1, 1, 16),
         Heads(8, 1, 48, 33),
+        Heads(2, 1, 32, scale=0.25),
     ],
     ids=str,
 )
@@ -140,9 +142,8 @@ def test_store_rotates_queries_and_keys(n_rot: int, interleaved: bool) -> None:
         plan.run(range(70))
         return plan.read(source, 70)
 
-    rope = Rope(n_rot, 1e4, interleaved)
-    op = Op("rope", (), "", (), {"n_heads": 4, "head_dim": 32, "rope": rope})
-    state = refgraph.Run(np.arange(70), {}, (), np.float16)
+    op = graph.Rotate((), "", (), 4, 32, graph.Rope(n_rot, 1e4, interleaved))
+    state = refgraph.Run(np.arange(70), {}, {}, np.float16)
     got = on_all_isas(run)
     np.testing.assert_allclose(got, refgraph.rope(state, op, x.astype("f8")), rtol=1e-5, atol=2e-6)
     np.testing.assert_array_equal(got[:, 4 * 32 :], x[:, 4 * 32 :])

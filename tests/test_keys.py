@@ -30,7 +30,7 @@ LLAMA, PHI3 = {"arch": "llama"}, {"arch": "phi3", "original_context": 64}
 def rope_with(change: dict[str, Any], **options: Any) -> Rope:
     """The rotary embedding of a tiny model with these keys."""
     graph, _ = built(change, **options)
-    (rope,) = {op.attrs["rope"] for op in graph.ops if op.kind == "rope"}
+    (rope,) = graph.ropes
     return rope
 
 

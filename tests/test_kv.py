@@ -341,6 +341,8 @@ def test_fingerprints_tell_models_apart_and_nothing_else(
     phi = tiny_gguf("phi3", context=256, original_context=128)
     others = [tiny_gguf(**wide, seed=1), tiny_gguf(**wide, freq_base=5000.0), tiny_gguf(), phi]
     assert len({ours, *(of(other) for other in others), of(phi, context=128)}) == 6
+    # what is on disks of prompts and sessions names it
+    assert of(phi).hex() == "b448fd9b28bab64fe38bb2f604b9ccf9a47098dbebd9c4ac836507ad26a68f1c"
 
 
 def test_positions_are_those_of_the_rotary_factors(tiny_gguf: Callable[..., Path]) -> None:

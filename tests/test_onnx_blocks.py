@@ -16,7 +16,7 @@ from tiny import quantise
 
 from edge.errors import ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Op
+from edge.graph import Matmul
 from edge.onnx.export import blocks
 from edge.onnx.export.blocks import Blocks, Form, floats, form_of, slices
 from edge.onnx.export.linear import BlockLinears
@@ -26,14 +26,13 @@ pytestmark = [pytest.mark.native, pytest.mark.all_isas]  # packing is the same o
 
 CODED = [t for t in TYPES if t not in FLOAT_TYPES]
 N, K = 96, 512
-OP = Op("matmul", ("x",), "y")
 
 
 def write_model(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> GGUF:
     """A file of matrices: name -> (type, rows of bytes, or of floats)."""
     writer = gguf.GGUFWriter(path, "llama")
     for name, (kind, rows) in tensors.items():
-        writer.add_tensor(f"{name}.weight", rows, raw_dtype=gguf.GGMLQuantizationType[kind])
+        writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -54,7 +53,7 @@ def wild(kind: str, n: int, k: int) -> tuple[str, np.ndarray]:
 
 def dense(model: GGUF, name: str) -> np.ndarray:
     """The referee's values of a matrix."""
-    tensor = model.tensors[f"{name}.weight"]
+    tensor = model.tensors[name]
     return refmath.dequantise(tensor.type, tensor.data, tensor.shape)
 
 
@@ -76,7 +75,7 @@ def values(form: Form, b: Blocks) -> np.ndarray:
 def test_blocks_are_what_is_in_the_file(tmp_path: Path, kind: str, n: int, k_blocks: int) -> None:
     k, form = k_blocks * SIZES[kind].block, form_of(kind)
     with write_model(tmp_path / "m.gguf", {"w": wild(kind, n, k)}) as model:
-        got, want = blocks.blocks(model.tensors["w.weight"], 0, n), dense(model, "w")
+        got, want = blocks.blocks(model.tensors["w"], 0, n), dense(model, "w")
     assert form is not None and form.has_offset == (got.offsets is not None)
     assert got.codes.shape == (n, k // form.block, form.block * form.bits // 8)
     assert got.codes.dtype == np.uint8 and got.scales.dtype == np.float32
@@ -121,7 +120,7 @@ def test_codes_with_offsets_lie_around_the_zero_point(tmp_path: Path, kind: str)
     form = form_of(kind)
     assert form is not None
     with write_model(tmp_path / "m.gguf", {"w": wild(kind, 64, SIZES[kind].block)}) as model:
-        codes = blocks.blocks(model.tensors["w.weight"], 0, 64).codes
+        codes = blocks.blocks(model.tensors["w"], 0, 64).codes
     q = values(form, Blocks(codes, np.ones(codes.shape[:2], np.float32), None))
     assert -0.5 <= (q.min() + q.max()) / 2 <= 0.5
 
@@ -131,14 +130,14 @@ def test_floats_are_what_is_in_the_file(tmp_path: Path, kind: str) -> None:
     with write_model(tmp_path / "m.gguf", {"w": wild(kind, 33, 512)}) as model:
         want = dense(model, "w")
         for first, n in ((0, 33), (16, 16), (7, 5)):
-            got = floats(model.tensors["w.weight"], first, n)
+            got = floats(model.tensors["w"], first, n)
             np.testing.assert_array_equal(got.view("u4"), want[first : first + n].view("u4"))
 
 
 def test_slices_cover_a_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_SLICE", 1 << 14)
     with write_model(tmp_path / "m.gguf", {"w": normal("Q4_K"), "v": normal("F32", 5, 7)}) as model:
-        w, v = (model.tensors[f"{name}.weight"] for name in "wv")
+        w, v = (model.tensors[name] for name in "wv")
         assert list(slices(w)) == [(0, 32), (32, 32), (64, 32)]
         assert list(slices(v)) == [(0, 5)]
         whole = blocks.blocks(w, 0, N)
@@ -151,7 +150,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     kind, raw = normal("Q8_0")
     raw[70, 34 * 3 : 34 * 3 + 2] = 0, 0x7C  # an infinite scale
     with write_model(tmp_path / "m.gguf", {"w": (kind, raw)}) as model:
-        tensor = model.tensors["w.weight"]
+        tensor = model.tensors["w"]
         blocks.blocks(tensor, 0, 64)
         for read in (blocks.blocks, floats):
             with pytest.raises(ModelFileError, match="row 70, column 96 is NaN or infinite"):
@@ -159,6 +158,11 @@ def test_damage_is_found(tmp_path: Path) -> None:
 
 
 # ---- products ------------------------------------------------------------------------------------
+
+
+def product(*weights: str) -> Matmul:
+    """The op of a graph."""
+    return Matmul(("x",), "y", weights)
 
 
 class Built:
@@ -218,7 +222,7 @@ def relative(got: np.ndarray, want: np.ndarray) -> float:
 @pytest.mark.parametrize("level, bound", [(0, 1e-5), (None, 0.015)])  # None: 4, int8 activations
 def test_product(build: Callable[..., Built], kind: str, level: int | None, bound: float) -> None:
     built = build(w=normal(kind))
-    y = built.linears.apply(built.graph, built.input("x", "FLOAT", "n", K), ("w",), OP)
+    y = built.linears.apply(built.graph, built.input("x", "FLOAT", "n", K), product("w"))
     for m in (1, 5):
         x = activations(m)
         got = built.run(y, level, x=x) if m == 1 else built.session.run(["out"], {"x": x})[0]
@@ -229,7 +233,7 @@ def test_weights_of_one_form_are_one_product(build: Callable[..., Built]) -> Non
     kinds = ("Q4_K", "Q4_1", "Q6_K", "F16", "F32", "Q4_0")
     built = build(**{kind: normal(kind, 32 + i, seed=i) for i, kind in enumerate(kinds)})
     x = activations(3)
-    y = built.linears.apply(built.graph, built.input("x", "FLOAT", "n", K), kinds, OP)
+    y = built.linears.apply(built.graph, built.input("x", "FLOAT", "n", K), product(*kinds))
     want = np.concatenate([x @ dense(built.model, kind).T for kind in kinds], axis=2)
     assert relative(built.run(y, 0, x=x), want) < 1e-5
     assert built.ops().count("MatMulNBits") == 3
@@ -260,7 +264,7 @@ def test_a_tied_table_is_written_once(build: Callable[..., Built], kind: str) ->
     x = linears.embedding(g, built.input("ids", "INT64", "n"), "w")
     built.data._file.flush()
     size = path.stat().st_size
-    y = linears.apply(g, x, ("w",), OP)
+    y = linears.apply(g, x, product("w"))
     got, table = built.run(y, 0, ids=ids), dense(built.model, "w")
     assert relative(got, table[ids] @ table.T) < 1e-5
     assert path.stat().st_size == size
@@ -269,7 +273,7 @@ def test_a_tied_table_is_written_once(build: Callable[..., Built], kind: str) ->
 def test_graphs_share_a_weight(build: Callable[..., Built]) -> None:
     built, graphs = build(w=normal("Q4_K")), [GraphWriter(name, 21) for name in "ab"]
     for g in graphs:
-        built.linears.apply(g, g.input("x", g.types.FLOAT, [1, 1, K]), ("w",), OP)
+        built.linears.apply(g, g.input("x", g.types.FLOAT, [1, 1, K]), product("w"))
     a, b = ([t.SerializeToString() for t in g._initializers.values()] for g in graphs)
     assert a == b
 
@@ -282,7 +286,7 @@ def test_damaged_floats_are_refused(build: Callable[..., Built], kind: str) -> N
     built = build(w=(kind, raw))
     x = built.input("x", "FLOAT", "n", 64)
     with pytest.raises(ModelFileError, match="row 33, column 63 is NaN or infinite"):
-        built.linears.apply(built.graph, x, ("w",), OP)
+        built.linears.apply(built.graph, x, product("w"))
 
 
 def test_codes_are_written_slice_by_slice(
@@ -292,7 +296,7 @@ def test_codes_are_written_slice_by_slice(
     monkeypatch.setattr(blocks, "_SLICE", 1 << 14)
     built, forgotten = build(v=normal("Q4_K"), w=normal("Q4_1")), list[int]()
     monkeypatch.setattr(built.model, "forget", lambda: forgotten.append(1))
-    y = built.linears.apply(built.graph, built.input("x", "FLOAT", "n", K), ("v", "w"), OP)
+    y = built.linears.apply(built.graph, built.input("x", "FLOAT", "n", K), product("v", "w"))
     x = activations(2)
     want = np.concatenate([x @ dense(built.model, name).T for name in "vw"], axis=2)
     assert relative(built.run(y, 0, x=x), want) < 1e-5

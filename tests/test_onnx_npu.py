@@ -19,7 +19,7 @@ import edge
 from edge import models
 from edge.errors import InputError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Graph
+from edge.graph import Attention, Graph, Heads, Rotate
 from edge.onnx.export import npu
 from edge.onnx.export.blocks import form_of
 from edge.onnx.export.step import shape_of
@@ -273,13 +273,16 @@ def test_weights_beyond_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         write_npu(path, tmp_path / "export", provider="qnn", weights="float16", chunk=CHUNK)
 
 
-@pytest.mark.parametrize("change", [{"window": 3}, {"n_kv_heads": 1}, {"layer": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [{"window": 3}, {"scale": 0.5}, {"heads": Heads(4, 1, 16)}, {"layer": 0}],
+)
 def test_layers_that_differ(change: dict[str, Any], tiny_gguf: Tinies) -> None:
     with GGUF.open(tiny_gguf()) as model:
         shapes = {t.name: t.shape for t in model.tensors.values()}
         graph: Graph = models.build(model.metadata, shapes)[0]
-    i = max(i for i, op in enumerate(graph.ops) if op.kind == "attention")
-    graph.ops[i] = dataclasses.replace(graph.ops[i], attrs={**graph.ops[i].attrs, **change})
+    i, op = max((i, op) for i, op in enumerate(graph.ops) if isinstance(op, Attention))
+    graph.ops[i] = dataclasses.replace(op, **change)
     with pytest.raises(UnsupportedError, match="layers differ"):
         shape_of(graph, 32)
 
@@ -288,8 +291,8 @@ def test_keys_that_are_not_rotated(tiny_gguf: Tinies) -> None:
     with GGUF.open(tiny_gguf(n_layers=1)) as model:
         shapes = {t.name: t.shape for t in model.tensors.values()}
         graph = models.build(model.metadata, shapes)[0]
-    i = next(i for i, op in enumerate(graph.ops) if op.kind == "rope")
-    graph.ops[i] = dataclasses.replace(graph.ops[i], attrs={**graph.ops[i].attrs, "n_heads": 4})
+    i, op = next((i, op) for i, op in enumerate(graph.ops) if isinstance(op, Rotate))
+    graph.ops[i] = dataclasses.replace(op, n_heads=4)
     with pytest.raises(UnsupportedError, match="not rotated alike"):
         shape_of(graph, 32)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,9 +19,21 @@ from test_models import built
 
 from edge import native
 from edge.engine.engine import Engine
-from edge.engine.plan import F32, LOGITS, Q8, Q8X2, Buffer, Lowered, _lay_out, lower
+from edge.engine.plan import (
+    F32,
+    LOGITS,
+    Q8,
+    Q8X2,
+    Buffer,
+    Lowered,
+    PlanMatmul,
+    PlanOp,
+    _lay_out,
+    _number_of,
+    lower,
+)
 from edge.errors import NativeError
-from edge.graph import Graph, Rope
+from edge.graph import Activation, Graph, Heads, Rope
 from edge.native import ffi, lib
 
 TOKENS = 64
@@ -61,7 +74,7 @@ def test_layers_are_fused(arch: str) -> None:
 def test_residuals_are_added_by_matmuls() -> None:
     plan = lowered(n_layers=2)
     residual = [op for op in plan.ops if op.kind == "matmul" and len(op.inputs) == 2]
-    assert [op.weights[0].split(".")[-1] for op in residual] == ["attn_output", "ffn_down"] * 2
+    assert [op.weights[0].split(".")[2] for op in residual] == ["attn_output", "ffn_down"] * 2
     assert all(plan.buffers[op.inputs[1]].kind == F32 for op in residual)
 
 
@@ -78,17 +91,17 @@ def test_output_head_reads_two_quantisations() -> None:
 
 
 def test_mixed_forms_split_a_matmul() -> None:
-    plan = lowered(lambda name: not name.endswith("attn_k"), n_layers=1)
+    plan = lowered(lambda name: "attn_k" not in name, n_layers=1)
     parts = [op for op in plan.ops if op.weights and ".attn_" in op.weights[0]]
-    parts = [op for op in parts if op.kind == "matmul" and len(op.inputs) == 1]
-    assert [op.attrs["column"] for op in parts] == [0, 64, 96]
+    parts = [op for op in parts if isinstance(op, PlanMatmul) and len(op.inputs) == 1]
+    assert [op.column for op in parts] == [0, 64, 96]
     assert [plan.buffers[op.inputs[0]].kind for op in parts] == [Q8, F32, Q8]
     assert len({op.output for op in parts}) == 1
 
 
 def test_gate_that_does_not_end_with_a_panel_is_not_fused() -> None:
     """One weight whose halves share a panel."""
-    shapes = {"e.weight": (9, 32), "gate_up.weight": (40, 32), "down.weight": (9, 20)}
+    shapes = {"e": (9, 32), "gate_up": (40, 32), "down": (9, 20)}
     g = Graph(shapes)
     g.matmul(g.gated(g.matmul(g.embed("e"), "gate_up"), "silu"), "down")
     plan = lower(g, lambda name: False, buffer_bytes)
@@ -96,7 +109,7 @@ def test_gate_that_does_not_end_with_a_panel_is_not_fused() -> None:
 
 
 def test_logits_need_no_attention() -> None:
-    g = Graph({"e.weight": (9, 32), "out.weight": (9, 32)})
+    g = Graph({"e": (9, 32), "out": (9, 32)})
     g.matmul(g.embed("e"), "out")
     plan = lower(g, lambda name: False, buffer_bytes)
     assert [op.kind for op in plan.ops] == ["embed", "matmul"]
@@ -104,7 +117,7 @@ def test_logits_need_no_attention() -> None:
 
 def bad_graphs() -> dict[str, Graph]:
     """Graphs that cannot be lowered: name -> graph."""
-    shapes = {"e.weight": (9, 64), "qkv.weight": (64, 64), "n.weight": (64,), "o.weight": (64, 32)}
+    shapes = {"e": (9, 64), "qkv": (64, 64), "n": (64,), "o": (64, 32)}
     graphs = {
         name: Graph(shapes)
         for name in ("no logits", "some heads", "rotated for nothing", "read twice")
@@ -113,11 +126,11 @@ def bad_graphs() -> dict[str, Graph]:
     rope = Rope(16, 1e4, True)
     graphs["no logits"].rms_norm(x["no logits"], "n", 1e-5)
     g = graphs["some heads"]
-    g.attention(g.rope(g.matmul(x["some heads"], "qkv"), 2, 16, rope), 0, 2, 1, 16, 0)
+    g.attention(g.rope(g.matmul(x["some heads"], "qkv"), 2, 16, rope), 0, Heads(2, 1, 16))
     graphs["rotated for nothing"].rope(x["rotated for nothing"], 3, 16, rope)
     g = graphs["read twice"]
     qkv = g.matmul(x["read twice"], "qkv")
-    g.matmul(g.attention(g.rope(qkv, 3, 16, rope), 0, 2, 1, 16, 0), "o")
+    g.matmul(g.attention(g.rope(qkv, 3, 16, rope), 0, Heads(2, 1, 16)), "o")
     g.add(qkv, g.output)
     return graphs
 
@@ -134,6 +147,29 @@ def test_plan_prints_as_a_table() -> None:
     assert len(lines) == 1 + len(plan.ops)
     assert lines[0].split() == ["op", "kind", "in", "out", "weights"]
     assert lines[1].split() == ["0", "embed", "0", "token_embd"]
+
+
+# ---- what the library is told ----
+
+
+@pytest.mark.parametrize("kind", get_args(PlanOp))
+def test_fields_of_an_op(kind: Any) -> None:
+    own = [field.name for field in fields(kind)[3:]]
+    values = range(10, 10 + len(own))
+    op = ffi.new("edge_op *", kind((3, 4), 5, ("v", "w"), *values).native({"v": 8, "w": 7}))
+    assert op.kind == getattr(lib, f"EDGE_OP_{kind.kind.upper()}")
+    assert (getattr(op, "in"), op.in2, op.out, list(op.w)) == (3, 4, 5, [8, 7, -1])
+    assert [getattr(op, name) for name in own] == list(values)
+    op = ffi.new("edge_op *", kind((), 5, (), *values).native({}))
+    assert (getattr(op, "in"), op.in2, op.out, list(op.w)) == (-1, -1, 5, [-1, -1, -1])
+
+
+def test_ops_and_activations_are_those_of_the_library() -> None:
+    kinds = {getattr(lib, f"EDGE_OP_{kind.kind.upper()}") for kind in get_args(PlanOp)}
+    assert kinds == set(range(lib.EDGE_N_OPS))
+    activations = {_number_of(name) for name in get_args(Activation)}
+    assert activations == set(range(lib.EDGE_N_ACTIVATIONS))
+    assert refgraph.ACTIVATIONS.keys() == set(get_args(Activation))
 
 
 # ---- the arena -----------------------------------------------------------------------------------
@@ -262,6 +298,7 @@ WRONG_OPS: list[tuple[int, str, Any]] = [
     *((i, "n_kv_heads", value) for i in (STORE, ATTENTION) for value in (0, -1, 2)),
     *((i, "head_dim", value) for i in (STORE, ATTENTION) for value in (0, -16, 8, 32)),
     (ATTENTION, "window", -1),
+    *((ATTENTION, "attention_scale", value) for value in (-1.0, np.nan, np.inf, 1e4)),
     (ATTENTION, "out", 0),  # its own input
     (GATHER, "in", 3),
     (GATHER, "out", 2),  # of all rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -270,8 +271,10 @@ def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
         demand, 99, slow
     )
     assert ratio == pytest.approx(2, rel=0.01)
-    with_window = predict.Demand(demand.weights, demand.n_ops, demand.kv, window=64)
+    with_window = dataclasses.replace(demand, windows=(64, 64))
     assert with_window.cache_bytes(5000) == demand.cache_bytes(63)
+    half = dataclasses.replace(demand, windows=(64, 0)).cache_bytes(5000)
+    assert 2 * half == demand.cache_bytes(63) + demand.cache_bytes(5000)
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])

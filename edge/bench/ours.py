@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import edge
 from edge.bench.runner import Case
 from edge.engine.engine import Engine
+from edge.engine.plan import PlanGatedMatmul, PlanMatmul
 from edge.loading import Loading
 from edge.model import engine_of
 from edge.progress import Progress
@@ -90,7 +91,7 @@ def work(engine: Engine, case: Case) -> Work:
     passes = case.tokens if case.kind == "decode" else -(-case.tokens // engine.chunk)
     macs = n_bytes = 0
     for op in lowered.ops:
-        if op.kind not in ("matmul", "gated_matmul"):
+        if not isinstance(op, (PlanMatmul, PlanGatedMatmul)):
             continue
         wanted_only = lowered.buffers[op.output].logit_rows
         for name in op.weights:

@@ -151,7 +151,7 @@ def _types(model: GGUF | PackedFile, weights: Weights | None) -> dict[str, dict[
         row["parameters"] += math.prod(tensor.shape)
         row["bytes"] += tensor.n_bytes
     for item in weights.items() if weights else ():
-        row, layout = types[item.type], weights and weights.layout(item.name[: -len(".weight")])
+        row, layout = types[item.type], weights and weights.layout(item.name)
         row["memory_bytes"] += item.n_bytes
         if layout not in row["layouts"]:
             row["layouts"].append(layout)

@@ -125,9 +125,8 @@ def _memory(description: Description) -> dict[str, Any]:
 def _rotary(description: Description) -> dict[str, Any] | None:
     """Which of LongRoPE's two sets of factors the context picks; None: the model has one."""
     config = description.config
-    ropes = (op.attrs["rope"] for op in description.graph.ops if op.kind == "rope")
-    names = {rope.factors for rope in ropes}
-    chosen = next((n for n in ("short", "long") if f"rope_factors_{n}" in names), None)
+    names = {rope.factors for rope in description.graph.ropes}
+    chosen = next((n for n in ("short", "long") if f"rope_factors_{n}.weight" in names), None)
     if chosen is None:
         return None
     original = config.keys.whole(

@@ -24,14 +24,14 @@ from edge.engine import plan
 from edge.engine.ledger import Ledger
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Graph, check_factors
+from edge.graph import Graph, check_factors, shown_name
 from edge.kv.cache import KVCache
 from edge.kv.page_store import PageStore
 from edge.kv.pool import PagePool
 from edge.kv.shape import KVShape, WhenFull, kv_types
 from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
 from edge.models.common import Config
-from edge.native import ffi, lib
+from edge.native import CData, ffi, lib
 from edge.native.cancel import Cancel
 from edge.progress import Progress
 from edge.sizes import show
@@ -73,7 +73,7 @@ class Description:
         return self.ledger.kv
 
     def weight_bytes(self, name: str) -> int:
-        """Bytes of a weight when it is packed. name: without `.weight`."""
+        """Bytes of a weight when it is packed."""
         return self.weights.bytes_of(name)
 
 
@@ -161,11 +161,11 @@ class Engine:
         self.cores = Choice(0, (), "not loaded")
         self.lowered = description.lowered
         self.packed_bytes, self.arena_bytes = weights.n_bytes, self.lowered.arena_bytes
-        self.layouts = {f"{name}.weight": weights.layout(name) for name in weights.names}
+        self.layouts = {name: weights.layout(name) for name in weights.names}
         self._weights = weights
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
-        self._pool: Any = None
-        self._plan: Any = None
+        self._pool: CData = None
+        self._plan: CData = None
         self._arena: mmap.mmap | None = None
         self._pages: PagePool | None = None
         self._fingerprint: bytes | None = None
@@ -223,7 +223,7 @@ class Engine:
             return None if self._pool is None else native.refused(self._pool)
 
     def weight_bytes(self, name: str) -> int:
-        """Bytes of a packed weight. name: without `.weight`."""
+        """Bytes of a packed weight."""
         return self._weights.bytes_of(name)
 
     def cache_bytes(self, n_tokens: int) -> int:
@@ -291,14 +291,14 @@ class Engine:
         """What a session depends on, plain values for JSON."""
         name = str(self.gguf.metadata.get("general.name") or "")
         file = os.path.basename(self.path)
-        ropes = (op.attrs["rope"] for op in self.graph.ops if op.kind == "rope")
+        factors = (rope.factors for rope in self.graph.ropes if rope.factors is not None)
         return {
             "edge": __version__,
             "model": f"{name} ({file})" if name else file,
             "fingerprint": self.fingerprint.hex(),
             "kv": asdict(self.kv),
             # the tensor of rotary factors in use: with LongRoPE the context limit chooses it
-            "factors": next((str(rope.factors) for rope in ropes if rope.factors), None),
+            "factors": next(map(shown_name, factors), None),
             "native_bf16": self.isa.endswith("+bf16"),
             "context": int(self.config.n_context),
         }
@@ -460,8 +460,7 @@ class Engine:
 
     def _check_factors(self) -> None:
         """Rotary factors divide frequencies."""
-        ropes = {op.attrs["rope"] for op in self.graph.ops if op.kind == "rope"}
-        for name in {rope.factors for rope in ropes if rope.factors}:
+        for name in {rope.factors for rope in self.graph.ropes if rope.factors is not None}:
             check_factors(name, self._weights.vector(name).tolist(), self.gguf.path)
 
     def _not_finite(self, cache: KVCache) -> EdgeError:
@@ -480,23 +479,14 @@ class Engine:
             "the logits came out NaN or infinite: the weights are damaged", path=self.path
         )
 
-    def _spec(self, isa: int) -> tuple[Any, tuple[Any, ...]]:
+    def _spec(self, isa: int) -> tuple[CData, tuple[CData, ...]]:
         """The edge_plan_spec, and the arrays that it points to."""
         lowered, weights = self.lowered, self._weights
         buffers = ffi.new("edge_buffer[]", len(lowered.buffers))
         for b, buffer in zip(buffers, lowered.buffers, strict=True):
             b.kind, b.dim, b.offset = buffer.kind, buffer.dim, buffer.offset
             b.is_logit_rows = int(buffer.logit_rows)
-        ops = ffi.new("edge_op[]", len(lowered.ops))
-        for o, op in zip(ops, lowered.ops, strict=True):
-            o.kind = getattr(lib, f"EDGE_OP_{op.kind.upper()}")
-            o.out = op.output
-            o.__setattr__("in", op.inputs[0] if op.inputs else -1)
-            o.in2 = op.inputs[1] if len(op.inputs) > 1 else -1
-            for i in range(len(o.w)):
-                o.w[i] = weights.index[op.weights[i]] if i < len(op.weights) else -1
-            for name, value in op.attrs.items():
-                setattr(o, name, value)
+        ops = ffi.new("edge_op[]", [op.native(weights.index) for op in lowered.ops])
         spec = ffi.new("edge_plan_spec *")
         spec.isa, spec.max_tokens = isa, self.chunk
         spec.kv = self.kv.native[0]
@@ -506,10 +496,11 @@ class Engine:
         spec.arena_bytes = lowered.arena_bytes
         return spec, (ops, buffers)
 
-    def _traced(self, n_tokens: int, op_ns: Any) -> str:
+    def _traced(self, n_tokens: int, op_ns: CData) -> str:
         """One line per op: kind, microseconds, layouts, weights."""
         lines = [f"{n_tokens} tokens, {self.threads} threads, {self.isa}"]
         for op, ns in zip(self.lowered.ops, op_ns, strict=True):
-            layouts = " ".join(dict.fromkeys(self.layouts[f"{w}.weight"] for w in op.weights))
-            lines.append(f"{ns / 1000:10.1f} us  {op.kind:<13} {layouts:<8} {' '.join(op.weights)}")
+            layouts = " ".join(dict.fromkeys(self.layouts[name] for name in op.weights))
+            names = " ".join(map(shown_name, op.weights))
+            lines.append(f"{ns / 1000:10.1f} us  {op.kind:<13} {layouts:<8} {names}")
         return "\n".join(lines)

@@ -7,20 +7,38 @@ whose logits nobody wants after the last attention, and lays the buffers out in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, TypeVar
 
 from edge.errors import NativeError
-from edge.graph import Graph, Op, Rope
+from edge.graph import (
+    Activation,
+    Add,
+    Attention,
+    Embed,
+    Gated,
+    Graph,
+    Matmul,
+    Op,
+    RmsNorm,
+    Rope,
+    Rotate,
+    assert_never,
+    shown_name,
+)
+from edge.native import PANEL_ROWS, ffi, lib
 
 __all__ = ["F32", "LOGITS", "Q8", "Q8X2", "Buffer", "Lowered", "PlanOp", "lower"]
 
-F32, Q8, Q8X2, LOGITS = range(4)  # edge_buffer_kind
-_ACTIVATIONS = {"silu": 0}  # edge_activation
+F32: int = lib.EDGE_BUFFER_F32
+Q8: int = lib.EDGE_BUFFER_Q8
+Q8X2: int = lib.EDGE_BUFFER_Q8X2
+LOGITS: int = lib.EDGE_BUFFER_LOGITS
 _ALIGN = 64
-_MAX_WEIGHTS = 3  # of one op
-_PANEL_ROWS = 16
+_MAX_WEIGHTS = len(ffi.new("edge_op *").w)
+
+_Kind = TypeVar("_Kind", Matmul, Rotate, Attention, Gated, Add)
 
 
 @dataclass
@@ -39,15 +57,144 @@ class Buffer:
     offset: int = 0
 
 
-@dataclass
-class PlanOp:
-    """One native op; kind: the name in edge_op_kind, lower case. attrs: fields of edge_op."""
+@dataclass(frozen=True)
+class _PlanOp:
+    """What every native op has. Fields of its own have the names that they have in edge_op.
 
-    kind: str
+    kind: the name in edge_op_kind, lower case; inputs, output: buffers; weights: their names.
+    """
+
+    kind: ClassVar[str]
     inputs: tuple[int, ...]
     output: int
-    weights: tuple[str, ...] = ()
-    attrs: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[str, ...]
+
+    def native(self, index: Mapping[str, int]) -> dict[str, int | float | list[int]]:
+        """Its edge_op, by field. index: of each weight."""
+        fields: dict[str, int | float | list[int]] = asdict(self)
+        for name in ("inputs", "output", "weights"):
+            del fields[name]
+        fields["kind"] = getattr(lib, f"EDGE_OP_{self.kind.upper()}")
+        fields["in"], fields["in2"] = (*self.inputs, -1, -1)[:2]
+        fields["out"] = self.output
+        indices = [index[name] for name in self.weights]
+        fields["w"] = indices + [-1] * (_MAX_WEIGHTS - len(indices))
+        return fields
+
+
+@dataclass(frozen=True)
+class PlanEmbed(_PlanOp):
+    """Rows of a table, by token."""
+
+    kind = "embed"
+
+
+@dataclass(frozen=True)
+class PlanAngles(_PlanOp):
+    """cos and sin of the angles of `Rope`, by position: (rows, n_rot)."""
+
+    kind = "angles"
+    n_rot: int
+    base: float
+    scale: float
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class PlanNorm(_PlanOp):
+    """An RMS norm, quantised where the output is."""
+
+    kind = "norm"
+    eps: float
+
+
+@dataclass(frozen=True)
+class PlanQuantize(_PlanOp):
+    """The quantised form of a value."""
+
+    kind = "quantize"
+
+
+@dataclass(frozen=True)
+class PlanMatmul(_PlanOp):
+    """Products side by side, from `column` of the output on, plus the second input if any."""
+
+    kind = "matmul"
+    column: int
+
+
+@dataclass(frozen=True)
+class PlanGatedMatmul(_PlanOp):
+    """activation(gate x) * (up x)."""
+
+    kind = "gated_matmul"
+    activation: int
+
+
+@dataclass(frozen=True)
+class PlanGated(_PlanOp):
+    """activation(gate) * up, of [gate | up]."""
+
+    kind = "gated"
+    activation: int
+
+
+@dataclass(frozen=True)
+class PlanAdd(_PlanOp):
+    """A sum."""
+
+    kind = "add"
+
+
+@dataclass(frozen=True)
+class _PlanHeads(_PlanOp):
+    """An op on [q | k | v] of a layer."""
+
+    layer: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class PlanStore(_PlanHeads):
+    """Queries and keys rotated in place by the second input, if any; keys and values stored."""
+
+    kind = "store"
+    n_rot: int = 0
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class PlanAttention(_PlanHeads):
+    """Attention of the queries over the cache."""
+
+    kind = "attention"
+    window: int
+    attention_scale: float
+
+
+@dataclass(frozen=True)
+class PlanGather(_PlanOp):
+    """The rows whose logits are wanted."""
+
+    kind = "gather"
+
+
+#: Any native op.
+PlanOp = (
+    PlanEmbed
+    | PlanAngles
+    | PlanNorm
+    | PlanQuantize
+    | PlanMatmul
+    | PlanGatedMatmul
+    | PlanGated
+    | PlanAdd
+    | PlanStore
+    | PlanAttention
+    | PlanGather
+)
 
 
 @dataclass
@@ -61,10 +208,8 @@ class Lowered:
     def __str__(self) -> str:
         lines = [f"{'op':>4}  {'kind':<13} {'in':>9}  out  weights"]
         for i, op in enumerate(self.ops):
-            inputs = " ".join(map(str, op.inputs))
-            lines.append(
-                f"{i:>4}  {op.kind:<13} {inputs:>9}  {op.output:>3}  {' '.join(op.weights)}"
-            )
+            inputs, weights = " ".join(map(str, op.inputs)), " ".join(map(shown_name, op.weights))
+            lines.append(f"{i:>4}  {op.kind:<13} {inputs:>9}  {op.output:>3}  {weights}")
         return "\n".join(lines)
 
 
@@ -91,7 +236,7 @@ class _Lowering:
         for op in graph.ops:
             for value in op.inputs:
                 self.readers.setdefault(value, []).append(op)
-        attentions = [i for i, op in enumerate(graph.ops) if op.kind == "attention"]
+        attentions = [i for i, op in enumerate(graph.ops) if isinstance(op, Attention)]
         self.last_attention = attentions[-1] if attentions else -1
         self.gathering = False  # past the last attention: only rows whose logits are wanted
         self.at: dict[tuple[str, int, bool], int] = {}  # value, kind, logit rows -> buffer
@@ -101,7 +246,7 @@ class _Lowering:
     def run(self) -> None:
         for i, op in enumerate(self.graph.ops):
             if op.output not in self.done:
-                getattr(self, f"_{op.kind}")(op)
+                self._lower(op)
             if i == self.last_attention:
                 self.gathering = True
         if self.buffers[self.ops[-1].output].kind != LOGITS:
@@ -109,15 +254,13 @@ class _Lowering:
 
     # ---- values and buffers ----
 
-    def _emit(
-        self, kind: str, inputs: Sequence[int], output: int, *weights: str, **attrs: Any
-    ) -> int:
+    def _emit(self, op: PlanOp) -> int:
         i = len(self.ops)
-        self.ops.append(PlanOp(kind, tuple(inputs), output, weights, attrs))
-        for buffer in (*inputs, output):
+        self.ops.append(op)
+        for buffer in (*op.inputs, op.output):
             b = self.buffers[buffer]
             b.first, b.last = (i if b.first < 0 else b.first), i
-        return output
+        return op.output
 
     def _new(self, value: str, kind: int = F32) -> int:
         """A fresh buffer for a value."""
@@ -133,38 +276,58 @@ class _Lowering:
             return found
         if kind in (Q8, Q8X2):
             source = self._get(value)
-            return self._emit("quantize", (source,), self._new(value, kind))
+            return self._emit(PlanQuantize((source,), self._new(value, kind), ()))
         if self.gathering and (value, F32, False) in self.at:
             source = self.at[value, F32, False]
-            return self._emit("gather", (source,), self._new(value))
+            return self._emit(PlanGather((source,), self._new(value), ()))
         raise NativeError(f"value {value} is read before it is made")
 
-    def _only_reader(self, value: str, kind: str) -> Op | None:
+    def _only_reader(self, value: str, kind: type[_Kind]) -> _Kind | None:
         """The one op that reads a value, if it is of this kind and the value is no result."""
         readers = self.readers.get(value, [])
-        return readers[0] if len(readers) == 1 and readers[0].kind == kind else None
+        reader = readers[0] if len(readers) == 1 else None
+        return reader if isinstance(reader, kind) else None
 
     def _is_logits(self, value: str) -> bool:
         return value == self.graph.output
 
-    # ---- ops, by the graph's names ----
+    # ---- ops of the graph ----
 
-    def _embed(self, op: Op) -> None:
-        self._emit("embed", (), self._new(op.output), *op.weights)
+    def _lower(self, op: Op) -> None:
+        match op:
+            case Embed():
+                self._emit(PlanEmbed((), self._new(op.output), op.weights))
+            case RmsNorm():
+                self._rms_norm(op)
+            case Matmul():
+                self._matmul(op)
+            case Rotate():  # left to the attention that reads it: it rotates as it stores
+                if self._only_reader(op.output, Attention) is None:
+                    raise NativeError("the plan rotates only what an attention reads")
+            case Attention():
+                self._attention(op)
+            case Gated():
+                source = self._get(op.inputs[0])
+                output = self._new(op.output)
+                self._emit(PlanGated((source,), output, (), _number_of(op.activation)))
+            case Add():
+                inputs = tuple(self._get(value) for value in op.inputs)
+                self._emit(PlanAdd(inputs, self._new(op.output), ()))
+            case _:
+                assert_never(op)
 
-    def _rms_norm(self, op: Op) -> None:
+    def _rms_norm(self, op: RmsNorm) -> None:
         """Quantised at once where every reader is a matmul that wants it so."""
-        readers = self.readers.get(op.output, [])
         forms = {
-            self._form(r, weight) if r.kind == "matmul" else F32
-            for r in readers
-            for weight in r.weights or ("",)
+            self._form(reader, weight) if isinstance(reader, Matmul) else F32
+            for reader in self.readers.get(op.output, [])
+            for weight in reader.weights or ("",)
         }
         source = self._get(op.inputs[0])
         output = self._new(op.output, forms.pop() if len(forms) == 1 else F32)
-        self._emit("norm", (source,), output, *op.weights, eps=op.attrs["eps"])
+        self._emit(PlanNorm((source,), output, op.weights, op.eps))
 
-    def _form(self, matmul: Op, weight: str) -> int:
+    def _form(self, matmul: Matmul, weight: str) -> int:
         """The form of the input that a matmul wants.
 
         The output head's is quantised twice: its weights are read for few columns, so a second
@@ -175,11 +338,11 @@ class _Lowering:
             return F32
         return Q8X2 if self._is_logits(matmul.output) else Q8
 
-    def _matmul(self, op: Op) -> None:
-        gated = self._only_reader(op.output, "gated")
+    def _matmul(self, op: Matmul) -> None:
+        gated = self._only_reader(op.output, Gated)
         if gated is not None and self._gated_matmul(op, gated):
             return
-        add = self._only_reader(op.output, "add")
+        add = self._only_reader(op.output, Add)
         result, residual = op.output, None
         if add is not None and add.inputs[0] != add.inputs[1]:
             other = next(v for v in add.inputs if v != op.output)
@@ -191,80 +354,53 @@ class _Lowering:
         for weights in _runs(op.weights, self.takes_q8):
             source = self._get(op.inputs[0], self._form(op, weights[0]))
             inputs = (source,) if residual is None else (source, residual)
-            self._emit("matmul", inputs, output, *weights, column=column)
+            self._emit(PlanMatmul(inputs, output, tuple(weights), column))
             column += sum(self.graph.weights[w][0] for w in weights)
 
-    def _gated_matmul(self, op: Op, gated: Op) -> bool:
+    def _gated_matmul(self, op: Matmul, gated: Gated) -> bool:
         """matmul and gated in one, where panels of gate and up pair off. False: they do not."""
         dim = self.graph.dims[gated.output]
         rows = [self.graph.weights[w][0] for w in op.weights]
-        pairs = rows == [dim, dim] or (rows == [2 * dim] and dim % _PANEL_ROWS == 0)
+        pairs = rows == [dim, dim] or (rows == [2 * dim] and dim % PANEL_ROWS == 0)
         if not pairs or len(_runs(op.weights, self.takes_q8)) > 1 or self._is_logits(gated.output):
             return False
         source = self._get(op.inputs[0], self._form(op, op.weights[0]))
-        self._emit(
-            "gated_matmul",
-            (source,),
-            self._new(gated.output),
-            *op.weights,
-            activation=_ACTIVATIONS[gated.attrs["activation"]],
-        )
+        output, activation = self._new(gated.output), _number_of(gated.activation)
+        self._emit(PlanGatedMatmul((source,), output, op.weights, activation))
         self.done.add(gated.output)
         return True
 
-    def _gated(self, op: Op) -> None:
-        activation = _ACTIVATIONS[op.attrs["activation"]]
-        source = self._get(op.inputs[0])
-        self._emit("gated", (source,), self._new(op.output), activation=activation)
-
-    def _add(self, op: Op) -> None:
-        inputs = [self._get(value) for value in op.inputs]
-        self._emit("add", inputs, self._new(op.output))
-
-    def _rope(self, op: Op) -> None:
-        """Left to the attention that reads it, which rotates as it writes the cache."""
-        if self._only_reader(op.output, "attention") is None:
-            raise NativeError("the plan rotates only what an attention reads")
-
-    def _attention(self, op: Op) -> None:
-        heads = {key: op.attrs[key] for key in ("layer", "n_heads", "n_kv_heads", "head_dim")}
+    def _attention(self, op: Attention) -> None:
         made = self.makers[op.inputs[0]]
-        if made.kind == "rope":
-            if made.attrs["n_heads"] != op.attrs["n_heads"] + op.attrs["n_kv_heads"]:
+        heads = (op.layer, op.heads.n_heads, op.heads.n_kv_heads, op.heads.head_dim)
+        if isinstance(made, Rotate):
+            if made.n_heads != op.heads.n_heads + op.heads.n_kv_heads:
                 raise NativeError("the plan rotates all heads of queries and keys, or none")
-            if self._only_reader(made.inputs[0], "rope") is None:
+            if self._only_reader(made.inputs[0], Rotate) is None:
                 raise NativeError("the plan rotates in place: nothing else may read the value")
-            rope: Rope = made.attrs["rope"]
+            rope = made.rope
             source = self._get(made.inputs[0])
-            self._emit(
-                "store",
-                (source, self._angles(rope)),
-                source,
-                n_rot=rope.n_rot,
-                interleaved=int(rope.interleaved),
-                **heads,
-            )
+            inputs = (source, self._angles(rope))
+            self._emit(PlanStore(inputs, source, (), *heads, rope.n_rot, rope.interleaved))
         else:
             source = self._get(op.inputs[0])
-            self._emit("store", (source,), source, **heads)
+            self._emit(PlanStore((source,), source, (), *heads))
         output = self._new(op.output)
-        self._emit("attention", (source,), output, window=op.attrs["window"], **heads)
+        self._emit(PlanAttention((source,), output, (), *heads, op.window, op.scale))
 
     def _angles(self, rope: Rope) -> int:
         """cos and sin of every position, made once for all layers."""
         if rope not in self.angles:
             self.buffers.append(Buffer(F32, rope.n_rot, logit_rows=False))
-            self.angles[rope] = self._emit(
-                "angles",
-                (),
-                len(self.buffers) - 1,
-                *((rope.factors,) if rope.factors else ()),
-                n_rot=rope.n_rot,
-                base=rope.base,
-                scale=rope.scale,
-                magnitude=rope.magnitude,
-            )
+            output, factors = len(self.buffers) - 1, () if rope.factors is None else (rope.factors,)
+            numbers = (rope.n_rot, rope.base, rope.scale, rope.magnitude)
+            self.angles[rope] = self._emit(PlanAngles((), output, factors, *numbers))
         return self.angles[rope]
+
+
+def _number_of(activation: Activation) -> int:
+    """An edge_activation."""
+    return int(getattr(lib, f"EDGE_ACTIVATION_{activation.upper()}"))
 
 
 def _runs(weights: Sequence[str], takes_q8: Callable[[str], bool]) -> list[list[str]]:

@@ -25,10 +25,10 @@ from edge.device.cores import cpu_name
 from edge.device.machine import Machine
 from edge.disk.atomic import replacing
 from edge.disk.room import cache_dir
-from edge.engine.plan import Lowered
+from edge.engine.plan import Lowered, PlanGatedMatmul, PlanMatmul
 from edge.errors import EdgeError
+from edge.graph import Graph
 from edge.kv.shape import KVShape
-from edge.models.common import Config
 
 __all__ = ["Bandwidth", "Demand", "Planned", "demand_of", "tokens_per_second"]
 
@@ -44,7 +44,7 @@ class Planned(Protocol):
     @property
     def lowered(self) -> Lowered: ...
     @property
-    def config(self) -> Config: ...
+    def graph(self) -> Graph: ...
     @property
     def kv(self) -> KVShape: ...
     def weight_bytes(self, name: str) -> int: ...
@@ -52,27 +52,28 @@ class Planned(Protocol):
 
 @dataclass(frozen=True)
 class Demand:
-    """What a decoded token needs. weights: bytes that it reads; n_ops: operations; window: the
-    most positions that it sees, 0: all.
+    """What a decoded token needs. weights: bytes that it reads; n_ops: operations; windows: the
+    most positions that it sees in each layer, 0: all.
     """
 
     weights: int
     n_ops: int
     kv: KVShape
-    window: int
+    windows: tuple[int, ...]
 
     def cache_bytes(self, depth: int) -> int:
         """Bytes of keys and values that the token behind `depth` others reads."""
-        n_seen = min(depth + 1, self.window) if self.window else depth + 1
-        return self.kv.bytes(n_seen)
+        n_seen = [min(depth + 1, window) if window else depth + 1 for window in self.windows]
+        return sum(map(self.kv.bytes, n_seen)) // len(n_seen)
 
 
 def demand_of(model: Planned) -> Demand:
     """Of a model that is loaded, or described."""
     ops = model.lowered.ops
-    matmuls = [op for op in ops if op.kind in ("matmul", "gated_matmul")]
+    matmuls = [op for op in ops if isinstance(op, (PlanMatmul, PlanGatedMatmul))]
     weights = sum(model.weight_bytes(name) for op in matmuls for name in op.weights)
-    return Demand(weights, len(ops), model.kv, model.config.window)
+    windows = tuple(op.window for op in model.graph.attentions)
+    return Demand(weights, len(ops), model.kv, windows)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ def build(
     graph = Graph(shapes, path)
     if hasattr(module, "n_positions"):
         config = dataclasses.replace(config, n_positions=module.n_positions(graph, config))
-    decoder(graph, config, module.layer, module.rope(graph, config))
-    known = {f"{weight}.weight" for weight in graph.weights.keys() | module.OPTIONAL}
+    decoder(graph, config, module.layer)
+    known = graph.weights.keys() | module.OPTIONAL
     strange = [tensor for tensor in shapes if tensor not in known]
     if strange:
         raise UnsupportedError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edge.errors import ContextError, InputError, UnsupportedError, brief
-from edge.graph import MAX_DIM, Graph, Rope
+from edge.graph import MAX_DIM, Activation, Graph, Heads, Rope
 from edge.models.keys import Keys
 
 #: Positions of a session where the caller does not say: enough for a chat, small on a device.
@@ -33,7 +33,7 @@ class Config:
     n_context_train: int  # positions the model was made for
     n_context: int  # positions a session may use
     n_positions: int  # positions that the rotary embedding serves
-    window: int  # sliding window, 0: none
+    attention_scale: float  # of scores, 0: 1 / sqrt(head_dim)
     keys: Keys
     path: str
 
@@ -61,9 +61,6 @@ class Config:
         scale = keys.number("attention.scale", 0, least=0)
         if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
             raise keys.not_built("attention.scale", f"{scale} is not built, but 1/sqrt({head_dim})")
-        window = keys.whole("attention.sliding_window", 0, least=0)
-        if window:  # which layers have one; 0 and true: all of them
-            keys.neutral("attention.sliding_window_pattern", (0, True))
         trained = keys.whole("context_length")
         return cls(
             architecture=arch,
@@ -77,7 +74,7 @@ class Config:
             n_context_train=trained,
             n_context=_context(context, trained, path),
             n_positions=trained,
-            window=window,
+            attention_scale=0,
             keys=keys,
             path=path,
         )
@@ -98,42 +95,66 @@ def _context(wanted: int | None, trained: int, path: str) -> int:
     return wanted
 
 
-Layer = Callable[[Graph, str, int, Config, Rope], str]
+#: Appends layer i to a graph: x (tokens, dim) -> (tokens, dim).
+Layer = Callable[[Graph, str, int, Config], str]
 
 
-def decoder(g: Graph, c: Config, layer: Layer, rope: Rope) -> None:
+def decoder(g: Graph, c: Config, layer: Layer) -> None:
     """Embedding, the layers, a last norm, the output head (the embedding where it is tied)."""
-    x = g.embed("token_embd", c.dim)
+    embedding, head = "token_embd.weight", "output.weight"
+    x = g.embed(embedding, c.dim)
     for i in range(c.n_layers):
-        x = layer(g, x, i, c, rope)
-    x = g.rms_norm(x, "output_norm", c.norm_eps)
-    n_vocab = g.weights["token_embd"][0]
-    g.matmul(x, "output" if g.has("output") else "token_embd", rows=[n_vocab])
+        x = layer(g, x, i, c)
+    x = g.rms_norm(x, "output_norm.weight", c.norm_eps)
+    n_vocab = g.weights[embedding][0]
+    g.matmul(x, head if g.has(head) else embedding, rows=[n_vocab])
     if n_vocab and c.keys.whole("vocab_size", n_vocab) != n_vocab:
         raise c.keys.error("vocab_size", f"the embedding has {n_vocab} rows, not as many")
 
 
-def attention(g: Graph, x: str, i: int, c: Config, rope: Rope, *, qkv: tuple[str, ...]) -> str:
+@dataclass(frozen=True)
+class Positions:
+    """What positions are to a layer. rope: how they turn queries and keys; window: how many last
+    ones a token sees, itself included; 0: all.
+    """
+
+    rope: Rope
+    window: int
+
+
+def attention(
+    g: Graph, x: str, i: int, c: Config, positions: Positions, *, qkv: Sequence[str]
+) -> str:
     """Wo attention(rope(Wqkv x)). qkv: one fused weight, or those of q, k and v."""
-    rows = [n * c.head_dim for n in (c.n_heads, c.n_kv_heads, c.n_kv_heads)]
-    h = _fused(g, x, i, qkv, rows)
-    h = g.rope(h, c.n_heads + c.n_kv_heads, c.head_dim, rope)
-    h = g.attention(h, i, c.n_heads, c.n_kv_heads, c.head_dim, c.window)
-    return g.matmul(h, f"blk.{i}.attn_output", rows=[c.dim])
+    heads = Heads(c.n_heads, c.n_kv_heads, c.head_dim)
+    h = _fused(g, x, qkv, [n * c.head_dim for n in (c.n_heads, c.n_kv_heads, c.n_kv_heads)])
+    h = g.rope(h, c.n_heads + c.n_kv_heads, c.head_dim, positions.rope)
+    h = g.attention(h, i, heads, window=positions.window, scale=c.attention_scale)
+    return g.matmul(h, f"blk.{i}.attn_output.weight", rows=[c.dim])
 
 
 def gated_mlp(
-    g: Graph, x: str, i: int, c: Config, *, gate_up: tuple[str, ...], activation: str
+    g: Graph, x: str, i: int, c: Config, *, gate_up: Sequence[str], activation: Activation
 ) -> str:
     """Wdown (activation(Wgate x) * Wup x). gate_up: one fused weight, or two."""
-    h = _fused(g, x, i, gate_up, [c.ffn, c.ffn])
-    return g.matmul(g.gated(h, activation), f"blk.{i}.ffn_down", rows=[c.dim])
+    h = _fused(g, x, gate_up, [c.ffn, c.ffn])
+    return g.matmul(g.gated(h, activation), f"blk.{i}.ffn_down.weight", rows=[c.dim])
 
 
-def _fused(g: Graph, x: str, i: int, names: tuple[str, ...], rows: list[int]) -> str:
+def _fused(g: Graph, x: str, weights: Sequence[str], rows: list[int]) -> str:
     """Products side by side, of weights with so many rows, or of one that holds them all."""
-    weights = [f"blk.{i}.{name}" for name in names]
     return g.matmul(x, *weights, rows=rows if len(weights) > 1 else [sum(rows)])
+
+
+def window_of(c: Config, i: int) -> int:
+    """How many last positions a token of layer i sees, by the metadata; 0: all.
+
+    The pattern says which layers have the window; 0 and true: all of them.
+    """
+    window = c.keys.whole("attention.sliding_window", 0, least=0)
+    if window:
+        c.keys.neutral("attention.sliding_window_pattern", (0, True))
+    return window
 
 
 def rope_of(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from decimal import Context, Decimal
 
 from edge.graph import Graph, Rope
-from edge.models.common import Config, attention, gated_mlp, rope_of
+from edge.models.common import Config, Positions, attention, gated_mlp, rope_of, window_of
 
-OPTIONAL = frozenset({"rope_factors_long", "rope_factors_short"})
+_LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+OPTIONAL = frozenset({_LONG, _SHORT})
 
 
 def rope(g: Graph, c: Config) -> Rope:
@@ -22,7 +23,7 @@ def rope(g: Graph, c: Config) -> Rope:
     return rope_of(
         c,
         interleaved=False,
-        factors="rope_factors_long" if c.n_context > original else "rope_factors_short",
+        factors=_LONG if c.n_context > original else _SHORT,
         magnitude=_magnitude(c.n_context_train, original),
         scalings=("none", "linear", "longrope"),
     )
@@ -36,7 +37,7 @@ def n_positions(g: Graph, c: Config) -> int:
 
 
 def _has_factors(g: Graph) -> bool:
-    return g.has("rope_factors_long") or g.has("rope_factors_short")
+    return g.has(_LONG) or g.has(_SHORT)
 
 
 def _original(c: Config) -> int:
@@ -55,9 +56,11 @@ def _magnitude(trained: int, original: int) -> float:
     return float(exact.sqrt(exact.add(1, share)))
 
 
-def layer(g: Graph, x: str, i: int, c: Config, rope: Rope) -> str:
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
-    h = g.rms_norm(x, f"blk.{i}.attn_norm", c.norm_eps)
-    x = g.add(attention(g, h, i, c, rope, qkv=("attn_qkv",)), x)
-    h = g.rms_norm(x, f"blk.{i}.ffn_norm", c.norm_eps)
-    return g.add(gated_mlp(g, h, i, c, gate_up=("ffn_up",), activation="silu"), x)
+    positions = Positions(rope(g, c), window_of(c, i))
+    h = g.rms_norm(x, f"blk.{i}.attn_norm.weight", c.norm_eps)
+    x = g.add(attention(g, h, i, c, positions, qkv=[f"blk.{i}.attn_qkv.weight"]), x)
+    h = g.rms_norm(x, f"blk.{i}.ffn_norm.weight", c.norm_eps)
+    gate_up = [f"blk.{i}.ffn_up.weight"]
+    return g.add(gated_mlp(g, h, i, c, gate_up=gate_up, activation="silu"), x)

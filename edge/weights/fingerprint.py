@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from edge import native
-from edge.graph import Graph
+from edge.graph import Graph, Rope, shown_name
 from edge.native import ffi, lib
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ _VECTOR_BYTES = 1024  # of each vector's start
 
 
 def fingerprint(metadata: Metadata, graph: Graph, weights: Weights) -> bytes:
-    """32 bytes over the numbers of the architecture, the rotary embedding that is in use, names
-    and shapes of the weights, and values from each: two rows of a matrix, a vector's start.
+    """32 bytes over the numbers of the architecture, the rotary embedding that is in use, the
+    windows of layers that differ in them, names and shapes of the weights, and values from each:
+    two rows of a matrix, a vector's start. Names are without `.weight`.
 
     The same for a file, one that was packed from it, both forms of its weights, and on every
     machine. A model that differs in other rows alone is taken for the same. The weights must be in
@@ -30,11 +32,13 @@ def fingerprint(metadata: Metadata, graph: Graph, weights: Weights) -> bytes:
     """
     out = blake2b(digest_size=32)
     _add(out, repr(_numbers(metadata)).encode())
-    ropes = {repr(op.attrs["rope"]) for op in graph.ops if op.kind == "rope"}
-    _add(out, repr(sorted(ropes)).encode())
-    for name in sorted(weights.names):
+    _add(out, repr(sorted(map(_text, graph.ropes))).encode())
+    windows = [op.window for op in graph.attentions]
+    if len(set(windows)) > 1:  # the metadata have them in a list; else in a number
+        _add(out, repr(windows).encode())
+    for name in sorted(weights.names, key=shown_name):
         entry = weights.entries[weights.index[name]]
-        _add(out, f"{name} {entry.n} {entry.k}".encode())
+        _add(out, f"{shown_name(name)} {entry.n} {entry.k}".encode())
         if entry.layout == lib.EDGE_LAYOUT_VECTOR:
             _add(out, bytes(ffi.buffer(entry.data, min(entry.n_bytes, _VECTOR_BYTES))))
             continue
@@ -43,6 +47,10 @@ def fingerprint(metadata: Metadata, graph: Graph, weights: Weights) -> bytes:
             native.check(lib.edge_weight_unpack(ffi.addressof(entry), i, 1, row))
             _add(out, ffi.buffer(row))
     return out.digest()
+
+
+def _text(rope: Rope) -> str:
+    return repr(replace(rope, factors=rope.factors and shown_name(rope.factors)))
 
 
 def _numbers(metadata: Metadata) -> Mapping[str, Any]:

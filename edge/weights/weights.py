@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Generator, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 from edge import native
 from edge.device.memory import anonymous, available, resident_of
 from edge.errors import InputError, MemoryBudgetError, ModelFileError, UnsupportedError
-from edge.files.gguf import GGUF, TENSOR_TYPES, Tensor
+from edge.files.gguf import GGUF, Tensor
+from edge.files.tensor_types import TYPE_NUMBERS
 from edge.loading import LAYOUTS, Layout
-from edge.native import ffi, lib
+from edge.native import PANEL_ROWS, CData, ffi, lib
 from edge.progress import Progress
 from edge.sizes import show
 from edge.weights.packed import (
@@ -39,14 +39,12 @@ _SLICE = 8 << 20
 #: With layout "auto" the room is rounded down to this part of what could be saved, so that a
 #: little more or less free memory does not mean another packed file at each start.
 _STEPS = 8
-_PANEL_ROWS = 16
 #: Bytes of each tensor that tell one file from another, see `packed_cache.key_of`.
 SAMPLED_BYTES = 3 * 4096
-_NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
 
 
 class Weights:
-    """The weights of a model. names: without `.weight`; vectors are float32.
+    """The weights of a model. names: of the tensors in the file; vectors are float32.
 
     Those of the graph, and all other float32 vectors of the file (rotary factors for another
     context): a packed file serves all contexts. Layouts and n_bytes are known at once.
@@ -62,9 +60,9 @@ class Weights:
         self.entries = ffi.new("edge_weight[]", max(1, len(self.names)))
         self.forms = ["fast"] * len(self.names)
         if isinstance(source, PackedFile):
-            self.forms = [source.tensors[f"{name}.weight"].form for name in self.names]
+            self.forms = [source.tensors[name].form for name in self.names]
         self._block: mmap.mmap | None = None
-        self._views: list[Any] = []
+        self._views: list[CData] = []
         self._describe()
 
     def fit(self, layout: Layout, room: int | None = None) -> None:
@@ -117,7 +115,7 @@ class Weights:
             return 0
         most = 0
         for i, name in enumerate(self.names):
-            tensor = self._source.tensors[f"{name}.weight"]
+            tensor = self._source.tensors[name]
             part = next(self._slices(i))[0]
             n_rows = part.n if len(tensor.shape) == 2 else 1
             most = max(most, tensor.n_bytes // math.prod(tensor.shape[:-1]) * n_rows)
@@ -146,12 +144,12 @@ class Weights:
     def items(self) -> list[Item]:
         """The tensors as a packed file has them, in the order of `pieces`."""
         return [
-            Item(f"{name}.weight", tensor.type, tensor.shape, form, entry.n_bytes)
+            Item(name, tensor.type, tensor.shape, form, entry.n_bytes)
             for name, form, entry in zip(self.names, self.forms, self.entries, strict=True)
-            for tensor in (self._source.tensors[f"{name}.weight"],)
+            for tensor in (self._source.tensors[name],)
         ]
 
-    def pack(self, pool: Any, progress: Progress | None = None) -> None:
+    def pack(self, pool: CData, progress: Progress | None = None) -> None:
         """Read every tensor and pack it into memory of our own; progress after each tensor.
 
         Raises ModelFileError for NaN or infinity in a tensor, MemoryBudgetError.
@@ -178,7 +176,7 @@ class Weights:
                 progress(done, self.n_bytes)
 
     def pieces(
-        self, pool: Any, progress: Progress | None = None
+        self, pool: CData, progress: Progress | None = None
     ) -> Generator[memoryview, None, None]:
         """Pack every tensor, a slice at a time: the data of a packed file, each piece gone with
         the next. Raises ModelFileError for NaN or infinity in a tensor, OSError, MemoryError.
@@ -240,7 +238,7 @@ class Weights:
         """Fill the entries, by the forms."""
         self.n_bytes = 0
         for name, form, entry in zip(self.names, self.forms, self.entries, strict=True):
-            tensor = self._source.tensors[f"{name}.weight"]
+            tensor = self._source.tensors[name]
             if tensor.type not in supported_types():
                 raise UnsupportedError(
                     f"{tensor.path}: tensor {tensor.name} is {tensor.type}, which is not built: "
@@ -255,7 +253,7 @@ class Weights:
         """Index of each tensor that has two forms -> bytes that the compact one saves."""
         pair, out = ffi.new("edge_weight[2]"), dict[int, int]()
         for i, name in enumerate(self.names):
-            tensor = self._source.tensors[f"{name}.weight"]
+            tensor = self._source.tensors[name]
             if len(tensor.shape) != 2:
                 continue
             for form, weight in zip(FORMS, pair, strict=True):
@@ -264,24 +262,24 @@ class Weights:
                 out[i] = padded(pair[0].n_bytes) - padded(pair[1].n_bytes)
         return out
 
-    def _slices(self, i: int) -> Iterator[tuple[Any, int, int]]:
+    def _slices(self, i: int) -> Iterator[tuple[CData, int, int]]:
         """Tensor i in slices of whole panels: (edge_weight, first row, bytes before it)."""
         entry, name = self.entries[i], self.names[i]
         part = ffi.new("edge_weight *", entry)
         if entry.layout == lib.EDGE_LAYOUT_VECTOR:
             yield part, 0, 0
             return
-        panel = entry.n_bytes // -(-entry.n // _PANEL_ROWS)
-        n_rows = max(1, _SLICE // panel) * _PANEL_ROWS
-        kind = self._source.tensors[f"{name}.weight"].type
+        panel = entry.n_bytes // -(-entry.n // PANEL_ROWS)
+        n_rows = max(1, _SLICE // panel) * PANEL_ROWS
+        kind = self._source.tensors[name].type
         for first in range(0, entry.n, n_rows):
             shape = (min(n_rows, entry.n - first), entry.k)
             describe_weight(kind, shape, self.forms[i], part)
-            yield part, first, first // _PANEL_ROWS * panel
+            yield part, first, first // PANEL_ROWS * panel
 
-    def _pack(self, i: int, part: Any, first: int, pool: Any) -> None:
+    def _pack(self, i: int, part: CData, first: int, pool: CData) -> None:
         """Pack a slice of tensor i, from row `first` on, to where its data points."""
-        tensor = self._source.tensors[f"{self.names[i]}.weight"]
+        tensor = self._source.tensors[self.names[i]]
         assert isinstance(tensor, Tensor)
         if part.layout == lib.EDGE_LAYOUT_VECTOR:
             _pack_vector(tensor, part, pool)
@@ -292,15 +290,12 @@ class Weights:
 
 
 def _vectors(source: GGUF | PackedFile) -> list[str]:
-    """The float32 vectors of a file, without `.weight`."""
-    return [
-        name.removesuffix(".weight")
-        for name, tensor in source.tensors.items()
-        if tensor.type == "F32" and len(tensor.shape) == 1 and name.endswith(".weight")
-    ]
+    """The float32 vectors of a file."""
+    tensors = source.tensors.items()
+    return [name for name, t in tensors if t.type == "F32" and len(t.shape) == 1]
 
 
-def pack_rows(tensor: Tensor, part: Any, first: int, pool: Any) -> None:
+def pack_rows(tensor: Tensor, part: CData, first: int, pool: CData) -> None:
     """Pack rows first.. of a tensor to part.data; part: an edge_weight of as many rows.
 
     Raises ModelFileError for NaN or infinity in them.
@@ -310,7 +305,7 @@ def pack_rows(tensor: Tensor, part: Any, first: int, pool: Any) -> None:
     start = first * row_bytes
     src = ffi.from_buffer("uint8_t[]", tensor.data[start : start + part.n * row_bytes])
     error = ffi.new("edge_error *")
-    number = _NUMBERS[tensor.type]
+    number = TYPE_NUMBERS[tensor.type]
     status = lib.edge_weight_pack(pool, number, part, src, part.n * row_bytes, error)
     ffi.release(src)
     if status == lib.EDGE_BAD_DATA:
@@ -324,7 +319,7 @@ def pack_rows(tensor: Tensor, part: Any, first: int, pool: Any) -> None:
     native.check(status, error)
 
 
-def _pack_vector(tensor: Tensor, part: Any, pool: Any) -> None:
+def _pack_vector(tensor: Tensor, part: CData, pool: CData) -> None:
     """Through a panel of one row, so that every type that matrices may have serves."""
     row = ffi.new("edge_weight *")
     describe_weight(tensor.type, (1, part.k), "fast", row)

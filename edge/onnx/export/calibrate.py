@@ -22,7 +22,7 @@ from edge.device import cores
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.files.text_file import TextFile
-from edge.graph import Graph, Op
+from edge.graph import Embed, Graph, Matmul, Op
 from edge.onnx.export.blocks import floats, slices
 from edge.onnx.export.htp import Range, Ranges
 from edge.onnx.export.linear import BlockLinears
@@ -103,7 +103,7 @@ def _of_head(model: GGUF, op: Op, x: NDArray[np.float32], path: Path) -> Ranges:
         g.output(g.rename(g.node(kind, y, keepdims=0), kind), g.types.FLOAT, ())
     g.save(path)
     session, seen = _session(path), []
-    for tensor in (model.tensors[f"{name}.weight"] for name in op.weights):
+    for tensor in (model.tensors[name] for name in op.weights):
         for first, n in slices(tensor):
             w = floats(tensor, first, n)
             model.forget()
@@ -115,7 +115,7 @@ def _of_head(model: GGUF, op: Op, x: NDArray[np.float32], path: Path) -> Ranges:
 
 def _embedded(model: GGUF, graph: Graph, tokens: Sequence[int], path: Path) -> NDArray[np.float32]:
     """Rows of the embedding in a file, (tokens, dim)."""
-    table = model.tensors[f"{graph.ops[0].weights[0]}.weight"]
+    table = model.tensors[graph.ops[0].weights[0]]
     hidden = np.memmap(path, np.float32, "w+", shape=(len(tokens), table.shape[1]))
     for i, token in enumerate(tokens):
         hidden[i] = floats(table, token)[0]
@@ -129,13 +129,14 @@ def _stages(graph: Graph) -> Iterator[list[Op]]:
     Each but the last has a matmul, and each begins with an op `embed`, which stands for that value.
     """
     last = {name: i for i, op in enumerate(graph.ops) for name in op.inputs}
-    stage, live = [graph.ops[0]], {graph.ops[0].output}
+    stage: list[Op] = [graph.ops[0]]
+    live = {graph.ops[0].output}
     for i, op in enumerate(graph.ops[1:-1], 1):
         stage.append(op)
         live = {value for value in live | {op.output} if last.get(value, 0) > i}
-        if live == {op.output} and any(op.kind == "matmul" for op in stage):
+        if live == {op.output} and any(isinstance(op, Matmul) for op in stage):
             yield stage
-            stage = [Op("embed", (), op.output)]
+            stage = [Embed((), op.output, ())]
     if len(stage) > 1:
         yield stage
 
@@ -148,7 +149,7 @@ class _Watched(StepLowering):
         self.outputs: list[str] = []
         self.found: list[str] = []
 
-    def lower_matmul(self, op: Op, x: str) -> str:
+    def lower_matmul(self, op: Matmul, x: str) -> str:
         y = super().lower_matmul(op, x)
         self.outputs.append(op.output)
         for value in (x, y):

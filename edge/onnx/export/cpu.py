@@ -18,7 +18,7 @@ import numpy as np
 
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Graph, Op, Rope
+from edge.graph import Add, Attention, Embed, Graph, Op, RmsNorm, Rope, Rotate
 from edge.models.common import Config
 from edge.onnx.export.linear import BlockLinears
 from edge.onnx.export.lowering import Lowering, rotations
@@ -63,7 +63,7 @@ class _Lowering(Lowering):
         self.blocks = BlockLinears(model, data)
         super().__init__(graph, model, g, self.blocks)
         self.config, self.data = config, data
-        last = max(i for i, op in enumerate(graph.ops) if op.kind == "attention")
+        last = max(i for i, op in enumerate(graph.ops) if isinstance(op, Attention))
         self.wide = {op.output for op in graph.ops[: last + 1]}
         self.sums: dict[str, tuple[str, str]] = {}
         self.ropes: dict[str, Rope] = {}
@@ -82,19 +82,19 @@ class _Lowering(Lowering):
             return self.g.node("Gather", x, self.g.constant(np.array([-1])), axis=1)
         return x
 
-    def lower_embed(self, op: Op) -> str:
+    def lower_embed(self, op: Embed) -> str:
         """Rows of the table, which stays in its blocks."""
         return self.blocks.embedding(self.g, self.ids, op.weights[0])
 
-    def lower_add(self, op: Op, x: str, y: str) -> str:
+    def lower_add(self, op: Add, x: str, y: str) -> str:
         """x + y; a norm of it adds by itself, and then nothing needs this node."""
         total = super().lower_add(op, x, y)
         self.sums[total] = (x, y)
         return total
 
-    def lower_rms_norm(self, op: Op, x: str) -> str:
+    def lower_rms_norm(self, op: RmsNorm, x: str) -> str:
         """One node, with the sum that it normalises where it is one."""
-        weight, eps = self.vector(op.weights[0]), op.attrs["eps"]
+        weight, eps = self.vector(op.weights[0]), op.eps
         if x not in self.sums:
             return self.g.node("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=eps)
         self.g.named(
@@ -107,35 +107,35 @@ class _Lowering(Lowering):
         self.values[op.inputs[0]] = f"{x}.sum"
         return f"{x}.norm"
 
-    def lower_rope(self, op: Op, x: str) -> str:
+    def lower_rope(self, op: Rotate, x: str) -> str:
         """Left to the attention where its kernel can."""
-        rope: Rope = op.attrs["rope"]
+        rope = op.rope
         if rope.n_rot % _ROTARY_STEP == 0:
             self.ropes[x] = rope
             return x
-        turned = op.attrs["n_heads"] * op.attrs["head_dim"]
+        turned = op.n_heads * op.head_dim
         sizes = self.g.constant(np.array([turned, self.graph.dims[op.output] - turned]))
         head, rest = self.g.nodes("Split", x, sizes, n_outputs=2, axis=-1)
         head = self.g.node(
             "RotaryEmbedding",
             *(head, self._positions(), *self._tables(rope)),
             domain=CONTRIB,
-            num_heads=op.attrs["n_heads"],
+            num_heads=op.n_heads,
             rotary_embedding_dim=rope.n_rot,
             interleaved=int(rope.interleaved),
         )
         return self.g.node("Concat", head, rest, axis=-1)
 
-    def lower_attention(self, op: Op, x: str) -> str:
+    def lower_attention(self, op: Attention, x: str) -> str:
         """GroupQueryAttention of q, k and v side by side."""
-        g, layer = self.g, op.attrs["layer"]
-        if op.attrs["head_dim"] % _HEAD_STEP:
+        g, layer, heads = self.g, op.layer, op.heads
+        if heads.head_dim % _HEAD_STEP:
             raise UnsupportedError(
-                f"{self.graph.path}: heads of {op.attrs['head_dim']}: dialect cpu has multiples "
-                f"of {_HEAD_STEP}",
-                what=f"head_dim {op.attrs['head_dim']}",
+                f"{self.graph.path}: heads of {heads.head_dim}: dialect cpu has multiples of "
+                f"{_HEAD_STEP}",
+                what=f"head_dim {heads.head_dim}",
             )
-        shape = [1, op.attrs["n_kv_heads"], "past_sequence_length", op.attrs["head_dim"]]
+        shape: list[int | str] = [1, heads.n_kv_heads, "past_sequence_length", heads.head_dim]
         past = [g.input(f"past_key_values.{layer}.{part}", g.types.FLOAT, shape) for part in _PARTS]
         rope = self.ropes.get(x)
         present = [f"present.{layer}.{part}" for part in _PARTS]
@@ -146,9 +146,10 @@ class _Lowering(Lowering):
             *(self._tables(rope) if rope else ()),
             outputs=[attended, *present],
             domain=CONTRIB,
-            num_heads=op.attrs["n_heads"],
-            kv_num_heads=op.attrs["n_kv_heads"],
-            local_window_size=op.attrs["window"] or -1,
+            num_heads=heads.n_heads,
+            kv_num_heads=heads.n_kv_heads,
+            local_window_size=op.window or -1,
+            **({"scale": op.scale} if op.scale else {}),
             do_rotary=int(rope is not None),
             rotary_interleaved=int(rope is not None and rope.interleaved),
         )

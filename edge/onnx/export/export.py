@@ -140,7 +140,7 @@ class _Meter:
     """Called after each op: tells how many bytes of the model's weights were written."""
 
     def __init__(self, model: GGUF, graph: Graph, progress: Progress | None) -> None:
-        self._left = {name: model.tensors[f"{name}.weight"].n_bytes for name in graph.weights}
+        self._left = {name: model.tensors[name].n_bytes for name in graph.weights}
         self._total, self._progress = sum(self._left.values()), progress
 
     def __call__(self, op: Op) -> None:

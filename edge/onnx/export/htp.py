@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF, Tensor
-from edge.graph import Op
+from edge.graph import Matmul
 from edge.onnx.export.blocks import floats, slices
 from edge.onnx.export.writer import DataFile, GraphWriter, Stored, onnx
 
@@ -52,12 +52,13 @@ class Float16Linears:
         self._model, self._data = model, data
         self._stored: dict[tuple[str, ...], Stored] = {}
 
-    def apply(self, g: GraphWriter, x: str, weights: tuple[str, ...], op: Op) -> str:
+    def apply(self, g: GraphWriter, x: str, op: Matmul) -> str:
         """x (1, n, k) @ W.T for each W, outputs side by side: (1, n, sum of rows).
 
-        weights: names as in a Graph. Raises UnsupportedError for a weight beyond float16,
-        ModelFileError for NaN or infinity in one, OSError.
+        Raises UnsupportedError for a weight beyond float16, ModelFileError for NaN or infinity in
+        one, OSError.
         """
+        weights = op.weights
         if weights not in self._stored:
             n, k, pieces = _rows(self._model, weights)
             rows = (_float16(tensor, w) for tensor, w in pieces)
@@ -79,11 +80,12 @@ class Int8Linears:
         self._model, self._data, self._ranges = model, data, ranges
         self._stored: dict[tuple[str, ...], tuple[Stored, Stored]] = {}
 
-    def apply(self, g: GraphWriter, x: str, weights: tuple[str, ...], op: Op) -> str:
+    def apply(self, g: GraphWriter, x: str, op: Matmul) -> str:
         """x (1, n, k) @ W.T for each W, outputs side by side: (1, n, sum of rows).
 
-        weights: names as in a Graph. Raises ModelFileError for NaN or infinity in one, OSError.
+        Raises ModelFileError for NaN or infinity in one, OSError.
         """
+        weights = op.weights
         if weights not in self._stored:
             self._stored[weights] = self._write(weights)
         codes, scales = self._stored[weights]
@@ -120,7 +122,7 @@ def _rows(
     model: GGUF, weights: tuple[str, ...]
 ) -> tuple[int, int, Iterator[tuple[Tensor, NDArray[np.float32]]]]:
     """The shape of some weights, one below the other, and their rows in slices."""
-    tensors = [model.tensors[f"{name}.weight"] for name in weights]
+    tensors = [model.tensors[name] for name in weights]
 
     def pieces() -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
         for tensor in tensors:

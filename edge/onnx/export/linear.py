@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.files.gguf import GGUF, Tensor
-from edge.graph import Op
+from edge.graph import Matmul
 from edge.onnx.export.blocks import Form, blocks, floats, form_of, slices
 from edge.onnx.export.writer import CONTRIB, DataFile, GraphWriter, Stored, onnx
 
@@ -59,15 +59,15 @@ class BlockLinears:
         self._matrices: dict[tuple[str, ...], _Matrix] = {}
         self._floats: dict[str, Stored] = {}
 
-    def apply(self, g: GraphWriter, x: str, weights: tuple[str, ...], op: Op) -> str:
+    def apply(self, g: GraphWriter, x: str, op: Matmul) -> str:
         """x (1, n, k) @ W.T for each W, outputs side by side: (1, n, sum of rows).
 
-        weights: names as in a Graph. Those of one form that follow each other are one product.
+        Weights of one form that follow each other are one product.
         Raises ModelFileError for NaN or infinity in a weight, UnsupportedError for a type that
         edge cannot run, OSError.
         """
         outputs = []
-        for form, names in groupby(weights, lambda name: form_of(self._tensor(name).type)):
+        for form, names in groupby(op.weights, lambda name: form_of(self._tensor(name).type)):
             if form is None:
                 outputs += [self._product_of_floats(g, x, name) for name in names]
             else:
@@ -175,7 +175,7 @@ class BlockLinears:
             self._model.forget()
 
     def _tensor(self, name: str) -> Tensor:
-        return self._model.tensors[f"{name}.weight"]
+        return self._model.tensors[name]
 
 
 _FLOATS = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -10,7 +11,20 @@ from numpy.typing import NDArray
 
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Graph, Op, Rope, check_factors
+from edge.graph import (
+    Add,
+    Attention,
+    Embed,
+    Gated,
+    Graph,
+    Matmul,
+    Op,
+    RmsNorm,
+    Rope,
+    Rotate,
+    assert_never,
+    check_factors,
+)
 from edge.onnx.export.blocks import floats
 from edge.onnx.export.writer import GraphWriter
 
@@ -25,12 +39,12 @@ _PIECE = 4096
 class Linears(Protocol):
     """A form of weight matrices."""
 
-    def apply(self, g: GraphWriter, x: str, weights: tuple[str, ...], op: Op) -> str:
+    def apply(self, g: GraphWriter, x: str, op: Matmul) -> str:
         """[x W0^T | x W1^T | ...]: x (1, n, k) -> (1, n, rows of all)."""
 
 
-class Lowering:
-    """Walks a graph's ops; a dialect has a method `lower_<kind>` for each kind of op.
+class Lowering(ABC):
+    """Walks a graph's ops. A dialect says what the abstract methods here leave open.
 
     Such a method takes the op and the names of its inputs, and returns the name of its output.
     Values are (1, tokens, dim) float32. values: a value of the graph -> its name in g.
@@ -46,50 +60,80 @@ class Lowering:
         Raises UnsupportedError for an op that this dialect does not have.
         """
         for op in self.graph.ops:
-            lower = getattr(self, f"lower_{op.kind}", None)
-            if lower is None:
-                raise UnsupportedError(
-                    f"{self.graph.path}: the op {op.kind} has no ONNX form yet", what=op.kind
-                )
-            self.values[op.output] = lower(op, *(self.operand(op, x) for x in op.inputs))
+            self.values[op.output] = self._lower(op, [self.operand(op, x) for x in op.inputs])
             done(op)
         return self.values[self.graph.output]
+
+    def _lower(self, op: Op, inputs: list[str]) -> str:
+        match op:
+            case Embed():
+                return self.lower_embed(op)
+            case RmsNorm():
+                return self.lower_rms_norm(op, *inputs)
+            case Matmul():
+                return self.lower_matmul(op, *inputs)
+            case Rotate():
+                return self.lower_rope(op, *inputs)
+            case Attention():
+                return self.lower_attention(op, *inputs)
+            case Gated():
+                return self.lower_gated(op, *inputs)
+            case Add():
+                return self.lower_add(op, *inputs)
+            case _:
+                assert_never(op)
 
     def operand(self, op: Op, value: str) -> str:
         """What op takes as its input `value`: a name in g."""
         return self.values[value]
 
-    def lower_matmul(self, op: Op, x: str) -> str:
-        """[W0 x | W1 x | ...]."""
-        return self.linears.apply(self.g, x, op.weights, op)
+    @abstractmethod
+    def lower_embed(self, op: Embed) -> str:
+        """Rows of the table."""
 
-    def lower_gated(self, op: Op, x: str) -> str:
+    @abstractmethod
+    def lower_rms_norm(self, op: RmsNorm, x: str) -> str:
+        """x / rms(x) * w."""
+
+    @abstractmethod
+    def lower_rope(self, op: Rotate, x: str) -> str:
+        """The first heads of x rotated, or left to the attention."""
+
+    @abstractmethod
+    def lower_attention(self, op: Attention, x: str) -> str:
+        """softmax(scale q k^T + mask) v, x = [q | k | v]."""
+
+    def lower_matmul(self, op: Matmul, x: str) -> str:
+        """[W0 x | W1 x | ...]."""
+        return self.linears.apply(self.g, x, op)
+
+    def lower_gated(self, op: Gated, x: str) -> str:
         """activation(gate) * up, x = [gate | up]."""
-        if op.attrs["activation"] != "silu":
+        if op.activation != "silu":
             raise UnsupportedError(
-                f"{self.graph.path}: the activation {op.attrs['activation']} has no ONNX form yet",
-                what=op.attrs["activation"],
+                f"{self.graph.path}: the activation {op.activation} has no ONNX form yet",
+                what=op.activation,
                 supported=["silu"],
             )
         gate, up = self.g.nodes("Split", x, n_outputs=2, axis=-1, num_outputs=2)
         silu = self.g.node("Mul", gate, self.g.node("Sigmoid", gate))
         return self.g.node("Mul", silu, up)
 
-    def lower_add(self, op: Op, x: str, y: str) -> str:
+    def lower_add(self, op: Add, x: str, y: str) -> str:
         """x + y."""
         return self.g.node("Add", x, y)
 
     def vector(self, name: str) -> str:
-        """A vector of the model as a constant. name: without `.weight`."""
+        """A vector of the model as a constant."""
         return self.g.constant(read_vector(self.model, name))
 
 
 def read_vector(model: GGUF, name: str) -> Floats:
-    """A vector of the model. name: without `.weight`.
+    """A vector of the model.
 
     Raises ModelFileError for NaN and infinity, UnsupportedError for a type that edge cannot run.
     """
-    vector: Floats = floats(model.tensors[f"{name}.weight"])[0]
+    vector: Floats = floats(model.tensors[name])[0]
     return vector
 
 

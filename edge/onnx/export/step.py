@@ -8,7 +8,7 @@ import numpy as np
 
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Graph, Op, Rope
+from edge.graph import Attention, Embed, Graph, Heads, RmsNorm, Rope, Rotate
 from edge.onnx.export.lowering import Linears, Lowering
 from edge.onnx.export.writer import GraphWriter
 
@@ -16,8 +16,6 @@ __all__ = ["FUSED_NORM", "Shape", "StepLowering", "shape_of"]
 
 #: The opset that has the norm as one operator.
 FUSED_NORM = 23
-
-_ATTRIBUTES = ("n_heads", "n_kv_heads", "head_dim", "window")
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Shape:
     n_kv_heads: int
     head_dim: int
     window: int  # positions that a token sees, itself included; 0: all
+    scale: float  # of scores, 0: 1 / sqrt(head_dim)
     rope: Rope
     context: int
     half_cache: bool
@@ -46,30 +45,36 @@ class Shape:
 def shape_of(graph: Graph, context: int, *, half_cache: bool = False) -> Shape:
     """The shape of a model's layers.
 
-    Raises UnsupportedError where they differ in heads, window or rotation, or where queries and
-    keys are not rotated together.
+    Raises UnsupportedError where they differ in heads, window, scale or rotation, or where queries
+    and keys are not rotated together.
     """
-    made = {op.output: op for op in graph.ops}
-    found, layers = set(), []
-    for op in graph.ops:
-        if op.kind == "attention":
-            turn = made[op.inputs[0]]
-            a = op.attrs
-            layers.append(a["layer"])
-            n_turned = a["n_heads"] + a["n_kv_heads"]
-            alike = turn.kind == "rope" and turn.attrs["n_heads"] == n_turned
-            found.add((*(a[key] for key in _ATTRIBUTES), turn.attrs["rope"] if alike else None))
-    ropes = sum(op.kind == "rope" for op in graph.ops)
-    if len(found) != 1 or ropes != len(layers) or layers != list(range(len(layers))):
+    rotations = {op.output: op for op in graph.ops if isinstance(op, Rotate)}
+    found = set[tuple[Heads, int, float, Rope | None]]()
+    for op in graph.attentions:
+        turn = rotations.get(op.inputs[0])
+        alike = turn is not None and turn.n_heads == op.heads.n_heads + op.heads.n_kv_heads
+        found.add((op.heads, op.window, op.scale, turn.rope if turn and alike else None))
+    layers = [op.layer for op in graph.attentions]
+    if len(found) != 1 or len(rotations) != len(layers) or layers != list(range(len(layers))):
         raise UnsupportedError(
             f"{graph.path}: its layers differ in heads, window or rotation", what="dialect npu"
         )
-    n_heads, n_kv_heads, head_dim, window, rope = found.pop()
+    heads, window, scale, rope = found.pop()
     if rope is None:
         raise UnsupportedError(
             f"{graph.path}: queries and keys are not rotated alike", what="dialect npu"
         )
-    return Shape(len(layers), n_heads, n_kv_heads, head_dim, window, rope, context, half_cache)
+    return Shape(
+        n_layers=len(layers),
+        n_heads=heads.n_heads,
+        n_kv_heads=heads.n_kv_heads,
+        head_dim=heads.head_dim,
+        window=window,
+        scale=scale,
+        rope=rope,
+        context=context,
+        half_cache=half_cache,
+    )
 
 
 class StepLowering(Lowering):
@@ -95,13 +100,13 @@ class StepLowering(Lowering):
         mask = g.input("mask", f32, (1, 1, n, shape.context + n))
         self.mask = g.node("Concat", *[mask] * self.group, axis=2) if self.group > 1 else mask
 
-    def lower_embed(self, op: Op) -> str:
+    def lower_embed(self, op: Embed) -> str:
         """The rows come from outside."""
         return self.hidden
 
-    def lower_rms_norm(self, op: Op, x: str) -> str:
+    def lower_rms_norm(self, op: RmsNorm, x: str) -> str:
         """x / rms(x) * w."""
-        g, weight, eps = self.g, self.vector(op.weights[0]), op.attrs["eps"]
+        g, weight, eps = self.g, self.vector(op.weights[0]), op.eps
         if g.opset >= FUSED_NORM:
             return g.node("RMSNormalization", x, weight, axis=-1, epsilon=eps)
         last = g.constant(np.array([-1], np.int64))
@@ -109,18 +114,18 @@ class StepLowering(Lowering):
         rms = g.node("Sqrt", g.node("Add", mean, g.constant(np.array(eps, np.float32))))
         return g.node("Mul", g.node("Div", x, rms), weight)
 
-    def lower_rope(self, op: Op, x: str) -> str:
+    def lower_rope(self, op: Rotate, x: str) -> str:
         """The heads [1, heads of q, k and v, n, D], of which `lower_attention` turns q and k."""
         n_all = self.graph.dims[op.output] // self.shape.head_dim
         return self.heads_first(x, n_all)
 
-    def lower_attention(self, op: Op, heads: str) -> str:
-        """softmax(q k^T / sqrt(D) + mask) v, over the cache and the call's own tokens."""
-        g, s, i = self.g, self.shape, op.attrs["layer"]
+    def lower_attention(self, op: Attention, heads: str) -> str:
+        """softmax(scale q k^T + mask) v, over the cache and the call's own tokens."""
+        g, s, i = self.g, self.shape, op.layer
         n_turned = s.n_heads + s.n_kv_heads
         turned = self.turn(self.slice(heads, 0, n_turned, 1))
         q = self.slice(turned, 0, s.n_heads, 1)
-        q = g.node("Mul", q, g.constant(np.array(s.head_dim**-0.5, np.float32)))
+        q = g.node("Mul", q, g.constant(np.array(s.scale or s.head_dim**-0.5, np.float32)))
         q = self.reshape(q, 1, s.n_kv_heads, self.group * self.n, s.head_dim)
         k = self.keys_transposed(self.slice(turned, s.n_heads, n_turned, 1))
         v = self.slice(heads, n_turned, n_turned + s.n_kv_heads, 1)
