@@ -69,9 +69,16 @@ def referee_values(engine: Engine, tokens: list[int]) -> dict[str, np.ndarray]:
     return values
 
 
+@pytest.mark.parametrize("change", ["nothing", "layers"])
 @pytest.mark.parametrize("arch", ["llama", "phi3"])
-def test_every_op_gives_the_referees_value(tiny_gguf: Callable[..., Path], arch: str) -> None:
-    engine = Engine.load(tiny_gguf(arch, n_rot=8, window=9), threads=1)
+def test_every_op_gives_the_referees_value(
+    tiny_gguf: Callable[..., Path], arch: str, change: str
+) -> None:
+    """change: layers: the second has no window, and scores have a scale of their own."""
+    keys = (("sliding_window_pattern", (True, False)), ("scale", 0.4)) if change == "layers" else ()
+    extra = tuple((f"{arch}.attention.{key}", value) for key, value in keys)
+    engine = Engine.load(tiny_gguf(arch, n_rot=8, window=9, extra=extra), threads=1)
+    assert [op.window for op in engine.graph.attentions] == [9, 0 if extra else 9]
     tokens = np.random.default_rng(0).integers(0, 288, 20).tolist()
     values = referee_values(engine, tokens)
     lowering = plan._Lowering(engine.graph, lambda name: False)

@@ -86,7 +86,6 @@ CHANGES = {  # what llama and phi3 do not do -> a value that asks for it
     "attention.key_length_swa": 32,
     "attention.max_alibi_bias": 8.0,
     "attention.recurrent_layers": [True, False],
-    "attention.scale": 0.5,
     "attention.temperature_scale": 0.1,
     "attn_logit_softcapping": 50.0,
     "embedding_length_out": 32,
@@ -142,13 +141,47 @@ def test_what_changes_nothing_is_taken() -> None:
     built(same | dict.fromkeys(HARMLESS, 7))
 
 
-def test_windows_of_some_layers() -> None:
-    window = {"attention.sliding_window": 24}
-    for pattern in (0, [True, True]):
-        built(window | {"attention.sliding_window_pattern": pattern})
-    for pattern in (1, 2, [True, False]):
+WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+
+
+@pytest.mark.parametrize("options", [LLAMA, PHI3], ids=["llama", "phi3"])
+@pytest.mark.parametrize(
+    "pattern, windows",
+    [
+        (None, [24, 24]),
+        (0, [24, 24]),
+        (True, [24, 24]),
+        ([0, 0], [24, 24]),
+        ([True, True], [24, 24]),
+        ([True, False], [24, 0]),
+        ([False, True], [0, 24]),
+        ([False, False], [0, 0]),
+    ],
+)
+def test_windows_of_some_layers(pattern: Any, windows: list[int], options: dict[str, Any]) -> None:
+    graph, _ = built({WINDOW: 24, PATTERN: pattern}, **options)
+    assert [op.window for op in graph.attentions] == windows
+
+
+def test_patterns_of_windows_that_are_refused() -> None:
+    for pattern in (1, 2, False, "all", [1, 0], [0, True, 2]):
         with pytest.raises(UnsupportedError, match="sliding_window_pattern"):
-            built(window | {"attention.sliding_window_pattern": pattern})
+            built({WINDOW: 24, PATTERN: pattern})
+    for wrong in ([True], [False] * 3):
+        with pytest.raises(ModelFileError, match=f"{len(wrong)} values for 2 layers") as caught:
+            built({WINDOW: 24, PATTERN: wrong})
+        assert caught.value.field == f"llama.{PATTERN}"
+
+
+@pytest.mark.parametrize("options", [LLAMA, PHI3], ids=["llama", "phi3"])
+def test_scale_of_scores(options: dict[str, Any]) -> None:
+    for value, scale in ((0, 0), (0.25, 0), (float(np.float32(0.25)), 0), (0.5, 0.5), (1, 1)):
+        graph, _ = built({"attention.scale": value}, **options)  # heads of 16: 0.25 is the usual
+        assert {op.scale for op in graph.attentions} == {scale}
+    for wrong in (-1.0, float("nan"), float("inf"), 1e4, "1", [1, 1]):
+        with pytest.raises(ModelFileError) as caught:
+            built({"attention.scale": wrong}, **options)
+        assert caught.value.field == f"{options['arch']}.attention.scale"
 
 
 @pytest.mark.parametrize("field, value", [("xielu.beta", 0.5), ("diffusion.shift_logits", True)])

@@ -345,6 +345,16 @@ def test_fingerprints_tell_models_apart_and_nothing_else(
     assert of(phi).hex() == "b448fd9b28bab64fe38bb2f604b9ccf9a47098dbebd9c4ac836507ad26a68f1c"
 
 
+def test_fingerprints_tell_windows_apart(tiny_gguf: Callable[..., Path]) -> None:
+    found = set[bytes]()
+    for pattern in ((True, True), (True, False), (False, True)):
+        extra = (("llama.attention.sliding_window_pattern", pattern),)
+        engine = Engine.load(tiny_gguf(window=24, extra=extra))
+        found.add(engine.fingerprint)
+        engine.close()
+    assert len(found) == 3
+
+
 def test_positions_are_those_of_the_rotary_factors(tiny_gguf: Callable[..., Path]) -> None:
     path = tiny_gguf("phi3", context=1024, original_context=512)
     for context, positions in ((512, 512), (513, 1024)):

@@ -22,12 +22,21 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TOKENS = np.random.default_rng(1).integers(0, 256, 20)
 TYPES = ("F32", "Q4_0", "Q4_K", "IQ3_S", "Q6_K")
 WHOLE = {"dim": 256, "ffn": 256}  # rows for blocks of 256
+
+
+def both(key: str, value: Any) -> tuple[tuple[str, Any], ...]:
+    """A key of attention, of either architecture."""
+    return tuple((f"{arch}.attention.{key}", value) for arch in ("llama", "phi3"))
+
+
 ROPES: dict[str, dict[str, Any]] = {
     "whole": {},
     "half": {"head_dim": 32, "n_rot": 16},
     "a quarter": {"head_dim": 32, "n_rot": 8},  # not for GroupQueryAttention
     "6 of 16": {"n_rot": 6},
     "window": {"window": 5},
+    "a window of one layer": {"window": 5, "extra": both("sliding_window_pattern", (True, False))},
+    "scale": {"extra": both("scale", 0.4)},
     "one head": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 48},
 }
 

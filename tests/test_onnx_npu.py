@@ -37,6 +37,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "all heads": ("llama", {"n_kv_heads": 4, "tied": False}),
     "one key head": ("llama", {"n_kv_heads": 1, "head_dim": 32}),
     "window": ("llama", {"window": 5}),
+    "scale": ("llama", {"extra": (("llama.attention.scale", 0.4),)}),
     "divisors": ("llama", {"rope_freqs": True, "n_layers": 1}),
     "phi3": ("phi3", {}),
     "partial": ("phi3", {"n_rot": 8, "tied": False}),

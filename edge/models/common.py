@@ -58,9 +58,9 @@ class Config:
                 "attention.head_count_kv",
                 f"{n_heads} heads do not share {n_kv_heads} key heads evenly",
             )
-        scale = keys.number("attention.scale", 0, least=0)
-        if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
-            raise keys.not_built("attention.scale", f"{scale} is not built, but 1/sqrt({head_dim})")
+        scale = keys.number("attention.scale", 0, least=0, most=1000)
+        if math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
+            scale = 0  # the same, but for how it was rounded
         trained = keys.whole("context_length")
         return cls(
             architecture=arch,
@@ -74,7 +74,7 @@ class Config:
             n_context_train=trained,
             n_context=_context(context, trained, path),
             n_positions=trained,
-            attention_scale=0,
+            attention_scale=scale,
             keys=keys,
             path=path,
         )
@@ -149,11 +149,19 @@ def _fused(g: Graph, x: str, weights: Sequence[str], rows: list[int]) -> str:
 def window_of(c: Config, i: int) -> int:
     """How many last positions a token of layer i sees, by the metadata; 0: all.
 
-    The pattern says which layers have the window; 0 and true: all of them.
+    The pattern says which layers have the window: a list with true or false for each, or 0 or
+    true for all of them.
     """
     window = c.keys.whole("attention.sliding_window", 0, least=0)
-    if window:
-        c.keys.neutral("attention.sliding_window_pattern", (0, True))
+    key = "attention.sliding_window_pattern"
+    pattern = c.keys.get(key)
+    if not window:
+        return 0
+    if isinstance(pattern, list) and all(isinstance(value, bool) for value in pattern):
+        if len(pattern) != c.n_layers:
+            raise c.keys.error(key, f"{len(pattern)} values for {c.n_layers} layers")
+        return window if pattern[i] else 0
+    c.keys.neutral(key, (0, True))
     return window
 
 
