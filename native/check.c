@@ -245,14 +245,14 @@ static int32_t logits_dim(const edge_plan_spec *s) {
 static const char *check_buffer(const edge_plan_spec *s, const edge_buffer *b) {
     const int64_t bytes = edge_buffer_bytes(b->kind, b->dim, s->max_tokens);
     REQUIRE(bytes >= 0 && (b->is_logit_rows == 0 || b->is_logit_rows == 1));
-    REQUIRE(b->kind == EDGE_BUFFER_LOGITS ? b->is_logit_rows == 1 : b->offset % 64 == 0);
+    REQUIRE(b->kind == EDGE_BUFFER_LOGITS ? b->is_logit_rows == 1 : b->offset % ALIGNMENT == 0);
     REQUIRE(b->kind != EDGE_BUFFER_LOGITS || b->dim == logits_dim(s));
     REQUIRE(b->offset >= 0 && b->offset <= s->arena_bytes - bytes);
     return NULL;
 }
 
 static const char *check_weight(const edge_weight *w) {
-    REQUIRE(w->data != NULL && (uintptr_t)w->data % 64 == 0);
+    REQUIRE(w->data != NULL && (uintptr_t)w->data % ALIGNMENT == 0);
     REQUIRE(w->n > 0 && w->k > 0 && w->n <= INT32_MAX && w->k <= MAX_DIM);
     if (w->layout == EDGE_LAYOUT_VECTOR) {
         REQUIRE(w->n == 1 && w->n_bytes == 4 * w->k);
@@ -272,7 +272,7 @@ static const char *check_spec(const edge_plan_spec *s) {
     REQUIRE(s->n_weights > 0 && s->n_weights < MAX_COUNT);
     REQUIRE(s->max_tokens > 0 && s->max_tokens <= MAX_TOKENS);
     REQUIRE(s->arena_bytes > 0 && s->arena_bytes < (int64_t)1 << 46);
-    REQUIRE(s->arena != NULL && (uintptr_t)s->arena % 64 == 0);
+    REQUIRE(s->arena != NULL && (uintptr_t)s->arena % ALIGNMENT == 0);
     REQUIRE(edge_page_bytes(&s->kv) > 0);
     return NULL;
 }

@@ -130,6 +130,10 @@ int32_t edge_layout_takes_q8(int32_t layout);
 /* Rows of a panel. */
 int32_t edge_panel_rows(void);
 
+/* Bytes that the addresses of weights, pages and arenas, and offsets into an arena, are multiples
+ * of: 64. */
+int32_t edge_alignment(void);
+
 /* How many weights of a row share a scale (and minimum), 16 or 32; 0 for layouts of floats. */
 int32_t edge_layout_group(int32_t layout);
 

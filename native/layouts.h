@@ -75,6 +75,7 @@
 enum {
     LAYOUT_VERSION = 1, /* raise it with every change of a drawing above */
     PANEL_ROWS = 16,
+    ALIGNMENT = 64, /* of what the API says is aligned, bytes */
     GROUP = 32,
     SUPER = 256,
     STEPS = 8,            /* of a group */

@@ -18,6 +18,8 @@ int32_t edge_layout_takes_q8(int32_t layout) {
 
 int32_t edge_panel_rows(void) { return PANEL_ROWS; }
 
+int32_t edge_alignment(void) { return ALIGNMENT; }
+
 int32_t edge_layout_group(int32_t layout) {
     return layout >= 0 && layout < EDGE_N_LAYOUTS ? layout_table[layout].group : 0;
 }

@@ -435,7 +435,7 @@ static int32_t check_pages(const edge_kv *kv, const edge_step *s, edge_error *er
         if (i == kv->sink_pages && i < first) {
             i = first;
         }
-        if (kv->pages[i] == NULL || (uintptr_t)kv->pages[i] % 64 != 0) {
+        if (kv->pages[i] == NULL || (uintptr_t)kv->pages[i] % ALIGNMENT != 0) {
             return fail(error, EDGE_BAD_ARGUMENT, "page %d is missing, or not aligned", i);
         }
     }

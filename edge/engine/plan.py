@@ -27,7 +27,7 @@ from edge.graph import (
     assert_never,
     shown_name,
 )
-from edge.native import PANEL_ROWS, ffi, lib
+from edge.native import ALIGNMENT, PANEL_ROWS, ffi, lib
 
 __all__ = ["F32", "LOGITS", "Q8", "Q8X2", "Buffer", "Lowered", "PlanOp", "lower"]
 
@@ -35,7 +35,6 @@ F32: int = lib.EDGE_BUFFER_F32
 Q8: int = lib.EDGE_BUFFER_Q8
 Q8X2: int = lib.EDGE_BUFFER_Q8X2
 LOGITS: int = lib.EDGE_BUFFER_LOGITS
-_ALIGN = 64
 _MAX_WEIGHTS = len(ffi.new("edge_op *").w)
 
 _Kind = TypeVar("_Kind", Matmul, Rotate, Attention, Gated, Add)
@@ -417,9 +416,9 @@ def _runs(weights: Sequence[str], takes_q8: Callable[[str], bool]) -> list[list[
 def _lay_out(buffers: Sequence[Buffer], buffer_bytes: Callable[[int, int], int]) -> int:
     """Offsets such that buffers alive at the same op do not overlap; the bytes in all."""
     placed: list[tuple[int, int, Buffer]] = []  # begin, end
-    total = _ALIGN
+    total = ALIGNMENT
     for buffer in sorted(buffers, key=lambda b: -buffer_bytes(b.kind, b.dim)):
-        size = -(-buffer_bytes(buffer.kind, buffer.dim) // _ALIGN) * _ALIGN
+        size = -(-buffer_bytes(buffer.kind, buffer.dim) // ALIGNMENT) * ALIGNMENT
         begin = 0
         for other_begin, other_end, other in sorted(placed, key=lambda p: p[0]):
             apart = buffer.last < other.first or other.last < buffer.first

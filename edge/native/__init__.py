@@ -26,6 +26,7 @@ from edge.errors import (
 )
 
 __all__ = [
+    "ALIGNMENT",
     "PANEL_ROWS",
     "CData",
     "check",
@@ -50,6 +51,9 @@ CData: TypeAlias = Any
 
 #: Rows of a panel of weights.
 PANEL_ROWS = int(lib.edge_panel_rows())
+
+#: Bytes that addresses and offsets given to the library are multiples of.
+ALIGNMENT = int(lib.edge_alignment())
 
 
 def text(c_string: CData) -> str:

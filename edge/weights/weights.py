@@ -19,18 +19,10 @@ from edge.errors import InputError, MemoryBudgetError, ModelFileError, Unsupport
 from edge.files.gguf import GGUF, Tensor
 from edge.files.tensor_types import TYPE_NUMBERS
 from edge.loading import LAYOUTS, Layout
-from edge.native import PANEL_ROWS, CData, ffi, lib
+from edge.native import ALIGNMENT, PANEL_ROWS, CData, ffi, lib
 from edge.progress import Progress
 from edge.sizes import show
-from edge.weights.packed import (
-    ALIGN,
-    FORMS,
-    Item,
-    PackedFile,
-    describe_weight,
-    padded,
-    supported_types,
-)
+from edge.weights.packed import FORMS, Item, PackedFile, describe_weight, padded, supported_types
 
 __all__ = ["Weights", "pack_rows", "supported_types"]
 
@@ -323,8 +315,8 @@ def _pack_vector(tensor: Tensor, part: CData, pool: CData) -> None:
     """Through a panel of one row, so that every type that matrices may have serves."""
     row = ffi.new("edge_weight *")
     describe_weight(tensor.type, (1, part.k), "fast", row)
-    panel = np.empty(row.n_bytes + ALIGN, np.uint8)
-    panel = panel[-panel.ctypes.data % ALIGN :]
+    panel = np.empty(row.n_bytes + ALIGNMENT, np.uint8)
+    panel = panel[-panel.ctypes.data % ALIGNMENT :]
     row.data = ffi.from_buffer("uint8_t[]", panel)
     pack_rows(tensor, row, 0, pool)
     native.check(lib.edge_weight_unpack(row, 0, 1, ffi.cast("float *", part.data)))

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from edge import native
 from edge.errors import UnsupportedError
 from edge.files.gguf import TENSOR_TYPES, Tensor
-from edge.native import PANEL_ROWS, CData, ffi, lib
-from edge.weights.packed import ALIGN, describe_weight, supported_types
+from edge.native import ALIGNMENT, PANEL_ROWS, CData, ffi, lib
+from edge.weights.packed import describe_weight, supported_types
 from edge.weights.weights import pack_rows
 
 __all__ = ["Blocks", "Form", "blocks", "floats", "form_of", "slices"]
@@ -167,8 +167,8 @@ def _described(type_name: str, n: int, k: int) -> CData:
 def _packed(tensor: Tensor, first: int, n: int) -> tuple[CData, NDArray[np.uint8]]:
     """Rows of a tensor as an edge_weight, and its memory, which must outlive it."""
     part = _described(tensor.type, n, tensor.shape[-1])
-    memory = np.empty(part.n_bytes + ALIGN, np.uint8)
-    memory = memory[-memory.ctypes.data % ALIGN :]
+    memory = np.empty(part.n_bytes + ALIGNMENT, np.uint8)
+    memory = memory[-memory.ctypes.data % ALIGNMENT :]
     part.data = ffi.from_buffer("uint8_t[]", memory)
     pack_rows(tensor, part, first, _pool())
     return part, memory
