@@ -29,7 +29,7 @@ def folder(
 @pytest.fixture(autouse=True)
 def program(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the process itself takes changes by pages between two looks."""
-    monkeypatch.setattr("edge.engine.ledger.program_bytes", lambda parts: 1 << 26)
+    monkeypatch.setattr("edge.onnx.run.budget.program_bytes", lambda parts: 1 << 26)
 
 
 def run(*arguments: str, code: int | None = 0) -> str:

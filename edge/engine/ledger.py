@@ -23,52 +23,25 @@ taken, even when that means the compact layout: a layout costs speed where a typ
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from edge.device import memory
+from edge.device.budget import MARGIN_BYTES, budget_of, logits_bytes, program_bytes, text_parts
 from edge.errors import MemoryBudgetError, UnsupportedError
 from edge.kv.shape import PAGE, KVShape, kv_types
 from edge.loading import Layout, Loading
 from edge.models.common import Config
 from edge.sizes import show
-from edge.template.budget import Limits
 from edge.template.template import compiled_bytes
 from edge.tokenizer.cost import tokenizer_bytes
 from edge.weights.weights import Weights
 
-__all__ = [
-    "MARGIN_BYTES",
-    "Ledger",
-    "Option",
-    "budget_of",
-    "logits_bytes",
-    "program_bytes",
-    "text_parts",
-]
-
-#: Memory for each token that the context holds, of a prompt: 64 for its id in several lists, and
-#: its text, of up to 112 bytes (`Tokenizer.most_bytes`), 5 for each while it is read. Beyond that
-#: what encoding a piece takes, up to 32 KiB of text (`edge.tokenizer.pieces`): 140 for each byte.
-_PROMPT_TOKEN_BYTES = 640
-_PIECE_BYTES = 5 << 20
+__all__ = ["Ledger", "Option"]
 
 #: Memory for each token beyond the context, which a session that slides goes on to: its id in the
 #: session and in its cache, 4 bytes each, and some 5 bytes of text while its answer is under way.
 _HISTORY_TOKEN_BYTES = 16
-
-#: float32 numbers per entry of the vocabulary: a row of logits, and at most 11.4 in the sampler.
-_ROWS = 13
-
-#: What is imported between drawing up the ledger and the first token: module -> bytes of it and
-#: of what comes with it.
-_TO_COME = {"tokenizers": 8 << 20, "edge.template.environment": 3 << 20, "edge.tokenizer": 1 << 20}
-
-#: Where the system does not say what the process has: Python, numpy and the native library.
-_PROGRAM_BYTES = 64 << 20
-
-MARGIN_BYTES = 6 << 20
 
 #: One part in so many of the budget: what one process of a program may have resident more than
 #: another, before it does anything.
@@ -324,39 +297,3 @@ def _shapes(config: Config, loading: Loading) -> list[KVShape]:
             supported=[t for t in kv_types() if KVShape.of(config, t).page_bytes > 0],
         )
     return shapes
-
-
-def logits_bytes(n_vocab: int) -> int:
-    """Bytes of a row of logits, and of what the sampler makes of it."""
-    return 4 * _ROWS * n_vocab
-
-
-def text_parts(tokenizer: tuple[int, int], template: int, context: int) -> dict[str, int]:
-    """Bytes of what text takes. tokenizer: bytes while it is built, and afterwards; template:
-    bytes, compiled, 0: there is none.
-    """
-    build, rest = tokenizer
-    later = {"prompt": _PROMPT_TOKEN_BYTES * context + _PIECE_BYTES}
-    later["template"] = template + Limits.of_context(context).total_bytes if template else 0
-    return {"tokenizer": max(rest, build - sum(later.values())), **later}
-
-
-def program_bytes(more: Mapping[str, int] | None = None) -> int:
-    """Bytes of the process as it is now, and of what it will import. more: module -> bytes."""
-    resident = memory.resident()
-    all_of_them = {**_TO_COME, **(more or {})}
-    to_come = sum(size for name, size in all_of_them.items() if name not in sys.modules)
-    return (_PROGRAM_BYTES if resident is None else resident) + to_come
-
-
-def budget_of(stated: int | None) -> int | None:
-    """Bytes that the whole process may have. Raises MemoryBudgetError for more than there is."""
-    there = memory.available()
-    most = None if there is None else there + (memory.resident() or 0)
-    if stated is not None and most is not None and stated > most:
-        raise MemoryBudgetError(
-            f"a budget of {show(stated)} is more than the machine has: {show(most)} can be had now",
-            needed=stated,
-            budget=most,
-        )
-    return most if stated is None else stated

@@ -4,7 +4,7 @@ weights           of every graph: onnxruntime lays those that its kernels read o
                   holds int8 weights twice where products would be cut off
 keys and values   of all sessions that are planned for, full
 buffers           of a run: logits of each token where the graph makes them, activations
-the rest          as `edge.engine.ledger` counts it
+the rest          as `edge.device.budget` counts it
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge.engine import ledger
+from edge.device import memory
+from edge.device.budget import MARGIN_BYTES, budget_of, logits_bytes, program_bytes, text_parts
 from edge.errors import EdgeError, MemoryBudgetError
 from edge.onnx.files.folder import Decoder, Folder
 from edge.onnx.providers.saturation import exact_bytes
@@ -67,12 +68,12 @@ class OnnxBudget:
             "keys and values": copies * loading.sessions * positions * position,
             "sessions": _sessions(folder),
             "buffers": _buffers(folder, most_tokens(folder), positions),
-            "logits": ledger.logits_bytes(folder.n_vocab),
-            **ledger.text_parts((tokenizer, tokenizer), _template(folder), n_context),
-            "program": ledger.program_bytes(_RUNTIME),
-            "margin": ledger.MARGIN_BYTES,
+            "logits": logits_bytes(folder.n_vocab),
+            **text_parts((tokenizer, tokenizer), _template(folder), n_context),
+            "program": program_bytes(_RUNTIME),
+            "margin": MARGIN_BYTES,
         }
-        budget = ledger.budget_of(loading.memory)
+        budget = budget_of(loading.memory)
         stated = loading.memory is not None
         is_fixed = not isinstance(folder, Decoder)
         return cls(str(folder.path), parts, n_context, loading.sessions, budget, stated, is_fixed)
