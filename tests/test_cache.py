@@ -372,9 +372,9 @@ def test_no_home(source: Path, want: np.ndarray, monkeypatch: pytest.MonkeyPatch
 
 LOAD = "from edge.engine.engine import Engine; import sys; e = Engine.load(sys.argv[1], threads=1)"
 SLOW = (
-    "from edge.weights import weights; import time; pack = weights.Weights._pack\n"
+    "from edge.weights import weights; import time; pack = weights.RawWeights._pack\n"
     "def slow(*a): print('packing', flush=True); time.sleep(0.05); pack(*a)\n"
-    "weights.Weights._pack = slow\n"
+    "weights.RawWeights._pack = slow\n"
 )
 
 

@@ -13,9 +13,9 @@ from edge.device import memory
 from edge.engine.engine import Engine, describe
 from edge.engine.ledger import _ROOM, Ledger
 from edge.errors import InputError, MemoryBudgetError
-from edge.files.gguf import GGUF
 from edge.kv.shape import kv_types
 from edge.loading import Loading
+from edge.model_file import open_model
 from edge.sizes import show
 
 MIB = 1 << 20
@@ -32,7 +32,7 @@ def drawn(tiny_gguf: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Led
     monkeypatch.setattr(memory, "available", lambda: 1 << 40)
 
     def draw(model: dict[str, Any] = SHAPE, **options: Any) -> Ledger:
-        with GGUF.open(tiny_gguf(**model)) as gguf:
+        with open_model(tiny_gguf(**model)) as gguf:
             return describe(gguf, **options).ledger
 
     return draw

@@ -24,8 +24,9 @@ from edge.engine import engine as engines
 from edge.engine.engine import Engine
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
+from edge.model_file import open_model
 from edge.weights import packed, packed_cache
-from edge.weights.packed import PackedFile, open_model
+from edge.weights.packed import PackedFile
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 

@@ -20,8 +20,9 @@ from edge.engine.engine import Engine, describe, pack
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.kv.shape import kv_types
+from edge.model_file import open_model
 from edge.weights import packed
-from edge.weights.packed import open_model
+from edge.weights.weights import RawWeights
 
 Tiny = Callable[..., Path]
 
@@ -172,12 +173,12 @@ def test_data_cannot_be_reached(tiny_gguf: Tiny, tmp_path: Path) -> None:
     path = tiny_gguf("llama")
     for file in (path, cut(path, tmp_path, header_bytes(path) + 100)):
         with open_model(file, header_only=True) as gguf:
-            assert isinstance(gguf, GGUF)
             weights = describe(gguf).weights
+            assert isinstance(gguf, GGUF) and isinstance(weights, RawWeights)
             with pytest.raises(ModelFileError, match="header alone"):
                 gguf.data()
             with pytest.raises(ModelFileError, match="header alone"):
-                weights.pack(None)
+                weights.load(None)
             with pytest.raises(ModelFileError, match="header alone"):
                 next(weights.pieces(None))
             gguf.forget()
@@ -260,7 +261,7 @@ def test_a_file_that_is_no_measurement(tmp_path: Path, content: str) -> None:
 
 
 def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
-    with GGUF.open(tiny_gguf("llama")) as gguf:
+    with open_model(tiny_gguf("llama")) as gguf:
         demand = predict.demand_of(describe(gguf))
     assert set(kv_types()) <= set(predict.CACHE_SHARES)
     engine = Engine.load(tiny_gguf("llama"))

@@ -17,11 +17,12 @@ from edge.engine import ledger
 from edge.engine.engine import Engine
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.files.gguf import GGUF
+from edge.model_file import open_model
 from edge.native import ffi
 from edge.sizes import parse_size
 from edge.weights import packed, weights
 from edge.weights.packed import FORMS
-from edge.weights.weights import Weights
+from edge.weights.weights import RawWeights, Weights
 
 pytestmark = pytest.mark.native
 
@@ -55,7 +56,7 @@ def model(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> We
     monkeypatch.setattr(weights, "describe_weight", with_forms)
     path = tiny_gguf(type=lambda name: "Q4_0" if "attn" in name else "Q8_0")
     with GGUF.open(path) as gguf:
-        return Weights(gguf, gguf.tensors)
+        return RawWeights(gguf, gguf.tensors)
 
 
 def compact(model: Weights) -> set[str]:
@@ -172,7 +173,7 @@ def test_short_memory_makes_it_compact(
     monkeypatch.setattr(memory, "resident", lambda: 0)
     monkeypatch.setattr(ledger, "_ROOM", 1 << 40)  # less than the little that is saved here
     source = grid_model(tiny_gguf, kind)
-    with GGUF.open(source) as gguf:
+    with open_model(source) as gguf:
         fast = engines.describe(gguf, layout="fast")
         small = engines.describe(gguf, layout="compact")
     needed = [description.ledger.needed for description in (fast, small)]

@@ -24,8 +24,8 @@ from edge.device import cores
 from edge.device.machine import Machine, Roofs
 from edge.engine.engine import Engine, describe
 from edge.errors import EdgeError, InputError, UnsupportedError
-from edge.files.gguf import GGUF
 from edge.loading import KV_TYPES
+from edge.model_file import open_model
 from edge.onnx import is_onnx
 
 __all__ = ["Measurement", "Outcome", "Peer", "Settings", "measure"]
@@ -125,7 +125,7 @@ def measure(path: str, settings: Settings, progress: Progress | None = None) -> 
     """
     settings.check()
     if not is_onnx(path):
-        with closing(GGUF.open(path)) as gguf:
+        with closing(open_model(path)) as gguf:
             describe(gguf, context=settings.context)  # raises what would else end another process
     report = progress or (lambda what, done, total: None)
     one = _beside_peers if settings.peers else _alone

@@ -14,10 +14,9 @@ from edge.cli.terminal import mebibytes, plain
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
-    from edge.files.gguf import GGUF
     from edge.loading import Layout
+    from edge.model_file import ModelFile
     from edge.tokenizer.vocabulary import Vocabulary
-    from edge.weights.packed import PackedFile
     from edge.weights.weights import Weights
 
 #: Our word -> the key in the metadata, after `<architecture>.`.
@@ -42,8 +41,8 @@ def info(model: str | None, layout: Layout, as_json: bool) -> None:
     they cannot. Of a folder of ONNX graphs it says what they were made for.
     """
     from edge.disk.pull import default_model
+    from edge.model_file import open_model
     from edge.onnx import is_onnx
-    from edge.weights.packed import open_model
 
     path = model if model is not None else str(default_model())
     if is_onnx(path):
@@ -101,10 +100,8 @@ def _lines_of_graphs(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any]:
+def describe(model: ModelFile, layout: Layout = "auto") -> dict[str, Any]:
     """The facts as JSON values; None for what the file does not say."""
-    from edge.weights.packed import PackedFile
-
     metadata = model.metadata
     architecture = metadata.get("general.architecture")
     weights, vocabulary, why_not = _parts(model, layout)
@@ -115,7 +112,7 @@ def describe(model: GGUF | PackedFile, layout: Layout = "auto") -> dict[str, Any
         "whole_bytes": model.whole_bytes,
         "complete": model.n_bytes >= model.whole_bytes,
         "gguf_version": model.version,
-        "packed": isinstance(model, PackedFile),
+        "packed": model.is_packed,
         "name": metadata.get("general.name"),
         "architecture": architecture,
         "parameters": sum(row["parameters"] for row in types.values()),
@@ -139,7 +136,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _types(model: GGUF | PackedFile, weights: Weights | None) -> dict[str, dict[str, Any]]:
+def _types(model: ModelFile, weights: Weights | None) -> dict[str, dict[str, Any]]:
     """By tensor type: tensors, parameters, bytes in the file; layouts and bytes in memory of
     those that are loaded, which are all in most files.
     """
@@ -159,7 +156,7 @@ def _types(model: GGUF | PackedFile, weights: Weights | None) -> dict[str, dict[
 
 
 def _parts(
-    model: GGUF | PackedFile, layout: Layout
+    model: ModelFile, layout: Layout
 ) -> tuple[Weights | None, Vocabulary | None, str | None]:
     """What would be loaded, and why this build cannot run the file, if so; nothing is packed."""
     from edge.engine.engine import describe
@@ -177,7 +174,7 @@ def _parts(
     return weights, vocabulary, None
 
 
-def _vocabulary(model: GGUF | PackedFile) -> int | None:
+def _vocabulary(model: ModelFile) -> int | None:
     """Tokens, from the embedding's rows: the list of tokens need not be decoded."""
     embedding = model.tensors.get("token_embd.weight")
     return embedding.shape[0] if embedding else None

@@ -24,9 +24,8 @@ from edge.sizes import show
 if TYPE_CHECKING:
     from edge.engine.engine import Description
     from edge.engine.ledger import Ledger
-    from edge.files.gguf import GGUF
+    from edge.model_file import ModelFile
     from edge.onnx.run.budget import OnnxBudget
-    from edge.weights.packed import PackedFile
 
 _DEPTHS = (0, 4096, 32768)
 _NOT_OF_GRAPHS = "onnxruntime runs the graphs: `edge-run bench` measures it"
@@ -58,8 +57,8 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     from edge.device import cores
     from edge.disk.pull import default_model
     from edge.engine.engine import describe
+    from edge.model_file import open_model
     from edge.onnx import is_onnx
-    from edge.weights.packed import open_model
 
     path = model if model is not None else str(default_model())
     choice = cores.choose(options["threads"])
@@ -83,7 +82,7 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     held_to.require()
 
 
-def _file(file: GGUF | PackedFile) -> dict[str, Any]:
+def _file(file: ModelFile) -> dict[str, Any]:
     """How much of the file is there."""
     return {
         "file_bytes": file.n_bytes,

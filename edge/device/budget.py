@@ -61,8 +61,7 @@ def budget_of(stated: int | None) -> int | None:
     most = None if there is None else there + (memory.resident() or 0)
     if stated is not None and most is not None and stated > most:
         raise MemoryBudgetError(
-            f"a budget of {show(stated)} is more than the machine has: "
-            f"{show(most)} can be had now",
+            f"a budget of {show(stated)} is more than the machine has: {show(most)} can be had now",
             needed=stated,
             budget=most,
         )

@@ -23,13 +23,13 @@ from edge.device.cores import Choice
 from edge.engine import plan
 from edge.engine.ledger import Ledger
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
-from edge.files.gguf import GGUF
 from edge.graph import Graph, check_factors, shown_name
 from edge.kv.cache import KVCache
 from edge.kv.page_store import PageStore
 from edge.kv.pool import PagePool
 from edge.kv.shape import KVShape, WhenFull, kv_types
 from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
+from edge.model_file import ModelFile, open_model
 from edge.models.common import Config
 from edge.native import CData, ffi, lib
 from edge.native.cancel import Cancel
@@ -38,7 +38,6 @@ from edge.sizes import show
 from edge.version import __version__
 from edge.weights import packed_cache
 from edge.weights.fingerprint import fingerprint
-from edge.weights.packed import PackedFile, open_model
 from edge.weights.weights import Weights
 
 if TYPE_CHECKING:
@@ -77,27 +76,33 @@ class Description:
         return self.weights.bytes_of(name)
 
 
-def describe(model: GGUF | PackedFile, **options: Unpack[LoadOptions]) -> Description:
+def describe(model: ModelFile, **options: Unpack[LoadOptions]) -> Description:
     """What this build would run of a file, from its header alone; nothing is packed.
 
     options: see `edge.loading.Loading`. Raises what `Engine.load` raises for a file that it
     cannot run, but for one that needs too much memory: that is for `ledger.require`.
     """
     loading = Loading.of(options)
-    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
-    graph, config = models.build(model.metadata, shapes, context=loading.context, path=model.path)
-    if config.head_dim % 16 or config.head_dim > 256:
-        raise UnsupportedError(
-            f"{model.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
-            what=f"head_dim {config.head_dim}",
-        )
-    weights = Weights(model, graph.weights)
+    graph, config = _graph_of(model, loading.context)
+    weights = model.weights(graph.weights)
     lowered = _lower(graph, weights)
     ledger = Ledger.draw_up(weights, config, lowered.arena_bytes, graph.dims[graph.output], loading)
     if weights.is_compact:
         lowered = _lower(graph, weights)
         ledger = replace(ledger, buffers=lowered.arena_bytes)
     return Description(graph, config, weights, lowered, ledger)
+
+
+def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:
+    """The graph of a file, which this build can run."""
+    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
+    graph, config = models.build(model.metadata, shapes, context=context, path=model.path)
+    if config.head_dim % 16 or config.head_dim > 256:
+        raise UnsupportedError(
+            f"{model.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
+            what=f"head_dim {config.head_dim}",
+        )
+    return graph, config
 
 
 def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
@@ -125,16 +130,17 @@ def pack(
     choice, target = cores.choose(threads), Path(check.path("target", target))
     path, layout = check.path("path", path), cast(Layout, check.choice("layout", layout, LAYOUTS))
     check.optional(check.function, "progress", progress, "(bytes done, bytes in all)")
-    with open_model(path) as model:
-        if isinstance(model, PackedFile):
-            raise InputError(f"{model.path} is packed already: pack its source")
+    with open_model(path) as opened:
+        model = opened.unpacked(" already: pack its source")
         if any(target.exists() and target.samefile(shard) for shard in model.paths):
             raise InputError(f"{target} is the model itself: name another file")
-        weights = describe(model, layout=layout).weights
+        weights = model.weights(_graph_of(model, None)[0].weights)
+        weights.fit(layout)
         pool = native.new_pool(choice.threads, choice.cpus)
         try:
-            key = packed_cache.key_of(model, weights)
-            packed_cache.write_to(target, (model, weights, key, True), pool, progress)
+            packed_cache.write_to(
+                target, packed_cache.Job.of(model, weights, whole=True), pool, progress
+            )
             return target.stat().st_size
         except OSError as e:
             raise ModelFileError(f"cannot be written: {e.strerror or e}", path=target) from e
@@ -152,7 +158,7 @@ class Engine:
 
     chunk = CHUNK
 
-    def __init__(self, model: GGUF | PackedFile, description: Description) -> None:
+    def __init__(self, model: ModelFile, description: Description) -> None:
         graph, weights = description.graph, description.weights
         self.gguf, self.graph, self.config = model, graph, description.config
         self.kv, self.ledger = description.ledger.kv, description.ledger
@@ -415,7 +421,7 @@ class Engine:
         self.cores, self.isa = choice, native.text(lib.edge_isa_name(isa))
         native_bf16 = native.native_bf16(isa)
         self.isa += "+bf16" if native_bf16 else ""
-        self._load_weights(progress)
+        self._weights.load(self._pool, progress)
         self._check_factors()
         error, made = ffi.new("edge_error *"), ffi.new("edge_plan **")
         try:
@@ -444,19 +450,6 @@ class Engine:
         return PagePool(
             self.kv, self.ledger.n_pages, most=self.ledger.most_pages, store=store, root=root
         )
-
-    def _load_weights(self, progress: Progress | None) -> None:
-        """Map them from a packed file, or pack them into memory."""
-        if isinstance(self.gguf, PackedFile):
-            self.gguf.verify(self._pool, progress)
-            self._weights.use(self.gguf)
-            return
-        found = packed_cache.find_or_make(self.gguf, self._weights, self._pool, progress)
-        if found is None:
-            self._weights.pack(self._pool, progress)
-            return
-        with found:
-            self._weights.use(found)
 
     def _check_factors(self) -> None:
         """Rotary factors divide frequencies."""

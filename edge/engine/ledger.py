@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from edge.device import memory
 from edge.device.budget import MARGIN_BYTES, budget_of, logits_bytes, program_bytes, text_parts
 from edge.errors import MemoryBudgetError, UnsupportedError
 from edge.kv.shape import PAGE, KVShape, kv_types

@@ -30,11 +30,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
 from edge.files.gguf_reader import FLOAT32, FLOAT64, MAX_KEYS, STRING, Array, Reader, shown
 from edge.files.tensor_types import TENSOR_TYPES, TensorType, type_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["GGUF", "TENSOR_TYPES", "Metadata", "Tensor", "TensorType"]
 
@@ -166,7 +169,7 @@ class GGUF:
         self.tensors = {name: t for shard in shards for name, t in shard.tensors.items()}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, header_only: bool = False) -> GGUF:
+    def open(cls, path: str | os.PathLike[str], *, header_only: bool = False) -> Self:
         """Map a GGUF file; of a split model (`-00001-of-00003.gguf`) any shard opens all.
 
         header_only: the tensors' data may lie behind the end of the file, as long as a download
@@ -217,7 +220,7 @@ class GGUF:
         """Unmap. Views that were taken stay valid: a map goes with the last view of it."""
         _close(self._shards)
 
-    def __enter__(self) -> GGUF:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

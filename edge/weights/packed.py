@@ -26,8 +26,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from os import PathLike
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from edge import native
 from edge.disk.atomic import write_all
@@ -38,6 +37,9 @@ from edge.files.tensor_types import TYPE_NUMBERS
 from edge.native import CData, ffi, lib
 from edge.progress import Progress
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = [
     "ALIGN",
     "FORMS",
@@ -46,7 +48,7 @@ __all__ = [
     "PackedFile",
     "PackedTensor",
     "describe_weight",
-    "open_model",
+    "is_packed",
     "supported_types",
     "write",
 ]
@@ -111,26 +113,9 @@ def supported_types() -> tuple[str, ...]:
     )
 
 
-def open_model(path: str | PathLike[str], *, header_only: bool = False) -> GGUF | PackedFile:
-    """Open a model of either kind. header_only: see `GGUF.open`.
-
-    Raises what GGUF.open and PackedFile do.
-    """
-    gguf = GGUF.open(path, header_only=header_only)
-    try:
-        if _PREFIX + "version" not in gguf.metadata:
-            return gguf
-        packed = PackedFile(gguf)
-        if not packed.whole:
-            raise ModelFileError(
-                "this file is a part of the cache and useless alone: name the model, or make a "
-                "packed file of it with `edge-run pack`",
-                path=gguf.path,
-            )
-        return packed
-    except BaseException:
-        gguf.close()
-        raise
+def is_packed(metadata: Metadata) -> bool:
+    """Whether these are the keys of a packed file."""
+    return _PREFIX + "version" in metadata
 
 
 class PackedFile:
@@ -185,7 +170,7 @@ class PackedFile:
         self._data = memoryview(b"")
         self._gguf.close()
 
-    def __enter__(self) -> PackedFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

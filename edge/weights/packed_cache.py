@@ -30,9 +30,20 @@ from edge.native import lib
 from edge.progress import Progress
 from edge.weights import packed
 from edge.weights.packed import PackedFile
-from edge.weights.weights import SAMPLED_BYTES, Weights
+from edge.weights.weights import SAMPLED_BYTES, RawWeights
 
-__all__ = ["CachedFile", "clear", "files", "find_or_make", "folder", "key_of", "limit", "write_to"]
+__all__ = [
+    "CachedFile",
+    "CachedWeights",
+    "Job",
+    "clear",
+    "files",
+    "find_or_make",
+    "folder",
+    "key_of",
+    "limit",
+    "write_to",
+]
 
 _SAMPLE = SAMPLED_BYTES // 3  # of a tensor's start, middle and end go into the key
 _SCRATCH = ".pack-"
@@ -77,7 +88,7 @@ def clear() -> int:
         return sum(_remove(path) for path in _paths())
 
 
-def key_of(gguf: GGUF, weights: Weights) -> str:
+def key_of(gguf: GGUF, weights: RawWeights) -> str:
     """The key of a model's packed file: SHA-256, hex, over what decides its bytes.
 
     Headers, sizes and times of its files, samples of every tensor, versions, forms. The samples
@@ -100,8 +111,40 @@ def key_of(gguf: GGUF, weights: Weights) -> str:
     return sha.hexdigest()
 
 
+@dataclass(frozen=True)
+class Job:
+    """A packed file to make. key: see `key_of`; whole: take the vocabulary along: the file can
+    stand alone then, and is synced to the disk.
+    """
+
+    gguf: GGUF
+    weights: RawWeights
+    key: str
+    whole: bool = False
+
+    @classmethod
+    def of(cls, gguf: GGUF, weights: RawWeights, *, whole: bool = False) -> Job:
+        """With the key of these weights. Raises OSError."""
+        return cls(gguf, weights, key_of(gguf, weights), whole)
+
+
+class CachedWeights(RawWeights):
+    """Those of a GGUF, which are mapped from the cache where that can be."""
+
+    def load(self, pool: Any, progress: Progress | None = None) -> None:
+        """Map them from a packed file, or pack them into memory. See `Weights`; raises InputError
+        for a bad EDGE_CACHE_SIZE, too.
+        """
+        found = find_or_make(self._source, self, pool, progress)
+        if found is None:
+            super().load(pool, progress)
+            return
+        with found:
+            self.use(found)
+
+
 def find_or_make(
-    gguf: GGUF, weights: Weights, pool: Any, progress: Progress | None = None
+    gguf: GGUF, weights: RawWeights, pool: Any, progress: Progress | None = None
 ) -> PackedFile | None:
     """A verified packed file of these weights; None: the cache is off, or the disk refuses.
 
@@ -112,30 +155,27 @@ def find_or_make(
         most = limit()
         if most == 0 or not room.can_keep(folder()):
             return None
-        key = key_of(gguf, weights)
+        job = Job.of(gguf, weights)
         stem = os.path.basename(gguf.path).removesuffix(".gguf")[:100]
-        path = folder() / f"{stem}-{key[:16]}.gguf"
-        found = _use(path, key, pool, progress)
-        return found or _make(path, key, (gguf, weights, most), pool, progress)
+        path = folder() / f"{stem}-{job.key[:16]}.gguf"
+        found = _use(path, job.key, pool, progress)
+        return found or _make(path, job, most, pool, progress)
     except (OSError, MemoryError, UnsupportedError):  # unsupported: there is no home folder
         return None
 
 
-def write_to(
-    path: Path, source: tuple[GGUF, Weights, str, bool], pool: Any, progress: Progress | None = None
-) -> None:
-    """Pack into a scratch file beside `path`, and rename. source: model, weights, key, whether to
-    take the vocabulary along; only a file that can stand alone is also synced to the disk.
+def write_to(path: Path, job: Job, pool: Any, progress: Progress | None = None) -> None:
+    """Pack into a scratch file beside `path`, and rename.
 
     Raises OSError, MemoryError, ModelFileError for NaN or infinity in a tensor.
     """
-    gguf, weights, key, whole = source
-    header = packed.Header(weights.items(), key, whole, gguf.metadata, gguf.headers()[0])
+    gguf, weights = job.gguf, job.weights
+    header = packed.Header(weights.items(), job.key, job.whole, gguf.metadata, gguf.headers()[0])
     if shutil.disk_usage(path.parent).free < header.n_data:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     # In the cache nothing is synced: a file torn by a power cut fails its checksums, and is made
     # again. That is cheaper than to wait for the disk after each packing.
-    with replacing(path, _SCRATCH, durable=whole) as file:
+    with replacing(path, _SCRATCH, durable=job.whole) as file:
         pieces = weights.pieces(pool, progress)
         with contextlib.closing(pieces):
             packed.write(file, header, pieces, lambda data: packed.checksums(pool, data))
@@ -167,24 +207,22 @@ def _use(path: Path, key: str, pool: Any, progress: Progress | None) -> PackedFi
 
 
 def _make(
-    path: Path,
-    key: str,
-    source: tuple[GGUF, Weights, int],
-    pool: Any,
-    progress: Progress | None,
+    path: Path, job: Job, most: int, pool: Any, progress: Progress | None
 ) -> PackedFile | None:
-    """Pack, unless another process does so right now, then use the file. Raises OSError."""
-    gguf, weights, most = source
+    """Pack, unless another process does so right now, then use the file. most: bytes that packed
+    files may take. Raises OSError.
+    """
     with only_one(path.parent / ".lock", at_work=_scratch_bytes) as is_only:
-        found = _use(path, key, pool, progress)
+        found = _use(path, job.key, pool, progress)
         if found is not None:
             return found
         room.sweep(folder(), _SCRATCH, is_only, _remove)
         held = [(old, _size(old)) for old in sorted(_paths(), key=_time)]
-        if not room.make_room(weights.n_bytes + sum(map(len, gguf.headers())), most, held, _remove):
+        n_bytes = job.weights.n_bytes + sum(map(len, job.gguf.headers()))
+        if not room.make_room(n_bytes, most, held, _remove):
             return None
-        write_to(path, (gguf, weights, key, False), pool, progress)
-        return _use(path, key, pool, None)
+        write_to(path, job, pool, progress)
+        return _use(path, job.key, pool, None)
 
 
 def _scratch_bytes() -> list[int]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Generator, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,14 @@ from edge.progress import Progress
 from edge.sizes import show
 from edge.weights.packed import FORMS, Item, PackedFile, describe_weight, padded, supported_types
 
-__all__ = ["Weights", "pack_rows", "supported_types"]
+__all__ = [
+    "MappedWeights",
+    "RawWeights",
+    "Stored",
+    "Weights",
+    "pack_rows",
+    "supported_types",
+]
 
 #: Bytes that are packed at a time: what packing needs besides the packed bytes.
 _SLICE = 8 << 20
@@ -35,7 +44,22 @@ _STEPS = 8
 SAMPLED_BYTES = 3 * 4096
 
 
-class Weights:
+class Stored(Protocol):
+    """A tensor in a file, of a GGUF or packed. type, shape: in the model, rows first."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def n_bytes(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+
+
+class Weights(ABC):
     """The weights of a model. names: of the tensors in the file; vectors are float32.
 
     Those of the graph, and all other float32 vectors of the file (rotary factors for another
@@ -43,75 +67,46 @@ class Weights:
     Raises UnsupportedError for a tensor type without a layout.
     """
 
-    def __init__(self, source: GGUF | PackedFile, names: Iterable[str]) -> None:
-        self._source = source
+    def __init__(self, names: Iterable[str]) -> None:
         self.names = list(names)
-        self.names += [name for name in _vectors(source) if name not in set(self.names)]
+        self.names += [name for name in _vectors(self._tensors) if name not in set(self.names)]
         self.index = {name: i for i, name in enumerate(self.names)}
         #: The edge_weight of each name, for the plan.
         self.entries = ffi.new("edge_weight[]", max(1, len(self.names)))
-        self.forms = ["fast"] * len(self.names)
-        if isinstance(source, PackedFile):
-            self.forms = [source.tensors[name].form for name in self.names]
+        self.forms = self._first_forms()
         self._block: mmap.mmap | None = None
         self._views: list[CData] = []
         self._describe()
 
+    @abstractmethod
     def fit(self, layout: Layout, room: int | None = None) -> None:
         """Settle the forms. room: bytes that there are, for "auto": all fast when they fit, else
         tensors become compact, largest saving first, until they do; None: no limit.
 
-        Raises InputError for another layout, UnsupportedError for a packed file of other forms.
+        Raises UnsupportedError for a packed file of other forms.
         """
-        if layout not in LAYOUTS:
-            raise InputError(f"layout {layout!r}: one of {', '.join(LAYOUTS)}")
-        savings = self._savings()
-        if isinstance(self._source, PackedFile):
-            other = {self.forms[i] for i in savings} - {layout}
-            if layout != "auto" and other:
-                raise UnsupportedError(
-                    f"{self._source.path} is packed in the {other.pop()} layout: "
-                    f"`edge-run pack MODEL --layout {layout}`, from its source, makes another",
-                    what=f"layout {layout}",
-                )
-            return
-        wanted = dict.fromkeys(savings, "compact" if layout == "compact" else "fast")
-        if layout == "auto" and room is not None:
-            step = max(1, sum(savings.values()) // _STEPS)
-            fast = self.n_bytes + sum(s for i, s in savings.items() if self.forms[i] == "compact")
-            missing = fast - room
-            missing = -(-missing // step) * step
-            for i in sorted(savings, key=lambda i: -savings[i]):
-                if missing > 0 and savings[i] > 0:
-                    wanted[i] = "compact"
-                    missing -= savings[i]
-        for i, form in wanted.items():
-            self.forms[i] = form
-        self._describe()
+
+    @property
+    @abstractmethod
+    def compact_saves(self) -> int:
+        """Bytes that the compact form of all tensors would save; 0 of a packed file."""
+
+    @property
+    @abstractmethod
+    def packing_bytes(self) -> int:
+        """The most that packing needs besides the packed bytes: a slice of the file, samples."""
+
+    @abstractmethod
+    def load(self, pool: CData, progress: Progress | None = None) -> None:
+        """Bring them into memory. progress(bytes done, bytes in all).
+
+        Raises ModelFileError for damaged data, MemoryBudgetError.
+        """
 
     @property
     def is_compact(self) -> bool:
         """Whether any tensor is in the compact form."""
         return "compact" in self.forms
-
-    @property
-    def compact_saves(self) -> int:
-        """Bytes that the compact form of all tensors would save; 0 of a packed file."""
-        savings = {} if isinstance(self._source, PackedFile) else self._savings()
-        return sum(savings[i] for i in savings if self.forms[i] == "fast" and savings[i] > 0)
-
-    @property
-    def packing_bytes(self) -> int:
-        """The most that packing needs besides the packed bytes: a slice of the file, samples."""
-        if isinstance(self._source, PackedFile):
-            return 0
-        most = 0
-        for i, name in enumerate(self.names):
-            tensor = self._source.tensors[name]
-            part = next(self._slices(i))[0]
-            n_rows = part.n if len(tensor.shape) == 2 else 1
-            most = max(most, tensor.n_bytes // math.prod(tensor.shape[:-1]) * n_rows)
-        return most + SAMPLED_BYTES * len(self._source.tensors)
 
     def bytes_of(self, name: str) -> int:
         """Bytes of a weight when it is packed."""
@@ -138,10 +133,130 @@ class Weights:
         return [
             Item(name, tensor.type, tensor.shape, form, entry.n_bytes)
             for name, form, entry in zip(self.names, self.forms, self.entries, strict=True)
-            for tensor in (self._source.tensors[name],)
+            for tensor in (self._tensors[name],)
         ]
 
-    def pack(self, pool: CData, progress: Progress | None = None) -> None:
+    def use(self, packed: PackedFile) -> None:
+        """Take the weights from a packed file, which must have been verified; it may be closed.
+
+        Raises ModelFileError when they are not the weights that were described.
+        """
+        for item, entry in zip(self.items(), self.entries, strict=True):
+            tensor = packed.tensors.get(item.name)
+            if tensor is None or any(
+                getattr(tensor, field) != getattr(item, field)
+                for field in ("type", "shape", "form", "n_bytes")
+            ):
+                raise ModelFileError(
+                    "the packed file does not have it as it should",
+                    path=packed.path,
+                    field=f"tensor {item.name}",
+                )
+            if len(tensor.data) != item.n_bytes:  # the header alone was opened
+                raise ModelFileError(
+                    "its data are not there", path=packed.path, field=f"tensor {item.name}"
+                )
+            view = ffi.from_buffer("uint8_t[]", tensor.data)
+            self._views.append(view)
+            entry.data = view
+
+    def resident(self) -> int | None:
+        """Bytes of the weights that are in memory, where the system tells."""
+        places = [(int(ffi.cast("uintptr_t", e.data)), int(e.n_bytes)) for e in self.entries]
+        start = min(address for address, _ in places)
+        return resident_of(start, max(map(sum, places)) - start)
+
+    def close(self) -> None:
+        """Give the memory back. No plan may use the weights any more."""
+        for view in self._views:
+            ffi.release(view)
+        self._views = []
+        if self._block is not None:
+            self._block.close()
+            self._block = None
+
+    def _describe(self) -> None:
+        """Fill the entries, by the forms."""
+        self.n_bytes = 0
+        for name, form, entry in zip(self.names, self.forms, self.entries, strict=True):
+            tensor = self._tensors[name]
+            if tensor.type not in supported_types():
+                raise UnsupportedError(
+                    f"{tensor.path}: tensor {tensor.name} is {tensor.type}, which is not built: "
+                    "quantise the model to another type",
+                    what=tensor.type,
+                    supported=supported_types(),
+                )
+            describe_weight(tensor.type, tensor.shape, form, ffi.addressof(entry))
+            self.n_bytes += padded(entry.n_bytes)
+
+    def _savings(self) -> dict[int, int]:
+        """Index of each tensor that has two forms -> bytes that the compact one saves."""
+        pair, out = ffi.new("edge_weight[2]"), dict[int, int]()
+        for i, name in enumerate(self.names):
+            tensor = self._tensors[name]
+            if len(tensor.shape) != 2:
+                continue
+            for form, weight in zip(FORMS, pair, strict=True):
+                describe_weight(tensor.type, tensor.shape, form, ffi.addressof(weight))
+            if pair[0].layout != pair[1].layout:
+                out[i] = padded(pair[0].n_bytes) - padded(pair[1].n_bytes)
+        return out
+
+    @property
+    @abstractmethod
+    def _tensors(self) -> Mapping[str, Stored]:
+        """Those of the file, by name; gone when it is closed."""
+
+    @abstractmethod
+    def _first_forms(self) -> list[str]:
+        """The forms before `fit`."""
+
+
+class RawWeights(Weights):
+    """Those of a GGUF, which are packed. Layouts are all fast, before `fit`."""
+
+    def __init__(self, source: GGUF, names: Iterable[str]) -> None:
+        self._source = source
+        super().__init__(names)
+
+    def fit(self, layout: Layout, room: int | None = None) -> None:
+        """See `Weights`. Raises InputError for another layout."""
+        if layout not in LAYOUTS:
+            raise InputError(f"layout {layout!r}: one of {', '.join(LAYOUTS)}")
+        savings = self._savings()
+        wanted = dict.fromkeys(savings, "compact" if layout == "compact" else "fast")
+        if layout == "auto" and room is not None:
+            step = max(1, sum(savings.values()) // _STEPS)
+            fast = self.n_bytes + sum(s for i, s in savings.items() if self.forms[i] == "compact")
+            missing = fast - room
+            missing = -(-missing // step) * step
+            for i in sorted(savings, key=lambda i: -savings[i]):
+                if missing > 0 and savings[i] > 0:
+                    wanted[i] = "compact"
+                    missing -= savings[i]
+        for i, form in wanted.items():
+            self.forms[i] = form
+        self._describe()
+
+    @property
+    def compact_saves(self) -> int:
+        """See `Weights`."""
+        savings = self._savings()
+        return sum(savings[i] for i in savings if self.forms[i] == "fast" and savings[i] > 0)
+
+    @property
+    def packing_bytes(self) -> int:
+        """See `Weights`."""
+        most = 0
+        for i, name in enumerate(self.names):
+            tensor = self._tensors[name]
+            part = next(self._slices(i))[0]
+            n_rows = part.n if len(tensor.shape) == 2 else 1
+            most = max(most, tensor.n_bytes // math.prod(tensor.shape[:-1]) * n_rows)
+        return most + SAMPLED_BYTES * len(self._source.tensors)
+
+    def load(self, pool: CData, progress: Progress | None = None) -> None:
         """Read every tensor and pack it into memory of our own; progress after each tensor.
 
         Raises ModelFileError for NaN or infinity in a tensor, MemoryBudgetError.
@@ -187,72 +302,12 @@ class Weights:
                 if progress:
                     progress(done, self.n_bytes)
 
-    def use(self, packed: PackedFile) -> None:
-        """Take the weights from a packed file, which must have been verified; it may be closed.
+    @property
+    def _tensors(self) -> Mapping[str, Stored]:
+        return self._source.tensors
 
-        Raises ModelFileError when they are not the weights that were described.
-        """
-        for item, entry in zip(self.items(), self.entries, strict=True):
-            tensor = packed.tensors.get(item.name)
-            if tensor is None or any(
-                getattr(tensor, field) != getattr(item, field)
-                for field in ("type", "shape", "form", "n_bytes")
-            ):
-                raise ModelFileError(
-                    "the packed file does not have it as it should",
-                    path=packed.path,
-                    field=f"tensor {item.name}",
-                )
-            if len(tensor.data) != item.n_bytes:  # the header alone was opened
-                raise ModelFileError(
-                    "its data are not there", path=packed.path, field=f"tensor {item.name}"
-                )
-            view = ffi.from_buffer("uint8_t[]", tensor.data)
-            self._views.append(view)
-            entry.data = view
-
-    def resident(self) -> int | None:
-        """Bytes of the weights that are in memory, where the system tells."""
-        places = [(int(ffi.cast("uintptr_t", e.data)), int(e.n_bytes)) for e in self.entries]
-        start = min(address for address, _ in places)
-        return resident_of(start, max(map(sum, places)) - start)
-
-    def close(self) -> None:
-        """Give the memory back. No plan may use the weights any more."""
-        for view in self._views:
-            ffi.release(view)
-        self._views = []
-        if self._block is not None:
-            self._block.close()
-            self._block = None
-
-    def _describe(self) -> None:
-        """Fill the entries, by the forms."""
-        self.n_bytes = 0
-        for name, form, entry in zip(self.names, self.forms, self.entries, strict=True):
-            tensor = self._source.tensors[name]
-            if tensor.type not in supported_types():
-                raise UnsupportedError(
-                    f"{tensor.path}: tensor {tensor.name} is {tensor.type}, which is not built: "
-                    "quantise the model to another type",
-                    what=tensor.type,
-                    supported=supported_types(),
-                )
-            describe_weight(tensor.type, tensor.shape, form, ffi.addressof(entry))
-            self.n_bytes += padded(entry.n_bytes)
-
-    def _savings(self) -> dict[int, int]:
-        """Index of each tensor that has two forms -> bytes that the compact one saves."""
-        pair, out = ffi.new("edge_weight[2]"), dict[int, int]()
-        for i, name in enumerate(self.names):
-            tensor = self._source.tensors[name]
-            if len(tensor.shape) != 2:
-                continue
-            for form, weight in zip(FORMS, pair, strict=True):
-                describe_weight(tensor.type, tensor.shape, form, ffi.addressof(weight))
-            if pair[0].layout != pair[1].layout:
-                out[i] = padded(pair[0].n_bytes) - padded(pair[1].n_bytes)
-        return out
+    def _first_forms(self) -> list[str]:
+        return ["fast"] * len(self.names)
 
     def _slices(self, i: int) -> Iterator[tuple[CData, int, int]]:
         """Tensor i in slices of whole panels: (edge_weight, first row, bytes before it)."""
@@ -263,7 +318,7 @@ class Weights:
             return
         panel = entry.n_bytes // -(-entry.n // PANEL_ROWS)
         n_rows = max(1, _SLICE // panel) * PANEL_ROWS
-        kind = self._source.tensors[name].type
+        kind = self._tensors[name].type
         for first in range(0, entry.n, n_rows):
             shape = (min(n_rows, entry.n - first), entry.k)
             describe_weight(kind, shape, self.forms[i], part)
@@ -272,19 +327,58 @@ class Weights:
     def _pack(self, i: int, part: CData, first: int, pool: CData) -> None:
         """Pack a slice of tensor i, from row `first` on, to where its data points."""
         tensor = self._source.tensors[self.names[i]]
-        assert isinstance(tensor, Tensor)
         if part.layout == lib.EDGE_LAYOUT_VECTOR:
             _pack_vector(tensor, part, pool)
         else:
             pack_rows(tensor, part, first, pool)
-        assert isinstance(self._source, GGUF)
         self._source.forget()  # of the file's own pages, one slice's are all that is in memory
 
 
-def _vectors(source: GGUF | PackedFile) -> list[str]:
-    """The float32 vectors of a file."""
-    tensors = source.tensors.items()
-    return [name for name, t in tensors if t.type == "F32" and len(t.shape) == 1]
+class MappedWeights(Weights):
+    """Those of a packed file, in the forms that it has."""
+
+    def __init__(self, file: PackedFile, names: Iterable[str]) -> None:
+        self._file = file
+        super().__init__(names)
+
+    def fit(self, layout: Layout, room: int | None = None) -> None:
+        """See `Weights`: there is nothing to settle."""
+        other = {self.forms[i] for i in self._savings()} - {layout}
+        if layout != "auto" and other:
+            raise UnsupportedError(
+                f"{self._file.path} is packed in the {other.pop()} layout: "
+                f"`edge-run pack MODEL --layout {layout}`, from its source, makes another",
+                what=f"layout {layout}",
+            )
+
+    @property
+    def compact_saves(self) -> int:
+        """See `Weights`."""
+        return 0
+
+    @property
+    def packing_bytes(self) -> int:
+        """See `Weights`."""
+        return 0
+
+    def load(self, pool: CData, progress: Progress | None = None) -> None:
+        """Hold the file against its sums, and map it."""
+        self._file.verify(pool, progress)
+        self.use(self._file)
+
+    @property
+    def _tensors(self) -> Mapping[str, Stored]:
+        return self._file.tensors
+
+    def _first_forms(self) -> list[str]:
+        return [self._file.tensors[name].form for name in self.names]
+
+
+def _vectors(tensors: Mapping[str, Stored]) -> list[str]:
+    """The float32 vectors of a file, without `.weight`."""
+    return [
+        name for name, tensor in tensors.items() if tensor.type == "F32" and len(tensor.shape) == 1
+    ]
 
 
 def pack_rows(tensor: Tensor, part: CData, first: int, pool: CData) -> None:

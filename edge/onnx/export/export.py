@@ -20,13 +20,13 @@ from edge.disk.atomic import sync_folder
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.graph import Graph, Op
+from edge.model_file import open_model
 from edge.onnx.export import config as beside
 from edge.onnx.export import cpu, npu
 from edge.onnx.export.ahead import compile_for, require_compiler
 from edge.onnx.export.writer import onnx
 from edge.onnx.providers.compiled import AHEAD
 from edge.progress import Progress
-from edge.weights.packed import PackedFile, open_model
 
 __all__ = ["Dialect", "Recipe", "export"]
 
@@ -104,9 +104,8 @@ def export(
     a SoC's compiler that is not here or does not take it.
     """
     onnx()
-    with open_model(path) as model:
-        if isinstance(model, PackedFile):
-            raise InputError(f"{model.path} is packed: export its source")
+    with open_model(path) as opened:
+        model = opened.unpacked(": export its source")
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
         graph, config = models.build(
             model.metadata, shapes, context=recipe.context, path=model.path

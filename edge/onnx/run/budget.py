@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge.device import memory
 from edge.device.budget import MARGIN_BYTES, budget_of, logits_bytes, program_bytes, text_parts
 from edge.errors import EdgeError, MemoryBudgetError
 from edge.onnx.files.folder import Decoder, Folder

@@ -1,0 +1,97 @@
+"""An open model file: a GGUF, whose weights are packed at a start, or a packed one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from edge.errors import InputError, ModelFileError
+from edge.files.gguf import GGUF, Metadata
+from edge.weights import packed
+from edge.weights.packed import PackedFile
+from edge.weights.packed_cache import CachedWeights
+from edge.weights.weights import MappedWeights, Stored, Weights
+
+__all__ = ["ModelFile", "PackedModel", "RawModel", "open_model"]
+
+
+class ModelFile(Protocol):
+    """A model file of either kind, see `edge.files.gguf.GGUF`. Close it, or use it in a `with`."""
+
+    path: str
+    version: int
+    n_bytes: int
+    whole_bytes: int
+    metadata: Metadata
+
+    @property
+    def tensors(self) -> Mapping[str, Stored]:
+        """By name, with the types and shapes of the model."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its tensors are panels already."""
+
+    def weights(self, names: Iterable[str]) -> Weights:
+        """The weights of a graph, described; `load` brings them into memory. names: of
+        tensors. Raises UnsupportedError for a tensor type without a layout.
+        """
+
+    def unpacked(self, refusal: str) -> RawModel:
+        """The GGUF that it is. Raises InputError, "PATH is packed" and `refusal`, for another."""
+
+    def close(self) -> None:
+        """Unmap."""
+
+
+class RawModel(GGUF):
+    """A GGUF file. Open it with `open_model`."""
+
+    is_packed = False
+
+    def weights(self, names: Iterable[str]) -> CachedWeights:
+        """See `ModelFile`."""
+        return CachedWeights(self, names)
+
+    def unpacked(self, refusal: str) -> RawModel:
+        """See `ModelFile`."""
+        return self
+
+
+class PackedModel(PackedFile):
+    """A packed file. Open it with `open_model`."""
+
+    is_packed = True
+
+    def weights(self, names: Iterable[str]) -> MappedWeights:
+        """See `ModelFile`."""
+        return MappedWeights(self, names)
+
+    def unpacked(self, refusal: str) -> RawModel:
+        """See `ModelFile`."""
+        raise InputError(f"{self.path} is packed{refusal}")
+
+
+def open_model(
+    path: str | os.PathLike[str], *, header_only: bool = False
+) -> RawModel | PackedModel:
+    """Open a model of either kind. header_only: see `GGUF.open`.
+
+    Raises what GGUF.open and PackedFile do.
+    """
+    gguf = RawModel.open(path, header_only=header_only)
+    try:
+        if not packed.is_packed(gguf.metadata):
+            return gguf
+        model = PackedModel(gguf)
+        if not model.whole:
+            raise ModelFileError(
+                "this file is a part of the cache and useless alone: name the model, or make a "
+                "packed file of it with `edge-run pack`",
+                path=gguf.path,
+            )
+        return model
+    except BaseException:
+        gguf.close()
+        raise
