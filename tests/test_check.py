@@ -18,7 +18,8 @@ from test_tokenizer import BPE
 
 import edge
 from edge import check, perplexity
-from edge.engine.engine import Engine, pack
+from edge.engine.describe import pack
+from edge.engine.engine import Engine
 from edge.errors import EdgeError, InputError
 from edge.kv.cache import KVCache
 from edge.loading import Loading, LoadOptions

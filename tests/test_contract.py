@@ -12,6 +12,7 @@ import pytest
 from native_plan import COMPACT_TYPES, ISAS, TYPES
 from test_refmath import SIZES
 
+from edge.engine import describe
 from edge.engine.engine import Engine
 from edge.kv.shape import kv_types
 
@@ -152,6 +153,7 @@ def test_same_bits_in_calls_of_512(loader: Any, arch: str, monkeypatch: pytest.M
     load = loader(arch, type="Q8_0", context=512)
     tokens = tokens_of(load(), 512)
     want = run(load(), tokens, 512)
+    monkeypatch.setattr(describe, "CHUNK", 512)
     monkeypatch.setattr(Engine, "chunk", 512)
     for isa, threads in [(ISAS[0], 2), (ISAS[-1], 3)]:
         engine = load(isa, threads)

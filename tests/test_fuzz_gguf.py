@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.engine.engine import describe
+from edge.engine.describe import describe
 from edge.errors import EdgeError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.model_file import open_model

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.engine.engine import Engine, pack
+from edge.engine.describe import pack
+from edge.engine.engine import Engine
 from edge.errors import ContextError, InputError
 from edge.kv.cache import KVCache
 from edge.kv.shape import PAGE, kv_types

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from edge.device import memory
-from edge.engine.engine import Engine, describe
+from edge.engine.describe import describe
+from edge.engine.engine import Engine
 from edge.engine.ledger import _ROOM, Ledger
 from edge.errors import InputError, MemoryBudgetError
 from edge.kv.shape import kv_types

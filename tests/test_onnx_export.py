@@ -16,7 +16,7 @@ import pytest
 from fake_model import assert_one_line, edge_run, run
 from test_onnx_cpu import open_session
 
-from edge.engine import engine
+from edge.engine.describe import pack
 from edge.errors import ContextError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.onnx.export import config
@@ -299,7 +299,7 @@ def test_recipes_that_contradict_themselves(options: dict[str, Any], message: st
 
 def test_packed_files_are_refused(tiny: Path, out: Path) -> None:
     packed = out.with_name("packed.gguf")
-    engine.pack(tiny, packed)
+    pack(tiny, packed)
     with pytest.raises(InputError, match="is packed: export its source"):
         export(packed, out, CPU)
     assert left(out) == ["packed.gguf"]

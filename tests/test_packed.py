@@ -20,7 +20,7 @@ from tiny import write_split
 
 import edge
 from edge import native
-from edge.engine import engine as engines
+from edge.engine import describe
 from edge.engine.engine import Engine
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
@@ -54,7 +54,7 @@ def source(tiny_gguf: Callable[..., Path]) -> Path:
 def shipped(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed file of `source`."""
     path = tmp_path_factory.mktemp("packed") / "m.gguf"
-    assert engines.pack(source, path, threads=2) == path.stat().st_size
+    assert describe.pack(source, path, threads=2) == path.stat().st_size
     return path
 
 
@@ -68,14 +68,14 @@ def test_runs_as_its_source(
 ) -> None:
     source = tiny_gguf(arch, type=kind)
     path = tmp_path / "m.gguf"
-    engines.pack(source, path)
+    describe.pack(source, path)
     assert np.array_equal(logits(path), logits(source))
 
 
 def test_runs_without_its_source(source: Path, tmp_path: Path) -> None:
     want, copy, path = logits(source), tmp_path / "source.gguf", tmp_path / "m.gguf"
     shutil.copy(source, copy)
-    engines.pack(copy, path)
+    describe.pack(copy, path)
     copy.unlink()
     assert np.array_equal(logits(path), want)
     with edge.load(path) as model:
@@ -99,7 +99,7 @@ def test_serves_every_context(tiny_gguf: Callable[..., Path], tmp_path: Path) ->
     """Short and long rotary factors are both in it."""
     source = tiny_gguf("phi3", original_context=64, context=256)
     path = tmp_path / "m.gguf"
-    engines.pack(source, path)
+    describe.pack(source, path)
     for context in (32, 256):
         assert np.array_equal(logits(path, context=context), logits(source, context=context))
     assert not np.array_equal(logits(path, context=32), logits(path, context=256))
@@ -108,7 +108,7 @@ def test_serves_every_context(tiny_gguf: Callable[..., Path], tmp_path: Path) ->
 def test_split_model_becomes_one_file(tmp_path: Path) -> None:
     shards = write_split(tmp_path / "s", type="Q4_0")
     path = tmp_path / "m.gguf"
-    engines.pack(shards[0], path)
+    describe.pack(shards[0], path)
     want = logits(shards[0])
     for shard in shards:
         shard.unlink()
@@ -116,7 +116,7 @@ def test_split_model_becomes_one_file(tmp_path: Path) -> None:
 
 
 def test_same_model_same_bytes(source: Path, shipped: Path, tmp_path: Path) -> None:
-    engines.pack(source, tmp_path / "again.gguf", threads=1)
+    describe.pack(source, tmp_path / "again.gguf", threads=1)
     assert (tmp_path / "again.gguf").read_bytes() == shipped.read_bytes()
 
 
@@ -132,9 +132,9 @@ def test_slices_make_no_difference(
     from edge.weights.weights import weights
 
     source = tiny_gguf(type=kind, dim=256, n_heads=4, ffn=256)
-    engines.pack(source, tmp_path / "whole.gguf", layout=form)
+    describe.pack(source, tmp_path / "whole.gguf", layout=form)
     monkeypatch.setattr(weights, "_SLICE", 1)  # one panel at a time
-    engines.pack(source, tmp_path / "sliced.gguf", layout=form)
+    describe.pack(source, tmp_path / "sliced.gguf", layout=form)
     assert (tmp_path / "sliced.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
@@ -143,7 +143,7 @@ def test_alignment_of_the_source_is_replaced(
 ) -> None:
     source = tiny_gguf(extra=(("general.alignment", 32), ("edge.packed.extra", "x")))
     path = tmp_path / "m.gguf"
-    engines.pack(source, path)
+    describe.pack(source, path)
     with GGUF.open(path) as gguf:
         assert gguf.alignment == 64 and "edge.packed.extra" not in gguf.metadata
         assert all(tensor.offset % 64 == 0 for tensor in gguf.tensors.values())
@@ -330,7 +330,7 @@ def test_another_version_says_what_to_do(shipped: Path, tmp_path: Path) -> None:
 
 def test_packed_file_is_not_packed_again(shipped: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="packed already"):
-        engines.pack(shipped, tmp_path / "m.gguf")
+        describe.pack(shipped, tmp_path / "m.gguf")
 
 
 def test_source_is_not_overwritten(source: Path, tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_source_is_not_overwritten(source: Path, tmp_path: Path) -> None:
     os.symlink(copy, tmp_path / "link.gguf")
     for target in (copy, tmp_path / "link.gguf"):
         with pytest.raises(InputError, match="the model itself"):
-            engines.pack(copy, target)
+            describe.pack(copy, target)
     assert copy.read_bytes() == source.read_bytes()
 
 
@@ -346,7 +346,7 @@ def test_source_is_not_overwritten(source: Path, tmp_path: Path) -> None:
 def test_target_that_cannot_be_written(source: Path, tmp_path: Path, target: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ModelFileError, match="cannot be written"):
-        engines.pack(source, tmp_path / target)
+        describe.pack(source, tmp_path / target)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder"]
 
 
@@ -355,7 +355,7 @@ def test_stopped_packing_leaves_nothing(source: Path, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engines.pack(source, tmp_path / "m.gguf", progress=stop)
+        describe.pack(source, tmp_path / "m.gguf", progress=stop)
     assert not list(tmp_path.iterdir())
 
 
@@ -367,7 +367,7 @@ def test_disk_that_is_full_halfway(
 
     monkeypatch.setattr(packed, "write_all", full)
     with pytest.raises(ModelFileError, match="No space left"):
-        engines.pack(source, tmp_path / "m.gguf")
+        describe.pack(source, tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
 
 
@@ -377,7 +377,7 @@ def test_disk_that_is_too_small(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(packed_cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ModelFileError, match="No space left"):
-        engines.pack(source, tmp_path / "m.gguf")
+        describe.pack(source, tmp_path / "m.gguf")
 
 
 # ---- the command ---------------------------------------------------------------------------------

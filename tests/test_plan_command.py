@@ -16,7 +16,8 @@ from ggufbytes import BOOL, key
 from edge.device import memory
 from edge.device.machine import Roofs
 from edge.engine import predict
-from edge.engine.engine import Engine, describe, pack
+from edge.engine.describe import describe, pack
+from edge.engine.engine import Engine
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.kv.shape import kv_types

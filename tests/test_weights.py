@@ -12,8 +12,8 @@ import pytest
 from fake_model import assert_one_line, run
 
 from edge.device import memory
-from edge.engine import engine as engines
 from edge.engine import ledger
+from edge.engine.describe import describe, pack
 from edge.engine.engine import Engine
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.files.gguf import GGUF
@@ -47,11 +47,11 @@ two_forms = pytest.mark.parametrize("kind", TWO_FORMS)
 @pytest.fixture
 def model(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Weights:
     """Weights whose Q8_0 matrices could be as small as Q4_0 ones: a form for any build."""
-    describe = packed.describe_weight
+    described = packed.describe_weight
 
     def with_forms(kind: str, shape: tuple[int, ...], form: str, weight: Any) -> None:
         small = kind == "Q8_0" and form == "compact" and len(shape) == 2
-        describe("Q4_0" if small else kind, shape, form, weight)
+        described("Q4_0" if small else kind, shape, form, weight)
 
     monkeypatch.setattr(weights, "describe_weight", with_forms)
     path = tiny_gguf(type=lambda name: "Q4_0" if "attn" in name else "Q8_0")
@@ -146,7 +146,7 @@ def test_packed_in_a_form_stays_in_it(
     source, layouts = grid_model(tiny_gguf, kind), []
     for form, other in (FORMS, FORMS[::-1]):
         path = tmp_path / f"{form}.gguf"
-        engines.pack(source, path, layout=form)
+        pack(source, path, layout=form)
         for layout in ("auto", form):
             engine = Engine.load(path, layout=layout)
             layouts.append(engine.layouts)
@@ -174,8 +174,8 @@ def test_short_memory_makes_it_compact(
     monkeypatch.setattr(ledger, "_ROOM", 1 << 40)  # less than the little that is saved here
     source = grid_model(tiny_gguf, kind)
     with open_model(source) as gguf:
-        fast = engines.describe(gguf, layout="fast")
-        small = engines.describe(gguf, layout="compact")
+        fast = describe(gguf, layout="fast")
+        small = describe(gguf, layout="compact")
     needed = [description.ledger.needed for description in (fast, small)]
     monkeypatch.setattr(memory, "available", lambda: needed[0] - 1)
     engine = Engine.load(source)

@@ -22,7 +22,8 @@ from edge.bench.ours import Ours, Work, work
 from edge.bench.runner import PEERS, Case, seconds, speed, warm_up
 from edge.device import cores
 from edge.device.machine import Machine, Roofs
-from edge.engine.engine import Engine, describe
+from edge.engine.describe import describe
+from edge.engine.engine import Engine
 from edge.errors import EdgeError, InputError, UnsupportedError
 from edge.loading import KV_TYPES
 from edge.model_file import open_model

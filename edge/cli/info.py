@@ -159,7 +159,7 @@ def _parts(
     model: ModelFile, layout: Layout
 ) -> tuple[Weights | None, Vocabulary | None, str | None]:
     """What would be loaded, and why this build cannot run the file, if so; nothing is packed."""
-    from edge.engine.engine import describe
+    from edge.engine.describe import describe
     from edge.tokenizer.vocabulary import Vocabulary
 
     weights = vocabulary = None

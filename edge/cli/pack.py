@@ -37,7 +37,7 @@ def pack(model: str | None, output: str, force: bool, as_json: bool, **options: 
     for this version of edge: keep the model to pack it again.
     """
     from edge.disk.pull import default_model
-    from edge.engine.engine import pack as write
+    from edge.engine.describe import pack as write
 
     if os.path.lexists(output) and not force:
         raise InputError(f"{output} is there already: --force replaces it")

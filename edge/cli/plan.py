@@ -22,7 +22,7 @@ from edge.errors import EdgeError, MemoryBudgetError
 from edge.sizes import show
 
 if TYPE_CHECKING:
-    from edge.engine.engine import Description
+    from edge.engine.describe import Description
     from edge.engine.ledger import Ledger
     from edge.model_file import ModelFile
     from edge.onnx.run.budget import OnnxBudget
@@ -56,7 +56,7 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     """
     from edge.device import cores
     from edge.disk.pull import default_model
-    from edge.engine.engine import describe
+    from edge.engine.describe import describe
     from edge.model_file import open_model
     from edge.onnx import is_onnx
 

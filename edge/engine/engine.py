@@ -10,35 +10,30 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import check, forked, models, native
+from edge import forked, native
 from edge.device import cores, memory
 from edge.device.cores import Choice
-from edge.engine import plan
-from edge.engine.ledger import Ledger
+from edge.engine.describe import CHUNK, Description, describe
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
-from edge.graph import Graph, check_factors, shown_name
+from edge.graph import check_factors, shown_name
 from edge.kv.cache import KVCache
 from edge.kv.page_store import PageStore
 from edge.kv.pool import PagePool
-from edge.kv.shape import KVShape, WhenFull, kv_types
-from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
+from edge.kv.shape import WhenFull, kv_types
+from edge.loading import Loading, LoadOptions
 from edge.model_file import ModelFile, open_model
-from edge.models.common import Config
 from edge.native import CData, ffi, lib
 from edge.native.cancel import Cancel
 from edge.progress import Progress
 from edge.sizes import show
 from edge.version import __version__
-from edge.weights import packed_cache
 from edge.weights.fingerprint import fingerprint
-from edge.weights.weights import Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,106 +41,10 @@ if TYPE_CHECKING:
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
-__all__ = ["Description", "Engine", "describe", "pack"]
-
-#: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
-#: progress bar.
-CHUNK = 256
+__all__ = ["Engine"]
 
 #: Rises whenever the bytes of a page of keys and values change their meaning.
 _PAGES_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Description:
-    """What this build would run of a file, and the memory that it takes."""
-
-    graph: Graph
-    config: Config
-    weights: Weights
-    lowered: plan.Lowered
-    ledger: Ledger
-
-    @property
-    def kv(self) -> KVShape:
-        """What a page of keys and values holds."""
-        return self.ledger.kv
-
-    def weight_bytes(self, name: str) -> int:
-        """Bytes of a weight when it is packed."""
-        return self.weights.bytes_of(name)
-
-
-def describe(model: ModelFile, **options: Unpack[LoadOptions]) -> Description:
-    """What this build would run of a file, from its header alone; nothing is packed.
-
-    options: see `edge.loading.Loading`. Raises what `Engine.load` raises for a file that it
-    cannot run, but for one that needs too much memory: that is for `ledger.require`.
-    """
-    loading = Loading.of(options)
-    graph, config = _graph_of(model, loading.context)
-    weights = model.weights(graph.weights)
-    lowered = _lower(graph, weights)
-    ledger = Ledger.draw_up(weights, config, lowered.arena_bytes, graph.dims[graph.output], loading)
-    if weights.is_compact:
-        lowered = _lower(graph, weights)
-        ledger = replace(ledger, buffers=lowered.arena_bytes)
-    return Description(graph, config, weights, lowered, ledger)
-
-
-def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:
-    """The graph of a file, which this build can run."""
-    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
-    graph, config = models.build(model.metadata, shapes, context=context, path=model.path)
-    if config.head_dim % 16 or config.head_dim > 256:
-        raise UnsupportedError(
-            f"{model.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
-            what=f"head_dim {config.head_dim}",
-        )
-    return graph, config
-
-
-def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
-    return plan.lower(
-        graph,
-        weights.takes_q8,
-        lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, Engine.chunk)),
-    )
-
-
-def pack(
-    path: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    layout: Layout = "fast",
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> int:
-    """Pack a GGUF file into a file that runs without it; one that is there is replaced.
-
-    progress(bytes done, bytes in all). Returns the file's bytes.
-    Raises what `Engine.load` raises, InputError for a file that is packed already or the source
-    itself as the target, ModelFileError when the target cannot be written.
-    """
-    choice, target = cores.choose(threads), Path(check.path("target", target))
-    path, layout = check.path("path", path), cast(Layout, check.choice("layout", layout, LAYOUTS))
-    check.optional(check.function, "progress", progress, "(bytes done, bytes in all)")
-    with open_model(path) as opened:
-        model = opened.unpacked(" already: pack its source")
-        if any(target.exists() and target.samefile(shard) for shard in model.paths):
-            raise InputError(f"{target} is the model itself: name another file")
-        weights = model.weights(_graph_of(model, None)[0].weights)
-        weights.fit(layout)
-        pool = native.new_pool(choice.threads, choice.cpus)
-        try:
-            packed_cache.write_to(
-                target, packed_cache.Job.of(model, weights, whole=True), pool, progress
-            )
-            return target.stat().st_size
-        except OSError as e:
-            raise ModelFileError(f"cannot be written: {e.strerror or e}", path=target) from e
-        finally:
-            ffi.release(pool)
 
 
 class Engine:

@@ -17,8 +17,7 @@ The total is an upper bound of what the whole process ever has resident:
     margin            stacks, the allocator's own, what is in a page's other half
 
 When it does not fit, types of keys and values, layouts and contexts are looked through for what
-would; nothing is guessed. With kv="auto" the most precise type with which the context fits is
-taken, even when that means the compact layout: a layout costs speed where a type costs precision.
+would; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -26,15 +25,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from edge.device.budget import MARGIN_BYTES, budget_of, logits_bytes, program_bytes, text_parts
-from edge.errors import MemoryBudgetError, UnsupportedError
+from edge.device.budget import MARGIN_BYTES, logits_bytes, text_parts
+from edge.errors import MemoryBudgetError
 from edge.kv.shape import PAGE, KVShape, kv_types
-from edge.loading import Layout, Loading
-from edge.models.common import Config
+from edge.loading import Layout
 from edge.sizes import show
-from edge.template.template import compiled_bytes
-from edge.tokenizer.cost import tokenizer_bytes
-from edge.weights.weights import Weights
 
 __all__ = ["Ledger", "Option"]
 
@@ -57,7 +52,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The plan of a model's memory; sizes in bytes.
+    """The plan of a model's memory; sizes in bytes. It counts, and changes nothing.
 
     weights: packed, in the layout that was chosen; least_weights: in the compact one throughout,
     where that can be chosen. context: tokens of each of the sessions; most_context: positions that
@@ -84,46 +79,6 @@ class Ledger:
     program: int
     budget: int | None
     is_stated: bool
-
-    @classmethod
-    def draw_up(
-        cls, weights: Weights, config: Config, buffers: int, n_vocab: int, loading: Loading
-    ) -> Ledger:
-        """Settle the layouts of the weights and the type of keys and values, and add up.
-
-        Nothing is refused for being too much, but a stated budget that is more than there is
-        (MemoryBudgetError); UnsupportedError for a type that cannot keep the model's heads.
-        """
-        budget = budget_of(loading.memory)
-        program = program_bytes()
-        tokenizer = tokenizer_bytes(config.keys.metadata)
-        template = config.keys.metadata.get("tokenizer.chat_template")
-        for kv in _shapes(config, loading):
-            ledger = cls(
-                path=config.path,
-                layout=loading.layout,
-                weights=0,
-                least_weights=0,
-                kv=kv,
-                context=config.n_context,
-                most_context=config.n_context_train,
-                positions=config.n_positions,
-                sessions=loading.sessions,
-                buffers=buffers,
-                n_vocab=n_vocab,
-                tokenizer=tokenizer,
-                template=compiled_bytes(template) if isinstance(template, str) else 0,
-                packing=weights.packing_bytes,
-                program=program,
-                budget=budget,
-                is_stated=loading.memory is not None,
-            )
-            weights.fit(loading.layout, None if budget is None else budget - ledger.needed)
-            least = weights.n_bytes - weights.compact_saves
-            ledger = replace(ledger, weights=weights.n_bytes, least_weights=least)
-            if ledger.fits:
-                break
-        return ledger
 
     @property
     def parts(self) -> dict[str, int]:
@@ -283,16 +238,3 @@ class Ledger:
     def _tokens(self) -> str:
         times = f"{self.sessions} x " if self.sessions > 1 else ""
         return f"{times}{self.context} tokens"
-
-
-def _shapes(config: Config, loading: Loading) -> list[KVShape]:
-    """The shapes to choose from, the most precise first. Raises UnsupportedError."""
-    names = kv_types() if loading.kv == "auto" else [loading.kv]
-    shapes = [shape for name in names if (shape := KVShape.of(config, name)).page_bytes > 0]
-    if not shapes:
-        raise UnsupportedError(
-            f"{config.path}: keys and values of heads of {config.head_dim} cannot be {loading.kv}",
-            what=f"kv {loading.kv}",
-            supported=[t for t in kv_types() if KVShape.of(config, t).page_bytes > 0],
-        )
-    return shapes

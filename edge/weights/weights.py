@@ -375,10 +375,8 @@ class MappedWeights(Weights):
 
 
 def _vectors(tensors: Mapping[str, Stored]) -> list[str]:
-    """The float32 vectors of a file, without `.weight`."""
-    return [
-        name for name, tensor in tensors.items() if tensor.type == "F32" and len(tensor.shape) == 1
-    ]
+    """The float32 vectors of a file."""
+    return [name for name, t in tensors.items() if t.type == "F32" and len(t.shape) == 1]
 
 
 def pack_rows(tensor: Tensor, part: CData, first: int, pool: CData) -> None:

@@ -1,0 +1,180 @@
+"""What this build would run of a model file, from its header alone, and the file packed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from edge import check, models, native
+from edge.device import cores
+from edge.device.budget import budget_of, program_bytes
+from edge.engine import plan
+from edge.engine.ledger import Ledger
+from edge.errors import InputError, ModelFileError, UnsupportedError
+from edge.graph import Graph
+from edge.kv.shape import KVShape, kv_types
+from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
+from edge.model_file import ModelFile, open_model
+from edge.models.common import Config
+from edge.native import ffi, lib
+from edge.progress import Progress
+from edge.template.template import compiled_bytes
+from edge.tokenizer.cost import tokenizer_bytes
+from edge.weights import packed_cache
+from edge.weights.weights import Weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["CHUNK", "Description", "describe", "pack"]
+
+#: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
+#: progress bar.
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Description:
+    """What this build would run of a file, and the memory that it takes."""
+
+    graph: Graph
+    config: Config
+    weights: Weights
+    lowered: plan.Lowered
+    ledger: Ledger
+
+    @property
+    def kv(self) -> KVShape:
+        """What a page of keys and values holds."""
+        return self.ledger.kv
+
+    def weight_bytes(self, name: str) -> int:
+        """Bytes of a weight when it is packed."""
+        return self.weights.bytes_of(name)
+
+
+def describe(model: ModelFile, **options: Unpack[LoadOptions]) -> Description:
+    """What this build would run of a file, from its header alone; nothing is packed.
+
+    options: see `edge.loading.Loading`.
+    Raises UnsupportedError, ModelFileError, ContextError for a file that it cannot run, but not
+    for one that needs too much memory: that is for `ledger.require`. MemoryBudgetError for a
+    stated budget that is more than there is.
+    """
+    loading = Loading.of(options)
+    graph, config = _graph_of(model, loading.context)
+    weights = model.weights(graph.weights)
+    lowered = _lower(graph, weights)
+    ledger = _settle(weights, config, lowered.arena_bytes, graph.dims[graph.output], loading)
+    return Description(graph, config, weights, lowered, ledger)
+
+
+def pack(
+    path: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    layout: Layout = "fast",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Pack a GGUF file into a file that runs without it; one that is there is replaced.
+
+    progress(bytes done, bytes in all). Returns the file's bytes.
+    Raises what `describe` raises, InputError for a file that is packed already or the source
+    itself as the target, ModelFileError when the target cannot be written.
+    """
+    choice, target = cores.choose(threads), Path(check.path("target", target))
+    path, layout = check.path("path", path), cast(Layout, check.choice("layout", layout, LAYOUTS))
+    check.optional(check.function, "progress", progress, "(bytes done, bytes in all)")
+    with open_model(path) as opened:
+        model = opened.unpacked(" already: pack its source")
+        if any(target.exists() and target.samefile(shard) for shard in model.paths):
+            raise InputError(f"{target} is the model itself: name another file")
+        weights = model.weights(_graph_of(model, None)[0].weights)
+        weights.fit(layout)
+        pool = native.new_pool(choice.threads, choice.cpus)
+        try:
+            packed_cache.write_to(
+                target, packed_cache.Job.of(model, weights, whole=True), pool, progress
+            )
+            return target.stat().st_size
+        except OSError as e:
+            raise ModelFileError(f"cannot be written: {e.strerror or e}", path=target) from e
+        finally:
+            ffi.release(pool)
+
+
+def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:
+    """The graph of a file, which this build can run."""
+    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
+    graph, config = models.build(model.metadata, shapes, context=context, path=model.path)
+    if config.head_dim % 16 or config.head_dim > 256:
+        raise UnsupportedError(
+            f"{model.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
+            what=f"head_dim {config.head_dim}",
+        )
+    return graph, config
+
+
+def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
+    """The plan. It is the same for all forms of the weights, see `Weights.takes_q8`."""
+    return plan.lower(
+        graph,
+        weights.takes_q8,
+        lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, CHUNK)),
+    )
+
+
+def _settle(
+    weights: Weights, config: Config, buffers: int, n_vocab: int, options: Loading
+) -> Ledger:
+    """Choose the type of keys and values and the forms of the weights; what all will take.
+
+    With kv "auto" the most precise type with which the context fits is taken, even when that means
+    the compact layout: a layout costs speed where a type costs precision. Nothing is refused for
+    being too much, but a stated budget that is more than there is (MemoryBudgetError).
+    """
+    template = config.keys.metadata.get("tokenizer.chat_template")
+    shapes = _shapes(config, options.kv)
+    ledger = Ledger(
+        path=config.path,
+        layout=options.layout,
+        weights=0,
+        least_weights=0,
+        kv=shapes[0],
+        context=config.n_context,
+        most_context=config.n_context_train,
+        positions=config.n_positions,
+        sessions=options.sessions,
+        buffers=buffers,
+        n_vocab=n_vocab,
+        tokenizer=tokenizer_bytes(config.keys.metadata),
+        template=compiled_bytes(template) if isinstance(template, str) else 0,
+        packing=weights.packing_bytes,
+        program=program_bytes(),
+        budget=budget_of(options.memory),
+        is_stated=options.memory is not None,
+    )
+    for kv in shapes:
+        rest = replace(ledger, kv=kv, weights=0).needed
+        weights.fit(options.layout, None if ledger.budget is None else ledger.budget - rest)
+        least = weights.n_bytes - weights.compact_saves
+        ledger = replace(ledger, kv=kv, weights=weights.n_bytes, least_weights=least)
+        if ledger.fits:
+            break
+    return ledger
+
+
+def _shapes(config: Config, wanted: str) -> list[KVShape]:
+    """The shapes to choose from, the most precise first. Raises UnsupportedError."""
+    names = kv_types() if wanted == "auto" else [wanted]
+    shapes = [shape for name in names if (shape := KVShape.of(config, name)).page_bytes > 0]
+    if not shapes:
+        raise UnsupportedError(
+            f"{config.path}: keys and values of heads of {config.head_dim} cannot be {wanted}",
+            what=f"kv {wanted}",
+            supported=[t for t in kv_types() if KVShape.of(config, t).page_bytes > 0],
+        )
+    return shapes
