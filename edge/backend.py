@@ -1,21 +1,28 @@
-"""What sessions need: of an engine, the native one or onnxruntime's, and of a loaded model."""
+"""What sessions and models need of an engine, the native one or onnxruntime's; and what sessions
+need of a loaded model.
+
+An engine comes in two steps: what is open and described (`Described`) shows what it is and what it
+would take; `start` makes the engine (`Backend`) of it, which takes memory and time.
+"""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from edge.kv.shape import WhenFull
     from edge.native.cancel import Cancel
+    from edge.progress import Progress
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
-__all__ = ["Backend", "BackendConfig", "Cache", "Loaded"]
+__all__ = ["Backend", "BackendConfig", "Cache", "Described", "Loaded", "MemoryPlan"]
 
 #: The type of a loaded model's sessions, which are built on what is here.
 SessionT = TypeVar("SessionT", covariant=True)
@@ -125,12 +132,6 @@ class Backend(Protocol):
     ) -> NDArray[np.float32] | None:
         """Run tokens behind those in the cache, see `edge.engine.engine.Engine.run`."""
 
-    def new_tokenizer(self) -> Tokenizer:
-        """The model's tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
-
-    def new_template(self) -> ChatTemplate:
-        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
-
     def facts(self) -> dict[str, Any]:
         """What a session depends on, plain values for JSON: see `edge.session.restore`."""
 
@@ -163,3 +164,65 @@ class Loaded(Protocol[SessionT]):
 
     def session(self, when_full: WhenFull = "stop") -> SessionT:
         """A new, empty session, which is closed with the model."""
+
+
+class MemoryPlan(Protocol):
+    """What a model will take of the memory, in bytes."""
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """By name."""
+
+    @property
+    def needed(self) -> int:
+        """In all."""
+
+    @property
+    def budget(self) -> int | None:
+        """That the whole process may have; None: the system does not say."""
+
+    @property
+    def is_stated(self) -> bool:
+        """Whether the caller said so."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is needed is within the budget."""
+
+    def require(self) -> None:
+        """Raise MemoryBudgetError unless it is."""
+
+
+class Described(Protocol):
+    """A model that is open and described: header, graph, ledger; nothing big is touched.
+
+    Close it, or use it in a `with`: that closes its files, unless they are an engine's by then.
+    One that is forgotten keeps no file open.
+    """
+
+    @property
+    def path(self) -> str:
+        """Where the model lies."""
+
+    @property
+    def ledger(self) -> MemoryPlan:
+        """The memory that it would take."""
+
+    def new_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
+
+    def new_template(self) -> ChatTemplate:
+        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
+
+    def start(self, progress: Progress | None = None) -> Backend:
+        """Make the engine, once. progress(bytes done, bytes in all).
+
+        Raises MemoryBudgetError, ModelFileError, UnsupportedError, InputError.
+        """
+
+    def close(self) -> None:
+        """Close the files, unless they are an engine's."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...

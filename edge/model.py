@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from edge import check, forked
-from edge.engine.engine import Engine
-from edge.errors import EdgeError, EdgeWarning, InputError, ModelFileError
+from edge.engine.engine import DescribedFile
+from edge.errors import EdgeWarning, InputError, ModelFileError
 from edge.kv.shape import WhenFull
 from edge.loading import Loading, LoadOptions
 from edge.onnx import is_onnx
@@ -24,7 +24,7 @@ from edge.session.session import Session
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edge.backend import Backend
+    from edge.backend import Backend, Described
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
@@ -52,35 +52,23 @@ def load(
 
         path = default_model()
     path = check.path("path", path)
-    making: list[_Soon] = []
-    try:
-        engine = engine_of(path, loading)(
-            path,
-            progress=progress,
-            opened=lambda engine: making.append(_Soon(engine)),
-            **options,
-        )
-        making[0].join()  # the file may be cut short from now on: nobody reads in it any more
-    except BaseException:
-        for tokenizer in making:
-            tokenizer.join()
-        raise
-    return Model(engine, making[0])
+    with open_described(path, loading) as described:
+        described.ledger.require()  # before the tokenizer takes any memory
+        tokenizer = _Soon(described)
+        try:
+            engine = described.start(progress)
+        finally:
+            tokenizer.join()  # the file may be cut short from now on: nobody reads in it any more
+    return Model(engine, tokenizer)
 
 
-def engine_of(path: str, loading: Loading) -> Callable[..., Backend]:
-    """What loads it. Raises InputError for a provider of ONNX models with a GGUF file."""
+def open_described(path: str, loading: Loading) -> Described:
+    """Open a model, for the engine that runs it. Raises InputError for an option of another."""
     if is_onnx(path):
-        from edge.onnx.run.engine import OnnxEngine
+        from edge.onnx.run.engine import DescribedFolder
 
-        return OnnxEngine.load
-    for name in ("ep", "fallback", "soc"):
-        if getattr(loading, name):
-            raise InputError(
-                f"{name} is an option of ONNX models, {path} runs on the CPU: make one of it with "
-                f"`edge-run export {path} -o FOLDER --dialect npu`, and load that"
-            )
-    return Engine.load
+        return DescribedFolder.open(path, loading.for_onnx())
+    return DescribedFile.open(path, loading.for_native(path))
 
 
 class Model:
@@ -95,6 +83,7 @@ class Model:
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
         self._tokenizer: Tokenizer | None = None
         self._template = tokenizer.template if tokenizer is not None else None
+        self._no_template = tokenizer.no_template if tokenizer is not None else None
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.closed = False
         forked.watch(self)
@@ -117,7 +106,8 @@ class Model:
             return self._tokenizer
         with self._lock:
             if self._tokenizer is None:
-                tokenizer = engine.new_tokenizer() if self._soon is None else self._soon.result()
+                assert self._soon is not None
+                tokenizer = self._soon.result()
                 if tokenizer.n_vocab != engine.n_vocab:
                     raise ModelFileError(
                         f"{tokenizer.n_vocab} tokens, the model has {engine.n_vocab}",
@@ -131,14 +121,12 @@ class Model:
 
     @property
     def template(self) -> ChatTemplate:
-        """Its chat template, compiled at the first use. Raises TemplateError."""
-        engine = self.engine
-        if self._template is not None:
-            return self._template
-        with self._lock:
-            if self._template is None:
-                self._template = engine.new_template()
-            return self._template
+        """Its chat template, compiled at the first use. Raises TemplateError, ModelFileError."""
+        _ = self.engine  # it is not closed
+        if self._template is None:
+            assert self._no_template is not None
+            raise self._no_template.with_traceback(None)  # of the last time
+        return self._template
 
     def session(self, when_full: WhenFull = "stop", **options: Unpack[CallOptions]) -> Session:
         """A new, empty session.
@@ -214,13 +202,14 @@ class Model:
 class _Soon(threading.Thread):
     """A tokenizer that is built while the weights are loaded, which needs little of the GIL.
 
-    template: the chat template, when that is done; None: there is none, or it is wrong.
+    template: the chat template, when that is done; None: no_template says why.
     """
 
-    def __init__(self, engine: Backend) -> None:
+    def __init__(self, described: Described) -> None:
         super().__init__(name="edge tokenizer")
-        self._make, self._make_template = engine.new_tokenizer, engine.new_template
+        self._described: Described | None = described
         self.template: ChatTemplate | None = None
+        self.no_template: BaseException | None = None
         self._made: Tokenizer | None = None
         self._error: BaseException | None = None
         try:
@@ -229,10 +218,14 @@ class _Soon(threading.Thread):
             self.run()
 
     def run(self) -> None:
+        described, self._described = self._described, None  # it holds the file
+        assert described is not None
         try:
-            with contextlib.suppress(EdgeError):  # who asks for it is told
-                self.template = self._make_template()
-            self._made = self._make()
+            self.template = described.new_template()
+        except BaseException as error:  # who asks for it is told
+            self.no_template = error
+        try:
+            self._made = described.new_tokenizer()
         except BaseException as error:
             self._error = error
 
@@ -240,7 +233,7 @@ class _Soon(threading.Thread):
         """The tokenizer, or what went wrong with it."""
         self.join()
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)  # of the last time
         assert self._made is not None
         return self._made
 

@@ -19,10 +19,10 @@ from test_tokenizer import BPE
 import edge
 from edge import check, perplexity
 from edge.engine.describe import pack
-from edge.engine.engine import Engine
+from edge.engine.engine import DescribedFile
 from edge.errors import EdgeError, InputError
 from edge.kv.cache import KVCache
-from edge.loading import Loading, LoadOptions
+from edge.loading import LoadOptions, NativeOptions, OnnxOptions
 from edge.onnx.run.kv import GrowingCache
 from edge.session.request import CallOptions, Request
 from edge.session.sampler import SamplingOptions
@@ -102,11 +102,11 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Calls that read or load something."""
     seen: list[str] = []
 
-    def load(path: str, **options: Any) -> Any:
+    def load(path: str, options: NativeOptions) -> Any:
         seen.append(path)
         raise EdgeError("read")
 
-    monkeypatch.setattr(Engine, "load", load)
+    monkeypatch.setattr(DescribedFile, "open", load)
     monkeypatch.setattr("edge.model.is_onnx", lambda path: False)
     return seen
 
@@ -130,7 +130,8 @@ def try_all(call: Callable[[Any], Any], kinds: str, where: str) -> None:
 
 
 def test_all_options_are_tried() -> None:
-    assert set(LOADING) == set(LoadOptions.__annotations__) == set(Loading.__dataclass_fields__)
+    fields = NativeOptions.__dataclass_fields__.keys() | OnnxOptions.__dataclass_fields__.keys()
+    assert set(LOADING) == set(LoadOptions.__annotations__) == fields
     assert set(REQUEST) == set(CallOptions.__annotations__)
     assert set(SAMPLING) == set(SamplingOptions.__dataclass_fields__)
 
@@ -268,7 +269,7 @@ def test_numbers_as_text_say_what_to_write() -> None:
 
 
 def test_what_is_taken_comes_back_plain() -> None:
-    loading = Loading.of({"context": np.int64(5), "prefix_cache": Path("x"), "memory": "1KiB"})
+    loading = NativeOptions(context=np.int64(5), prefix_cache=Path("x"), memory="1KiB")  # type: ignore[arg-type]
     assert (type(loading.context), loading.prefix_cache, loading.memory) == (int, "x", 1024)
     options = SamplingOptions(temperature=1, top_k=np.int32(3), logit_bias={np.int64(1): 2})
     assert type(options.temperature) is float and type(options.top_k) is int

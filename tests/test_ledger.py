@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 
 from edge.device import memory
-from edge.engine.describe import describe
-from edge.engine.engine import Engine
+from edge.engine.engine import DescribedFile, Engine
 from edge.engine.ledger import _ROOM, Ledger
 from edge.errors import InputError, MemoryBudgetError
 from edge.kv.shape import kv_types
-from edge.loading import Loading
-from edge.model_file import open_model
+from edge.loading import Loading, NativeOptions
 from edge.sizes import show
 
 MIB = 1 << 20
@@ -33,8 +31,8 @@ def drawn(tiny_gguf: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Led
     monkeypatch.setattr(memory, "available", lambda: 1 << 40)
 
     def draw(model: dict[str, Any] = SHAPE, **options: Any) -> Ledger:
-        with open_model(tiny_gguf(**model)) as gguf:
-            return describe(gguf, **options).ledger
+        with DescribedFile.open(tiny_gguf(**model), NativeOptions(**options)) as described:
+            return described.ledger
 
     return draw
 

@@ -13,8 +13,10 @@ from click.testing import CliRunner
 from onnxfolders import write_cpu, write_static
 
 from edge.cli import cli
+from edge.errors import UnsupportedError
+from edge.loading import OnnxOptions
 from edge.onnx.providers.providers import PROVIDERS, Found
-from edge.onnx.run.engine import OnnxEngine
+from edge.onnx.run.engine import DescribedFolder, OnnxEngine
 
 
 @pytest.fixture(scope="module", params=[write_cpu, write_static])
@@ -43,8 +45,8 @@ def test_plan_is_what_the_engine_is_held_to(folder: Path) -> None:
     engine = OnnxEngine.load(folder, context=100, threads=1)
     try:
         assert facts["context"] == engine.config.n_context == 100
-        planned = {name.replace(" ", "_"): n for name, n in engine.budget.parts.items()}
-        assert facts["parts"] == planned and facts["needed_bytes"] == engine.budget.needed
+        planned = {name.replace(" ", "_"): n for name, n in engine.ledger.parts.items()}
+        assert facts["parts"] == planned and facts["needed_bytes"] == engine.ledger.needed
         assert facts["kv"] == engine.folder.dtype
     finally:
         engine.close()
@@ -93,7 +95,9 @@ def test_bench(folder: Path) -> None:
 
 
 def test_bench_says_what_cannot_be_run(folder: Path) -> None:
-    assert "hailo is not here" in run("bench", str(folder), "--ep", "hailo", code=1)
+    assert "hailo is not here" in run(
+        "bench", str(folder), "--prompt", "8", "--ep", "hailo", code=1
+    )
     assert "is an option of GGUF models" in run("bench", str(folder), "--kv", "q8", code=1)
     assert "the model was made for" in run("bench", str(folder), "--prompt", "999", code=1)
 
@@ -109,3 +113,17 @@ def test_devices_say_that_qnn_is_simulated_where_it_is(
     assert ("qnn is simulated on this machine" in run("devices")) == is_here
     facts: dict[str, Any] = json.loads(run("devices", "--json"))
     assert facts["simulated"] == is_here
+
+
+def test_graphs_are_described_without_a_provider(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise UnsupportedError("it is not here", what="onnxruntime")
+
+    monkeypatch.setattr("edge.onnx.providers.providers.choose", refuse)
+    with DescribedFolder.open(folder, OnnxOptions(context=100)) as described:
+        assert described.ledger.needed == sum(described.ledger.parts.values())
+        assert described.new_tokenizer().n_vocab == described.folder.n_vocab
+        with pytest.raises(UnsupportedError, match="not here"):
+            described.start()

@@ -430,8 +430,8 @@ def test_the_budget_names_its_parts(
     folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = OnnxEngine.load(folder_of("optimum"), threads=1)
-    parts = engine.budget.parts
-    assert sum(parts.values()) == engine.budget.needed
+    parts = engine.ledger.parts
+    assert sum(parts.values()) == engine.ledger.needed
     assert parts["keys and values"] == 2 * 256 * engine._runner.layout.position_bytes
     assert parts["weights"] == engine.folder.weight_bytes
     monkeypatch.setattr(memory, "available", lambda: 1 << 20)

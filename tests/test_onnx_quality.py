@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from test_onnx_cpu import open_session
 
-from edge.engine.engine import Engine
+from edge.engine.engine import DescribedFile
+from edge.loading import NativeOptions
 from edge.onnx.export.export import Recipe, export
 
 pytestmark = pytest.mark.model
@@ -42,9 +43,11 @@ def folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answers(smollm2: Path) -> list[tuple[list[int], list[int]]]:
     """For each question its prompt, and the native back end's greedy answer."""
-    engine, out = Engine.load(smollm2, context=256), []
+    out = []
+    with DescribedFile.open(smollm2, NativeOptions(context=256)) as described:
+        tokenizer, template = described.new_tokenizer(), described.new_template()
+        engine = described.start()
     try:
-        tokenizer, template = engine.new_tokenizer(), engine.new_template()
         for question in QUESTIONS:
             text = template.render([{"role": "user", "content": question}])
             prompt, cache = tokenizer.encode(text, special=True), engine.cache()

@@ -17,7 +17,7 @@ from edge.device import memory
 from edge.device.machine import Roofs
 from edge.engine import predict
 from edge.engine.describe import describe, pack
-from edge.engine.engine import Engine
+from edge.engine.engine import DescribedFile, Engine
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.kv.shape import kv_types
@@ -262,8 +262,8 @@ def test_a_file_that_is_no_measurement(tmp_path: Path, content: str) -> None:
 
 
 def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
-    with open_model(tiny_gguf("llama")) as gguf:
-        demand = predict.demand_of(describe(gguf))
+    with DescribedFile.open(tiny_gguf("llama")) as described:
+        demand = predict.demand_of(described.description)
     assert set(kv_types()) <= set(predict.CACHE_SHARES)
     engine = Engine.load(tiny_gguf("llama"))
     assert predict.demand_of(engine) == demand

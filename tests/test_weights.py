@@ -13,11 +13,11 @@ from fake_model import assert_one_line, run
 
 from edge.device import memory
 from edge.engine import ledger
-from edge.engine.describe import describe, pack
-from edge.engine.engine import Engine
+from edge.engine.describe import pack
+from edge.engine.engine import DescribedFile, Engine
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.model_file import open_model
+from edge.loading import NativeOptions
 from edge.native import ffi
 from edge.sizes import parse_size
 from edge.weights import packed, weights
@@ -47,11 +47,11 @@ two_forms = pytest.mark.parametrize("kind", TWO_FORMS)
 @pytest.fixture
 def model(tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Weights:
     """Weights whose Q8_0 matrices could be as small as Q4_0 ones: a form for any build."""
-    described = packed.describe_weight
+    describe = packed.describe_weight
 
     def with_forms(kind: str, shape: tuple[int, ...], form: str, weight: Any) -> None:
         small = kind == "Q8_0" and form == "compact" and len(shape) == 2
-        described("Q4_0" if small else kind, shape, form, weight)
+        describe("Q4_0" if small else kind, shape, form, weight)
 
     monkeypatch.setattr(weights, "describe_weight", with_forms)
     path = tiny_gguf(type=lambda name: "Q4_0" if "attn" in name else "Q8_0")
@@ -173,9 +173,10 @@ def test_short_memory_makes_it_compact(
     monkeypatch.setattr(memory, "resident", lambda: 0)
     monkeypatch.setattr(ledger, "_ROOM", 1 << 40)  # less than the little that is saved here
     source = grid_model(tiny_gguf, kind)
-    with open_model(source) as gguf:
-        fast = describe(gguf, layout="fast")
-        small = describe(gguf, layout="compact")
+    with DescribedFile.open(source, NativeOptions(layout="fast")) as described:
+        fast = described.description
+    with DescribedFile.open(source, NativeOptions(layout="compact")) as described:
+        small = described.description
     needed = [description.ledger.needed for description in (fast, small)]
     monkeypatch.setattr(memory, "available", lambda: needed[0] - 1)
     engine = Engine.load(source)

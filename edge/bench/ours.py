@@ -12,7 +12,7 @@ from edge.bench.runner import Case
 from edge.engine.engine import Engine
 from edge.engine.plan import PlanGatedMatmul, PlanMatmul
 from edge.loading import Loading
-from edge.model import engine_of
+from edge.model import open_described
 from edge.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Ours:
         **options: Any,
     ) -> None:
         options |= {"context": context, "threads": threads}
-        load = engine_of(os.fspath(path), Loading.of(options))
-        self.engine = load(path, progress=progress, **options)
+        with open_described(os.fspath(path), Loading.of(options)) as described:
+            self.engine = described.start(progress)
         self.n_vocab, self.batch = self.engine.n_vocab, self.engine.chunk
         self._caches: dict[int, Cache] = {}  # one per depth: a deep one takes long to fill
         self._depth = 0

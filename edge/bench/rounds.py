@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,9 @@ from edge.bench.ours import Ours, Work, work
 from edge.bench.runner import PEERS, Case, seconds, speed, warm_up
 from edge.device import cores
 from edge.device.machine import Machine, Roofs
-from edge.engine.describe import describe
-from edge.engine.engine import Engine
+from edge.engine.engine import DescribedFile, Engine
 from edge.errors import EdgeError, InputError, UnsupportedError
-from edge.loading import KV_TYPES
-from edge.model_file import open_model
+from edge.loading import KV_TYPES, NativeOptions
 from edge.onnx import is_onnx
 
 __all__ = ["Measurement", "Outcome", "Peer", "Settings", "measure"]
@@ -72,7 +69,7 @@ class Settings:
 
     @property
     def loading(self) -> dict[str, Any]:
-        """Arguments of `Engine.load`, besides context and threads."""
+        """Arguments of `edge.load`, besides context and threads."""
         return {**self.options, "kv": self.kv}
 
     def check(self) -> None:
@@ -122,12 +119,11 @@ def measure(path: str, settings: Settings, progress: Progress | None = None) -> 
     """Measure a model; one entry per number of threads.
 
     A peer that cannot be measured is an outcome with an error; the rest goes on. Raises what
-    `Engine.load` raises, ContextError for a depth that the model does not have, InputError.
+    `edge.load` raises, ContextError for a depth that the model does not have, InputError.
     """
     settings.check()
-    if not is_onnx(path):
-        with closing(open_model(path)) as gguf:
-            describe(gguf, context=settings.context)  # raises what would else end another process
+    if not is_onnx(path):  # raises what would else end another process
+        DescribedFile.open(path, NativeOptions(context=settings.context)).close()
     report = progress or (lambda what, done, total: None)
     one = _beside_peers if settings.peers else _alone
     return [one(path, threads, settings, report) for threads in settings.threads]
@@ -164,7 +160,7 @@ def _described(ours: Ours, cases: Sequence[Case]) -> Measurement:
     from edge.onnx.run.engine import OnnxEngine
 
     assert isinstance(engine, OnnxEngine)
-    weights = engine.budget.parts["weights"]
+    weights = engine.ledger.parts["weights"]
     return Measurement(engine.threads, engine.isa, weights, engine.folder.dtype)
 
 

@@ -160,11 +160,12 @@ def _parts(
 ) -> tuple[Weights | None, Vocabulary | None, str | None]:
     """What would be loaded, and why this build cannot run the file, if so; nothing is packed."""
     from edge.engine.describe import describe
+    from edge.loading import NativeOptions
     from edge.tokenizer.vocabulary import Vocabulary
 
     weights = vocabulary = None
     try:
-        weights = describe(model, layout=layout).weights
+        weights = describe(model, NativeOptions(layout=layout)).weights
         vocabulary = Vocabulary.from_metadata(model.metadata, model.path)
     except EdgeError as e:
         return weights, vocabulary, str(e)

@@ -22,10 +22,9 @@ from edge.errors import EdgeError, MemoryBudgetError
 from edge.sizes import show
 
 if TYPE_CHECKING:
+    from edge.backend import MemoryPlan
     from edge.engine.describe import Description
-    from edge.engine.ledger import Ledger
-    from edge.model_file import ModelFile
-    from edge.onnx.run.budget import OnnxBudget
+    from edge.engine.engine import DescribedFile
 
 _DEPTHS = (0, 4096, 32768)
 _NOT_OF_GRAPHS = "onnxruntime runs the graphs: `edge-run bench` measures it"
@@ -56,22 +55,26 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     """
     from edge.device import cores
     from edge.disk.pull import default_model
-    from edge.engine.describe import describe
-    from edge.model_file import open_model
+    from edge.loading import Loading
     from edge.onnx import is_onnx
 
     path = model if model is not None else str(default_model())
     choice = cores.choose(options["threads"])
-    held_to: OnnxBudget | Ledger
+    loading = Loading.of(options)
+    held_to: MemoryPlan
     if is_onnx(path):
+        from edge.onnx.run.engine import DescribedFolder
         from edge.onnx.run.plan import plan as plan_graphs
 
-        facts, held_to = plan_graphs(path, **options)
+        with DescribedFolder.open(path, loading.for_onnx()) as graphs:
+            held_to, facts = graphs.ledger, plan_graphs(graphs)
         facts |= {"threads": asdict(choice), "speed": _NOT_OF_GRAPHS}
     else:
-        with open_model(path, header_only=True) as file:
-            description = describe(file, **options)
-            held_to = description.ledger
+        from edge.engine.engine import DescribedFile
+
+        native = loading.for_native(path)
+        with DescribedFile.open(path, native, header_only=True) as file:
+            held_to, description = file.ledger, file.description
             facts = {"model": path, **_file(file), **_memory(description)}
             facts |= {"rotary": _rotary(description), "threads": asdict(choice)}
             facts["speed"] = _speed(description, choice.threads)
@@ -82,8 +85,9 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     held_to.require()
 
 
-def _file(file: ModelFile) -> dict[str, Any]:
+def _file(described: DescribedFile) -> dict[str, Any]:
     """How much of the file is there."""
+    file = described.file
     return {
         "file_bytes": file.n_bytes,
         "whole_bytes": file.whole_bytes,

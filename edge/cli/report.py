@@ -8,10 +8,8 @@ from edge.device import memory
 from edge.sizes import show
 
 if TYPE_CHECKING:
-    from edge.backend import Backend
+    from edge.backend import Backend, MemoryPlan
     from edge.engine.engine import Engine
-    from edge.engine.ledger import Ledger
-    from edge.onnx.run.budget import OnnxBudget
     from edge.onnx.run.engine import OnnxEngine
     from edge.session.results import Usage
 
@@ -39,12 +37,12 @@ def explain_lines(engine: Backend) -> list[str]:
 
 def _onnx_memory_lines(engine: OnnxEngine) -> list[str]:
     """Planned, part by part, and the peak: onnxruntime does not tell what its parts take."""
-    budget, peak = engine.budget, memory.peak()
+    plan, peak = engine.ledger, memory.peak()
     lines = [f"{'memory':<16}{'planned':>12}{'real':>12}"]
-    lines += [f"{name:<16}{show(size):>12}" for name, size in budget.parts.items()]
+    lines += [f"{name:<16}{show(size):>12}" for name, size in plan.parts.items()]
     real = "?" if peak is None else show(peak)
-    lines.append(f"{'peak':<16}{show(budget.needed):>12}{real:>12}")
-    lines[-1] += _of_budget(budget)
+    lines.append(f"{'peak':<16}{show(plan.needed):>12}{real:>12}")
+    lines[-1] += _of_budget(plan)
     return lines
 
 
@@ -66,7 +64,7 @@ def memory_lines(engine: Engine) -> list[str]:
     return lines
 
 
-def _of_budget(plan: Ledger | OnnxBudget) -> str:
+def _of_budget(plan: MemoryPlan) -> str:
     if plan.budget is None:
         return ""
     kind = "stated" if plan.is_stated else "what was available"

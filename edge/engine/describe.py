@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from edge import check, models, native
 from edge.device import cores
@@ -15,7 +15,7 @@ from edge.engine.ledger import Ledger
 from edge.errors import InputError, ModelFileError, UnsupportedError
 from edge.graph import Graph
 from edge.kv.shape import KVShape, kv_types
-from edge.loading import LAYOUTS, Layout, Loading, LoadOptions
+from edge.loading import LAYOUTS, Layout, NativeOptions
 from edge.model_file import ModelFile, open_model
 from edge.models.common import Config
 from edge.native import ffi, lib
@@ -24,9 +24,6 @@ from edge.template.template import compiled_bytes
 from edge.tokenizer.cost import tokenizer_bytes
 from edge.weights import packed_cache
 from edge.weights.weights import Weights
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["CHUNK", "Description", "describe", "pack"]
 
@@ -55,19 +52,18 @@ class Description:
         return self.weights.bytes_of(name)
 
 
-def describe(model: ModelFile, **options: Unpack[LoadOptions]) -> Description:
+def describe(model: ModelFile, options: NativeOptions | None = None) -> Description:
     """What this build would run of a file, from its header alone; nothing is packed.
 
-    options: see `edge.loading.Loading`.
     Raises UnsupportedError, ModelFileError, ContextError for a file that it cannot run, but not
     for one that needs too much memory: that is for `ledger.require`. MemoryBudgetError for a
     stated budget that is more than there is.
     """
-    loading = Loading.of(options)
-    graph, config = _graph_of(model, loading.context)
+    options = options or NativeOptions()
+    graph, config = _graph_of(model, options.context)
     weights = model.weights(graph.weights)
     lowered = _lower(graph, weights)
-    ledger = _settle(weights, config, lowered.arena_bytes, graph.dims[graph.output], loading)
+    ledger = _settle(weights, config, lowered.arena_bytes, graph.dims[graph.output], options)
     return Description(graph, config, weights, lowered, ledger)
 
 
@@ -128,7 +124,7 @@ def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
 
 
 def _settle(
-    weights: Weights, config: Config, buffers: int, n_vocab: int, options: Loading
+    weights: Weights, config: Config, buffers: int, n_vocab: int, options: NativeOptions
 ) -> Ledger:
     """Choose the type of keys and values and the forms of the weights; what all will take.
 

@@ -1,4 +1,4 @@
-"""The engine: a model file packed and planned, and the one call that runs tokens through it."""
+"""The native engine: a model file that is opened, then started, and the call that runs tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,13 +20,14 @@ from edge import forked, native
 from edge.device import cores, memory
 from edge.device.cores import Choice
 from edge.engine.describe import CHUNK, Description, describe
+from edge.engine.ledger import Ledger
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.graph import check_factors, shown_name
 from edge.kv.cache import KVCache
 from edge.kv.page_store import PageStore
 from edge.kv.pool import PagePool
 from edge.kv.shape import WhenFull, kv_types
-from edge.loading import Loading, LoadOptions
+from edge.loading import Loading, LoadOptions, NativeOptions
 from edge.model_file import ModelFile, open_model
 from edge.native import CData, ffi, lib
 from edge.native.cancel import Cancel
@@ -36,19 +37,113 @@ from edge.version import __version__
 from edge.weights.fingerprint import fingerprint
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
-__all__ = ["Engine"]
+__all__ = ["DescribedFile", "Engine"]
 
 #: Rises whenever the bytes of a page of keys and values change their meaning.
 _PAGES_VERSION = 1
 
 
+class DescribedFile:
+    """A model file that is open and described, see `edge.backend.Described`.
+
+    Get one with `DescribedFile.open`. file: open until `close`, or until the engine that it was
+    started as is closed; description: what would run of it.
+    """
+
+    def __init__(self, file: ModelFile, options: NativeOptions) -> None:
+        self.file, self._options = file, options
+        self.description = describe(file, options)
+        self._is_started = False
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        options: NativeOptions | None = None,
+        *,
+        header_only: bool = False,
+    ) -> Self:
+        """Open and check a GGUF file or a packed one. header_only: see `edge.files.gguf.GGUF.open`.
+
+        Raises ModelFileError, UnsupportedError, ContextError, and MemoryBudgetError for a stated
+        budget that is more than there is; what needs more than its budget is for
+        `ledger.require`.
+        """
+        file = open_model(path, header_only=header_only)
+        try:
+            return cls(file, options or NativeOptions())
+        except BaseException:
+            file.close()
+            raise
+
+    @property
+    def path(self) -> str:
+        """The file, or the first of a split model's."""
+        return os.fspath(self.file.path)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The memory that it would take."""
+        return self.description.ledger
+
+    def new_tokenizer(self) -> Tokenizer:
+        """Its tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
+        from edge.tokenizer import Tokenizer
+
+        metadata, graph = self.file.metadata, self.description.graph
+        tokenizer = Tokenizer.from_metadata(metadata, self.path, graph.dims[graph.output])
+        metadata.forget()
+        return tokenizer
+
+    def new_template(self) -> ChatTemplate:
+        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
+        from edge.template.budget import Limits
+        from edge.template.template import ChatTemplate
+
+        limits = Limits.of_context(self.ledger.context)
+        return ChatTemplate.from_metadata(self.file.metadata, self.path, limits)
+
+    def start(self, progress: Progress | None = None) -> Engine:
+        """Take the memory: threads, weights, which are packed or verified, the plan, pages.
+
+        progress(bytes done, bytes in all). May be called once; the file is the engine's from then
+        on. Raises MemoryBudgetError, ModelFileError, UnsupportedError, InputError.
+        """
+        if self._is_started:
+            raise InputError("the model was started")
+        self.ledger.require()
+        options = self._options
+        choice, isa = cores.choose(options.threads), native.isa_index()
+        store = None if options.prefix_cache is None else PageStore(options.prefix_cache)
+        engine = Engine(self.file, self.description)
+        self._is_started = True
+        try:
+            engine._start(choice, isa, progress)
+            engine._pages = engine._new_pool(store)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def close(self) -> None:
+        """Close the file, unless it is an engine's."""
+        if not self._is_started:
+            self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 class Engine:
-    """A loaded model. Get one with `Engine.load`; `run` may be called from any thread.
+    """A loaded model: `DescribedFile.start` makes one; `run` may be called from any thread.
 
     gguf, graph, config: what was loaded; threads, isa: what it runs on; cores: the threads, where
     they run and why; layouts: tensor name -> layout in memory; packed_bytes, arena_bytes: memory
@@ -85,31 +180,15 @@ class Engine:
         path: str | os.PathLike[str],
         *,
         progress: Progress | None = None,
-        opened: Callable[[Engine], None] | None = None,
         **options: Unpack[LoadOptions],
     ) -> Engine:
-        """Open, check, pack and plan a GGUF file, or map a packed one.
+        """Open and start it at once, where nothing is wanted in between.
 
-        progress(bytes done, bytes in all) while weights are packed or verified; opened: called
-        with the engine before that, which takes time. options: see `edge.loading.Loading`.
-        Raises ModelFileError, UnsupportedError, MemoryBudgetError, ContextError, InputError.
+        options: see `edge.loading.Loading`. Raises what `DescribedFile` raises.
         """
-        loading = Loading.of(options)
-        choice, isa = cores.choose(loading.threads), native.isa_index()
-        store = None if loading.prefix_cache is None else PageStore(loading.prefix_cache)
-        model = open_model(path)
-        engine = None
-        try:
-            engine = cls(model, describe(model, **options))
-            engine.ledger.require()
-            if opened:
-                opened(engine)
-            engine._start(choice, isa, progress)
-            engine._pages = engine._new_pool(store)
-        except BaseException:
-            (engine or model).close()
-            raise
-        return engine
+        native_options = Loading.of(options).for_native(os.fspath(path))
+        with DescribedFile.open(path, native_options) as described:
+            return described.start(progress)
 
     @property
     def path(self) -> str:
@@ -175,22 +254,6 @@ class Engine:
                     raise InputError("the model was closed")
                 self._fingerprint = fingerprint(self.gguf.metadata, self.graph, self._weights)
             return self._fingerprint
-
-    def new_tokenizer(self) -> Tokenizer:
-        """Its tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
-        from edge.tokenizer import Tokenizer
-
-        tokenizer = Tokenizer.from_metadata(self.gguf.metadata, self.path, self.n_vocab)
-        self.gguf.metadata.forget()
-        return tokenizer
-
-    def new_template(self) -> ChatTemplate:
-        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
-        from edge.template.budget import Limits
-        from edge.template.template import ChatTemplate
-
-        limits = Limits.of_context(self.ledger.context)
-        return ChatTemplate.from_metadata(self.gguf.metadata, self.path, limits)
 
     def facts(self) -> dict[str, Any]:
         """What a session depends on, plain values for JSON."""

@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 
 from edge.errors import EdgeError, UnsupportedError
-from edge.loading import Loading
 from edge.onnx.files.folder import Static, open_folder
 from edge.onnx.providers import compiled, providers
-from edge.onnx.run.engine import OnnxEngine
+from edge.onnx.run.engine import fingerprint_of
 
 __all__ = ["compile_for", "require_compiler"]
 
@@ -61,7 +60,7 @@ def _compile(path: str, soc: str) -> None:
             what="dialect",
         )
     target = providers.choose("qnn", folder.made_for, threads=1, soc=soc)
-    key = OnnxEngine(folder, Loading(), target).fingerprint
+    key = fingerprint_of(folder)
     graphs = {name: folder.graphs[name] for name in ("chunk", "token")}
     place = folder.path / compiled.AHEAD / soc
     made = place.with_name(f"{soc}.new")

@@ -25,9 +25,9 @@ from edge.template.template import ChatTemplate, compiled_bytes
 from edge.tokenizer.cost import folder_tokenizer_bytes
 
 if TYPE_CHECKING:
-    from edge.loading import Loading
+    from edge.loading import OnnxOptions
 
-__all__ = ["OnnxBudget"]
+__all__ = ["OnnxLedger"]
 
 #: onnxruntime, imported, with a session of an empty graph.
 _RUNTIME = {"onnxruntime": 32 << 20}
@@ -40,7 +40,7 @@ _WIDE, _SCORES = 8, 4
 
 
 @dataclass(frozen=True)
-class OnnxBudget:
+class OnnxLedger:
     """The plan of a model's memory. parts: bytes by name; budget: for the whole process, None: the
     system does not say; is_stated: the caller did; is_fixed: keys and values take the same whatever
     the context.
@@ -55,7 +55,7 @@ class OnnxBudget:
     is_fixed: bool
 
     @classmethod
-    def draw_up(cls, folder: Folder, n_context: int, loading: Loading) -> OnnxBudget:
+    def draw_up(cls, folder: Folder, n_context: int, options: OnnxOptions) -> OnnxLedger:
         """Add up. Raises MemoryBudgetError for a stated budget that is more than there is."""
         element = np.dtype(folder.dtype).itemsize
         position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim * element
@@ -64,7 +64,7 @@ class OnnxBudget:
         tokenizer = folder_tokenizer_bytes(folder.n_vocab, _size(folder.root / "tokenizer.json"))
         parts = {
             "weights": folder.weight_bytes + sum(map(exact_bytes, folder.graphs.values())),
-            "keys and values": copies * loading.sessions * positions * position,
+            "keys and values": copies * options.sessions * positions * position,
             "sessions": _sessions(folder),
             "buffers": _buffers(folder, most_tokens(folder), positions),
             "logits": logits_bytes(folder.n_vocab),
@@ -72,10 +72,10 @@ class OnnxBudget:
             "program": program_bytes(_RUNTIME),
             "margin": MARGIN_BYTES,
         }
-        budget = budget_of(loading.memory)
-        stated = loading.memory is not None
+        budget = budget_of(options.memory)
+        stated = options.memory is not None
         is_fixed = not isinstance(folder, Decoder)
-        return cls(str(folder.path), parts, n_context, loading.sessions, budget, stated, is_fixed)
+        return cls(str(folder.path), parts, n_context, options.sessions, budget, stated, is_fixed)
 
     @property
     def needed(self) -> int:

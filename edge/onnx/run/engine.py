@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,17 @@ from edge import forked
 from edge.device import cores
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 from edge.kv.shape import PAGE
-from edge.loading import Loading, LoadOptions
+from edge.loading import Loading, LoadOptions, OnnxOptions
 from edge.onnx.files.folder import Decoder, Folder, Static, open_folder
 from edge.onnx.providers import compiled, providers
 from edge.onnx.providers.sessions import Opened, explain
-from edge.onnx.run.budget import OnnxBudget
+from edge.onnx.run.budget import OnnxLedger
 from edge.onnx.run.runners import DecoderRunner, StaticRunner, most_tokens
 from edge.progress import Progress
 from edge.version import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from edge.kv.shape import WhenFull
     from edge.native.cancel import Cancel
@@ -35,17 +35,10 @@ if TYPE_CHECKING:
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
-__all__ = ["OnnxConfig", "OnnxEngine", "config_of", "loading_of"]
+__all__ = ["DescribedFolder", "OnnxConfig", "OnnxEngine", "config_of", "fingerprint_of"]
 
 _CONTEXT = 4096  # tokens, where neither the caller nor a fixed shape says otherwise
 _SAMPLES, _SAMPLE_BYTES = 1024, 4096  # of each file, for the fingerprint
-
-#: Options of loading that are of GGUF models alone, and what to do instead.
-_FOREIGN = {
-    "layout": "the weights are as they were exported: leave it out",
-    "kv": "keys and values are of the type that the graph has: leave it out",
-    "prefix_cache": "save the session instead, and resume it",
-}
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,78 @@ class OnnxConfig:
     n_context_train: int
 
 
+class DescribedFolder:
+    """ONNX graphs that are read and described, see `edge.backend.Described`.
+
+    Get one with `DescribedFolder.open`. onnxruntime opens nothing before `start`, nor does a file
+    stay open. options: as given; ledger: the memory that they would take.
+    """
+
+    def __init__(self, folder: Folder, options: OnnxOptions) -> None:
+        self.folder, self.options = folder, options
+        self.config = config_of(folder, options.context)
+        self.ledger = OnnxLedger.draw_up(folder, self.config.n_context, options)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], options: OnnxOptions | None = None) -> Self:
+        """Read a folder of ONNX graphs, or one .onnx file.
+
+        Raises ModelFileError, UnsupportedError, ContextError, and MemoryBudgetError for a stated
+        budget that is more than there is; what needs more than its budget is for
+        `ledger.require`.
+        """
+        return cls(open_folder(path), options or OnnxOptions())
+
+    @property
+    def path(self) -> str:
+        """What the user named: the folder, or the file."""
+        return os.fspath(self.folder.path)
+
+    def new_tokenizer(self) -> Tokenizer:
+        """Its tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
+        from edge.tokenizer import Tokenizer
+
+        folder = self.folder
+        return Tokenizer.from_folder(folder.root, folder.n_vocab, folder.bos_id, folder.eos_ids)
+
+    def new_template(self) -> ChatTemplate:
+        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
+        from edge.template.budget import Limits
+        from edge.template.template import ChatTemplate
+
+        limits = Limits.of_context(self.config.n_context)
+        return ChatTemplate.from_folder(self.folder.root, limits)
+
+    def start(self, progress: Progress | None = None) -> OnnxEngine:
+        """Have onnxruntime load the graphs. progress(bytes done, bytes in all).
+
+        Raises MemoryBudgetError, ModelFileError, UnsupportedError, InputError.
+        """
+        self.ledger.require()
+        options = self.options
+        target = providers.choose(
+            options.ep,
+            self.folder.made_for,
+            threads=cores.choose(options.threads).threads,
+            fallback=options.fallback,
+            soc=options.soc,
+        )
+        engine = OnnxEngine(self, target)
+        engine._open(progress)
+        return engine
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 class OnnxEngine:
-    """A loaded model, see `edge.backend.Backend`. Get one with `OnnxEngine.load`.
+    """A loaded model, see `edge.backend.Backend`; `DescribedFolder.start` makes one.
 
     folder: what was loaded; target: what it runs on; opened: onnxruntime's sessions by graph;
     chunk: most tokens of one call of `run`.
@@ -68,12 +131,11 @@ class OnnxEngine:
     keeps_prompts = False
     refused: str | None = None
 
-    def __init__(self, folder: Folder, loading: Loading, target: providers.Target) -> None:
-        self.folder, self.target = folder, target
-        self.config = config_of(folder, loading.context)
-        self.chunk, self.n_vocab = most_tokens(folder), folder.n_vocab
+    def __init__(self, described: DescribedFolder, target: providers.Target) -> None:
+        self.folder, self.target = described.folder, target
+        self.config, self.ledger = described.config, described.ledger
+        self.chunk, self.n_vocab = most_tokens(self.folder), self.folder.n_vocab
         self.isa = f"onnxruntime {target.provider.name}"
-        self.budget = OnnxBudget.draw_up(folder, self.config.n_context, loading)
         self.opened: dict[str, Opened] = {}
         self._runner: Runner | None = None
         self._fingerprint: bytes | None = None
@@ -86,30 +148,14 @@ class OnnxEngine:
         path: str | os.PathLike[str],
         *,
         progress: Progress | None = None,
-        opened: Callable[[OnnxEngine], None] | None = None,
         **options: Unpack[LoadOptions],
     ) -> OnnxEngine:
-        """Open a folder of ONNX graphs, or one .onnx file.
+        """Open and start it at once, where nothing is wanted in between.
 
-        progress(bytes done, bytes in all); opened: called with the engine before it takes time.
-        options: see `edge.loading.Loading`. Raises ModelFileError, UnsupportedError,
-        MemoryBudgetError, ContextError, InputError for an option that is of GGUF models alone.
+        options: see `edge.loading.Loading`. Raises what `DescribedFolder` raises.
         """
-        loading = loading_of(options)
-        folder = open_folder(path)
-        target = providers.choose(
-            loading.ep,
-            folder.made_for,
-            threads=cores.choose(loading.threads).threads,
-            fallback=loading.fallback,
-            soc=loading.soc,
-        )
-        engine = cls(folder, loading, target)
-        engine.budget.require()
-        if opened:
-            opened(engine)
-        engine._open(progress)
-        return engine
+        with DescribedFolder.open(path, Loading.of(options).for_onnx()) as described:
+            return described.start(progress)
 
     @property
     def path(self) -> str:
@@ -128,26 +174,11 @@ class OnnxEngine:
 
     @property
     def fingerprint(self) -> bytes:
-        """32 bytes over the model's files: what is in the graphs, and pieces of the weights."""
+        """See `fingerprint_of`."""
         with self._lock:
             if self._fingerprint is None:
-                self._fingerprint = _fingerprint(self.folder)
+                self._fingerprint = fingerprint_of(self.folder)
             return self._fingerprint
-
-    def new_tokenizer(self) -> Tokenizer:
-        """Its tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
-        from edge.tokenizer import Tokenizer
-
-        folder = self.folder
-        return Tokenizer.from_folder(folder.root, folder.n_vocab, folder.bos_id, folder.eos_ids)
-
-    def new_template(self) -> ChatTemplate:
-        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
-        from edge.template.budget import Limits
-        from edge.template.template import ChatTemplate
-
-        limits = Limits.of_context(self.config.n_context)
-        return ChatTemplate.from_folder(self.folder.root, limits)
 
     def facts(self) -> dict[str, Any]:
         """What a session depends on, plain values for JSON."""
@@ -293,15 +324,6 @@ class OnnxEngine:
         return made
 
 
-def loading_of(options: LoadOptions | Mapping[str, Any]) -> Loading:
-    """Checked options. Raises InputError, for those of GGUF models alone, too."""
-    loading = Loading.of(options)
-    for name, hint in _FOREIGN.items():
-        if getattr(loading, name) != getattr(Loading(), name):
-            raise InputError(f"{name} is an option of GGUF models: {hint}")
-    return loading
-
-
 def config_of(folder: Folder, wanted: int | None) -> OnnxConfig:
     """How many positions sessions have. Raises InputError, ContextError."""
     most, is_fixed = folder.context, isinstance(folder, Static)
@@ -317,7 +339,8 @@ def config_of(folder: Folder, wanted: int | None) -> OnnxConfig:
     return OnnxConfig(n_context, most or 0)
 
 
-def _fingerprint(folder: Folder) -> bytes:
+def fingerprint_of(folder: Folder) -> bytes:
+    """32 bytes over a model's files: what is in the graphs, and pieces of the weights."""
     out = blake2b(digest_size=32)
     for file in folder.files:
         try:

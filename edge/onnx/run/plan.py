@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from typing import Any
 
 import numpy as np
 
-from edge.loading import Loading
-from edge.onnx.files.folder import Folder, open_folder
-from edge.onnx.run.budget import OnnxBudget
-from edge.onnx.run.engine import config_of, loading_of
+from edge.onnx.run.budget import OnnxLedger
+from edge.onnx.run.engine import DescribedFolder
 
 __all__ = ["plan"]
 
 _MOST_CONTEXT = 1 << 24  # where the model names none
 
 
-def plan(path: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], OnnxBudget]:
-    """The facts of `edge-run plan`, but for threads and speed, as JSON values, sizes in bytes; and
-    what loading is held to.
-
-    options: see `edge.loading.Loading`. Raises ModelFileError, UnsupportedError, ContextError,
-    InputError for an option that is of GGUF models alone, MemoryBudgetError for a stated budget
-    that is more than there is.
-    """
-    loading = loading_of(options)
-    folder = open_folder(path)
-    config = config_of(folder, loading.context)
-    budget = OnnxBudget.draw_up(folder, config.n_context, loading)
-    largest = _largest_context(folder, loading)
+def plan(described: DescribedFolder) -> dict[str, Any]:
+    """The facts of `edge-run plan`, but for threads and speed, as JSON values, sizes in bytes."""
+    folder, config, budget = described.folder, described.config, described.ledger
+    largest = _largest_context(described)
     position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim
     n_bytes = sum(file.stat().st_size for file in folder.files)
     fitting = [largest] if largest and not budget.fits else []
-    facts = {
-        "model": os.fspath(path),
+    return {
+        "model": described.path,
         "file_bytes": n_bytes,
         "whole_bytes": n_bytes,
         "complete": True,
@@ -59,20 +46,20 @@ def plan(path: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], 
         "options": [
             {
                 "flags": f"--context {n}",
-                "needed_bytes": OnnxBudget.draw_up(folder, n, loading).needed,
+                "needed_bytes": OnnxLedger.draw_up(folder, n, described.options).needed,
             }
             for n in fitting
         ],
         "rotary": None,
     }
-    return facts, budget
 
 
-def _largest_context(folder: Folder, loading: Loading) -> int | None:
+def _largest_context(described: DescribedFolder) -> int | None:
     """With which the model fits; None: with none."""
+    folder = described.folder
 
     def fits(n: int) -> bool:
-        return OnnxBudget.draw_up(folder, n, dataclasses.replace(loading, context=n)).fits
+        return OnnxLedger.draw_up(folder, n, described.options).fits
 
     low, high = 0, folder.context or _MOST_CONTEXT
     while low < high:
