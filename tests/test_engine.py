@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import refgraph
+from fake_model import run
 from native_plan import floats
 
 from edge import native
@@ -347,20 +351,41 @@ def test_bad_native_bf16_setting(
         Engine.load(tiny_gguf())
 
 
-def test_trace_prints_a_line_per_op(
+def test_trace_logs_a_line_per_op(
     tiny_gguf: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("EDGE_TRACE", "1")
     engine = Engine.load(tiny_gguf(type="Q4_0"), threads=2)
     engine.run(engine.cache(), [1, 2, 3])
-    head, *lines = capsys.readouterr().err.splitlines()
+    (record,) = caplog.records
+    assert record.name == "edge.trace"
+    head, *lines = record.getMessage().splitlines()
     assert head == f"3 tokens, 2 threads, {engine.isa}"
     assert [line.split()[2] for line in lines] == [op.kind for op in engine.lowered.ops]
     assert all(float(line.split()[0]) >= 0 for line in lines)
     assert lines[-1].split()[3:] == ["c4h32", "token_embd"]
     engine.close()
+
+
+def test_trace_is_seen_where_nobody_set_up_logging(
+    tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_TRACE", "1")
+    path, log = str(tiny_gguf()), logging.getLogger("edge.trace")
+    code = (
+        "import sys; from edge.engine.engine import Engine; e = Engine.load(sys.argv[1], threads=1); "
+        "e.run(e.cache(), [1, 2])"
+    )
+    library = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert library.stderr.splitlines()[0].startswith("2 tokens, 1 threads, ")
+    with monkeypatch.context() as patch:  # pytest looks at the root of all loggers
+        patch.setattr(log, "handlers", [])
+        patch.setattr(log, "propagate", True)
+        result = run("complete", path, "-p", "x", "-n", "1", "-q", "-t", "1")
+    assert "tokens, 1 threads, " in result.stderr and "us  embed" in result.stderr
+    assert "tokens, 1 threads, " not in result.stdout
 
 
 @pytest.mark.parametrize("value", ["2", "yes", ""])

@@ -97,11 +97,25 @@ def _prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where a character cannot be shown: ?
             stream.reconfigure(errors="replace")
+    if os.environ.get("EDGE_TRACE") == "1":
+        _show_traces()
     if not sys.flags.dev_mode:
         library.on_bus_error = (
             "edge-run: a file in use was cut short, or its disk failed: see that the model is "
             "whole, and start again\n"
         )
+
+
+def _show_traces() -> None:
+    """What the engine logs of its runs goes to stderr, as it is."""
+    import logging
+
+    class ToStderr(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            click.echo(record.getMessage(), err=True)
+
+    log = logging.getLogger("edge.trace")
+    log.handlers, log.propagate = [ToStderr()], False
 
 
 def complain(error: BaseException) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import mmap
 import os
-import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from edge.tokenizer import Tokenizer
 
 __all__ = ["DescribedFile", "Engine"]
+
+#: Where EDGE_TRACE=1 sends its lines.
+_trace_log = logging.getLogger("edge.trace")
 
 #: Rises whenever the bytes of a page of keys and values change their meaning.
 _PAGES_VERSION = 1
@@ -148,6 +151,9 @@ class Engine:
     gguf, graph, config: what was loaded; threads, isa: what it runs on; cores: the threads, where
     they run and why; layouts: tensor name -> layout in memory; packed_bytes, arena_bytes: memory
     of the weights and of the buffers.
+
+    With EDGE_TRACE=1 each run logs a line per operation to the logger "edge.trace". The level is
+    WARNING: where nobody set up `logging`, Python shows that on stderr, and nothing below it.
     """
 
     chunk = CHUNK
@@ -345,7 +351,7 @@ class Engine:
             native.check(status, error)
             cache.append(tokens)
         if op_ns:
-            print(self._traced(n, op_ns), file=sys.stderr)
+            _trace_log.warning("%s", self._traced(n, op_ns))
         return out if rows else None
 
     def close(self) -> None:
