@@ -375,7 +375,8 @@ def test_trace_is_seen_where_nobody_set_up_logging(
     monkeypatch.setenv("EDGE_TRACE", "1")
     path, log = str(tiny_gguf()), logging.getLogger("edge.trace")
     code = (
-        "import sys; from edge.engine.engine import Engine; e = Engine.load(sys.argv[1], threads=1); "
+        "import sys; from edge.engine.engine import Engine; "
+        "e = Engine.load(sys.argv[1], threads=1); "
         "e.run(e.cache(), [1, 2])"
     )
     library = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)

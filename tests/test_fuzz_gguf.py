@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edge.engine.describe import describe
 from edge.errors import EdgeError, ModelFileError
 from edge.files.gguf import GGUF
-from edge.model_file import open_model
+from edge.weights.model_file import open_model
 
 #: Numbers that break sums and products, as the eight bytes of a count or an offset.
 NUMBERS = [0, 1, 8, 32, 255, 2**16, 2**26, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]

@@ -24,8 +24,8 @@ from edge.engine import describe
 from edge.engine.engine import Engine
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.model_file import open_model
 from edge.weights import packed, packed_cache
+from edge.weights.model_file import open_model
 from edge.weights.packed import PackedFile
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]

@@ -21,8 +21,8 @@ from edge.engine.engine import DescribedFile, Engine
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.kv.shape import kv_types
-from edge.model_file import open_model
 from edge.weights import packed
+from edge.weights.model_file import open_model
 from edge.weights.weights import RawWeights
 
 Tiny = Callable[..., Path]

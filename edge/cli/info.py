@@ -15,8 +15,8 @@ from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from edge.loading import Layout
-    from edge.model_file import ModelFile
     from edge.tokenizer.vocabulary import Vocabulary
+    from edge.weights.model_file import ModelFile
     from edge.weights.weights import Weights
 
 #: Our word -> the key in the metadata, after `<architecture>.`.
@@ -41,8 +41,8 @@ def info(model: str | None, layout: Layout, as_json: bool) -> None:
     they cannot. Of a folder of ONNX graphs it says what they were made for.
     """
     from edge.disk.pull import default_model
-    from edge.model_file import open_model
     from edge.onnx import is_onnx
+    from edge.weights.model_file import open_model
 
     path = model if model is not None else str(default_model())
     if is_onnx(path):

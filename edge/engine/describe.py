@@ -16,13 +16,13 @@ from edge.errors import InputError, ModelFileError, UnsupportedError
 from edge.graph import Graph
 from edge.kv.shape import KVShape, kv_types
 from edge.loading import LAYOUTS, Layout, NativeOptions
-from edge.model_file import ModelFile, open_model
 from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.progress import Progress
 from edge.template.template import compiled_bytes
 from edge.tokenizer.cost import tokenizer_bytes
 from edge.weights import packed_cache
+from edge.weights.model_file import ModelFile, open_model
 from edge.weights.weights import Weights
 
 __all__ = ["CHUNK", "Description", "describe", "pack"]

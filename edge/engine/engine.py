@@ -28,13 +28,13 @@ from edge.kv.page_store import PageStore
 from edge.kv.pool import PagePool
 from edge.kv.shape import WhenFull, kv_types
 from edge.loading import Loading, LoadOptions, NativeOptions
-from edge.model_file import ModelFile, open_model
 from edge.native import CData, ffi, lib
 from edge.native.cancel import Cancel
 from edge.progress import Progress
 from edge.sizes import show
 from edge.version import __version__
 from edge.weights.fingerprint import fingerprint
+from edge.weights.model_file import ModelFile, open_model
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

@@ -23,7 +23,7 @@ TEXT = ROOT / "tests" / "data" / "english.txt"
 #: Prints as many tokens of the text as asked; a process of its own, so that ours stays small.
 CUT = """
 import sys
-from edge.model_file import open_model
+from edge.weights.model_file import open_model
 from edge.disk.pull import default_model
 from edge.tokenizer import Tokenizer
 tokenizer = Tokenizer.from_metadata(open_model(sys.argv[1] or default_model()).metadata)

@@ -20,13 +20,13 @@ from edge.disk.atomic import sync_folder
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.graph import Graph, Op
-from edge.model_file import open_model
 from edge.onnx.export import config as beside
 from edge.onnx.export import cpu, npu
 from edge.onnx.export.ahead import compile_for, require_compiler
 from edge.onnx.export.writer import onnx
 from edge.onnx.providers.compiled import AHEAD
 from edge.progress import Progress
+from edge.weights.model_file import open_model
 
 __all__ = ["Dialect", "Recipe", "export"]
 
