@@ -117,6 +117,19 @@ def test_no_circle() -> None:
     TopologicalSorter({path: ours(path) - {path} for path in modules()}).prepare()
 
 
+def test_the_drawing_has_all_layers() -> None:
+    """docs/architecture.md draws them from the top down."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = page[page.index("\nedge/\n") : page.index("\nnative/\n")].splitlines()
+    lines = [line for line in lines if not line.startswith("    ")]  # those inside a folder
+    places = []
+    for name in LAYERS:
+        shown = f"{name}.py" if (PACKAGE / f"{name}.py").exists() else f"{name}/"
+        places.append(next(i for i, line in enumerate(lines) if f" {shown} " in f"{line} "))
+    assert places == sorted(places, reverse=True)
+    assert {name_of(path) for path in modules()} == set(LAYERS)
+
+
 def folders() -> list[Path]:
     """The faces of folders, but for those whose files are many of a kind, found by their names."""
     many = {PACKAGE, PACKAGE / "models", PACKAGE / "cli"}
