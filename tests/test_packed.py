@@ -129,7 +129,7 @@ def test_slices_make_no_difference(
     kind: str,
     form: Any,
 ) -> None:
-    from edge.weights.weights import weights
+    from edge.weights import weights
 
     source = tiny_gguf(type=kind, dim=256, n_heads=4, ffn=256)
     describe.pack(source, tmp_path / "whole.gguf", layout=form)
