@@ -37,11 +37,16 @@ class BackendConfig(Protocol):
 
 
 class Cache(Protocol):
-    """Keys and values of one session's tokens, see `edge.kv.cache.KVCache`."""
+    """Keys and values of one session's tokens, see `edge.kv.cache.KVCache`.
+
+    n_groups: layer groups, each of which has its own pages. Page i of group g has the number
+    i * n_groups + g.
+    """
 
     tokens: array[int]
     limit: int
     when_full: WhenFull
+    n_groups: int
 
     @property
     def length(self) -> int:
@@ -51,14 +56,17 @@ class Cache(Protocol):
     def n_pages(self) -> int:
         """Pages that its tokens take."""
 
-    def has_page(self, i: int) -> bool:
-        """Whether page i is in memory."""
+    def has_page(self, number: int) -> bool:
+        """Whether a page is in memory."""
 
-    def page(self, i: int) -> memoryview:
-        """The bytes of page i, to be read before the cache is used again. Raises InputError."""
+    def page(self, number: int) -> memoryview:
+        """The bytes of a page, to be read before the cache is used again. Raises InputError."""
 
-    def unseen(self, length: int) -> range:
-        """Pages that no token behind the first `length` sees."""
+    def unseen(self, length: int) -> Sequence[range]:
+        """Of each group, numbers of the pages that no token behind the first `length` sees."""
+
+    def holds(self, length: int) -> bool:
+        """Whether `trim` to this length keeps it all."""
 
     def room(self, n_tokens: int) -> int:
         """How many of n_tokens the next run may take."""
@@ -116,8 +124,8 @@ class Backend(Protocol):
         """Whether caches can `keep` what they hold for later runs."""
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of a page of keys and values."""
+    def page_bytes(self) -> Sequence[int]:
+        """Bytes of a page of keys and values, of each layer group."""
 
     def cache(self, when_full: WhenFull = "stop") -> Cache:
         """A new, empty cache. Raises InputError, UnsupportedError."""

@@ -176,8 +176,10 @@ static const char *check_heads(const checked *c) {
     const edge_op *op = c->op;
     const edge_plan_spec *s = c->spec;
     REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && !c->in->is_logit_rows);
-    REQUIRE(op->layer >= 0 && op->layer < s->kv.n_layers);
-    REQUIRE(op->head_dim == s->kv.head_dim && op->n_kv_heads == s->kv.n_kv_heads);
+    REQUIRE(op->group >= 0 && op->group < s->n_kv_groups);
+    const edge_kv_shape *kv = &s->kv[op->group];
+    REQUIRE(op->layer >= 0 && op->layer < kv->n_layers);
+    REQUIRE(op->head_dim == kv->head_dim && op->n_kv_heads == kv->n_kv_heads);
     REQUIRE(op->n_heads > 0 && op->n_heads <= 4096 && op->n_heads % op->n_kv_heads == 0);
     REQUIRE(c->in->dim == (op->n_heads + 2 * op->n_kv_heads) * op->head_dim);
     return NULL;
@@ -273,7 +275,10 @@ static const char *check_spec(const edge_plan_spec *s) {
     REQUIRE(s->max_tokens > 0 && s->max_tokens <= MAX_TOKENS);
     REQUIRE(s->arena_bytes > 0 && s->arena_bytes < (int64_t)1 << 46);
     REQUIRE(s->arena != NULL && (uintptr_t)s->arena % ALIGNMENT == 0);
-    REQUIRE(edge_page_bytes(&s->kv) > 0);
+    REQUIRE(s->kv != NULL && s->n_kv_groups > 0 && s->n_kv_groups < MAX_COUNT);
+    for (int32_t i = 0; i < s->n_kv_groups; i++) {
+        REQUIRE(edge_page_bytes(&s->kv[i]) > 0);
+    }
     return NULL;
 }
 

@@ -176,8 +176,8 @@ int32_t edge_checksum(edge_pool *pool, const void *data, int64_t n_bytes, uint64
 /* How keys and values are kept, drawn in kv.h. */
 typedef enum { EDGE_KV_F16 = 0, EDGE_KV_Q8, EDGE_KV_Q4, EDGE_N_KV_TYPES } edge_kv_type;
 
-/* A page holds the keys and values of edge_page_positions() positions, of all layers and key
- * heads. */
+/* A page holds the keys and values of edge_page_positions() positions, of the layers of one group
+ * and all their key heads. Layers of a group see the same positions and have the same shape. */
 typedef struct {
     int32_t type; /* edge_kv_type */
     int32_t n_layers, n_kv_heads, head_dim;
@@ -191,14 +191,20 @@ int32_t edge_page_positions(void);
  * this size. */
 int64_t edge_page_bytes(const edge_kv_shape *shape);
 
-/* The cache of one session: position p lies in pages[p / edge_page_positions()].
+/* A group's pages of one session: position p lies in pages[p / edge_page_positions()].
  * A position in page i sees the pages below sink_pages and those above i - window_pages; with
- * window_pages 0 it sees all pages up to its own. */
+ * window_pages 0 it sees all pages up to its own; of either what the op's window lets it. */
 typedef struct {
     edge_kv_shape shape;
     int32_t n_pages; /* of the table */
     int32_t sink_pages, window_pages;
     void *const *pages; /* (n_pages), 64-byte aligned; NULL: no position of a run sees the page */
+} edge_kv_group;
+
+/* The cache of one session. */
+typedef struct {
+    int32_t n_groups; /* those of the plan */
+    const edge_kv_group *groups;
 } edge_kv;
 
 /* ---- the plan ---------------------------------------------------------------------------- */
@@ -242,7 +248,8 @@ typedef struct {
     int32_t in, in2, out;
     int32_t w[3];
     int32_t column;
-    int32_t layer, n_heads, n_kv_heads, head_dim, window;
+    int32_t group, layer; /* of keys and values; layer: index in the group's pages */
+    int32_t n_heads, n_kv_heads, head_dim, window;
     int32_t n_rot, interleaved;
     int32_t activation; /* edge_activation */
     float eps;
@@ -254,9 +261,9 @@ typedef struct {
     int32_t isa;         /* index for edge_isa_name */
     int32_t native_bf16; /* 1: bf16 weights by the CPU's own instruction, with other bits */
     int32_t max_tokens;
-    edge_kv_shape kv; /* of the pages that runs will bring */
-    int32_t n_ops, n_buffers, n_weights;
-    const edge_op *ops; /* the three arrays are copied */
+    int32_t n_kv_groups, n_ops, n_buffers, n_weights;
+    const edge_kv_shape *kv; /* of the pages that runs will bring; the four arrays are copied */
+    const edge_op *ops;
     const edge_buffer *buffers;
     const edge_weight *weights; /* the data of the weights is not copied */
     void *arena;                /* arena_bytes, 64-byte aligned; outlives the plan */

@@ -1,4 +1,5 @@
-/* The KV cache: pages of PAGE_POSITIONS positions, all layers and key heads of a position together.
+/* The KV cache: pages of PAGE_POSITIONS positions, all layers of a group and their key heads
+ * together.
  *
  * page = [n_layers][n_kv_heads] x { keys | values | q4: base }
  *
@@ -82,7 +83,7 @@ static inline kv_base kv_base_of(const void *place, int32_t type, int32_t head_d
 }
 
 /* The first page behind the sinks that a position in page i sees. */
-static inline int32_t kv_first_page(const edge_kv *kv, int32_t i) {
+static inline int32_t kv_first_page(const edge_kv_group *kv, int32_t i) {
     return kv->window_pages > 0 && i >= kv->window_pages ? i - kv->window_pages + 1 : 0;
 }
 

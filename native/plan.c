@@ -32,6 +32,22 @@ static double *frequencies_of(const edge_plan *plan, const edge_op *op) {
     return out;
 }
 
+/* How many last positions the ops of each layer group look at, 0: all. */
+static int32_t *windows_of(const edge_plan_spec *spec) {
+    int32_t *out = malloc((size_t)spec->n_kv_groups * sizeof *out);
+    for (int32_t i = 0; out != NULL && i < spec->n_kv_groups; i++) {
+        out[i] = 1; /* its own */
+    }
+    for (int32_t i = 0; out != NULL && i < spec->n_ops; i++) {
+        const edge_op *op = &spec->ops[i];
+        if (op->kind == EDGE_OP_ATTENTION && out[op->group] != 0 &&
+            (op->window == 0 || op->window > out[op->group])) {
+            out[op->group] = op->window;
+        }
+    }
+    return out;
+}
+
 int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **out, edge_error *error) {
     if (spec == NULL || out == NULL) {
         return fail(error, EDGE_BAD_ARGUMENT, "a null pointer");
@@ -46,16 +62,20 @@ int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **out, edge_error *e
     }
     plan->spec = *spec;
     plan->kernels = cpu_kernels(spec->isa);
+    plan->kv = copy(spec->kv, spec->n_kv_groups, sizeof *spec->kv);
+    plan->windows = windows_of(spec);
     plan->ops = copy(spec->ops, spec->n_ops, sizeof *spec->ops);
     plan->buffers = copy(spec->buffers, spec->n_buffers, sizeof *spec->buffers);
     plan->weights = copy(spec->weights, spec->n_weights, sizeof *spec->weights);
     plan->frequencies = calloc((size_t)spec->n_ops, sizeof *plan->frequencies);
     plan->packed = calloc((size_t)spec->n_weights, sizeof *plan->packed);
+    plan->spec.kv = plan->kv;
     plan->spec.ops = plan->ops;
     plan->spec.buffers = plan->buffers;
     plan->spec.weights = plan->weights;
-    bool ok = plan->ops != NULL && plan->buffers != NULL && plan->weights != NULL &&
-              plan->frequencies != NULL && plan->packed != NULL;
+    bool ok = plan->kv != NULL && plan->windows != NULL && plan->ops != NULL &&
+              plan->buffers != NULL && plan->weights != NULL && plan->frequencies != NULL &&
+              plan->packed != NULL;
     for (int32_t i = 0; ok && i < spec->n_weights; i++) {
         const edge_weight *w = &plan->weights[i];
         if (w->layout != EDGE_LAYOUT_VECTOR) {
@@ -84,6 +104,8 @@ void edge_plan_free(edge_plan *plan) {
         free(plan->frequencies[i]);
     }
     free(plan->frequencies);
+    free(plan->kv);
+    free(plan->windows);
     free(plan->ops);
     free(plan->buffers);
     free(plan->weights);

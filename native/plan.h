@@ -17,6 +17,8 @@ struct edge_plan {
     edge_buffer *buffers;
     edge_weight *weights;
     packed_weight *packed; /* per weight */
+    edge_kv_shape *kv;     /* per layer group */
+    int32_t *windows;      /* per layer group: the largest of its ops, 0: one sees all */
     double **frequencies;  /* per op: n_rot / 2 radians per position for ANGLES, else NULL */
 };
 

@@ -294,13 +294,14 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
 /* Where a layer and key head begin in a page, in bytes. */
 static int64_t kv_offset(const run *r, const edge_op *op, int32_t head) {
     return ((int64_t)op->layer * op->n_kv_heads + head) *
-           kv_head_bytes(r->kv->shape.type, op->head_dim);
+           kv_head_bytes(r->kv->groups[op->group].shape.type, op->head_dim);
 }
 
 /* All rows of one key head and of the query heads that share it, in order: what a page keeps of a
  * position may depend on the positions before. x: rows of [q heads | k heads | v heads]. */
 static void run_store(const run *r, const edge_op *op, int32_t head) {
     const edge_kernels *kernels = r->plan->kernels;
+    const edge_kv_group *kv = &r->kv->groups[op->group];
     const int64_t stride = r->plan->buffers[op->in].dim, offset = kv_offset(r, op, head);
     const int32_t group = op->n_heads / op->n_kv_heads, dim = op->head_dim;
     float *q = row_of(r, op->in, 0) + (int64_t)head * group * dim;
@@ -314,14 +315,14 @@ static void run_store(const run *r, const edge_op *op, int32_t head) {
             kernels->rotate(&keys, row);
         }
         const int32_t position = r->step->start + (int32_t)row, page = position / PAGE_POSITIONS;
-        uint8_t *const before = page > 0 ? r->kv->pages[page - 1] : NULL;
-        const store_args a = {.shape = &r->kv->shape,
+        uint8_t *const before = page > 0 ? kv->pages[page - 1] : NULL;
+        const store_args a = {.shape = &kv->shape,
                               .q = q,
                               .k = k,
                               .v = k + (int64_t)op->n_kv_heads * dim,
                               .group = group,
                               .slot = position % PAGE_POSITIONS,
-                              .place = (uint8_t *)r->kv->pages[page] + offset,
+                              .place = (uint8_t *)kv->pages[page] + offset,
                               .before = before != NULL ? before + offset : NULL};
         kernels->store(&a);
     }
@@ -346,7 +347,7 @@ static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
         .window = op->window,
         .scale = op->attention_scale,
         .i_kv_head = head,
-        .kv = r->kv,
+        .kv = &r->kv->groups[op->group],
         .kv_offset = kv_offset(r, op, head),
     };
     r->plan->kernels->attention(&a, row, end);
@@ -418,8 +419,12 @@ static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
 
 /* ---- the checks of a step ---------------------------------------------------------------- */
 
-/* Every page that the step looks at is there. */
-static int32_t check_pages(const edge_kv *kv, const edge_step *s, edge_error *error) {
+static int32_t max(int32_t x, int32_t y) { return x > y ? x : y; }
+static int32_t min(int32_t x, int32_t y) { return x < y ? x : y; }
+
+/* Every page of a group that the step looks at is there. window: of the group's ops, 0: none. */
+static int32_t check_pages(const edge_kv_group *kv, int32_t window, const edge_step *s,
+                           edge_error *error) {
     if (kv->n_pages < 0 || kv->n_pages > INT32_MAX / PAGE_POSITIONS || kv->sink_pages < 0 ||
         kv->window_pages < 0 || (kv->n_pages > 0 && kv->pages == NULL)) {
         return fail(error, EDGE_BAD_ARGUMENT, "a cache of %d pages", kv->n_pages);
@@ -428,12 +433,14 @@ static int32_t check_pages(const edge_kv *kv, const edge_step *s, edge_error *er
         return fail(error, EDGE_BAD_ARGUMENT, "%d tokens at %d, the cache has room for %d",
                     s->n_tokens, s->start, kv->n_pages * PAGE_POSITIONS);
     }
-    const int32_t page = s->start / PAGE_POSITIONS, seen = kv_first_page(kv, page);
-    const int32_t first = page > 0 && seen > page - 1 ? page - 1 : seen; /* a base is made of it */
-    const int32_t last = (s->start + s->n_tokens - 1) / PAGE_POSITIONS;
-    for (int32_t i = 0; i <= last; i++) {
-        if (i == kv->sink_pages && i < first) {
-            i = first;
+    const int32_t page = s->start / PAGE_POSITIONS,
+                  last = (s->start + s->n_tokens - 1) / PAGE_POSITIONS;
+    const int32_t before = max(page - 1, 0); /* a base is made of it */
+    const int32_t sight = window > 0 ? max(s->start - window + 1, 0) / PAGE_POSITIONS : 0;
+    const int32_t gap_end = min(kv_first_page(kv, page), before);
+    for (int32_t i = min(sight, before); i <= last; i++) {
+        if (i >= kv->sink_pages && i < gap_end) {
+            i = gap_end;
         }
         if (kv->pages[i] == NULL || (uintptr_t)kv->pages[i] % ALIGNMENT != 0) {
             return fail(error, EDGE_BAD_ARGUMENT, "page %d is missing, or not aligned", i);
@@ -448,12 +455,17 @@ static int32_t check_step(const edge_plan *p, const edge_kv *kv, const edge_step
         return fail(error, EDGE_BAD_ARGUMENT, "%d tokens: from 1 to %d", s->n_tokens,
                     p->spec.max_tokens);
     }
-    if (memcmp(&kv->shape, &p->spec.kv, sizeof kv->shape) != 0) {
+    if (kv->n_groups != p->spec.n_kv_groups || kv->groups == NULL) {
         return fail(error, EDGE_BAD_ARGUMENT, "the cache belongs to another model");
     }
-    const int32_t status = check_pages(kv, s, error);
-    if (status != EDGE_OK) {
-        return status;
+    for (int32_t i = 0; i < kv->n_groups; i++) {
+        if (memcmp(&kv->groups[i].shape, &p->kv[i], sizeof *p->kv) != 0) {
+            return fail(error, EDGE_BAD_ARGUMENT, "the cache belongs to another model");
+        }
+        const int32_t status = check_pages(&kv->groups[i], p->windows[i], s, error);
+        if (status != EDGE_OK) {
+            return status;
+        }
     }
     if (s->n_logits < 0 || s->n_logits > s->n_tokens || (s->n_logits > 0 && s->logits == NULL)) {
         return fail(error, EDGE_BAD_ARGUMENT, "logits of %d of %d tokens", s->n_logits,

@@ -129,6 +129,7 @@ class FakeCache:
     tokens: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     closed: bool = False
+    n_groups: int = 1
 
     @property
     def length(self) -> int:
@@ -137,6 +138,9 @@ class FakeCache:
     def trim(self, length: int) -> None:
         assert 0 <= length <= self.length
         del self.tokens[length:]
+
+    def holds(self, length: int) -> bool:
+        return True
 
     def room(self, n_tokens: int) -> int:
         return n_tokens
@@ -164,7 +168,7 @@ class FakeEngine:
     """
 
     n_vocab, threads, isa, packed_bytes, arena_bytes, chunk = N_VOCAB, 1, "toy", 10, 20, 4
-    page_bytes = 64
+    page_bytes = (64,)
 
     def __init__(
         self, answer: Callable[[list[int]], int | None] = lambda tokens: None, context: int = 64

@@ -158,16 +158,32 @@ def vector(x: np.ndarray) -> Weight:
 
 
 class Cache:
-    """Pages of a cache of (layers, kv heads, head_dim), each at the end of readable memory."""
+    """Pages of a cache of (layers, kv heads, head_dim), each at the end of readable memory.
 
-    def __init__(self, shape: tuple[int, int, int], n_positions: int = 512, kv: str = "f16"):
+    groups: n_groups edge_kv_group of this shape; group, memory, pages: those of the first.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        n_positions: int = 512,
+        kv: str = "f16",
+        n_groups: int = 1,
+    ):
         self.shape = kv_shape(shape, kv)
         size, per_page = lib.edge_page_bytes(self.shape), lib.edge_page_positions()
-        self.memory = [guarded(size) for _ in range(-(-n_positions // per_page))]
-        pages = [ffi.cast("void *", page.ctypes.data) for page in self.memory]
-        self.pages = ffi.new("void *[]", pages)
-        self.handle = ffi.new("edge_kv *", {"n_pages": len(pages), "pages": self.pages})
-        self.handle.shape = self.shape[0]
+        n_pages = -(-n_positions // per_page)
+        memories = [[guarded(size) for _ in range(n_pages)] for _ in range(n_groups)]
+        tables = [
+            ffi.new("void *[]", [ffi.cast("void *", page.ctypes.data) for page in memory])
+            for memory in memories
+        ]
+        self.groups = ffi.new("edge_kv_group[]", n_groups)
+        for group, pages in zip(self.groups, tables, strict=True):
+            group.shape, group.n_pages, group.pages = self.shape[0], n_pages, pages
+        self.handle = ffi.new("edge_kv *", {"n_groups": n_groups, "groups": self.groups})
+        self.memory, self.pages, self.group = memories[0], tables[0], self.groups[0]
+        self.alive = memories, tables
 
 
 def kv_shape(shape: tuple[int, int, int], kv: str = "f16") -> Any:
@@ -186,6 +202,7 @@ class Spec:
     max_tokens: int = 32
     cache_shape: tuple[int, int, int] = (1, 1, 16)  # layers, kv heads, head_dim
     kv: str = "f16"
+    n_groups: int = 1  # of layers, all of that shape
     buffers: list[dict[str, int]] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     ops: list[dict[str, Any]] = field(default_factory=list)
@@ -243,13 +260,16 @@ class Spec:
             ffi.memmove(ffi.addressof(w), weight.entry, ffi.sizeof("edge_weight"))
         spec.isa, spec.max_tokens = isa_index(self.isa), self.max_tokens
         spec.native_bf16 = int(self.native_bf16)
-        spec.kv = kv_shape(self.cache_shape, self.kv)[0]
+        shape = ffi.new("edge_kv_shape[]", self.n_groups)
+        for i in range(self.n_groups):
+            shape[i] = kv_shape(self.cache_shape, self.kv)[0]
+        spec.kv, spec.n_kv_groups = shape, self.n_groups
         spec.ops, spec.n_ops = ops, len(self.ops)
         spec.buffers, spec.n_buffers = buffers, len(self.buffers)
         spec.weights, spec.n_weights = weights, max(1, len(self.weights))
         arena = guarded(max(64, self.arena_bytes)) if self.arena_bytes < 1 << 40 else guarded(64)
         spec.arena, spec.arena_bytes = ffi.cast("void *", arena.ctypes.data), self.arena_bytes
-        return spec, (ops, buffers, weights, arena, list(self.weights))
+        return spec, (ops, buffers, weights, arena, shape, list(self.weights))
 
 
 class Plan:
@@ -261,7 +281,7 @@ class Plan:
         out, error = ffi.new("edge_plan **"), ffi.new("edge_error *")
         native.check(lib.edge_plan_new(struct, out, error), error)
         self.handle = ffi.gc(out[0], lib.edge_plan_free)
-        self.cache = Cache(spec.cache_shape, n_positions, spec.kv)
+        self.cache = Cache(spec.cache_shape, n_positions, spec.kv, spec.n_groups)
 
     def run(
         self, tokens: Sequence[int], *, start: int = 0, n_logits: int = 0, threads: int = 1

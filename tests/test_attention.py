@@ -64,7 +64,7 @@ class Heads:
         """The plan too, whose cache then holds the keys and values."""
         spec, _, out = self.spec(isa, x)
         plan, rows = Plan(spec), []
-        plan.cache.handle.sink_pages, plan.cache.handle.window_pages = self.sinks, self.sliding
+        plan.cache.group.sink_pages, plan.cache.group.window_pages = self.sinks, self.sliding
         for start in range(0, len(x), chunk):
             tokens = range(start, min(start + chunk, len(x)))
             plan.run(tokens, start=start, threads=threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -11,14 +10,16 @@ from typing import Any
 
 import pytest
 from interrupts import interrupted
-from toy_kv import SHAPE, check_content, marks, published, run_all
+from toy_kv import ONE, TWO, check_content, check_published, run_all
 
 import edge
 from edge.kv import cache as kv_cache
+from edge.kv import page_memory
 from edge.kv import pool as kv_pool
+from edge.kv import table as kv_table
 from edge.kv.cache import KVCache
 from edge.kv.pool import PagePool
-from edge.kv.shape import PAGE
+from edge.kv.shape import PAGE, KVLayout
 from edge.session import contents as session_contents
 from edge.session import file as session_file
 from edge.session import journal
@@ -26,6 +27,7 @@ from edge.session.contents import Kind, Part
 from edge.session.file import SessionFile
 
 FILES = [session_file, session_contents, journal]
+PAGES = [kv_cache, kv_table, kv_pool, page_memory]
 OTHER = [9, 8, 7] * 50
 
 
@@ -66,9 +68,9 @@ def test_an_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert at > 100 and seen == {0, 1}
 
 
-def scenario() -> tuple[PagePool, list[KVCache]]:
+def scenario(layout: KVLayout) -> tuple[PagePool, list[KVCache]]:
     """Two caches that share two pages, one that slides, and a pool that is nearly full."""
-    pool = PagePool(SHAPE, 14, most=14)
+    pool = PagePool(layout, [14] * len(layout.groups), most_bytes=14 * layout.page_bytes)
     caches = [KVCache(pool, 512) for _ in range(2)]
     caches.append(KVCache(pool, 256, when_full="slide", n_positions=2000))
     run_all(caches[0], range(170))
@@ -89,12 +91,13 @@ STEPS: dict[str, Callable[[list[KVCache]], object]] = {
 }
 
 
+@pytest.mark.parametrize("layout", [ONE, TWO], ids=["one group", "two groups"])
 @pytest.mark.parametrize("name", STEPS)
-def test_pages(name: str) -> None:
+def test_pages(name: str, layout: KVLayout) -> None:
     """No cache holds what is not its own, whatever comes after; one page at most is lost."""
     for at in count(1, 11):
-        pool, caches = scenario()
-        if not interrupted(partial(STEPS[name], caches), at, [kv_cache, kv_pool]):
+        pool, caches = scenario(layout)
+        if not interrupted(partial(STEPS[name], caches), at, PAGES):
             break
         for cache in caches:
             if cache._handle is None:
@@ -106,11 +109,7 @@ def test_pages(name: str) -> None:
                 if cache._handle is not None:
                     run_all(cache, more)
                     check_content(cache)
-        for path, node in published(pool):
-            if node.page is not None:
-                tokens = struct.unpack(f"<{len(path) * PAGE}i", b"".join(path))
-                with pool.view(node.page) as data:
-                    assert bytes(data[: PAGE * 8]) == b"".join(marks(tokens)[-PAGE:]), at
+        check_published(pool)
         for cache in caches:
             cache.close()
         assert pool.referenced <= 1
@@ -137,7 +136,7 @@ def test_a_session_and_its_file(
             session.generate([1, 2, 3], max_tokens=50)
             for at in count(1, 97):
                 call = partial(session.generate, "", max_tokens=4)
-                hit = interrupted(call, at, [*FILES, kv_cache, kv_pool])
+                hit = interrupted(call, at, [*FILES, *PAGES])
                 n = len(session.tokens)
                 assert session.tokens == whole.tokens[:n], at
                 session.generate("", max_tokens=1)

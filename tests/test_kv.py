@@ -205,7 +205,8 @@ def test_a_window_that_was_trimmed(long: Engine, plain: np.ndarray, length: int,
     with long.cache("slide") as cache:
         read(long, cache, TOKENS[:length])
         cache.trim(length - back)
-        assert cache.length in (length - back, PAGE)
+        n = cache.length  # what was given back may be found again where all caches have the same
+        assert n == length - back or (n < length - back and n in range(PAGE, CONTEXT + 1, PAGE))
         done = cache.adopt(TOKENS[:length])
         same(read(long, cache, TOKENS[done : length + 70]), plain[done : length + 70])
 

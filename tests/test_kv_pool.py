@@ -12,22 +12,28 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from toy_kv import SHAPE, check_content, check_pool, run, run_all
+from toy_kv import ONE, SHAPE, THREE, TWO, WINDOW, check_content, check_pool, run, run_all
 
 from edge.device import memory
 from edge.errors import ContextError, InputError, MemoryBudgetError
 from edge.kv.cache import KVCache
 from edge.kv.page_store import PageStore
 from edge.kv.pool import PagePool
-from edge.kv.shape import PAGE
+from edge.kv.shape import PAGE, KVLayout
 
 pytestmark = pytest.mark.native
 
 CONTEXT = 6 * PAGE
+LENGTHS = [1, 63, 64, 65, 128, 200, 300]
 
 
-def pool_of(planned: int = 8, **options: object) -> PagePool:
-    return PagePool(SHAPE, planned, **options)  # type: ignore[arg-type]
+def pool_of(
+    planned: int = 8, *, layout: KVLayout = ONE, most: int | None = None, **options: object
+) -> PagePool:
+    """planned, most: pages of each group."""
+    most_bytes = None if most is None else most * layout.page_bytes
+    n_pages = [planned] * len(layout.groups)
+    return PagePool(layout, n_pages, most_bytes=most_bytes, **options)  # type: ignore[arg-type]
 
 
 def filled(pool: PagePool, tokens: list[int]) -> KVCache:
@@ -48,7 +54,7 @@ def test_the_same_start_is_found_and_shared() -> None:
     pool = pool_of()
     first, second = filled(pool, text(150)), KVCache(pool, CONTEXT)
     assert second.adopt(text(149)) == 128
-    assert (pool.referenced, first._pages[:2]) == (3, second._pages)
+    assert (pool.referenced, first._tables[0].pages[:2]) == (3, second._tables[0].pages)
     run_all(second, text(150)[128:])
     for cache in (first, second):
         check_content(cache)
@@ -353,8 +359,9 @@ def test_pages_that_cannot_be_are_not_restored() -> None:
 class Machine(RuleBasedStateMachine):
     """Caches that do anything; after each step all is where it should be."""
 
+    layout = ONE
     pools = st.sampled_from([(0, None), (3, None), (5, None), (4, 8), (8, 8)])
-    lengths = st.sampled_from([1, 63, 64, 65, 128, 200, 300])
+    lengths = st.sampled_from(LENGTHS)
     values = st.integers(0, 1)
     which = st.integers(0, 100)
 
@@ -365,12 +372,15 @@ class Machine(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
-        store = PageStore(self.folder, limit=40 * 4200) if self.folder else None
-        self.pool = pool_of(self.plan[0], most=self.plan[1], store=store)
+        store = None
+        if self.folder:
+            store = PageStore(self.folder, limit=40 * (self.layout.page_bytes + 104))
+        self.pool = pool_of(self.plan[0], layout=self.layout, most=self.plan[1], store=store)
         self.caches = [self.new("stop"), self.new("slide")]
 
     def new(self, when_full: str) -> KVCache:
-        return KVCache(self.pool, 4 * PAGE, when_full=when_full, n_positions=9 * PAGE)  # type: ignore[arg-type]
+        context = 4 * PAGE if when_full == "slide" else 5 * PAGE
+        return KVCache(self.pool, context, when_full=when_full, n_positions=9 * PAGE)  # type: ignore[arg-type]
 
     def pick(self, i: int) -> KVCache:
         return self.caches[i % len(self.caches)]
@@ -389,16 +399,25 @@ class Machine(RuleBasedStateMachine):
                 assert list(cache.tokens) == tokens
         except MemoryBudgetError:
             assert self.plan[1] is not None
-        if cache.window_pages:
-            assert sum(page is not None for page in cache._pages) <= 4
+        for table in cache._tables if length < len(tokens) else ():
+            n_pages = sum(page is not None for page in table.pages)
+            assert not cache.window_pages or n_pages <= 4
+            assert n_pages <= table.group.most_pages(cache.limit, max(LENGTHS))
 
     @rule(i=which, share=st.floats(0, 1))
     def trim(self, i: int, share: float) -> None:
         cache = self.pick(i)
         before, n = list(cache.tokens), int(share * cache.length)
+        holds = cache.holds(n)
         cache.trim(n)
         assert list(cache.tokens) == before[: cache.length] and cache.length <= n
-        assert cache.length == n or cache.length == PAGE < n
+        assert cache.length == n or (cache.length % PAGE == 0 and self.has_gaps(cache))
+        if holds and self.folder is None:
+            assert cache.length == n
+
+    @staticmethod
+    def has_gaps(cache: KVCache) -> bool:
+        return bool(cache.window_pages or any(t.group.window for t in cache._tables))
 
     @rule(i=which)
     def fork(self, i: int) -> None:
@@ -412,11 +431,16 @@ class Machine(RuleBasedStateMachine):
             cache.close()
         self.caches.append(self.new(cache.when_full))
 
-    @rule(i=which)
-    def save_and_restore(self, i: int) -> None:
+    @rule(i=which, all_of_them=st.booleans())
+    def save_and_restore(self, i: int, all_of_them: bool) -> None:
+        """all_of_them: pages that nobody sees, too, where they are there."""
         cache = self.caches.pop(i % len(self.caches))
         n, tokens, twin = cache.n_pages, cache.tokens, self.new(cache.when_full)
-        pages = [bytes(cache.page(j)) if cache.has_page(j) else None for j in range(n)]
+        gone = {number for gap in cache.unseen(cache.length) for number in gap}
+        pages = [
+            bytes(cache.page(j)) if cache.has_page(j) and (all_of_them or j not in gone) else None
+            for j in range(n)
+        ]
         cache.close()
         self.caches.append(twin)
         try:
@@ -428,7 +452,8 @@ class Machine(RuleBasedStateMachine):
     def keep(self, i: int) -> None:
         cache = self.pick(i)
         if self.folder:
-            assert cache.keep(cache.length) % PAGE == 0
+            n_kept = cache.keep(cache.length)
+            assert n_kept % PAGE == 0 and n_kept <= cache.length
 
     @rule(one_in=st.integers(0, 9))
     def restart(self, one_in: int) -> None:
@@ -448,5 +473,28 @@ class Machine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
+class WindowMachine(Machine):
+    """Of one group with a window."""
+
+    layout = WINDOW
+
+
+class GroupMachine(Machine):
+    """Of a group with a window and one without, in shapes that differ."""
+
+    layout = TWO
+
+
+class ManyGroupsMachine(Machine):
+    """Of three."""
+
+    layout = THREE
+
+
 TestMachine = Machine.TestCase
+TestWindowMachine = WindowMachine.TestCase
+TestGroupMachine = GroupMachine.TestCase
+TestManyGroupsMachine = ManyGroupsMachine.TestCase
 TestMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+for test in (TestWindowMachine, TestGroupMachine, TestManyGroupsMachine):
+    test.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

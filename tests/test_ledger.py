@@ -43,22 +43,23 @@ def test_the_parts_are_the_total(drawn: Callable[..., Ledger]) -> None:
     assert ledger.parts["keys and values"] == 4096 * 16384
     assert ledger.parts["program"] >= 100 * MIB
     assert ledger.budget == (1 << 40) + 100 * MIB and not ledger.is_stated
-    assert ledger.fits and ledger.most_pages is None
+    assert ledger.fits and ledger.most_kv_bytes is None
     ledger.require()
 
 
 @pytest.mark.parametrize(("context", "pages"), [(1, 1), (64, 1), (65, 2), (8192, 128)])
 def test_pages_are_whole(drawn: Callable[..., Ledger], context: int, pages: int) -> None:
     ledger = drawn(context=context, sessions=3)
-    assert ledger.n_pages == 3 * pages
+    assert ledger.planned_pages == [3 * pages]
     assert ledger.parts["keys and values"] == 3 * pages * ledger.kv.page_bytes
 
 
 def test_a_stated_budget_grants_more_pages(drawn: Callable[..., Ledger]) -> None:
     needed = drawn().needed
     ledger = drawn(memory=needed + 10 * MIB + 1)
-    assert ledger.most_pages == ledger.n_pages + 10
-    assert drawn(memory=needed).most_pages == ledger.n_pages
+    planned = ledger.parts["keys and values"]
+    assert ledger.most_kv_bytes == planned + 10 * MIB + 1
+    assert drawn(memory=needed).most_kv_bytes == planned
 
 
 @pytest.mark.parametrize("sessions", [2, 5, 10**18])

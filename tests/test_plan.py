@@ -156,11 +156,14 @@ def test_plan_prints_as_a_table() -> None:
 def test_fields_of_an_op(kind: Any) -> None:
     own = [field.name for field in fields(kind)[3:]]
     values = range(10, 10 + len(own))
-    op = ffi.new("edge_op *", kind((3, 4), 5, ("v", "w"), *values).native({"v": 8, "w": 7}))
+    op = ffi.new(
+        "edge_op *", kind((3, 4), 5, ("v", "w"), *values).native({"v": 8, "w": 7}, {10: (3, 10)})
+    )
     assert op.kind == getattr(lib, f"EDGE_OP_{kind.kind.upper()}")
     assert (getattr(op, "in"), op.in2, op.out, list(op.w)) == (3, 4, 5, [8, 7, -1])
     assert [getattr(op, name) for name in own] == list(values)
-    op = ffi.new("edge_op *", kind((), 5, (), *values).native({}))
+    assert op.group == (3 if "layer" in own else 0)
+    op = ffi.new("edge_op *", kind((), 5, (), *values).native({}, {10: (3, 10)}))
     assert (getattr(op, "in"), op.in2, op.out, list(op.w)) == (-1, -1, 5, [-1, -1, -1])
 
 
@@ -436,6 +439,8 @@ WRONG_SPECS: list[tuple[str, Any]] = [
     ("arena", ffi.cast("void *", 96)),
     *(("kv.head_dim", value) for value in (0, 8, 24, 272)),
     *((f"kv.{name}", value) for name in ("n_layers", "n_kv_heads") for value in (0, 4097)),
+    ("kv", ffi.NULL),
+    *(("n_kv_groups", value) for value in (0, -1, 2**30)),
     *(("kv.type", value) for value in (-1, lib.EDGE_N_KV_TYPES)),
 ]
 
@@ -444,7 +449,7 @@ WRONG_SPECS: list[tuple[str, Any]] = [
 @pytest.mark.parametrize("name, value", WRONG_SPECS, ids=str)
 def test_wrong_spec_is_refused(name: str, value: Any) -> None:
     struct, alive = every_op().struct()
-    setattr(struct.kv if name.startswith("kv.") else struct, name.removeprefix("kv."), value)
+    setattr(struct.kv[0] if name.startswith("kv.") else struct, name.removeprefix("kv."), value)
     out, error = ffi.new("edge_plan **"), ffi.new("edge_error *")
     assert lib.edge_plan_new(struct, out, error) == error.code == lib.EDGE_BAD_PLAN
     assert out[0] == ffi.NULL and error.op == -1 and native.text(error.text)
@@ -515,26 +520,62 @@ def test_wrong_step_is_refused(name: str, value: Any) -> None:
 )
 def test_wrong_cache_is_refused(name: str, value: Any) -> None:
     plan = Plan(every_op(), 128)
-    setattr(plan.cache.handle, name, value)
+    setattr(plan.cache.group, name, value)
     with pytest.raises(NativeError):
         plan.run(range(8), start=64)
 
 
 @pytest.mark.native
-def test_only_pages_in_sight_must_be_there() -> None:
-    plan = Plan(every_op(), 64 * 6)
-    cache = plan.cache
-    cache.handle.sink_pages, cache.handle.window_pages = 1, 2
-    for missing, fine in [(0, False), (1, True), (2, True), (3, False), (4, False), (5, True)]:
+@pytest.mark.parametrize(
+    ("window", "sliding", "wanted"),
+    [
+        (0, 0, [0, 1, 2, 3, 4]),
+        (0, 2, [0, 3, 4]),  # the sinks, the window
+        (1, 0, [3, 4]),  # its own page, and the one before it
+        (80, 0, [3, 4]),
+        (66, 0, [2, 3, 4]),
+        (66, 2, [3, 4]),
+        (500, 2, [0, 3, 4]),
+    ],
+)
+def test_only_pages_in_sight_must_be_there(window: int, sliding: int, wanted: list[int]) -> None:
+    spec = every_op()
+    spec.ops[ATTENTION]["window"] = window
+    plan = Plan(spec, 64 * 6)
+    cache, start = plan.cache, 64 * 4 + (20 if window == 80 else 0)
+    cache.group.sink_pages, cache.group.window_pages = bool(sliding), sliding
+    for missing in range(6):
         pages = [*cache.pages]
         pages[missing] = ffi.NULL
-        cache.handle.pages = kept = ffi.new("void *[]", pages)
-        if fine:
-            plan.run(range(8), start=64 * 4)
+        cache.group.pages = kept = ffi.new("void *[]", pages)
+        if missing not in wanted:
+            plan.run(range(8), start=start)
         else:
             with pytest.raises(NativeError, match=f"page {missing} is missing"):
-                plan.run(range(8), start=64 * 4)
+                plan.run(range(8), start=start)
         del kept
+
+
+@pytest.mark.native
+def test_a_group_wants_what_its_widest_window_sees() -> None:
+    """Two attentions of one group, in any order, or of two."""
+    for windows, n_groups, missing in [((5, 0), 1, 0), ((0, 5), 1, 0), ((5, 0), 2, None)]:
+        spec = every_op()
+        spec.cache_shape = (2, 1, 16)
+        second = dict(spec.ops[ATTENTION], layer=1)
+        spec.ops.insert(ATTENTION + 1, second)
+        spec.n_groups = n_groups
+        if n_groups == 2:
+            spec.cache_shape, second["group"], second["layer"] = (1, 1, 16), 1, 0
+        for op, window in zip((spec.ops[ATTENTION], second), windows, strict=True):
+            op["window"] = window
+        plan = Plan(spec, 64 * 6)
+        plan.cache.pages[0] = ffi.NULL  # of the first group
+        if missing is None:
+            plan.run(range(8), start=64 * 4)
+        else:
+            with pytest.raises(NativeError, match="page 0 is missing"):
+                plan.run(range(8), start=64 * 4)
 
 
 @pytest.mark.native
@@ -574,7 +615,18 @@ def test_read_refuses_what_is_no_float_buffer() -> None:
 
 #: Small numbers, those at limits, and neighbours of what stands there (added to it).
 SMALL, HARD = st.integers(-2, 20), st.sampled_from([32, 64, 2**24, 2**30, 2**31 - 1, -(2**31)])
-FIELDS = ["kind", "in", "in2", "out", "column", "layer", "n_heads", "n_kv_heads", "head_dim"]
+FIELDS = [
+    "kind",
+    "in",
+    "in2",
+    "out",
+    "column",
+    "group",
+    "layer",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+]
 FIELDS += ["window", "n_rot", "interleaved", "activation"]
 CHANGE = st.one_of(
     st.tuples(st.just("op"), st.integers(0, 10), st.sampled_from(FIELDS), SMALL | HARD),

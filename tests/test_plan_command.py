@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from edge.engine.describe import describe, pack
 from edge.engine.engine import DescribedFile, Engine
 from edge.errors import MemoryBudgetError, ModelFileError
 from edge.files.gguf import GGUF
-from edge.kv.shape import kv_types
+from edge.kv.shape import KVLayout, kv_types
 from edge.weights import packed
 from edge.weights.model_file import open_model
 from edge.weights.weights import RawWeights
@@ -30,6 +30,7 @@ Tiny = Callable[..., Path]
 KEYS = {
     *("model", "file_bytes", "whole_bytes", "complete", "fits", "budget_bytes", "budget_stated"),
     *("needed_bytes", "parts", "context", "context_trained", "sessions", "kv", "kv_types"),
+    "kv_groups",
     *("layouts", "compact", "options", "rotary", "threads", "speed"),
 }
 PARTS = ["weights", "keys_and_values", "buffers", "logits", "tokenizer", "prompt"]
@@ -273,10 +274,13 @@ def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
         demand, 99, slow
     )
     assert ratio == pytest.approx(2, rel=0.01)
-    with_window = dataclasses.replace(demand, windows=(64, 64))
+    windowed = (replace(group, window=64) for group in demand.kv.groups)
+    with_window = replace(demand, kv=KVLayout(tuple(windowed)))
     assert with_window.cache_bytes(5000) == demand.cache_bytes(63)
-    half = dataclasses.replace(demand, windows=(64, 0)).cache_bytes(5000)
-    assert 2 * half == demand.cache_bytes(63) + demand.cache_bytes(5000)
+    half = (("llama.attention.sliding_window_pattern", (True, False)),)
+    with DescribedFile.open(tiny_gguf("llama", window=64, extra=half)) as described:
+        n_bytes = predict.demand_of(described.description).cache_bytes(5000)
+    assert 2 * n_bytes == demand.cache_bytes(63) + demand.cache_bytes(5000)
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])

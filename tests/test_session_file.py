@@ -314,7 +314,7 @@ def test_pages_of_another_size_are_not_read(tmp_path: Path) -> None:
     add(file, page(0, 64, b""), n_bytes=n_bytes)
     os.truncate(path, os.path.getsize(path) + n_bytes)
     file.close()
-    file = SessionFile.open(path, page_bytes=80)
+    file = SessionFile.open(path, page_bytes=[80])
     with pytest.raises(SessionFileError, match=rf"page 0 .* {n_bytes} bytes, where 80 belong"):
         said(file)
     file.close()

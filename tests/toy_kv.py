@@ -3,18 +3,30 @@ holds can be checked against its tokens alone."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
 
-from edge.kv.cache import KVCache
-from edge.kv.pool import Node, Page, PagePool
-from edge.kv.shape import PAGE, KVShape
+from edge.kv.cache import _FULL_PAGE, KVCache
+from edge.kv.page_memory import Page
+from edge.kv.pool import PagePool
+from edge.kv.shape import PAGE, KVLayout, KVShape, LayerGroup
 from edge.native import ffi
 
 SHAPE = KVShape("f16", 1, 1, 16)
+#: One group; one with a window; a window and none, in shapes that differ; three.
+ONE = KVLayout((LayerGroup((0,), 0, SHAPE),))
+WINDOW = KVLayout((LayerGroup((0,), 100, SHAPE),))
+TWO = KVLayout(
+    (
+        LayerGroup((0, 2), 70, KVShape("f16", 2, 1, 16)),
+        LayerGroup((1,), 0, KVShape("f16", 1, 2, 32)),
+    )
+)
+THREE = KVLayout((*TWO.groups, LayerGroup((3,), 150, KVShape("f16", 1, 1, 16))))
+
 _MARK = 8  # bytes of a position's mark
+_PAGES: dict[bytes, list[bytes]] = {}  # key -> marks of a page that was filled
 
 
 @cache
@@ -31,12 +43,25 @@ def marks(tokens: Sequence[int]) -> list[bytes]:
     return out
 
 
+def of_group(marks: Sequence[bytes], group: int) -> bytes:
+    """What a group's page holds of these."""
+    return b"".join(mark[group:] + mark[:group] for mark in marks)
+
+
 def run(cache: KVCache, tokens: Sequence[int]) -> None:
     """As a run of the engine does: reserve, write, append."""
     cache.reserve(cache.length + len(tokens))
-    for i, mark in enumerate(marks([*cache.tokens, *tokens])[cache.length :], cache.length):
-        page = ffi.buffer(cache.handle.pages[i // PAGE], cache.pool.page_bytes)
-        page[i % PAGE * _MARK : (i % PAGE + 1) * _MARK] = mark
+    want = marks([*cache.tokens, *tokens])
+    for g in range(cache.n_groups):
+        table = cache.handle.groups[g]
+        for i in range(cache.length, len(want)):
+            page = ffi.buffer(table.pages[i // PAGE], cache.pool.layout.groups[g].shape.page_bytes)
+            page[i % PAGE * _MARK : (i % PAGE + 1) * _MARK] = of_group([want[i]], g)
+    key = cache.pool.root
+    for start in range(0, len(want) - PAGE + 1, PAGE):
+        whole = [*cache.tokens, *tokens][start : start + PAGE]
+        key = cache.pool.key_after(key, _FULL_PAGE.pack(*whole))
+        _PAGES[key] = want[start : start + PAGE]
     cache.append(tokens)
 
 
@@ -49,50 +74,55 @@ def run_all(cache: KVCache, tokens: Sequence[int]) -> None:
         done += n
 
 
+def sees(cache: KVCache, group: int, i: int) -> bool:
+    """Whether the next token sees something of a group's page i."""
+    window, sliding = cache.pool.layout.groups[group].window, cache.window_pages
+    in_window = not window or (i + 1) * PAGE > cache.length - window + 1
+    return in_window and (not sliding or i == 0 or i > cache.length // PAGE - sliding)
+
+
 def check_content(cache: KVCache) -> None:
     """Every page that the next token may see is there, and holds what its tokens demand."""
-    want, window = marks(cache.tokens), cache.window_pages
-    for i in range(cache.n_pages):
-        seen = not window or i == 0 or i > cache.length // PAGE - window
-        assert cache.has_page(i) or not seen
-        if cache.has_page(i):
-            n = min(PAGE, cache.length - i * PAGE)
-            with cache.page(i) as page:
-                assert bytes(page[: n * _MARK]) == b"".join(want[i * PAGE : i * PAGE + n])
+    want = marks(cache.tokens)
+    for number in range(cache.n_pages):
+        i, group = divmod(number, cache.n_groups)
+        assert cache.has_page(number) or not sees(cache, group, i)
+        if cache.has_page(number):
+            part = want[i * PAGE : (i + 1) * PAGE]
+            with cache.page(number) as page:
+                assert bytes(page[: len(part) * _MARK]) == of_group(part, group)
 
 
-def published(pool: PagePool) -> Iterator[tuple[list[bytes], Node]]:
-    """Each node of the tree, with the tokens of its page and those before."""
-    waiting: list[tuple[list[bytes], Node]] = [([], pool._root)]
-    while waiting:
-        above, node = waiting.pop()
-        for tokens, child in node.children.items():
-            assert child.tokens == tokens and child.parent is node
-            path = [*above, tokens]
-            yield path, child
-            waiting.append((path, child))
+def published(pool: PagePool) -> Iterator[tuple[bytes, Page]]:
+    """Pages that others may find; what they must begin with."""
+    for group, pages in enumerate(pool._memories):
+        for key, page in pages.published.items():
+            yield of_group(_PAGES[key], group), page
+
+
+def check_published(pool: PagePool) -> None:
+    """What others may find is what it is said to be."""
+    for want, page in published(pool):
+        with pool.view(page) as data:
+            assert bytes(data[: PAGE * _MARK]) == want
 
 
 def check_pool(pool: PagePool, caches: Sequence[KVCache]) -> None:
     """No page lost, in two places or miscounted; what is published is whole."""
-    tables = [page for cache in caches for page in cache._pages if page is not None]
-    counts: dict[Page, int] = {page: tables.count(page) for page in set(tables)}
     assert pool.free + pool.referenced + pool.cached == pool.pages
-    assert pool.referenced == len(counts)
-    assert all(page.refs == n for page, n in counts.items())
-    numbers = [page.number for page in counts]
-    places = [*numbers, *pool._cached, *pool._free]
-    assert len(set(places)) == len(places) == pool.pages
-    n_beyond = sum(number >= pool.planned for number in numbers)  # those of live caches alone
-    assert pool.pages == pool.planned + n_beyond
-    assert pool.touched_bytes >= pool.referenced * pool.page_bytes
-    in_tree = set[Page]()
-    for path, node in published(pool):
-        assert node.page is not None or node.children
-        if node.page is not None:
-            assert node.page.node is node and node.page not in in_tree
-            in_tree.add(node.page)
-            tokens = struct.unpack(f"<{len(path) * PAGE}i", b"".join(path))
-            with pool.view(node.page) as page:
-                assert bytes(page[: PAGE * _MARK]) == b"".join(marks(tokens)[-PAGE:])
-    assert in_tree == {p for p in counts if p.node} | set(pool._cached.values())
+    for group, pages in enumerate(pool._memories):
+        tables = [page for cache in caches for page in cache._tables[group].pages if page]
+        counts: dict[Page, int] = {page: tables.count(page) for page in set(tables)}
+        assert pages.n_referenced == len(counts)
+        assert all(page.refs == n and page.group == group for page, n in counts.items())
+        numbers = [page.number for page in counts]
+        places = [*numbers, *pages._cached, *pages._free]
+        assert len(set(places)) == len(places) == pages.n_pages
+        n_beyond = sum(number >= pages.planned for number in numbers)  # those of live caches alone
+        assert pages.n_pages == pages.planned + n_beyond
+        assert pages.touched_bytes >= pages.n_referenced * pages.page_bytes
+        public = set(pages.published.values())
+        assert len(public) == len(pages.published)
+        assert all(page.key is not None and pages.published[page.key] is page for page in public)
+        assert public == {p for p in counts if p.key} | set(pages._cached.values())
+    check_published(pool)

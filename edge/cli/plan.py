@@ -116,6 +116,15 @@ def _memory(description: Description) -> dict[str, Any]:
         "sessions": ledger.sessions,
         "kv": ledger.kv.type,
         "kv_types": types,
+        "kv_groups": [
+            {
+                "layers": list(group.layers),
+                "window": group.window,
+                "bytes_per_token": group.shape.page_bytes // PAGE,
+                "bytes": n_pages * group.shape.page_bytes,
+            }
+            for group, n_pages in zip(ledger.kv.groups, ledger.planned_pages, strict=True)
+        ],
         "layouts": dict(Counter(map(weights.layout, weights.names))),
         "compact": weights.is_compact,
         "options": [
@@ -189,7 +198,22 @@ def _lines(facts: dict[str, Any], stated: str | None) -> list[str]:
     for name, row in facts["kv_types"].items():
         context = row["largest_context"] or "none"
         lines.append(f"{name:<18}{row['bytes_per_token']:>12}{context:>18}")
+    lines += _group_lines(facts["kv_groups"])
     return [*lines, *_rotary_lines(facts), "", *_speed_lines(facts["speed"])]
+
+
+def _group_lines(groups: list[dict[str, Any]]) -> list[str]:
+    """What each layer group takes, where there are several."""
+    if len(groups) == 1:
+        return []
+    lines = ["", "layers    window    bytes/token        in all"]
+    for group in groups:
+        window = group["window"] or "none"
+        lines.append(
+            f"{len(group['layers']):<10}{window:<10}{group['bytes_per_token']:>11}"
+            f"{show(group['bytes']):>14}"
+        )
+    return lines
 
 
 def _rotary_lines(facts: dict[str, Any]) -> list[str]:

@@ -12,9 +12,10 @@ from edge.device import cores
 from edge.device.budget import budget_of, program_bytes
 from edge.engine import plan
 from edge.engine.ledger import Ledger
+from edge.engine.plan import CHUNK
 from edge.errors import InputError, ModelFileError, UnsupportedError
 from edge.graph import Graph
-from edge.kv.shape import KVShape, kv_types
+from edge.kv.shape import KVLayout, kv_types
 from edge.loading import LAYOUTS, Layout, NativeOptions
 from edge.models.common import Config
 from edge.native import ffi, lib
@@ -25,11 +26,7 @@ from edge.weights import packed_cache
 from edge.weights.model_file import ModelFile, open_model
 from edge.weights.weights import Weights
 
-__all__ = ["CHUNK", "Description", "describe", "pack"]
-
-#: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
-#: progress bar.
-CHUNK = 256
+__all__ = ["Description", "describe", "pack"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,8 @@ class Description:
     ledger: Ledger
 
     @property
-    def kv(self) -> KVShape:
-        """What a page of keys and values holds."""
+    def kv(self) -> KVLayout:
+        """What pages of keys and values hold."""
         return self.ledger.kv
 
     def weight_bytes(self, name: str) -> int:
@@ -63,7 +60,7 @@ def describe(model: ModelFile, options: NativeOptions | None = None) -> Descript
     graph, config = _graph_of(model, options.context)
     weights = model.weights(graph.weights)
     lowered = _lower(graph, weights)
-    ledger = _settle(weights, config, lowered.arena_bytes, graph.dims[graph.output], options)
+    ledger = _settle(weights, config, graph, lowered.arena_bytes, options)
     return Description(graph, config, weights, lowered, ledger)
 
 
@@ -124,7 +121,7 @@ def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
 
 
 def _settle(
-    weights: Weights, config: Config, buffers: int, n_vocab: int, options: NativeOptions
+    weights: Weights, config: Config, graph: Graph, buffers: int, options: NativeOptions
 ) -> Ledger:
     """Choose the type of keys and values and the forms of the weights; what all will take.
 
@@ -133,19 +130,19 @@ def _settle(
     being too much, but a stated budget that is more than there is (MemoryBudgetError).
     """
     template = config.keys.metadata.get("tokenizer.chat_template")
-    shapes = _shapes(config, options.kv)
+    layouts = _layouts(graph, config, options.kv)
     ledger = Ledger(
         path=config.path,
         layout=options.layout,
         weights=0,
         least_weights=0,
-        kv=shapes[0],
+        kv=layouts[0],
         context=config.n_context,
         most_context=config.n_context_train,
         positions=config.n_positions,
         sessions=options.sessions,
         buffers=buffers,
-        n_vocab=n_vocab,
+        n_vocab=graph.dims[graph.output],
         tokenizer=tokenizer_bytes(config.keys.metadata),
         template=compiled_bytes(template) if isinstance(template, str) else 0,
         packing=weights.packing_bytes,
@@ -153,7 +150,7 @@ def _settle(
         budget=budget_of(options.memory),
         is_stated=options.memory is not None,
     )
-    for kv in shapes:
+    for kv in layouts:
         rest = replace(ledger, kv=kv, weights=0).needed
         weights.fit(options.layout, None if ledger.budget is None else ledger.budget - rest)
         least = weights.n_bytes - weights.compact_saves
@@ -163,14 +160,15 @@ def _settle(
     return ledger
 
 
-def _shapes(config: Config, wanted: str) -> list[KVShape]:
-    """The shapes to choose from, the most precise first. Raises UnsupportedError."""
+def _layouts(graph: Graph, config: Config, wanted: str) -> list[KVLayout]:
+    """The layouts to choose from, the most precise first. Raises UnsupportedError."""
+    layout = KVLayout.of(graph, config.n_context_train)
     names = kv_types() if wanted == "auto" else [wanted]
-    shapes = [shape for name in names if (shape := KVShape.of(config, name)).page_bytes > 0]
-    if not shapes:
+    layouts = [kv for name in names if (kv := layout.with_type(name)).is_possible]
+    if not layouts:
         raise UnsupportedError(
             f"{config.path}: keys and values of heads of {config.head_dim} cannot be {wanted}",
             what=f"kv {wanted}",
-            supported=[t for t in kv_types() if KVShape.of(config, t).page_bytes > 0],
+            supported=[t for t in kv_types() if layout.with_type(t).is_possible],
         )
-    return shapes
+    return layouts

@@ -10,7 +10,6 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from edge import forked, native
 from edge.device import cores, memory
 from edge.device.cores import Choice
-from edge.engine.describe import CHUNK, Description, describe
+from edge.engine.describe import Description, describe
 from edge.engine.ledger import Ledger
+from edge.engine.plan import CHUNK
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.graph import check_factors, shown_name
 from edge.kv.cache import KVCache
@@ -242,9 +242,9 @@ class Engine:
         return self._pages
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of a page of keys and values."""
-        return self.kv.page_bytes
+    def page_bytes(self) -> Sequence[int]:
+        """Bytes of a page of keys and values, of each layer group."""
+        return [group.shape.page_bytes for group in self.kv.groups]
 
     @property
     def keeps_prompts(self) -> bool:
@@ -270,7 +270,7 @@ class Engine:
             "edge": __version__,
             "model": f"{name} ({file})" if name else file,
             "fingerprint": self.fingerprint.hex(),
-            "kv": asdict(self.kv),
+            "kv": self.kv.facts(),
             # the tensor of rotary factors in use: with LongRoPE the context limit chooses it
             "factors": next(map(shown_name, factors), None),
             "native_bf16": self.isa.endswith("+bf16"),
@@ -413,11 +413,12 @@ class Engine:
         """Pages for the sessions that are planned."""
         root = b""
         if store is not None:  # all that the bits in its pages depend on
-            versions = f"{__version__} {_PAGES_VERSION} {self.kv} {self.isa.endswith('+bf16')}"
+            groups = self.kv.groups
+            kv = groups[0].shape if len(groups) == 1 else groups
+            versions = f"{__version__} {_PAGES_VERSION} {kv} {self.isa.endswith('+bf16')}"
             root = self.fingerprint + versions.encode()
-        return PagePool(
-            self.kv, self.ledger.n_pages, most=self.ledger.most_pages, store=store, root=root
-        )
+        planned, most = self.ledger.planned_pages, self.ledger.most_kv_bytes
+        return PagePool(self.kv, planned, most_bytes=most, store=store, root=root)
 
     def _check_factors(self) -> None:
         """Rotary factors divide frequencies."""
@@ -428,7 +429,7 @@ class Engine:
         """The error of logits that are NaN or infinite. The weights are finite: packing looked."""
         layer = cache.overflowed_layer()
         if layer is not None:
-            others = [t for t in kv_types()[1:] if replace(self.kv, type=t).page_bytes > 0]
+            others = [t for t in kv_types()[1:] if self.kv.with_type(t).is_possible]
             hint = f"load the model with --kv {others[0]}" if others else "no other type keeps them"
             return UnsupportedError(
                 f"{self.path}: keys or values of layer {layer} are beyond 65504, the most that f16 "
@@ -447,15 +448,19 @@ class Engine:
         for b, buffer in zip(buffers, lowered.buffers, strict=True):
             b.kind, b.dim, b.offset = buffer.kind, buffer.dim, buffer.offset
             b.is_logit_rows = int(buffer.logit_rows)
-        ops = ffi.new("edge_op[]", [op.native(weights.index) for op in lowered.ops])
+        places = self.kv.places
+        ops = ffi.new("edge_op[]", [op.native(weights.index, places) for op in lowered.ops])
         spec = ffi.new("edge_plan_spec *")
         spec.isa, spec.max_tokens = isa, self.chunk
-        spec.kv = self.kv.native[0]
+        shapes = ffi.new("edge_kv_shape[]", len(self.kv.groups))
+        for i, group in enumerate(self.kv.groups):
+            shapes[i] = group.shape.native[0]
+        spec.kv, spec.n_kv_groups = shapes, len(shapes)
         spec.ops, spec.n_ops = ops, len(lowered.ops)
         spec.buffers, spec.n_buffers = buffers, len(lowered.buffers)
         spec.weights, spec.n_weights = weights.entries, len(weights.names)
         spec.arena_bytes = lowered.arena_bytes
-        return spec, (ops, buffers)
+        return spec, (ops, buffers, shapes)
 
     def _traced(self, n_tokens: int, op_ns: CData) -> str:
         """One line per op: kind, microseconds, layouts, weights."""

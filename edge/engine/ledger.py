@@ -26,8 +26,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from edge.device.budget import MARGIN_BYTES, logits_bytes, text_parts
+from edge.engine.plan import CHUNK
 from edge.errors import MemoryBudgetError
-from edge.kv.shape import PAGE, KVShape, kv_types
+from edge.kv.shape import PAGE, KVLayout, kv_types
 from edge.loading import Layout
 from edge.sizes import show
 
@@ -66,7 +67,7 @@ class Ledger:
     layout: Layout
     weights: int
     least_weights: int
-    kv: KVShape
+    kv: KVLayout
     context: int
     most_context: int
     positions: int
@@ -84,7 +85,7 @@ class Ledger:
     def parts(self) -> dict[str, int]:
         """Bytes by name; `needed` is their sum."""
         later = {
-            "keys and values": self.n_pages * self.kv.page_bytes,
+            "keys and values": self._kv_bytes,
             "buffers": self.buffers,
         }
         later["logits"] = logits_bytes(self.n_vocab)
@@ -114,20 +115,28 @@ class Ledger:
         return self.budget is None or self.needed <= self.budget
 
     @property
-    def n_pages(self) -> int:
-        """Pages of keys and values of all sessions."""
-        return self.sessions * -(-self.context // PAGE)
+    def planned_pages(self) -> list[int]:
+        """Pages of keys and values of all sessions, of each layer group."""
+        groups = self.kv.groups
+        return [self.sessions * group.most_pages(self.context, CHUNK) for group in groups]
 
     @property
-    def most_pages(self) -> int | None:
-        """Pages that a stated budget holds, as more sessions may want them; None: it is not."""
+    def _kv_bytes(self) -> int:
+        pages = zip(self.planned_pages, self.kv.groups, strict=True)
+        return sum(n * group.shape.page_bytes for n, group in pages)
+
+    @property
+    def most_kv_bytes(self) -> int | None:
+        """Bytes of keys and values that a stated budget holds, as more sessions may want them;
+        None: it is not.
+        """
         if self.budget is None or not self.is_stated:
             return None
-        return self.n_pages + max(0, self.budget - self.needed) // self.kv.page_bytes
+        return self._kv_bytes + max(0, self.budget - self.needed)
 
     def with_kv(self, type_name: str) -> Ledger:
         """The same with another type of keys and values."""
-        return replace(self, kv=replace(self.kv, type=type_name))
+        return replace(self, kv=self.kv.with_type(type_name))
 
     def largest_context(self) -> int:
         """The most tokens that each session can have, 0: none. Layout "auto" may become compact,
@@ -208,7 +217,7 @@ class Ledger:
         """How many have room in the budget. Layout "auto" may become compact."""
         one = replace(self._least() if self.layout == "auto" else self, sessions=1)
         rest = replace(one, sessions=0, packing=0).needed
-        return max(0, (self.budget or 0) - rest) // (one.n_pages * one.kv.page_bytes + one._history)
+        return max(0, (self.budget or 0) - rest) // (one._kv_bytes + one._history)
 
     def _auto(self, ledger: Ledger) -> Ledger:
         """The layout that "auto" would take, at worst."""
@@ -220,7 +229,7 @@ class Ledger:
 
     def types(self) -> list[str]:
         """The types that can keep the model's heads, the most precise first."""
-        return [name for name in kv_types() if self.with_kv(name).kv.page_bytes > 0]
+        return [name for name in kv_types() if self.kv.with_type(name).is_possible]
 
     def _option(self, other: Ledger) -> Option:
         """What another ledger does differently."""

@@ -29,7 +29,11 @@ from edge.graph import (
 )
 from edge.native import ALIGNMENT, PANEL_ROWS, ffi, lib
 
-__all__ = ["F32", "LOGITS", "Q8", "Q8X2", "Buffer", "Lowered", "PlanOp", "lower"]
+__all__ = ["CHUNK", "F32", "LOGITS", "Q8", "Q8X2", "Buffer", "Lowered", "PlanOp", "lower"]
+
+#: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
+#: progress bar.
+CHUNK = 256
 
 F32: int = lib.EDGE_BUFFER_F32
 Q8: int = lib.EDGE_BUFFER_Q8
@@ -68,8 +72,10 @@ class _PlanOp:
     output: int
     weights: tuple[str, ...]
 
-    def native(self, index: Mapping[str, int]) -> dict[str, int | float | list[int]]:
-        """Its edge_op, by field. index: of each weight."""
+    def native(
+        self, index: Mapping[str, int], places: Mapping[int, tuple[int, int]]
+    ) -> dict[str, int | float | list[int]]:
+        """Its edge_op, by field. index: of each weight; places: see `KVLayout.places`."""
         fields: dict[str, int | float | list[int]] = asdict(self)
         for name in ("inputs", "output", "weights"):
             del fields[name]
@@ -153,6 +159,13 @@ class _PlanHeads(_PlanOp):
     n_heads: int
     n_kv_heads: int
     head_dim: int
+
+    def native(
+        self, index: Mapping[str, int], places: Mapping[int, tuple[int, int]]
+    ) -> dict[str, int | float | list[int]]:
+        fields = super().native(index, places)
+        fields["group"], fields["layer"] = places[self.layer]
+        return fields
 
 
 @dataclass(frozen=True)

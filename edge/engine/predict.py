@@ -27,8 +27,7 @@ from edge.disk.atomic import replacing
 from edge.disk.room import cache_dir
 from edge.engine.plan import Lowered, PlanGatedMatmul, PlanMatmul
 from edge.errors import EdgeError
-from edge.graph import Graph
-from edge.kv.shape import KVShape
+from edge.kv.shape import KVLayout
 
 __all__ = ["Bandwidth", "Demand", "Planned", "demand_of", "tokens_per_second"]
 
@@ -44,27 +43,21 @@ class Planned(Protocol):
     @property
     def lowered(self) -> Lowered: ...
     @property
-    def graph(self) -> Graph: ...
-    @property
-    def kv(self) -> KVShape: ...
+    def kv(self) -> KVLayout: ...
     def weight_bytes(self, name: str) -> int: ...
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a decoded token needs. weights: bytes that it reads; n_ops: operations; windows: the
-    most positions that it sees in each layer, 0: all.
-    """
+    """What a decoded token needs. weights: bytes that it reads; n_ops: operations."""
 
     weights: int
     n_ops: int
-    kv: KVShape
-    windows: tuple[int, ...]
+    kv: KVLayout
 
     def cache_bytes(self, depth: int) -> int:
         """Bytes of keys and values that the token behind `depth` others reads."""
-        n_seen = [min(depth + 1, window) if window else depth + 1 for window in self.windows]
-        return sum(map(self.kv.bytes, n_seen)) // len(n_seen)
+        return self.kv.bytes(depth + 1)
 
 
 def demand_of(model: Planned) -> Demand:
@@ -72,8 +65,7 @@ def demand_of(model: Planned) -> Demand:
     ops = model.lowered.ops
     matmuls = [op for op in ops if isinstance(op, (PlanMatmul, PlanGatedMatmul))]
     weights = sum(model.weight_bytes(name) for op in matmuls for name in op.weights)
-    windows = tuple(op.window for op in model.graph.attentions)
-    return Demand(weights, len(ops), model.kv, windows)
+    return Demand(weights, len(ops), model.kv)
 
 
 @dataclass(frozen=True)

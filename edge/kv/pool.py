@@ -1,160 +1,127 @@
 """The memory of keys and values: pages of one model, shared by its sessions.
 
-A page that is full is *published*: it gets a node in a tree, below the node of the page before it,
-under its tokens. Who has the same tokens from the start finds it there and shares it. Pages count
-who refers to them; a published page that nobody refers to any more stays, for the next to come,
-until its memory is needed: least recently used first, and the last pages of a text before its
-first ones. A node outlives its page while there are nodes below it. With a store, what leaves the
-memory goes to disk and comes back from there.
-
-    free        memory that holds nothing
-    referenced  in the table of one cache or more; private, or published and never written again
-    cached      published, in no table; in planned memory only
-
-An interrupt may come between any two steps. So they are in an order that never lets two have a page
-that one of them writes to: what is cut short may leave a planned page in no list, which is found
-again when there is no other.
+A page that is full is *published* under a key: a hash of the model and of all tokens up to its
+last. Who has the same tokens from the start has the same keys, finds the pages there and shares
+them. Each layer group has its own pages; one key stands for a page of each, and any of these may be
+missing. Pages count who refers to them; a published page that nobody refers to any more stays, for
+the next to come, until its memory is needed: least recently used first, and the last pages of a
+text before its first ones. With a store, what leaves the memory goes to disk and comes back from
+there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import mmap
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from edge import forked
 from edge.device import memory
 from edge.errors import InputError, MemoryBudgetError
+from edge.kv.page_memory import Page, PageMemory
+from edge.kv.shape import KVLayout
 from edge.native import ffi
 from edge.sizes import show
 
 if TYPE_CHECKING:
     from edge.kv.page_store import PageStore
-    from edge.kv.shape import KVShape
 
-__all__ = ["Page", "PagePool"]
+__all__ = ["PagePool"]
 
 _ZEROS = bytes(1 << 16)
-
-
-class Node:
-    """A place in the tree. key: hash of the root and all tokens up to here; page: None when it
-    left the memory.
-    """
-
-    __slots__ = ("children", "key", "page", "parent", "tokens")
-
-    def __init__(self, parent: Node | None, tokens: bytes, key: bytes) -> None:
-        self.parent, self.tokens, self.key = parent, tokens, key
-        self.children: dict[bytes, Node] = {}
-        self.page: Page | None = None
-
-
-class Page:
-    """One page of memory. refs: how many tables it is in; node: where it is published, or None."""
-
-    __slots__ = ("block", "node", "number", "offset", "pointer", "refs", "used")
-
-    def __init__(self, number: int, block: mmap.mmap, offset: int, pointer: Any) -> None:
-        self.number, self.block, self.offset, self.pointer = number, block, offset, pointer
-        self.refs = 0
-        self.node: Node | None = None
-        self.used = False
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether others may read it: it must be copied before it is written to."""
-        return self.refs > 1 or self.node is not None
 
 
 class PagePool:
     """The pages of one model. Any thread may call any method.
 
-    planned: pages that are set aside at once, as addresses: the system gives the memory when they
-    are first used. most: pages that there may ever be; None: as many as the system has memory for.
-    Beyond the planned ones memory is taken for caches that live, and given back with them. store:
-    where pages go that leave the memory. root: what the store's pages depend on besides tokens.
+    planned: of each layer group, pages that are set aside at once. most_bytes: that all pages may
+    ever take; None: as many as the system has memory for. Beyond the planned ones memory is taken
+    for caches that live, and given back with them. store: where pages go that leave the memory.
+    root: what pages depend on besides tokens.
     Raises MemoryBudgetError.
     """
 
     def __init__(
         self,
-        shape: KVShape,
-        planned: int,
+        layout: KVLayout,
+        planned: Sequence[int],
         *,
-        most: int | None = None,
+        most_bytes: int | None = None,
         store: PageStore | None = None,
         root: bytes = b"",
     ) -> None:
-        self.shape, self.planned, self.most, self.store = shape, planned, most, store
-        self.page_bytes = shape.page_bytes
+        self.layout, self.most_bytes, self.store = layout, most_bytes, store
+        self.root = blake2b(root, digest_size=32).digest()
         self.lock: Any = threading.RLock()  # or forked.REFUSAL
         self.closed = False
-        self._root = Node(None, b"", blake2b(root, digest_size=32).digest())
-        self._orphans: deque[list[Page | None]] = deque()  # tables that nobody closed
-        self._cached: OrderedDict[int, Page] = OrderedDict()  # least recently used first
-        self._n_touched, self._n_most = 0, 0
-        self._blocks: dict[int, tuple[mmap.mmap, Any]] = {}  # by their first page's number
-        self._next_number = planned
-        self._free: list[int] = []  # a heap of numbers: low ones first keeps memory together
-        self._pages: list[Page] = []
-        if planned:
-            block, base = self._map(0, planned)
-            size = self.page_bytes
-            self._pages = [Page(i, block, i * size, base + i * size) for i in range(planned)]
-            self._free = list(range(planned))
+        self._orphans: deque[Sequence[list[Page | None]]] = deque()  # tables that nobody closed
+        self._memories: list[PageMemory] = []
+        for group, n_pages in zip(layout.groups, planned, strict=True):
+            size = group.shape.page_bytes
+            try:
+                self._memories.append(PageMemory(len(self._memories), size, n_pages, self._spill))
+            except (OSError, MemoryError, OverflowError, ValueError) as error:
+                raise self._too_much(size * n_pages, memory.available() or 0) from error
         forked.watch(self)
 
     # ---- figures ----
+
+    @property
+    def planned(self) -> int:
+        """Pages that were planned."""
+        return sum(each.planned for each in self._memories)
 
     @property
     def pages(self) -> int:
         """All pages: free, referenced and cached."""
         with self.lock:
             self._collect()
-            return len(self._pages) + len(self._blocks) - bool(self._pages)
+            return sum(each.n_pages for each in self._memories)
 
     @property
     def referenced(self) -> int:
         """Pages that caches refer to."""
         with self.lock:
             self._collect()
-            extra = len(self._blocks) - bool(self._pages)
-            return extra + sum(page.refs > 0 for page in self._pages)
+            return sum(each.n_referenced for each in self._memories)
 
     @property
     def cached(self) -> int:
         """Published pages that no cache refers to."""
         with self.lock:
             self._collect()
-            return len(self._cached)
+            return sum(each.n_cached for each in self._memories)
 
     @property
     def free(self) -> int:
         """Pages that hold nothing."""
         with self.lock:
             self._collect()
-            return len(self._free)
+            return sum(each.n_free for each in self._memories)
 
     @property
     def touched_bytes(self) -> int:
-        """The most memory that pages ever took from the system at once."""
-        return self._n_most * self.page_bytes
+        """The most memory that the pages of each group ever took from the system at once."""
+        return sum(each.touched_bytes for each in self._memories)
 
-    # ---- for caches ----
+    # ---- for caches; group: the index of a layer group ----
 
-    def take(self) -> Page:
+    @staticmethod
+    def key_after(key: bytes, tokens: bytes) -> bytes:
+        """The key of a page with these tokens. key: of the page before, `root` for the first."""
+        return blake2b(key + tokens, digest_size=32).digest()
+
+    def take(self, group: int) -> Page:
         """A page of zeros for one table. Raises MemoryBudgetError, InputError once closed."""
         with self.lock:
-            page = self._take()
+            page = self._take(group)
             if page.used:  # what another session wrote is nobody's business
-                for start in range(0, self.page_bytes, len(_ZEROS)):
-                    n = min(len(_ZEROS), self.page_bytes - start)
+                size = self._memories[group].page_bytes
+                for start in range(0, size, len(_ZEROS)):
+                    n = min(len(_ZEROS), size - start)
                     ffi.memmove(page.pointer + start, _ZEROS, n)
             page.used = True
             return page
@@ -178,7 +145,7 @@ class PagePool:
                 if page is not None:
                     page.refs -= 1
                     if page.refs == 0:
-                        self._retire(page)
+                        self._memories[page.group].retire(page)
 
     def own(self, page: Page) -> Page:
         """A page with the same content that may be written to, for the table that has this one;
@@ -189,86 +156,107 @@ class PagePool:
         """
         with self.lock:
             self._collect()
-            is_full = not self._free and not self._cached
-            if page.refs == 1 and page.node is not None and is_full:
+            pages = self._memories[page.group]
+            if page.refs == 1 and page.key is not None and pages.is_full:
                 self._spill(page)
-                self._unpublish(page)
+                pages.unpublish(page)
                 return page
-            copy = self._take()
-            ffi.memmove(copy.pointer, page.pointer, self.page_bytes)
+            copy = self._take(page.group)
+            ffi.memmove(copy.pointer, page.pointer, pages.page_bytes)
             copy.used = True
             return copy
 
-    def publish(self, before: Page | None, tokens: bytes, page: Page) -> Page:
-        """Let others find a full page, behind the published page `before` (None: it is the first).
+    def publish(self, group: int, key: bytes, page: Page) -> Page:
+        """Let others find a full page.
 
-        Returns the page that the table shall have in its place: with the same tokens, the one that
+        Returns the page that the table shall have in its place: with the same key, the one that
         was there first. The table gives its own then.
         """
         with self.lock:
             if self.closed:
                 return page
-            node = self._child(self._node_of(before), tokens)
-            if node.page is None:
-                page.node = node  # first: others may find it from the next step on
-                node.page = page
-            elif node.page is not page:
-                self._refer(node.page)
-            return node.page
+            pages = self._memories[group]
+            first = pages.published.get(key)
+            if first is None:
+                page.key = key  # first: others may find it from the next step on
+                pages.published[key] = page
+            elif first is not page:
+                pages.refer(first)
+                return first
+            return page
 
-    def find(self, before: Page | None, tokens: bytes) -> Page | None:
-        """The published page with these tokens behind `before`, for one table; None: there is
-        none, in memory or in the store.
+    def has(self, group: int, key: bytes) -> bool:
+        """Whether a page is published or in the store, where it may still turn out damaged."""
+        with self.lock:
+            if self.closed:
+                return False
+            if key in self._memories[group].published:
+                return True
+            return self.store is not None and self.store.has(self._store_key(group, key))
+
+    def find(self, group: int, key: bytes) -> Page | None:
+        """The page that is published under this key, for one table; None: there is none, in memory
+        or in the store.
         """
         with self.lock:
             if self.closed:
                 return None
-            parent = self._node_of(before)
-            node = parent.children.get(tokens)
-            if node is not None and node.page is not None:
-                self._refer(node.page)
-                return node.page
-            key = self._key(parent, tokens)
-            if self.store is None or not self.store.has(key):
+            pages = self._memories[group]
+            page = pages.published.get(key)
+            if page is not None:
+                pages.refer(page)
+                return page
+            name = self._store_key(group, key)
+            if self.store is None or not self.store.has(name):
                 return None
             try:
-                page = self._take()
+                page = self._take(group)
             except MemoryBudgetError:
                 return None
             page.used = True
             with self.view(page) as data:
-                found = self.store.read(key, data)
+                found = self.store.read(name, data)
             if not found:
                 self.give([page])
                 return None
-            page.node = self._child(parent, tokens)
-            page.node.page = page
+            page.key = key
+            pages.published[key] = page
             return page
 
-    def keep(self, pages: Iterable[Page]) -> None:
-        """Write published pages to the store. Raises InputError when there is none, or it cannot
-        be written.
+    def keep(self, group: int, key: bytes) -> bool:
+        """Write a published page to the store; False: it is neither in memory nor there.
+
+        Raises InputError when there is no store, or it cannot be written.
         """
         if self.store is None:
             raise InputError("nothing can be kept: load the model with prefix_cache=FOLDER")
-        for page in pages:
-            with self.lock:
-                if page.node is None:
-                    continue
-                key, data = page.node.key, self.view(page)
-            with data:  # nobody writes to it, and others need not wait for the disk
-                self.store.write(key, data, durable=True)
+        name = self._store_key(group, key)
+        with self.lock:
+            pages = self._memories[group]
+            page = None if self.closed else pages.published.get(key)
+            if page is None:
+                return self.store.has(name)
+            pages.refer(page)
+        try:
+            with self.view(page) as data:  # nobody writes to it, and others need not wait
+                self.store.write(name, data, durable=True)
+        finally:
+            self.give([page])
+        return True
 
     def view(self, page: Page) -> memoryview:
         """The bytes of a page. Raises InputError once closed."""
         with self.lock:
             if self.closed:
                 raise InputError("the model was closed")
-            return memoryview(page.block)[page.offset : page.offset + self.page_bytes]
+            end = page.offset + self._memories[page.group].page_bytes
+            return memoryview(page.block)[page.offset : end]
 
-    def abandon(self, table: list[Page | None]) -> None:
-        """A table's owner is gone. Takes no lock: a garbage collector may call at any moment."""
-        self._orphans.append(table)
+    def abandon(self, tables: Sequence[list[Page | None]]) -> None:
+        """The owner of these tables is gone. Takes no lock: a garbage collector may call at any
+        moment.
+        """
+        self._orphans.append(tables)
 
     def close(self) -> None:
         """Give the memory back. Caches that live can be closed, and nothing else."""
@@ -276,10 +264,8 @@ class PagePool:
             return
         with self.lock:
             self.closed = True
-            for number in list(self._blocks):
-                self._unmap(number)
-            self._root.children = {}
-            self._cached.clear()
+            for pages in self._memories:
+                pages.close()
             self._orphans.clear()
             if self.store is not None:
                 self.store.close()
@@ -292,142 +278,44 @@ class PagePool:
     def _collect(self) -> None:
         """Take back the pages of tables that nobody closed."""
         while self._orphans:
-            table = self._orphans.popleft()
-            self.give(table)
-            table.clear()
+            for table in self._orphans.popleft():
+                self.give(table)
+                table.clear()
 
-    def _take(self) -> Page:
+    def _take(self, group: int) -> Page:
         """A page for one table, with whatever was in it."""
         if self.closed:
             raise InputError("the model was closed")
         self._collect()
-        page = self._planned_page() or self._grow()
+        page = self._memories[group].planned_page() or self._grow(self._memories[group])
         page.refs = 1
-        extra = len(self._blocks) - bool(self._pages)
-        self._n_most = max(self._n_most, self._n_touched + extra)
         return page
 
-    def _grow(self) -> Page:
+    def _grow(self, pages: PageMemory) -> Page:
         """A page beyond the planned ones."""
-        n = len(self._pages) + len(self._blocks) - bool(self._pages)
+        size = pages.page_bytes
+        n_bytes = sum(each.n_pages * each.page_bytes for each in self._memories)
         available = memory.available()
-        if self.most is not None and n >= self.most:
-            budget = self.most * self.page_bytes
-        elif available is not None and self.page_bytes > available:
-            budget = n * self.page_bytes + available
-        else:
-            number = self._next_number
-            block, base = self._map(number, 1)
-            self._next_number += 1
-            return Page(number, block, 0, base)
-        raise self._too_much((n + 1) * self.page_bytes, budget)
-
-    def _planned_page(self) -> Page | None:
-        """A planned page that is free, or the one that is missed least; None: all are in use."""
-        if not self._free and not self._cached:
-            self._recover()
-        if not self._free and self._cached:
-            self._evict()
-        if not self._free:
-            return None
-        page = self._pages[heapq.heappop(self._free)]
-        self._n_touched = max(self._n_touched, page.number + 1)
-        return page
-
-    def _retire(self, page: Page) -> None:
-        """No table has the page any more."""
-        if page.number >= len(self._pages):
-            if page.node is not None:
-                self._move(page)
-            self._unmap(page.number)
-        elif page.node is not None:
-            self._cached[page.number] = page
-        else:
-            heapq.heappush(self._free, page.number)
-
-    def _move(self, page: Page) -> None:
-        """What was published beyond the planned memory goes to a planned page, or is lost."""
-        there, node = self._planned_page(), page.node
-        if there is None or node is None:
-            self._spill(page)
-            self._unpublish(page)
-            return
-        ffi.memmove(there.pointer, page.pointer, self.page_bytes)
-        there.used = True
-        there.node = node
-        self._cached[there.number] = there
-        node.page, page.node = there, None
-
-    def _refer(self, page: Page) -> None:
-        """One more table has a published page."""
-        self._cached.pop(page.number, None)
-        page.refs += 1
-
-    def _evict(self) -> None:
-        """Free the cached page that was not used for longest."""
-        page = next(iter(self._cached.values()))
-        self._spill(page)
-        self._unpublish(page)
-        del self._cached[page.number]
-        heapq.heappush(self._free, page.number)
-
-    def _recover(self) -> None:
-        """Find planned pages that an interrupt left in no list."""
-        for page in self._pages:
-            if page.refs == 0:
-                self._retire(page)
+        if self.most_bytes is not None and n_bytes + size > self.most_bytes:
+            raise self._too_much(n_bytes + size, self.most_bytes)
+        if available is not None and size > available:
+            raise self._too_much(n_bytes + size, n_bytes + available)
+        try:
+            return pages.new_page()
+        except (OSError, MemoryError, OverflowError, ValueError) as error:
+            raise self._too_much(size, memory.available() or 0) from error
 
     def _spill(self, page: Page) -> None:
         """Write a page to the store: for later, so a disk that refuses hurts nobody now."""
-        if self.store is not None and self.store.error is None and page.node is not None:
+        if self.store is not None and self.store.error is None and page.key is not None:
             with contextlib.suppress(InputError), self.view(page) as data:
-                self.store.write(page.node.key, data)
+                self.store.write(self._store_key(page.group, page.key), data)
 
-    def _unpublish(self, page: Page) -> None:
-        """The page leaves the tree, with the nodes that nothing needs any more."""
-        node: Node | None = page.node
-        if node is None:  # an interrupt came before it was freed
-            return
-        if node.page is page:
-            node.page = None
-        page.node = None
-        while node and node.parent and not node.children and node.page is None:
-            del node.parent.children[node.tokens]
-            node = node.parent
-
-    def _node_of(self, before: Page | None) -> Node:
-        if before is None:
-            return self._root
-        assert before.node is not None
-        return before.node
-
-    def _child(self, parent: Node, tokens: bytes) -> Node:
-        """The node below, made when it is missing."""
-        node = parent.children.get(tokens)
-        if node is None:
-            node = parent.children[tokens] = Node(parent, tokens, self._key(parent, tokens))
-        return node
-
-    @staticmethod
-    def _key(parent: Node, tokens: bytes) -> bytes:
-        return blake2b(parent.key + tokens, digest_size=32).digest()
-
-    def _map(self, number: int, n_pages: int) -> tuple[mmap.mmap, Any]:
-        """A block of pages from `number` on, and its address."""
-        size = n_pages * self.page_bytes
-        try:
-            block = memory.anonymous(size)
-        except (OSError, MemoryError, OverflowError, ValueError) as error:
-            raise self._too_much(size, memory.available() or 0) from error
-        base = ffi.from_buffer("uint8_t[]", block)
-        self._blocks[number] = block, base
-        return block, base
-
-    def _unmap(self, number: int) -> None:
-        block, base = self._blocks.pop(number)
-        ffi.release(base)
-        with contextlib.suppress(BufferError):  # somebody looks at a page: it goes with the view
-            block.close()
+    def _store_key(self, group: int, key: bytes) -> bytes:
+        """What a page is called in the store: its key, where there is one group."""
+        if len(self._memories) == 1:
+            return key
+        return blake2b(key + group.to_bytes(4, "little"), digest_size=32).digest()
 
     def _too_much(self, needed: int, budget: int) -> MemoryBudgetError:
         return MemoryBudgetError(

@@ -1,16 +1,30 @@
-"""The shape of the cache of keys and values: what a page holds, and how much that takes."""
+"""The shape of the cache of keys and values: what a page holds, and how much that takes.
+
+A page holds PAGE positions of a *group* of layers: those that see the same positions and have keys
+and values of the same shape. Most models are one group. Where some layers have a window and others
+have none, the first give back pages that the others still need.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from edge import native
 from edge.errors import ContextError
-from edge.models.common import Config
+from edge.graph import Graph
 from edge.native import ffi, lib
 
-__all__ = ["PAGE", "KVShape", "WhenFull", "kv_types", "pages_of", "too_many"]
+__all__ = [
+    "PAGE",
+    "KVLayout",
+    "KVShape",
+    "LayerGroup",
+    "WhenFull",
+    "kv_types",
+    "pages_of",
+    "too_many",
+]
 
 #: What a session does when its context is full, see `KVCache`.
 WhenFull = Literal["stop", "slide"]
@@ -36,19 +50,19 @@ def too_many(n_tokens: int, limit: int) -> ContextError:
     )
 
 
+def pages_of(n_tokens: int) -> int:
+    """Pages that so many positions take."""
+    return -(-n_tokens // PAGE)
+
+
 @dataclass(frozen=True)
 class KVShape:
-    """What a page holds: positions of all layers and key heads, in one of `kv_types`."""
+    """What a page holds: positions of some layers and all their key heads, in one of `kv_types`."""
 
     type: str
     n_layers: int
     n_kv_heads: int
     head_dim: int
-
-    @classmethod
-    def of(cls, config: Config, kv: str = "f16") -> KVShape:
-        """The shape of a model's pages."""
-        return cls(kv, config.n_layers, config.n_kv_heads, config.head_dim)
 
     @property
     def native(self) -> Any:
@@ -61,11 +75,114 @@ class KVShape:
         """Bytes of a page, -1: the type cannot keep such heads."""
         return int(lib.edge_page_bytes(self.native))
 
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers that share pages.
+
+    layers: their numbers in the model, in the order in which a page has them. window: how many last
+    positions a token sees, itself included; 0: all. shape: what a page of the group holds.
+    """
+
+    layers: tuple[int, ...]
+    window: int
+    shape: KVShape
+
+    def first_page(self, position: int) -> int:
+        """The first page that a token at this position needs: one that it sees, or the page before
+        its own, which some types keep keys relative to.
+        """
+        return max(0, position - max(self.window - 1, PAGE)) // PAGE if self.window else 0
+
+    def most_pages(self, n_context: int, chunk: int) -> int:
+        """The most pages that a cache of n_context tokens has at once, when runs take no more than
+        `chunk` tokens: so many, and those that the first of them needs, may begin anywhere in a
+        page.
+        """
+        n_pages = pages_of(n_context)
+        if self.window:
+            n_positions = max(self.window - 1, PAGE) + chunk
+            n_pages = min(n_pages, pages_of(n_positions - 1) + 1)
+        return n_pages
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """The groups of a model, in the order of their first layers; all keep one type."""
+
+    groups: tuple[LayerGroup, ...]
+
+    @classmethod
+    def of(cls, graph: Graph, n_positions: int, kv: str = "f16") -> KVLayout:
+        """The groups of a graph's layers. n_positions: those that the model was made for; a window
+        that is not below them is none.
+
+        They do not depend on the context of the sessions, and so session files and kept prompts
+        do not, either.
+        """
+        layers: dict[tuple[int, int, int], list[int]] = {}
+        for op in graph.attentions:
+            window = op.window if op.window < n_positions else 0
+            key = window, op.heads.n_kv_heads, op.heads.head_dim
+            layers.setdefault(key, []).append(op.layer)
+        return cls(
+            tuple(
+                LayerGroup(tuple(members), window, KVShape(kv, len(members), n_kv_heads, head_dim))
+                for (window, n_kv_heads, head_dim), members in layers.items()
+            )
+        )
+
+    @property
+    def type(self) -> str:
+        """One of `kv_types`."""
+        return self.groups[0].shape.type
+
+    def with_type(self, name: str) -> KVLayout:
+        """The same groups with another type."""
+        groups = (replace(g, shape=replace(g.shape, type=name)) for g in self.groups)
+        return KVLayout(tuple(groups))
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the type can keep the heads of all groups."""
+        return all(group.shape.page_bytes > 0 for group in self.groups)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of PAGE positions in all layers: of one page of each group."""
+        return sum(group.shape.page_bytes for group in self.groups)
+
+    @property
+    def places(self) -> dict[int, tuple[int, int]]:
+        """Layer of the model -> its group, and its index in a page of it."""
+        return {
+            layer: (i, j)
+            for i, group in enumerate(self.groups)
+            for j, layer in enumerate(group.layers)
+        }
+
     def bytes(self, n_tokens: int) -> int:
-        """Bytes of the pages of n_tokens positions."""
-        return pages_of(n_tokens) * self.page_bytes
+        """Bytes of the pages that n_tokens positions take; of a group with a window, that so many
+        last ones take.
+        """
+        return sum(
+            pages_of(min(n_tokens, group.window or n_tokens)) * group.shape.page_bytes
+            for group in self.groups
+        )
 
-
-def pages_of(n_tokens: int) -> int:
-    """Pages that so many positions take."""
-    return -(-n_tokens // PAGE)
+    def facts(self) -> dict[str, Any]:
+        """What pages depend on, plain values for JSON: of one group its shape alone, in which a
+        window makes no difference.
+        """
+        if len(self.groups) == 1:
+            return asdict(self.groups[0].shape)
+        groups = [
+            {
+                "layers": list(group.layers),
+                "window": group.window,
+                "n_kv_heads": group.shape.n_kv_heads,
+                "head_dim": group.shape.head_dim,
+            }
+            for group in self.groups
+        ]
+        return {"type": self.type, "groups": groups}

@@ -92,8 +92,8 @@ class Record(NamedTuple):
 
 @dataclass
 class Contents:
-    """What the records up to `end` say. tokens: ids; pages: index -> (record, positions that hold
-    of it).
+    """What the records up to `end` say. tokens: ids; pages: number -> (record, positions that hold
+    of it). Page i of layer group g has the number i * n_groups + g.
     """
 
     end: int = 0
@@ -109,6 +109,13 @@ class Contents:
         pages = sum(record.n_bytes for record, _ in self.pages.values())
         return pages + 4 * len(self.tokens) + sum(self._json_bytes.values())
 
+    @property
+    def n_groups(self) -> int:
+        """Layer groups that META tells of; what tells of none is of one."""
+        kv = self.meta.get("kv")
+        groups = kv.get("groups") if isinstance(kv, dict) else None
+        return len(groups) if isinstance(groups, list) and groups else 1
+
     def copy(self) -> Contents:
         """A copy that can be changed without changing this one."""
         tokens, pages = self.tokens[:], dict(self.pages)
@@ -117,7 +124,8 @@ class Contents:
     def apply(self, record: Record, data: Bytes) -> None:
         """Do what a record says. data: its payload, empty for a page. Raises ValueError."""
         if record.kind == Kind.PAGE:
-            if not 0 < record.b <= PAGE or record.a * PAGE + record.b > len(self.tokens):
+            start = record.a // self.n_groups * PAGE
+            if not 0 < record.b <= PAGE or start + record.b > len(self.tokens):
                 raise ValueError("a page of tokens that are not there")
             self.pages[record.a] = record, record.b
         elif record.kind == Kind.TOKENS:
@@ -144,9 +152,11 @@ class Contents:
 
     def _cut(self, n_tokens: int) -> None:
         """A page keeps what it has of the first n_tokens: keys and values look back only."""
-        for i in range(n_tokens // PAGE, pages_of(len(self.tokens))):
-            record, n = self.pages.pop(i, (None, 0))
-            left = min(n, n_tokens - i * PAGE)
+        n_groups = self.n_groups
+        first, end = n_tokens // PAGE, pages_of(len(self.tokens))
+        for number in range(first * n_groups, end * n_groups):
+            record, n = self.pages.pop(number, (None, 0))
+            left = min(n, n_tokens - number // n_groups * PAGE)
             if record is not None and left > 0:
-                self.pages[i] = record, left
+                self.pages[number] = record, left
         del self.tokens[n_tokens:]

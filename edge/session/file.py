@@ -8,9 +8,10 @@
     kind    a               b                    payload
     META    0               0                    JSON: of what model, with which options
     TOKENS  first position  0                    int32 ids; those from a on give way to them
-    PAGE    index           positions that hold  a page of the KV cache, as it lies in memory
+    PAGE    number          positions that hold  a page of the KV cache, as it lies in memory
     STATE   0               0                    JSON: what changes from call to call
 
+Page i of layer group g has the number i * n_groups + g, where META tells of n_groups.
 All numbers are little-endian. What is appended together is a batch and counts as a whole or not at
 all: `batch` is the position of its first record, `left` how many records of it are still to come.
 `crc` (CRC-32) goes over the record's own header and position and begins with the file header's, so
@@ -68,7 +69,7 @@ class SessionFile:
         self.contents = Contents()
         self._file = os.fdopen(handle, "r+b" if write else "rb", buffering=0)
         self._pool = native.new_pool(1)
-        self._page_bytes: int | None = None
+        self._page_bytes: Sequence[int] = ()
         self._crc = 0
         forked.watch(self)
 
@@ -110,13 +111,13 @@ class SessionFile:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, write: bool = False, page_bytes: int | None = None
+        cls, path: str | os.PathLike[str], *, write: bool = False, page_bytes: Sequence[int] = ()
     ) -> SessionFile:
         """Open a file and read what it says, but for the pages.
 
-        write: lock it, to append; a torn end is cut off. page_bytes: of the model's pages; others
-        are not read; None: any are. Raises SessionFileError for a file that is missing, damaged,
-        of another version or kind, or in use by another process.
+        write: lock it, to append; a torn end is cut off. page_bytes: of the model's pages, of each
+        layer group; others are not read; empty: any are. Raises SessionFileError for a file that is
+        missing, damaged, of another version or kind, or in use by another process.
         """
         target = os.path.realpath(path)
         try:
@@ -329,11 +330,16 @@ class SessionFile:
     def _bad_page(self, records: Sequence[Record]) -> int | None:
         """The first page of these whose bytes are not right."""
         for record in records:
-            if record.kind == Kind.PAGE and self._page_bytes in (None, record.n_bytes):
+            if record.kind == Kind.PAGE and self._belonging_bytes(record) == record.n_bytes:
                 data = memoryview(bytearray(record.n_bytes))
                 if not self._read_payload(record, data):
                     return record.at
         return None
+
+    def _belonging_bytes(self, record: Record) -> int:
+        """Bytes of the model's page with this number; of the record, where none are known."""
+        sizes = self._page_bytes
+        return sizes[record.a % len(sizes)] if sizes else record.n_bytes
 
     def _is_followed(self, bad: int, size: int) -> bool:
         """Whether a record of a later batch lies behind a bad one."""
@@ -386,8 +392,8 @@ class SessionFile:
         if i not in self.contents.pages:
             return None
         record, _ = self.contents.pages[i]
-        if self._page_bytes not in (None, record.n_bytes):
-            why = f"{record.n_bytes} bytes, where {self._page_bytes} belong"
+        if (n_bytes := self._belonging_bytes(record)) != record.n_bytes:
+            why = f"{record.n_bytes} bytes, where {n_bytes} belong"
             raise self._damaged(record.at, f"page {i}", why)
         if len(buffer) != record.n_bytes:
             buffer = memoryview(bytearray(record.n_bytes))

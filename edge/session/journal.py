@@ -59,7 +59,7 @@ class Journal:
         self.file, self.every = file, every
         self._transcript, self._facts = transcript, facts
         self._n_tokens = len(transcript.tokens)  # the session's first tokens that the file holds
-        self._n_pages = transcript.cache.length // PAGE  # and the first pages
+        self._n_pages = transcript.cache.length // PAGE  # and the first pages of each group
         self._state = Part.json(Kind.STATE, file.contents.state).data
         self._least = _LEAST_OBSOLETE
 
@@ -87,8 +87,9 @@ class Journal:
         if self._n_tokens < max(len(tokens), len(self.file.contents.tokens)):
             parts.append(Part.tokens(self._n_tokens, tokens[self._n_tokens :]))
         n_full = cache.length // PAGE
-        pages = _pages(cache, self._n_pages, cache.n_pages if last else n_full)
-        parts += [part for part in pages if part.b > self._positions(part.a)]
+        first, end = self._n_pages * cache.n_groups, n_full * cache.n_groups
+        pages = _pages(cache, first, cache.n_pages if last else end)
+        parts += [part for part in pages if part.b > self._positions(part.a, cache.n_groups)]
         if not parts and not last:
             return
         with _released(parts):
@@ -113,10 +114,10 @@ class Journal:
         self._n_tokens, self._n_pages = len(transcript.tokens), transcript.cache.length // PAGE
         self._state = Part.json(Kind.STATE, self.file.contents.state).data
 
-    def _positions(self, i: int) -> int:
+    def _positions(self, number: int, n_groups: int) -> int:
         """How many positions of a page, as the session has it, are in the file."""
-        _, positions = self.file.contents.pages.get(i, (None, 0))
-        return min(positions, self._n_tokens - i * PAGE)
+        _, positions = self.file.contents.pages.get(number, (None, 0))
+        return min(positions, self._n_tokens - number // n_groups * PAGE)
 
     def _compact(self) -> None:
         """Write the file anew where most of it is obsolete."""
@@ -134,9 +135,9 @@ class Journal:
 
 
 def _pages(cache: Cache, first: int, last: int) -> list[Part]:
-    """Pages of the cache from first to last - 1, but for those behind the window."""
+    """Pages of the cache with numbers first to last - 1, but for those behind a window."""
     return [
-        Part(Kind.PAGE, i, min(PAGE, cache.length - i * PAGE), cache.page(i))
+        Part(Kind.PAGE, i, min(PAGE, cache.length - i // cache.n_groups * PAGE), cache.page(i))
         for i in range(first, last)
         if cache.has_page(i)
     ]

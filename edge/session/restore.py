@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from edge import check
 from edge.errors import ContextError, InputError, SessionFileError, brief
-from edge.kv.shape import PAGE, WhenFull
+from edge.kv.shape import PAGE, WhenFull, pages_of
 from edge.session.chat import Chat
 from edge.session.contents import Contents, take
 from edge.session.file import SessionFile
@@ -204,22 +204,28 @@ def _fill(session: Session, file: SessionFile) -> bool:
         contents.pages.clear()
     transcript.append(contents.tokens)
     known = _known(cache, contents)
-    for i in cache.unseen(known):
-        contents.pages.pop(i, None)
+    for gap in cache.unseen(known):
+        for number in gap:
+            contents.pages.pop(number, None)
     if known:
-        cache.restore(transcript.tokens[:known], file.pages(-(-known // PAGE)))
+        cache.restore(transcript.tokens[:known], file.pages(pages_of(known) * cache.n_groups))
     return is_ours
 
 
 def _known(cache: Cache, contents: Contents) -> int:
     """Of how many first tokens the file has all pages that a token behind them sees."""
-    pages, known, start = contents.pages, 0, 0  # start: pages are there, and full, from it on
-    for i in range(-(-len(contents.tokens) // PAGE)):
-        _, n = pages.get(i, (None, 0))
-        upto = min(i * PAGE + n, cache.limit)
-        gone = cache.unseen(upto)
-        if n and start <= gone.stop and all(first in pages for first in range(gone.start)):
+    pages, known = contents.pages, 0
+    groups = range(cache.n_groups)
+    starts = [0 for _ in groups]  # in each group pages are there, and full, from this one on
+    for i in range(pages_of(len(contents.tokens))):
+        numbers = [i * len(groups) + g for g in groups]
+        held = [pages.get(number, (None, 0))[1] for number in numbers]
+        upto = min(i * PAGE + min(held), cache.limit)
+        if min(held) and all(
+            start <= gap.stop // len(groups)
+            and all(number in pages for number in range(g, gap.start, len(groups)))
+            for g, start, gap in zip(groups, starts, cache.unseen(upto), strict=True)
+        ):
             known = upto
-        if n < PAGE:
-            start = i + 1
+        starts = [i + 1 if n < PAGE else start for n, start in zip(held, starts, strict=True)]
     return known

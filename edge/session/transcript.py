@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edge.errors import ContextError
-from edge.kv.shape import PAGE
 from edge.session.overlap import common_prefix
 
 if TYPE_CHECKING:
@@ -91,13 +90,9 @@ class Transcript:
 
     def can_cut(self, n_tokens: int) -> bool:
         """Whether the next token sees all that it should after a cut to n_tokens. It does not where
-        a window that slid has given that back: then all that came after would be computed anew.
+        that was given back behind a window: then all that came after would be computed anew.
         """
-        cache = self.cache
-        if cache.when_full == "stop" or n_tokens >= cache.length:
-            return True
-        unseen = cache.unseen(n_tokens)
-        return all(i in unseen or cache.has_page(i) for i in range(-(-n_tokens // PAGE)))
+        return n_tokens >= self.cache.length or self.cache.holds(n_tokens)
 
     # ---- what fits ----
 

@@ -47,7 +47,7 @@ typedef struct {
     int32_t window; /* last positions that a query sees, 0: all */
     float scale;    /* of scores, 0: 1 / sqrt(head_dim) */
     int32_t i_kv_head;
-    const edge_kv *kv;
+    const edge_kv_group *kv;
     int64_t kv_offset; /* of this layer and key head in a page, see kv.h */
 } attention_args;
 

@@ -177,11 +177,11 @@ def test_finding_pages_is_not_quadratic(model: edge.Model) -> None:
     looked = 0
 
     class Cache:
-        limit = n * PAGE
+        limit, n_groups = n * PAGE, 1
 
-        def unseen(self, length: int) -> range:
+        def unseen(self, length: int) -> list[range]:
             nonlocal looked
             looked += 1
-            return range(0)
+            return [range(0)]
 
     assert _known(Cache(), contents) == n // 2 * PAGE and looked <= n  # type: ignore[arg-type]

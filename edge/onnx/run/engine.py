@@ -168,9 +168,9 @@ class OnnxEngine:
         return self.target.threads
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of a page of keys and values."""
-        return PAGE * self._running().layout.position_bytes
+    def page_bytes(self) -> Sequence[int]:
+        """Bytes of a page of keys and values, of the one layer group."""
+        return [PAGE * self._running().layout.position_bytes]
 
     @property
     def fingerprint(self) -> bytes:

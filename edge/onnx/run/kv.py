@@ -67,6 +67,8 @@ class HostCache(ABC):
     Raises UnsupportedError for a context that should slide, MemoryBudgetError.
     """
 
+    n_groups = 1
+
     def __init__(self, layout: ArrayLayout, limit: int, when_full: WhenFull = "stop") -> None:
         check.choice("when_full", when_full, get_args(WhenFull))
         if when_full == "slide":
@@ -103,24 +105,29 @@ class HostCache(ABC):
         """Bytes of a page."""
         return PAGE * self.layout.position_bytes
 
-    def has_page(self, i: int) -> bool:
-        """Whether page i is in memory."""
-        return 0 <= i < self.n_pages
+    def has_page(self, number: int) -> bool:
+        """Whether a page is in memory."""
+        return 0 <= number < self.n_pages
 
-    def page(self, i: int) -> memoryview:
-        """The bytes of page i, a copy. Raises InputError for one that it does not have."""
+    def page(self, number: int) -> memoryview:
+        """The bytes of a page, a copy. Raises InputError for one that it does not have."""
         self.check_open()
-        if not self.has_page(i):
-            raise InputError(f"the cache has no page {i}")
+        if not self.has_page(number):
+            raise InputError(f"the cache has no page {number}")
         page = np.zeros(self.page_bytes, np.uint8)
-        n = min(PAGE, self.length - i * PAGE)
-        for there, inside in zip(self._slices(i * PAGE, n), self._inside(page, n), strict=True):
+        start = number * PAGE
+        n = min(PAGE, self.length - start)
+        for there, inside in zip(self._slices(start, n), self._inside(page, n), strict=True):
             inside[:] = there
         return memoryview(page.data).toreadonly()
 
-    def unseen(self, length: int) -> range:
+    def unseen(self, length: int) -> Sequence[range]:
         """Pages that no token behind the first `length` sees: none."""
-        return range(0)
+        return [range(0)]
+
+    def holds(self, length: int) -> bool:
+        """Whether `trim` to this length keeps it all: always."""
+        return True
 
     def room(self, n_tokens: int) -> int:
         """How many of n_tokens the next run may take: all."""

@@ -41,6 +41,14 @@ def plan(described: DescribedFolder) -> dict[str, Any]:
                 "largest_context": largest,
             }
         },
+        "kv_groups": [
+            {
+                "layers": list(range(folder.n_layers)),
+                "window": 0,
+                "bytes_per_token": position * np.dtype(folder.dtype).itemsize,
+                "bytes": budget.parts["keys and values"],
+            }
+        ],
         "layouts": {},
         "compact": False,
         "options": [
