@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "error.h"
-#include "pool.h"
+#include "threads.h"
 
 /* Threads take chunks. In a chunk 8 lanes add their 32-bit words to a, and a to b after each word
  * (Fletcher's checksum): a changes when a word does, b when words change places. A lane has 2^15
@@ -68,8 +68,8 @@ static void sum_chunk(void *context, uint32_t stage, uint32_t chunk) {
     }
 }
 
-int32_t edge_checksum(edge_pool *pool, const void *data, int64_t n_bytes, uint64_t *sum) {
-    if (pool == NULL || (data == NULL && n_bytes != 0) || sum == NULL || n_bytes < 0 ||
+int32_t edge_checksum(edge_threads *threads, const void *data, int64_t n_bytes, uint64_t *sum) {
+    if (threads == NULL || (data == NULL && n_bytes != 0) || sum == NULL || n_bytes < 0 ||
         n_bytes > (int64_t)INT32_MAX * CHUNK_BYTES) {
         return EDGE_BAD_ARGUMENT;
     }
@@ -80,8 +80,8 @@ int32_t edge_checksum(edge_pool *pool, const void *data, int64_t n_bytes, uint64
         return EDGE_NO_MEMORY;
     }
     if (n_chunks != 0) {
-        const pool_job job = {1, sum_chunks, sum_chunk, &s};
-        pool_run(pool, &job);
+        const threads_job job = {1, sum_chunks, sum_chunk, &s};
+        threads_run(threads, &job);
     }
     sum[0] = mix(3, (uint64_t)n_bytes);
     sum[1] = mix(4, (uint64_t)n_bytes);

@@ -46,17 +46,17 @@ int32_t edge_isa_has_bf16(int32_t i);
 
 /* ---- threads ----------------------------------------------------------------------------- */
 
-typedef struct edge_pool edge_pool;
+typedef struct edge_threads edge_threads;
 
 /* n_threads: threads that work in a run, the caller's own included; 1..256.
  * cpus: n_cpus numbers from 0 to 1023, as the system counts them. The threads run on these CPUs
  * alone, the caller's only while a run lasts. n_cpus 0: on any CPU. When the system refuses, runs
- * go on anywhere, and edge_pool_refused says so. */
-int32_t edge_pool_new(int32_t n_threads, const int32_t *cpus, int32_t n_cpus, edge_pool **pool,
-                      edge_error *error);
+ * go on anywhere, and edge_threads_refused says so. */
+int32_t edge_threads_new(int32_t n_threads, const int32_t *cpus, int32_t n_cpus,
+                         edge_threads **threads, edge_error *error);
 /* The errno of the system's last refusal to keep the threads on their CPUs; 0: none. */
-int32_t edge_pool_refused(const edge_pool *pool);
-void edge_pool_free(edge_pool *pool);
+int32_t edge_threads_refused(const edge_threads *threads);
+void edge_threads_free(edge_threads *threads);
 
 /* ---- weights ----------------------------------------------------------------------------- */
 
@@ -148,7 +148,7 @@ int32_t edge_weight_describe(int32_t type, int32_t form, int64_t n, int64_t k, e
 /* Packs the disk blocks src, n rows of k, into weight->data, which has room for n_bytes. weight was
  * filled by edge_weight_describe with this type. EDGE_BAD_DATA for a scale or value that is NaN or
  * infinite: error->row is its row, error->column the first element of its block. */
-int32_t edge_weight_pack(edge_pool *pool, int32_t type, edge_weight *weight, const void *src,
+int32_t edge_weight_pack(edge_threads *threads, int32_t type, edge_weight *weight, const void *src,
                          int64_t src_bytes, edge_error *error);
 
 /* Rows row..row + n_rows - 1 as float32, dst of shape (n_rows, k): the values that the format's
@@ -169,7 +169,7 @@ int32_t edge_weight_values(const edge_weight *weight, int8_t *values, int32_t *h
 
 /* A checksum of n_bytes into sum (2): the same for any number of threads and on every machine. It
  * finds damage, but whoever wants can make data with the same checksum. */
-int32_t edge_checksum(edge_pool *pool, const void *data, int64_t n_bytes, uint64_t *sum);
+int32_t edge_checksum(edge_threads *threads, const void *data, int64_t n_bytes, uint64_t *sum);
 
 /* ---- the KV cache ------------------------------------------------------------------------ */
 
@@ -292,8 +292,8 @@ typedef struct {
     int64_t *op_ns;        /* (n_ops), nanoseconds of wall time of each; may be NULL */
 } edge_step;
 
-/* Runs a step. A plan, a pool and a cache each serve one run at a time. */
-int32_t edge_run(edge_plan *plan, edge_pool *pool, const edge_kv *kv, const edge_step *step,
+/* Runs a step. A plan, its threads and a cache each serve one run at a time. */
+int32_t edge_run(edge_plan *plan, edge_threads *threads, const edge_kv *kv, const edge_step *step,
                  edge_error *error);
 
 /* Copies `rows` rows of an F32 buffer out of the arena after edge_run: for tests and bisection. */
@@ -308,8 +308,8 @@ void edge_log_softmax(int32_t isa, const float *x, int64_t n, float *out);
 
 /* ---- what this machine can do ------------------------------------------------------------ */
 
-/* Reads data once with all threads of the pool; *ns: nanoseconds of wall time. */
-int32_t edge_measure_read(edge_pool *pool, const void *data, int64_t n_bytes, int64_t *ns);
-/* Runs int8 dot products of numbers in registers on all threads of the pool; *ns: nanoseconds of
+/* Reads data once with all threads; *ns: nanoseconds of wall time. */
+int32_t edge_measure_read(edge_threads *threads, const void *data, int64_t n_bytes, int64_t *ns);
+/* Runs int8 dot products of numbers in registers on all threads; *ns: nanoseconds of
  * wall time, *macs: the multiply-adds done in it. */
-int32_t edge_measure_dot(edge_pool *pool, int32_t isa, int64_t *macs, int64_t *ns);
+int32_t edge_measure_dot(edge_threads *threads, int32_t isa, int64_t *macs, int64_t *ns);

@@ -6,11 +6,11 @@
 #include "cpu.h"
 #include "kernels/kernels.h"
 #include "layouts.h"
-#include "pool.h"
+#include "threads.h"
 
-static int64_t timed(edge_pool *pool, const pool_job *job) {
+static int64_t timed(edge_threads *threads, const threads_job *job) {
     const int64_t start = now_ns();
-    pool_run(pool, job);
+    threads_run(threads, job);
     return now_ns() - start;
 }
 
@@ -61,14 +61,14 @@ static void read_chunk(void *context, uint32_t stage, uint32_t chunk) {
     atomic_fetch_xor_explicit(&r->sum, a[0] ^ a[1], memory_order_relaxed);
 }
 
-int32_t edge_measure_read(edge_pool *pool, const void *data, int64_t n_bytes, int64_t *ns) {
-    if (pool == NULL || data == NULL || ns == NULL || n_bytes < 1 ||
+int32_t edge_measure_read(edge_threads *threads, const void *data, int64_t n_bytes, int64_t *ns) {
+    if (threads == NULL || data == NULL || ns == NULL || n_bytes < 1 ||
         n_bytes / READ_CHUNK >= UINT32_MAX) {
         return EDGE_BAD_ARGUMENT;
     }
     reading r = {data, n_bytes, 0};
-    const pool_job job = {1, read_chunks, read_chunk, &r};
-    *ns = timed(pool, &job);
+    const threads_job job = {1, read_chunks, read_chunk, &r};
+    *ns = timed(threads, &job);
     return EDGE_OK;
 }
 
@@ -98,16 +98,16 @@ static void dot_chunk(void *context, uint32_t stage, uint32_t chunk) {
     atomic_fetch_add_explicit(&d->macs, d->kernels->dots(d->n_rounds, out), memory_order_relaxed);
 }
 
-int32_t edge_measure_dot(edge_pool *pool, int32_t isa, int64_t *macs, int64_t *ns) {
+int32_t edge_measure_dot(edge_threads *threads, int32_t isa, int64_t *macs, int64_t *ns) {
     const edge_kernels *kernels = cpu_kernels(isa);
-    if (pool == NULL || macs == NULL || ns == NULL || kernels == NULL || !cpu_usable(isa)) {
+    if (threads == NULL || macs == NULL || ns == NULL || kernels == NULL || !cpu_usable(isa)) {
         return EDGE_BAD_ARGUMENT;
     }
-    dotting d = {kernels, (uint32_t)pool_threads(pool) * DOT_CHUNKS, DOT_START, 0};
-    const pool_job job = {1, dot_chunks, dot_chunk, &d};
+    dotting d = {kernels, (uint32_t)threads_count(threads) * DOT_CHUNKS, DOT_START, 0};
+    const threads_job job = {1, dot_chunks, dot_chunk, &d};
     for (;;) {
         atomic_store(&d.macs, 0);
-        *ns = timed(pool, &job);
+        *ns = timed(threads, &job);
         if (*ns >= DOT_NS) {
             break;
         }

@@ -4,7 +4,7 @@
 
 #include "error.h"
 #include "panels.h"
-#include "pool.h"
+#include "threads.h"
 
 int32_t edge_layout_version(void) { return LAYOUT_VERSION; }
 
@@ -166,10 +166,11 @@ static void pack_chunk(void *context, uint32_t stage, uint32_t chunk) {
     }
 }
 
-int32_t edge_weight_pack(edge_pool *pool, int32_t type, edge_weight *weight, const void *src,
+int32_t edge_weight_pack(edge_threads *threads, int32_t type, edge_weight *weight, const void *src,
                          int64_t src_bytes, edge_error *error) {
     const format_info *format = format_find(type);
-    if (pool == NULL || weight == NULL || weight->data == NULL || src == NULL || format == NULL ||
+    if (threads == NULL || weight == NULL || weight->data == NULL || src == NULL ||
+        format == NULL ||
         (format->layout != weight->layout &&
          layout_of(format, EDGE_FORM_COMPACT) != weight->layout) ||
         weight->k % format->block != 0) {
@@ -182,8 +183,8 @@ int32_t edge_weight_pack(edge_pool *pool, int32_t type, edge_weight *weight, con
                     (long long)src_bytes, (long long)(weight->n * row_bytes));
     }
     packing p = {format, weight, src, row_bytes, -1};
-    const pool_job job = {1, pack_chunks, pack_chunk, &p};
-    pool_run(pool, &job);
+    const threads_job job = {1, pack_chunks, pack_chunk, &p};
+    threads_run(threads, &job);
     const int64_t bad = atomic_load(&p.bad);
     if (bad >= 0) {
         const int64_t row = bad / weight->k, column = bad % weight->k;

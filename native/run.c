@@ -1,6 +1,6 @@
 /* One step of a plan.
  *
- * Each op is split into chunks over rows, panels or heads; pool.c hands them out. What a chunk
+ * Each op is split into chunks over rows, panels or heads; threads.c hands them out. What a chunk
  * computes does not depend on how many there are. */
 #include <string.h>
 
@@ -10,7 +10,7 @@
 #include "layouts.h"
 #include "numbers.h"
 #include "plan.h"
-#include "pool.h"
+#include "threads.h"
 
 /* One edge_run on its way. */
 typedef struct {
@@ -493,19 +493,20 @@ static int32_t check_step(const edge_plan *p, const edge_kv *kv, const edge_step
 
 /* ---- the run ----------------------------------------------------------------------------- */
 
-int32_t edge_run(edge_plan *plan, edge_pool *pool, const edge_kv *kv, const edge_step *step,
+int32_t edge_run(edge_plan *plan, edge_threads *threads, const edge_kv *kv, const edge_step *step,
                  edge_error *error) {
-    if (plan == NULL || pool == NULL || kv == NULL || step == NULL) {
+    if (plan == NULL || threads == NULL || kv == NULL || step == NULL) {
         return fail(error, EDGE_BAD_ARGUMENT, "a null pointer");
     }
     const int32_t status = check_step(plan, kv, step, error);
     if (status != EDGE_OK) {
         return status;
     }
-    run r = {plan, kv, step, pool_threads(pool), step->n_ops < 0 ? plan->spec.n_ops : step->n_ops,
-             0};
-    const pool_job job = {(uint32_t)r.n_ops, run_chunks, run_chunk, &r};
-    pool_run(pool, &job);
+    run r = {
+        plan, kv, step, threads_count(threads), step->n_ops < 0 ? plan->spec.n_ops : step->n_ops,
+        0};
+    const threads_job job = {(uint32_t)r.n_ops, run_chunks, run_chunk, &r};
+    threads_run(threads, &job);
     if (step->op_ns != NULL && r.n_ops > 0) {
         step->op_ns[r.n_ops - 1] = now_ns() - r.last_ns;
     }

@@ -62,11 +62,11 @@ def floats(x: np.ndarray) -> Any:
 
 
 @functools.cache
-def pool(threads: int = 1) -> Any:
-    """An edge_pool that all tests share."""
-    out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
-    native.check(lib.edge_pool_new(threads, ffi.NULL, 0, out, error), error)
-    return ffi.gc(out[0], lib.edge_pool_free)
+def shared_threads(n: int = 1) -> Any:
+    """edge_threads that all tests share."""
+    out, error = ffi.new("edge_threads **"), ffi.new("edge_error *")
+    native.check(lib.edge_threads_new(n, ffi.NULL, 0, out, error), error)
+    return ffi.gc(out[0], lib.edge_threads_free)
 
 
 @dataclass
@@ -113,7 +113,7 @@ def packed(
     error = ffi.new("edge_error *")
     pointer = ffi.cast("void *", src.ctypes.data)
     status = lib.edge_weight_pack(
-        pool(threads), TYPE_NUMBERS[type_name], weight.entry, pointer, src.nbytes, error
+        shared_threads(threads), TYPE_NUMBERS[type_name], weight.entry, pointer, src.nbytes, error
     )
     native.check(status, error)
     return weight
@@ -294,7 +294,8 @@ class Plan:
         step.tokens, step.n_tokens, step.start, step.n_ops = ids, len(tokens), start, -1
         step.n_logits, step.logits = n_logits, floats(logits)
         native.check(
-            lib.edge_run(self.handle, pool(threads), self.cache.handle, step, error), error
+            lib.edge_run(self.handle, shared_threads(threads), self.cache.handle, step, error),
+            error,
         )
         return logits
 

@@ -141,12 +141,12 @@ def test_measuring_refuses_bad_arguments() -> None:
         from edge.native import ffi
 
         ns, macs = ffi.new("int64_t *"), ffi.new("int64_t *")
-        assert lib.edge_measure_read(m._pool, m._base, 0, ns) == lib.EDGE_BAD_ARGUMENT
-        assert lib.edge_measure_read(m._pool, ffi.NULL, 8, ns) == lib.EDGE_BAD_ARGUMENT
-        assert lib.edge_measure_dot(m._pool, 99, macs, ns) == lib.EDGE_BAD_ARGUMENT
+        assert lib.edge_measure_read(m._threads, m._base, 0, ns) == lib.EDGE_BAD_ARGUMENT
+        assert lib.edge_measure_read(m._threads, ffi.NULL, 8, ns) == lib.EDGE_BAD_ARGUMENT
+        assert lib.edge_measure_dot(m._threads, 99, macs, ns) == lib.EDGE_BAD_ARGUMENT
         assert lib.edge_measure_dot(ffi.NULL, 0, macs, ns) == lib.EDGE_BAD_ARGUMENT
         for n_bytes in (1, 255, 257, (1 << 18) + 3):  # no multiple of what is read at once
-            assert lib.edge_measure_read(m._pool, m._base, n_bytes, ns) == lib.EDGE_OK
+            assert lib.edge_measure_read(m._threads, m._base, n_bytes, ns) == lib.EDGE_OK
 
 
 @pytest.mark.parametrize(("left", "want"), [(1 << 40, 256), (800 << 20, 200), (160 << 20, 64)])

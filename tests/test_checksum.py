@@ -17,21 +17,21 @@ SIZES = [0, 1, 7, 63, 64, 65, 4096, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 77]
 
 
 @pytest.fixture(scope="module")
-def pools() -> list[Any]:
-    """Pools of one, two and five threads."""
+def threads() -> list[Any]:
+    """One, two and five threads."""
     made = []
     for n in (1, 2, 5):
-        pool = ffi.new("edge_pool **")
-        assert lib.edge_pool_new(n, ffi.NULL, 0, pool, ffi.NULL) == lib.EDGE_OK
-        made.append(ffi.gc(pool[0], lib.edge_pool_free))
+        out = ffi.new("edge_threads **")
+        assert lib.edge_threads_new(n, ffi.NULL, 0, out, ffi.NULL) == lib.EDGE_OK
+        made.append(ffi.gc(out[0], lib.edge_threads_free))
     return made
 
 
-def checksum(pool: Any, data: np.ndarray) -> tuple[int, int]:
+def checksum(threads: Any, data: np.ndarray) -> tuple[int, int]:
     """Both numbers."""
     pair = ffi.new("uint64_t[2]")
     source = ffi.from_buffer("uint8_t[]", data)
-    assert lib.edge_checksum(pool, source, data.nbytes, pair) == lib.EDGE_OK
+    assert lib.edge_checksum(threads, source, data.nbytes, pair) == lib.EDGE_OK
     return pair[0], pair[1]
 
 
@@ -62,23 +62,23 @@ def referee(data: np.ndarray) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_is_what_it_says_for_any_number_of_threads(pools: list[Any], n: int) -> None:
+def test_is_what_it_says_for_any_number_of_threads(threads: list[Any], n: int) -> None:
     data = noise(n)
-    assert {checksum(pool, data) for pool in pools} == {referee(data)}
+    assert {checksum(each, data) for each in threads} == {referee(data)}
 
 
-def test_largest_sums_do_not_wrap(pools: list[Any]) -> None:
+def test_largest_sums_do_not_wrap(threads: list[Any]) -> None:
     data = np.full(CHUNK, 255, np.uint8)
-    assert checksum(pools[0], data) == referee(data)
+    assert checksum(threads[0], data) == referee(data)
     lane = 2**15 * (2**15 + 1) // 2 * (2**32 - 1)
     assert lane < 2**63
 
 
-def test_data_anywhere_in_memory(pools: list[Any]) -> None:
+def test_data_anywhere_in_memory(threads: list[Any]) -> None:
     data = noise(CHUNK + 200)
     for shift in (1, 3, 8, 63):
-        assert checksum(pools[1], data[shift : shift + CHUNK]) == checksum(
-            pools[1], data[shift : shift + CHUNK].copy()
+        assert checksum(threads[1], data[shift : shift + CHUNK]) == checksum(
+            threads[1], data[shift : shift + CHUNK].copy()
         )
 
 
@@ -104,41 +104,41 @@ DAMAGE = {"flip": flip, "zero": zero, **{f"swap {w}": swap(w) for w in (4, 8, 64
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damage_changes_both_numbers(pools: list[Any], damage: Any) -> None:
+def test_damage_changes_both_numbers(threads: list[Any], damage: Any) -> None:
     data, rng = noise(2 * CHUNK + 1000), np.random.default_rng(1)
-    right = checksum(pools[1], data)
+    right = checksum(threads[1], data)
     for _ in range(30):
         copy = data.copy()
         damage(copy, rng)
         if not np.array_equal(copy, data):
-            assert all(a != b for a, b in zip(checksum(pools[1], copy), right, strict=True))
+            assert all(a != b for a, b in zip(checksum(threads[1], copy), right, strict=True))
 
 
-def test_top_bits_that_trade_places(pools: list[Any]) -> None:
+def test_top_bits_that_trade_places(threads: list[Any]) -> None:
     """Sums that wrap would not see two words swapped that differ in their top bit alone."""
     data = np.zeros(CHUNK, np.uint8)
     data[3] = 0x80
     seen = set()
     for i in range(0, CHUNK, 64 * 512):
-        seen.add(checksum(pools[0], np.roll(data, i)))
+        seen.add(checksum(threads[0], np.roll(data, i)))
     assert len(seen) == CHUNK // (64 * 512)
 
 
 @pytest.mark.parametrize("n", [CHUNK, CHUNK + 64, 100])
-def test_length_counts(pools: list[Any], n: int) -> None:
+def test_length_counts(threads: list[Any], n: int) -> None:
     zeros = np.zeros(2 * CHUNK + 200, np.uint8)
-    seen = {checksum(pools[1], zeros[:m]) for m in (n - 64, n - 1, n, n + 1, n + 64)}
+    seen = {checksum(threads[1], zeros[:m]) for m in (n - 64, n - 1, n, n + 1, n + 64)}
     assert len(seen) == 5 - (n < 100)
 
 
-def test_bad_arguments(pools: list[Any]) -> None:
+def test_bad_arguments(threads: list[Any]) -> None:
     pair, data = ffi.new("uint64_t[2]"), ffi.new("uint8_t[8]")
     for arguments in (
         (ffi.NULL, data, 8, pair),
-        (pools[0], ffi.NULL, 8, pair),
-        (pools[0], data, -1, pair),
-        (pools[0], data, 2**62, pair),
-        (pools[0], data, 8, ffi.NULL),
+        (threads[0], ffi.NULL, 8, pair),
+        (threads[0], data, -1, pair),
+        (threads[0], data, 2**62, pair),
+        (threads[0], data, 8, ffi.NULL),
     ):
         assert lib.edge_checksum(*arguments) == lib.EDGE_BAD_ARGUMENT
-    assert lib.edge_checksum(pools[0], ffi.NULL, 0, pair) == lib.EDGE_OK
+    assert lib.edge_checksum(threads[0], ffi.NULL, 0, pair) == lib.EDGE_OK

@@ -179,25 +179,25 @@ def test_numbers_by_address(ffi: Any, lib: Any) -> None:
     assert out.tolist() == [0.25] * 4
 
 
-def test_pool_ends_once(ffi: Any, lib: Any) -> None:
-    made, ended = ffi.new("edge_pool **"), []
+def test_threads_end_once(ffi: Any, lib: Any) -> None:
+    made, ended = ffi.new("edge_threads **"), []
     assert made[0] == ffi.NULL
-    assert lib.edge_pool_new(1, ffi.NULL, 0, made, ffi.NULL) == lib.EDGE_OK
+    assert lib.edge_threads_new(1, ffi.NULL, 0, made, ffi.NULL) == lib.EDGE_OK
 
-    def end(pool: Any) -> None:
-        ended.append(pool)
-        lib.edge_pool_free(pool)
+    def end(threads: Any) -> None:
+        ended.append(threads)
+        lib.edge_threads_free(threads)
 
-    pool = ffi.gc(made[0], end)
+    threads = ffi.gc(made[0], end)
     sums = ffi.new("uint64_t[2]")
-    assert lib.edge_checksum(pool, ffi.NULL, 0, sums) == lib.EDGE_OK
-    ffi.release(pool)
-    ffi.release(pool)
-    del pool
+    assert lib.edge_checksum(threads, ffi.NULL, 0, sums) == lib.EDGE_OK
+    ffi.release(threads)
+    ffi.release(threads)
+    del threads
     gc.collect()
     assert ended == [made[0]]
-    pool = ffi.gc(made[0], ended.append)
-    del pool
+    threads = ffi.gc(made[0], ended.append)
+    del threads
     gc.collect()
     assert len(ended) == 2
 

@@ -52,7 +52,7 @@ def native_value(engine: Engine, tokens: list[int], n_ops: int, buffer: int) -> 
     ids, error = ffi.new("int32_t[]", tokens), ffi.new("edge_error *")
     step = ffi.new("edge_step *", {"n_tokens": len(tokens), "n_logits": 2, "n_ops": n_ops})
     step.tokens, step.logits = ids, floats(logits)
-    native.check(lib.edge_run(engine._plan, engine._pool, cache.handle, step, error), error)
+    native.check(lib.edge_run(engine._plan, engine._threads, cache.handle, step, error), error)
     b = engine.lowered.buffers[buffer]
     if b.kind == plan.LOGITS:
         return logits

@@ -21,7 +21,7 @@ from native_plan import (
     form_number,
     guarded,
     packed,
-    pool,
+    shared_threads,
     unpacked,
 )
 from test_refmath import SIZES, n_halves, random_blocks, set_half
@@ -98,7 +98,7 @@ def pack_into(weight: Weight, type_name: str, raw: np.ndarray, error: Any = ffi.
     """The status of edge_weight_pack on three threads."""
     source = ffi.from_buffer("uint8_t[]", np.ascontiguousarray(raw))
     number = TYPE_NUMBERS[type_name]
-    return lib.edge_weight_pack(pool(3), number, weight.entry, source, raw.nbytes, error)
+    return lib.edge_weight_pack(shared_threads(3), number, weight.entry, source, raw.nbytes, error)
 
 
 def damage(type_name: str, blocks: np.ndarray, i: int, value: str) -> None:
@@ -160,10 +160,16 @@ def test_describe_refuses_null() -> None:
     assert status == lib.EDGE_BAD_ARGUMENT
 
 
-@pytest.mark.parametrize("wrong", ["pool", "weight", "src", "data", "type", "size", "n_bytes", "n"])
+@pytest.mark.parametrize(
+    "wrong", ["threads", "weight", "src", "data", "type", "size", "n_bytes", "n"]
+)
 def test_pack_refuses(wrong: str) -> None:
     raw, weight = random_blocks("Q4_0", 16), described("Q4_0", 16, 32)
-    given = {"pool": pool(), "weight": weight.entry, "src": ffi.from_buffer("uint8_t[]", raw)}
+    given = {
+        "threads": shared_threads(),
+        "weight": weight.entry,
+        "src": ffi.from_buffer("uint8_t[]", raw),
+    }
     type_name, size = "Q4_0", raw.nbytes
     if wrong in given:
         given[wrong] = ffi.NULL
@@ -176,7 +182,9 @@ def test_pack_refuses(wrong: str) -> None:
     else:
         setattr(weight.entry, wrong, getattr(weight.entry, wrong) + 64)
     number = TYPE_NUMBERS[type_name]
-    status = lib.edge_weight_pack(given["pool"], number, *list(given.values())[1:], size, ffi.NULL)
+    status = lib.edge_weight_pack(
+        given["threads"], number, *list(given.values())[1:], size, ffi.NULL
+    )
     assert status == lib.EDGE_BAD_ARGUMENT
 
 

@@ -307,12 +307,12 @@ def test_lies_are_refused(tmp_path: Path, lie: dict[str, Any]) -> None:
 
 
 def test_right_header_wrong_sums(tmp_path: Path) -> None:
-    pool = native.new_pool(1)
+    threads = native.new_threads(1)
     with (
         open_packed(tmp_path / "m.gguf", forged()) as model,
         pytest.raises(ModelFileError, match="checksum"),
     ):
-        model.verify(pool)
+        model.verify(threads)
 
 
 def test_another_version_says_what_to_do(shipped: Path, tmp_path: Path) -> None:

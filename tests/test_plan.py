@@ -13,7 +13,7 @@ import pytest
 import refgraph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_plan import ISAS, Cache, Plan, Spec, evaluate, pool, rows_weight, vector
+from native_plan import ISAS, Cache, Plan, Spec, evaluate, rows_weight, shared_threads, vector
 from test_kernels import moderate, normal
 from test_models import built
 
@@ -476,7 +476,7 @@ def test_null_pointers_are_refused() -> None:
     assert lib.edge_plan_new(struct, ffi.NULL, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
     lib.edge_plan_free(ffi.NULL)
     plan, step = Plan(every_op()), ffi.new("edge_step *")
-    whole = [plan.handle, pool(), plan.cache.handle, step]
+    whole = [plan.handle, shared_threads(), plan.cache.handle, step]
     for i in range(4):
         given = [*whole[:i], ffi.NULL, *whole[i + 1 :]]
         assert lib.edge_run(*given, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
@@ -503,9 +503,12 @@ def test_wrong_step_is_refused(name: str, value: Any) -> None:
     step = ffi.new("edge_step *", {"tokens": ids, "n_tokens": 8, "n_logits": 8, "n_ops": -1})
     step.logits = logits
     error = ffi.new("edge_error *")
-    assert lib.edge_run(plan.handle, pool(), cache.handle, step, error) == lib.EDGE_OK
+    assert lib.edge_run(plan.handle, shared_threads(), cache.handle, step, error) == lib.EDGE_OK
     setattr(step, name, value)
-    assert lib.edge_run(plan.handle, pool(), cache.handle, step, error) == lib.EDGE_BAD_ARGUMENT
+    assert (
+        lib.edge_run(plan.handle, shared_threads(), cache.handle, step, error)
+        == lib.EDGE_BAD_ARGUMENT
+    )
 
 
 @pytest.mark.native

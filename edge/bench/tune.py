@@ -97,21 +97,21 @@ def measure(cores: Cores) -> Tuning:
     numbers = candidates(cores)
     cpus = [cpu for cluster in cores.clusters for cpu in cluster.cpus]
     with _Chain() as chain:
-        pools = {n: native.new_pool(n, cores.cpus(n)) for n in numbers}
+        threads_of = {n: native.new_threads(n, cores.cpus(n)) for n in numbers}
         try:
             before = Times.now(cpus)
-            rows = _take_turns(chain, pools)
+            rows = _take_turns(chain, threads_of)
             after = Times.now(cpus)
             return Tuning(rows, after.others_since(before) if before and after else None)
         finally:
-            for pool in pools.values():
-                ffi.release(pool)
+            for threads in threads_of.values():
+                ffi.release(threads)
 
 
-def _take_turns(chain: _Chain, pools: dict[int, Any]) -> list[TuneRow]:
-    numbers = list(pools)
-    chain.seconds(pools[numbers[-1]], TOKENS, 1)  # wakes the threads
-    once = chain.seconds(pools[numbers[-1]], TOKENS, 1)
+def _take_turns(chain: _Chain, threads_of: dict[int, Any]) -> list[TuneRow]:
+    numbers = list(threads_of)
+    chain.seconds(threads_of[numbers[-1]], TOKENS, 1)  # wakes the threads
+    once = chain.seconds(threads_of[numbers[-1]], TOKENS, 1)
     n_layers = max(1, min(chain.n_layers, int(PROMPT_SECONDS / once)))
     decode: dict[int, list[float]] = {n: [] for n in numbers}
     prompt: dict[int, list[float]] = {n: [] for n in numbers}
@@ -120,8 +120,8 @@ def _take_turns(chain: _Chain, pools: dict[int, Any]) -> list[TuneRow]:
         if i >= LEAST_ROUNDS and time.perf_counter() >= end:
             break
         for n in numbers if i % 2 else reversed(numbers):
-            decode[n].append(chain.seconds(pools[n], 1, chain.n_layers))
-            prompt[n].append(chain.seconds(pools[n], TOKENS, n_layers))
+            decode[n].append(chain.seconds(threads_of[n], 1, chain.n_layers))
+            prompt[n].append(chain.seconds(threads_of[n], TOKENS, n_layers))
     macs = TOKENS * n_layers * DIM * DIM
     median = statistics.median
     return [
@@ -228,12 +228,12 @@ class _Chain:
             weights.append({**entry, "data": data, "n_bytes": weight.n_bytes})
         return ops, weights
 
-    def seconds(self, pool: Any, n_tokens: int, n_layers: int) -> float:
+    def seconds(self, threads: Any, n_tokens: int, n_layers: int) -> float:
         """What so many tokens take, through the first layers."""
         step, error = ffi.new("edge_step *"), ffi.new("edge_error *")
         step.tokens, step.n_tokens, step.n_ops = self._tokens, n_tokens, 2 * n_layers
         start = time.perf_counter()
-        native.check(lib.edge_run(self._plan, pool, self._kv, step, error), error)
+        native.check(lib.edge_run(self._plan, threads, self._kv, step, error), error)
         return time.perf_counter() - start
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ from edge.version import __version__
 
 __all__ = ["MOST", "Choice", "Cluster", "Cores", "choose", "cpu_name", "store"]
 
-MOST = 256  # threads of a pool
+MOST = 256  # threads of an engine
 _SAME = 0.85  # of a cluster's fastest core: PCs give equal cores clocks that differ by some percent
 _HELPS_CAPACITY, _HELPS_CLOCK = 0.45, 0.8  # of the machine's fastest core
 _LARGEST_FILE = 1 << 16  # bytes of what `store` wrote

@@ -42,27 +42,27 @@ class Machine:
             size = max(least, min(size, left // 4 >> 20 << 20))
         self._block = written(size)
         self._isa = native.isa_index()
-        self._pool: Any = native.new_pool(threads, Cores.now().cpus(threads))
+        self._threads: Any = native.new_threads(threads, Cores.now().cpus(threads))
         self._base: Any = ffi.from_buffer("uint8_t[]", self._block)
 
     def measure(self) -> Roofs:
         """Both roofs, right now; the bandwidth as the median of a few passes."""
         ns, macs = ffi.new("int64_t *"), ffi.new("int64_t *")
-        native.check(lib.edge_measure_dot(self._pool, self._isa, macs, ns))
+        native.check(lib.edge_measure_dot(self._threads, self._isa, macs, ns))
         dot = macs[0] / ns[0] * 1e9
         reads = []
         for _ in range(_PASSES):
-            native.check(lib.edge_measure_read(self._pool, self._base, len(self._block), ns))
+            native.check(lib.edge_measure_read(self._threads, self._base, len(self._block), ns))
             reads.append(len(self._block) / ns[0] * 1e9)
         return Roofs(statistics.median(reads), dot)
 
     def close(self) -> None:
         """Give the memory and the threads back."""
-        if self._pool is not None:
-            ffi.release(self._pool)
+        if self._threads is not None:
+            ffi.release(self._threads)
             ffi.release(self._base)
             self._block.close()
-            self._pool = None
+            self._threads = None
 
     def __enter__(self) -> Machine:
         return self

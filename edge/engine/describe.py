@@ -87,16 +87,16 @@ def pack(
             raise InputError(f"{target} is the model itself: name another file")
         weights = model.weights(_graph_of(model, None)[0].weights)
         weights.fit(layout)
-        pool = native.new_pool(choice.threads, choice.cpus)
+        threads = native.new_threads(choice.threads, choice.cpus)
         try:
             packed_cache.write_to(
-                target, packed_cache.Job.of(model, weights, whole=True), pool, progress
+                target, packed_cache.Job.of(model, weights, whole=True), threads, progress
             )
             return target.stat().st_size
         except OSError as e:
             raise ModelFileError(f"cannot be written: {e.strerror or e}", path=target) from e
         finally:
-            ffi.release(pool)
+            ffi.release(threads)
 
 
 def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:

@@ -170,7 +170,7 @@ class Engine:
         self.layouts = {name: weights.layout(name) for name in weights.names}
         self._weights = weights
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
-        self._pool: CData = None
+        self._threads: CData = None
         self._plan: CData = None
         self._arena: mmap.mmap | None = None
         self._pages: PagePool | None = None
@@ -210,7 +210,7 @@ class Engine:
     def refused(self) -> str | None:
         """Why the system did not keep threads on the cores that were chosen; None: it did."""
         with self._lock:
-            return None if self._pool is None else native.refused(self._pool)
+            return None if self._threads is None else native.refused(self._threads)
 
     def weight_bytes(self, name: str) -> int:
         """Bytes of a packed weight."""
@@ -345,7 +345,7 @@ class Engine:
             step.logits = ffi.cast("float *", out.ctypes.data) if rows else ffi.NULL
             step.cancel = cancel.pointer if cancel is not None else ffi.NULL
             error = ffi.new("edge_error *")
-            status = lib.edge_run(self._plan, self._pool, cache.handle, step, error)
+            status = lib.edge_run(self._plan, self._threads, cache.handle, step, error)
             if status == lib.EDGE_NOT_FINITE:
                 raise self._not_finite(cache)
             native.check(status, error)
@@ -362,10 +362,10 @@ class Engine:
         if self._lock is forked.REFUSAL:
             return
         with self._lock:
-            for handle in (self._plan, self._pool):
+            for handle in (self._plan, self._threads):
                 if handle is not None:
                     ffi.release(handle)
-            self._plan = self._pool = None
+            self._plan = self._threads = None
             if self._pages is not None:
                 self._pages.close()
                 self._pages = None
@@ -385,11 +385,11 @@ class Engine:
 
     def _start(self, choice: Choice, isa: int, progress: Progress | None) -> None:
         """Take the memory: threads, packed weights, plan."""
-        self._pool = native.new_pool(choice.threads, choice.cpus)
+        self._threads = native.new_threads(choice.threads, choice.cpus)
         self.cores, self.isa = choice, native.text(lib.edge_isa_name(isa))
         native_bf16 = native.native_bf16(isa)
         self.isa += "+bf16" if native_bf16 else ""
-        self._weights.load(self._pool, progress)
+        self._weights.load(self._threads, progress)
         self._check_factors()
         error, made = ffi.new("edge_error *"), ffi.new("edge_plan **")
         try:

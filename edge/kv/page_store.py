@@ -47,7 +47,7 @@ class PageStore:
         self.error: str | None = None
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
         forked.watch(self)
-        self._threads = native.new_pool(1)
+        self._threads = native.new_threads(1)
         try:
             make_folder(self.folder, 0o700)
             with (

@@ -36,7 +36,7 @@ __all__ = [
     "lib",
     "log_softmax",
     "native_bf16",
-    "new_pool",
+    "new_threads",
     "refused",
     "softmax",
     "text",
@@ -128,20 +128,20 @@ def native_bf16(isa: int) -> bool:
     return setting == "1"
 
 
-def new_pool(n_threads: int, cpus: Sequence[int] = ()) -> CData:
-    """An edge_pool, freed with `ffi.release`. cpus: its threads run on these alone; (): anywhere.
+def new_threads(n_threads: int, cpus: Sequence[int] = ()) -> CData:
+    """Threads for runs, freed with `ffi.release`. cpus: they run on these alone; (): anywhere.
 
     Raises UnsupportedError, MemoryBudgetError.
     """
-    error, pool = ffi.new("edge_error *"), ffi.new("edge_pool **")
+    error, threads = ffi.new("edge_error *"), ffi.new("edge_threads **")
     numbers = ffi.new("int32_t[]", list(cpus))
-    check(lib.edge_pool_new(n_threads, numbers, len(cpus), pool, error), error)
-    return ffi.gc(pool[0], lib.edge_pool_free)
+    check(lib.edge_threads_new(n_threads, numbers, len(cpus), threads, error), error)
+    return ffi.gc(threads[0], lib.edge_threads_free)
 
 
 def refused(pool: CData) -> str | None:
-    """Why the system did not let a pool's threads run on its CPUs alone; None: it did."""
-    number = lib.edge_pool_refused(pool)
+    """Why the system did not let threads run on their CPUs alone; None: it did."""
+    number = lib.edge_threads_refused(pool)
     return os.strerror(number) if number else None
 
 

@@ -68,7 +68,7 @@ class SessionFile:
         self.path = path
         self.contents = Contents()
         self._file = os.fdopen(handle, "r+b" if write else "rb", buffering=0)
-        self._pool = native.new_pool(1)
+        self._threads = native.new_threads(1)
         self._page_bytes: Sequence[int] = ()
         self._crc = 0
         forked.watch(self)
@@ -183,9 +183,9 @@ class SessionFile:
     def close(self) -> None:
         """Let go of the file and its lock."""
         self._file.close()
-        if self._pool is not None:
-            ffi.release(self._pool)
-            self._pool = None
+        if self._threads is not None:
+            ffi.release(self._threads)
+            self._threads = None
 
     def _handle(self) -> int:
         """The open file. Raises SessionFileError once closed."""
@@ -407,7 +407,7 @@ class SessionFile:
     def _checksum(self, data: Bytes) -> tuple[int, int]:
         pair = ffi.new("uint64_t[2]")
         with ffi.from_buffer("uint8_t[]", data) as source:
-            native.check(lib.edge_checksum(self._pool, source, len(data), pair))
+            native.check(lib.edge_checksum(self._threads, source, len(data), pair))
         return int(pair[0]), int(pair[1])
 
     def _damaged(self, at: int, what: str, why: str = "its checksum is wrong") -> SessionFileError:

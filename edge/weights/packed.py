@@ -270,7 +270,7 @@ def write(
     """Write a packed file into an empty, unbuffered file that can be read too.
 
     packed: the tensors' bytes, one after the other, cut anywhere but padded to ALIGN;
-    sums: `checksums` with a pool. Raises OSError, and what `packed` raises.
+    sums: `checksums` with threads. Raises OSError, and what `packed` raises.
     """
     start = len(header.encode([0] * header.n_sums))
     file.seek(start)

@@ -131,20 +131,20 @@ class Job:
 class CachedWeights(RawWeights):
     """Those of a GGUF, which are mapped from the cache where that can be."""
 
-    def load(self, pool: Any, progress: Progress | None = None) -> None:
+    def load(self, threads: Any, progress: Progress | None = None) -> None:
         """Map them from a packed file, or pack them into memory. See `Weights`; raises InputError
         for a bad EDGE_CACHE_SIZE, too.
         """
-        found = find_or_make(self._source, self, pool, progress)
+        found = find_or_make(self._source, self, threads, progress)
         if found is None:
-            super().load(pool, progress)
+            super().load(threads, progress)
             return
         with found:
             self.use(found)
 
 
 def find_or_make(
-    gguf: GGUF, weights: RawWeights, pool: Any, progress: Progress | None = None
+    gguf: GGUF, weights: RawWeights, threads: Any, progress: Progress | None = None
 ) -> PackedFile | None:
     """A verified packed file of these weights; None: the cache is off, or the disk refuses.
 
@@ -158,13 +158,13 @@ def find_or_make(
         job = Job.of(gguf, weights)
         stem = os.path.basename(gguf.path).removesuffix(".gguf")[:100]
         path = folder() / f"{stem}-{job.key[:16]}.gguf"
-        found = _use(path, job.key, pool, progress)
-        return found or _make(path, job, most, pool, progress)
+        found = _use(path, job.key, threads, progress)
+        return found or _make(path, job, most, threads, progress)
     except (OSError, MemoryError, UnsupportedError):  # unsupported: there is no home folder
         return None
 
 
-def write_to(path: Path, job: Job, pool: Any, progress: Progress | None = None) -> None:
+def write_to(path: Path, job: Job, threads: Any, progress: Progress | None = None) -> None:
     """Pack into a scratch file beside `path`, and rename.
 
     Raises OSError, MemoryError, ModelFileError for NaN or infinity in a tensor.
@@ -176,12 +176,12 @@ def write_to(path: Path, job: Job, pool: Any, progress: Progress | None = None) 
     # In the cache nothing is synced: a file torn by a power cut fails its checksums, and is made
     # again. That is cheaper than to wait for the disk after each packing.
     with replacing(path, _SCRATCH, durable=job.whole) as file:
-        pieces = weights.pieces(pool, progress)
+        pieces = weights.pieces(threads, progress)
         with contextlib.closing(pieces):
-            packed.write(file, header, pieces, lambda data: packed.checksums(pool, data))
+            packed.write(file, header, pieces, lambda data: packed.checksums(threads, data))
 
 
-def _use(path: Path, key: str, pool: Any, progress: Progress | None) -> PackedFile | None:
+def _use(path: Path, key: str, threads: Any, progress: Progress | None) -> PackedFile | None:
     """The file, verified, when it is there and right; one that is damaged or foreign goes."""
     gguf = None
     try:
@@ -191,7 +191,7 @@ def _use(path: Path, key: str, pool: Any, progress: Progress | None) -> PackedFi
         found = PackedFile(gguf)
         if found.key != key:
             raise ModelFileError("it was made from another model", path=path, field="key")
-        found.verify(pool, progress)
+        found.verify(threads, progress)
     except BaseException as error:
         if gguf is not None:
             gguf.close()
@@ -207,13 +207,13 @@ def _use(path: Path, key: str, pool: Any, progress: Progress | None) -> PackedFi
 
 
 def _make(
-    path: Path, job: Job, most: int, pool: Any, progress: Progress | None
+    path: Path, job: Job, most: int, threads: Any, progress: Progress | None
 ) -> PackedFile | None:
     """Pack, unless another process does so right now, then use the file. most: bytes that packed
     files may take. Raises OSError.
     """
     with only_one(path.parent / ".lock", at_work=_scratch_bytes) as is_only:
-        found = _use(path, job.key, pool, progress)
+        found = _use(path, job.key, threads, progress)
         if found is not None:
             return found
         room.sweep(folder(), _SCRATCH, is_only, _remove)
@@ -221,8 +221,8 @@ def _make(
         n_bytes = job.weights.n_bytes + sum(map(len, job.gguf.headers()))
         if not room.make_room(n_bytes, most, held, _remove):
             return None
-        write_to(path, job, pool, progress)
-        return _use(path, job.key, pool, None)
+        write_to(path, job, threads, progress)
+        return _use(path, job.key, threads, None)
 
 
 def _scratch_bytes() -> list[int]:

@@ -49,7 +49,7 @@ static uint32_t random_bits(void) {
 }
 
 /* A random (N, K) matrix of a type, packed. */
-static edge_weight packed(edge_pool *pool, int32_t type) {
+static edge_weight packed(edge_threads *threads, int32_t type) {
     const int64_t n_blocks = N * K / (type == F32 ? 1 : 32), block = type == F32 ? 4 : 18;
     uint8_t *blocks = memory(n_blocks * block);
     for (int64_t i = 0; i < n_blocks; i++) {
@@ -62,7 +62,7 @@ static edge_weight packed(edge_pool *pool, int32_t type) {
     edge_weight weight;
     check(CALL(edge_weight_describe, type, EDGE_FORM_FAST, N, K, &weight, &error));
     weight.data = memory(weight.n_bytes);
-    check(CALL(edge_weight_pack, pool, type, &weight, blocks, n_blocks * block, &error));
+    check(CALL(edge_weight_pack, threads, type, &weight, blocks, n_blocks * block, &error));
     free(blocks);
     return weight;
 }
@@ -104,9 +104,9 @@ int main(int n_args, char **args) {
         fprintf(stderr, "load: %s\n", n_args == 2 ? dlerror() : "which library?");
         return 1;
     }
-    edge_pool *pool;
-    check(CALL(edge_pool_new, THREADS, NULL, 0, &pool, &error));
-    const edge_weight weights[] = {packed(pool, F32), packed(pool, Q4_0)};
+    edge_threads *threads;
+    check(CALL(edge_threads_new, THREADS, NULL, 0, &threads, &error));
+    const edge_weight weights[] = {packed(threads, F32), packed(threads, Q4_0)};
     const edge_kv_shape shape = {EDGE_KV_F16, 1, 1, 16};
     void *pages[] = {memory(CALL(edge_page_bytes, &shape))};
     const edge_kv kv = {shape, 1, 0, 0, pages};
@@ -125,12 +125,12 @@ int main(int n_args, char **args) {
         edge_plan *plan = plan_of(isa, weights, &shape);
         uint64_t sum[2];
         for (int i = 0; i < RUNS; i++) {
-            check(CALL(edge_run, plan, pool, &kv, &step, &error));
+            check(CALL(edge_run, plan, threads, &kv, &step, &error));
         }
-        check(CALL(edge_checksum, pool, logits, TOKENS * N * 4, sum));
+        check(CALL(edge_checksum, threads, logits, TOKENS * N * 4, sum));
         printf("%s %016llx%016llx\n", name, (unsigned long long)sum[0], (unsigned long long)sum[1]);
         CALL(edge_plan_free, plan);
     }
-    CALL(edge_pool_free, pool);
+    CALL(edge_threads_free, threads);
     return 0;
 }

@@ -170,7 +170,7 @@ def _packed(tensor: Tensor, first: int, n: int) -> tuple[CData, NDArray[np.uint8
     memory = np.empty(part.n_bytes + ALIGNMENT, np.uint8)
     memory = memory[-memory.ctypes.data % ALIGNMENT :]
     part.data = ffi.from_buffer("uint8_t[]", memory)
-    pack_rows(tensor, part, first, _pool())
+    pack_rows(tensor, part, first, _threads())
     return part, memory
 
 
@@ -179,5 +179,5 @@ def _floats(array: NDArray[np.float32]) -> CData:
 
 
 @cache
-def _pool() -> CData:
-    return native.new_pool(1)
+def _threads() -> CData:
+    return native.new_threads(1)

@@ -22,7 +22,7 @@ enum { MARK = 4242, VOCABULARY = 256, MOST_TOKENS = 2048 };
 
 struct session {
     edge_plan *plan;
-    edge_pool *pool;
+    edge_threads *threads;
     edge_kv kv;
     float *logits;
 };
@@ -63,7 +63,7 @@ static void step(struct session *s, const int32_t *tokens, int n, int start) {
     edge_step step = {.tokens = tokens, .n_tokens = n, .start = start, .n_logits = 1, .n_ops = -1};
     edge_error error;
     step.logits = s->logits;
-    check(edge_run(s->plan, s->pool, &s->kv, &step, &error), &error);
+    check(edge_run(s->plan, s->threads, &s->kv, &step, &error), &error);
 }
 
 static void run(struct session *s, int n_prompt, int n_decode) {
@@ -80,7 +80,7 @@ static void run(struct session *s, int n_prompt, int n_decode) {
 static void set_up(struct session *s, const edge_plan_spec *spec, int n_tokens) {
     static void *pages[MOST_TOKENS];
     edge_error error;
-    check(edge_pool_new(1, NULL, 0, &s->pool, &error), &error);
+    check(edge_threads_new(1, NULL, 0, &s->threads, &error), &error);
     check(edge_plan_new(spec, &s->plan, &error), &error);
     s->kv.shape = spec->kv;
     s->kv.n_pages = (n_tokens - 1) / edge_page_positions() + 1;

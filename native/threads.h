@@ -1,6 +1,6 @@
-/* A thread pool that counts finished work, not arrived threads. */
-#ifndef EDGE_POOL_H
-#define EDGE_POOL_H
+/* Threads that work on one job at a time, and whose finished work is counted. */
+#ifndef EDGE_THREADS_H
+#define EDGE_THREADS_H
 
 #include <stdint.h>
 
@@ -13,10 +13,10 @@ typedef struct {
     uint32_t (*chunks)(void *context, uint32_t stage);
     void (*run)(void *context, uint32_t stage, uint32_t chunk);
     void *context;
-} pool_job;
+} threads_job;
 
-/* Runs the job on the pool's threads and the caller's; returns when all stages are done. */
-void pool_run(edge_pool *pool, const pool_job *job);
-int32_t pool_threads(const edge_pool *pool);
+/* Runs the job on these threads and the caller's; returns when all stages are done. */
+void threads_run(edge_threads *threads, const threads_job *job);
+int32_t threads_count(const edge_threads *threads);
 
 #endif

@@ -1,4 +1,4 @@
-"""The thread pool: the same bits on any number of threads, cancel, many pools and engines."""
+"""Threads: the same bits on any number of them, cancel, many of them and many engines."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ def test_many_small_runs_give_the_same_bits(threads: int, runs: int) -> None:
 
 @pytest.mark.parametrize("threads", [-1, 0, 257, 2**31 - 1])
 def test_thread_counts_out_of_range_are_refused(threads: int) -> None:
-    out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
-    assert lib.edge_pool_new(threads, ffi.NULL, 0, out, error) == lib.EDGE_BAD_ARGUMENT
+    out, error = ffi.new("edge_threads **"), ffi.new("edge_error *")
+    assert lib.edge_threads_new(threads, ffi.NULL, 0, out, error) == lib.EDGE_BAD_ARGUMENT
     assert native.text(error.text) == f"{threads} threads: from 1 to 256"
     assert out[0] == ffi.NULL
-    assert lib.edge_pool_new(1, ffi.NULL, 0, ffi.NULL, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
-    lib.edge_pool_free(ffi.NULL)
+    assert lib.edge_threads_new(1, ffi.NULL, 0, ffi.NULL, ffi.NULL) == lib.EDGE_BAD_ARGUMENT
+    lib.edge_threads_free(ffi.NULL)
 
 
-def test_pools_come_and_go() -> None:
+def test_threads_come_and_go() -> None:
     """Freed at once, asleep or after work, with no thread left behind."""
     gc.collect()  # engines of earlier tests
     plan, before = small_plan(), n_threads()
-    out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
+    out, error = ffi.new("edge_threads **"), ffi.new("edge_error *")
     step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": -1})
     step.tokens = tokens = ffi.new("int32_t[]", [3])
     for i in range(50):
-        native.check(lib.edge_pool_new(i % 7 + 1, ffi.NULL, 0, out, error), error)
+        native.check(lib.edge_threads_new(i % 7 + 1, ffi.NULL, 0, out, error), error)
         for _ in range(i % 3):
             native.check(lib.edge_run(plan.handle, out[0], plan.cache.handle, step, error), error)
-        lib.edge_pool_free(out[0])
+        lib.edge_threads_free(out[0])
     assert n_threads() <= before
     del tokens
 
@@ -85,8 +85,8 @@ def n_threads() -> int:
 
 def test_the_most_threads_that_may_be_asked_for() -> None:
     plan = small_plan()
-    out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
-    status = lib.edge_pool_new(256, ffi.NULL, 0, out, error)
+    out, error = ffi.new("edge_threads **"), ffi.new("edge_error *")
+    status = lib.edge_threads_new(256, ffi.NULL, 0, out, error)
     if status == lib.EDGE_NO_THREADS:  # a limit of the system: nothing may be left behind
         assert out[0] == ffi.NULL and "refused thread" in native.text(error.text)
         return
@@ -94,7 +94,7 @@ def test_the_most_threads_that_may_be_asked_for() -> None:
     step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": -1})
     step.tokens = tokens = ffi.new("int32_t[]", [3])
     native.check(lib.edge_run(plan.handle, out[0], plan.cache.handle, step, error), error)
-    lib.edge_pool_free(out[0])
+    lib.edge_threads_free(out[0])
     del tokens
 
 
@@ -102,9 +102,12 @@ def test_a_plan_of_no_ops_runs() -> None:
     plan = small_plan()
     step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": 0})
     step.tokens = tokens = ffi.new("int32_t[]", [3])
-    from native_plan import pool
+    from native_plan import shared_threads
 
-    assert lib.edge_run(plan.handle, pool(2), plan.cache.handle, step, ffi.NULL) == lib.EDGE_OK
+    assert (
+        lib.edge_run(plan.handle, shared_threads(2), plan.cache.handle, step, ffi.NULL)
+        == lib.EDGE_OK
+    )
     del tokens
 
 
@@ -198,7 +201,7 @@ def test_one_engine_in_four_threads(tiny_gguf: Callable[..., Path]) -> None:
     engine.close()
 
 
-def test_plan_errors_do_not_stop_the_pool() -> None:
+def test_plan_errors_do_not_stop_the_threads() -> None:
     plan = small_plan()
     want = plan.run([1, 2], n_logits=2, threads=3)
     with pytest.raises(NativeError):
@@ -217,40 +220,40 @@ def where(thread: int) -> set[int]:
 
 
 @pytest.fixture
-def pool_on() -> Iterator[Callable[..., Any]]:
-    """pool_on(threads, cpus) -> an edge_pool and the numbers of its new threads."""
+def threads_on() -> Iterator[Callable[..., Any]]:
+    """threads_on(n, cpus) -> edge_threads and the system's numbers of the new ones."""
     made = []
 
-    def make(threads: int, cpus: list[int]) -> tuple[Any, set[int]]:
+    def make(n: int, cpus: list[int]) -> tuple[Any, set[int]]:
         before = {int(task.name) for task in Path("/proc/self/task").iterdir()}
-        made.append(native.new_pool(threads, cpus))
+        made.append(native.new_threads(n, cpus))
         after = {int(task.name) for task in Path("/proc/self/task").iterdir()}
         return made[-1], after - before
 
     yield make
-    for pool in made:
-        ffi.release(pool)
+    for threads in made:
+        ffi.release(threads)
 
 
 @linux
-def test_threads_stay_on_their_cpus(pool_on: Callable[..., Any]) -> None:
-    """The pool's own for good, the caller's during a run alone."""
+def test_threads_stay_on_their_cpus(threads_on: Callable[..., Any]) -> None:
+    """Their own for good, the caller's during a run alone."""
     mine = where(0)
     cpu = max(mine)
-    pool, threads = pool_on(3, [cpu])
-    assert len(threads) == 2 and all(where(thread) == {cpu} for thread in threads)
-    assert where(0) == mine and native.refused(pool) is None
+    threads, numbers = threads_on(3, [cpu])
+    assert len(numbers) == 2 and all(where(number) == {cpu} for number in numbers)
+    assert where(0) == mine and native.refused(threads) is None
     data = np.ones(1 << 20, np.uint8)
     ns = ffi.new("int64_t *")
-    assert lib.edge_measure_read(pool, ffi.from_buffer("uint8_t[]", data), data.size, ns) == 0
-    assert where(0) == mine and native.refused(pool) is None
+    assert lib.edge_measure_read(threads, ffi.from_buffer("uint8_t[]", data), data.size, ns) == 0
+    assert where(0) == mine and native.refused(threads) is None
 
 
 @linux
 def test_caller_moves_for_a_run() -> None:
     """A callback is not at hand: a run long enough to be looked at from another thread."""
     cpu, mine, me = min(where(0)), where(0), threading.get_native_id()
-    pool, seen, done = native.new_pool(1, [cpu]), set[frozenset[int]](), threading.Event()
+    threads, seen, done = native.new_threads(1, [cpu]), set[frozenset[int]](), threading.Event()
 
     def look() -> None:
         while not done.is_set():
@@ -260,34 +263,34 @@ def test_caller_moves_for_a_run() -> None:
     watcher.start()
     macs, ns = ffi.new("int64_t *"), ffi.new("int64_t *")
     while frozenset({cpu}) not in seen:
-        native.check(lib.edge_measure_dot(pool, native.isa_index(), macs, ns))
+        native.check(lib.edge_measure_dot(threads, native.isa_index(), macs, ns))
     done.set()
     watcher.join()
     assert where(0) == mine
-    ffi.release(pool)
+    ffi.release(threads)
 
 
 @linux
-def test_a_refusal_is_told_and_stops_nothing(pool_on: Callable[..., Any]) -> None:
+def test_a_refusal_is_told_and_stops_nothing(threads_on: Callable[..., Any]) -> None:
     mine = where(0)
     absent = next(cpu for cpu in range(1023, 0, -1) if cpu not in mine)
-    pool, threads = pool_on(2, [absent])
-    assert native.refused(pool) == os.strerror(errno.EINVAL)
-    assert where(0) == mine and all(where(thread) == mine for thread in threads)
+    threads, numbers = threads_on(2, [absent])
+    assert native.refused(threads) == os.strerror(errno.EINVAL)
+    assert where(0) == mine and all(where(number) == mine for number in numbers)
     plan = small_plan()
     step = ffi.new("edge_step *", {"n_tokens": 1, "n_ops": -1})
     step.tokens = tokens = ffi.new("int32_t[]", [3])
-    assert lib.edge_run(plan.handle, pool, plan.cache.handle, step, ffi.NULL) == lib.EDGE_OK
+    assert lib.edge_run(plan.handle, threads, plan.cache.handle, step, ffi.NULL) == lib.EDGE_OK
     del tokens
 
 
 @pytest.mark.parametrize("cpu", [-1, 1024, 2**31 - 1])
 def test_cpus_that_cannot_be(cpu: int) -> None:
     with pytest.raises(NativeError, match=f"CPU {cpu}: from 0 to 1023"):
-        native.new_pool(1, [cpu])
-    out, error = ffi.new("edge_pool **"), ffi.new("edge_error *")
-    assert lib.edge_pool_new(1, ffi.NULL, 1, out, error) == lib.EDGE_BAD_ARGUMENT
-    assert lib.edge_pool_new(1, ffi.NULL, -1, out, error) == lib.EDGE_BAD_ARGUMENT
+        native.new_threads(1, [cpu])
+    out, error = ffi.new("edge_threads **"), ffi.new("edge_error *")
+    assert lib.edge_threads_new(1, ffi.NULL, 1, out, error) == lib.EDGE_BAD_ARGUMENT
+    assert lib.edge_threads_new(1, ffi.NULL, -1, out, error) == lib.EDGE_BAD_ARGUMENT
 
 
 @linux
