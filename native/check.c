@@ -219,7 +219,7 @@ static const char *check_gather(const checked *c) {
 }
 
 static const char *check_op(const checked *c) {
-    switch (c->op->kind) {
+    switch ((edge_op_kind)c->op->kind) { /* no default: the compiler names an op that is missing */
     case EDGE_OP_EMBED: return check_embed(c);
     case EDGE_OP_ANGLES: return check_angles(c);
     case EDGE_OP_NORM: return check_norm(c);
@@ -231,8 +231,9 @@ static const char *check_op(const checked *c) {
     case EDGE_OP_STORE: return check_store(c);
     case EDGE_OP_ATTENTION: return check_attention(c);
     case EDGE_OP_GATHER: return check_gather(c);
-    default: return "an op kind that exists";
+    case EDGE_N_OPS: break;
     }
+    return "an op kind that exists";
 }
 
 /* The dim of the first buffer of logits; there is one. edge_step holds rows of one length. */

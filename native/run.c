@@ -112,7 +112,7 @@ static void run_norm(const run *r, const edge_op *op, int64_t row, int64_t rows)
 static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) {
     const edge_kernels *kernels = r->plan->kernels;
     const int64_t dim = r->plan->buffers[op->out].dim;
-    switch (op->kind) {
+    switch ((edge_op_kind)op->kind) { /* no default: the compiler names an op that is missing */
     case EDGE_OP_EMBED:
         edge_weight_unpack(&r->plan->weights[op->w[0]], r->step->tokens[row], 1,
                            row_of(r, op->out, row));
@@ -130,10 +130,15 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
     case EDGE_OP_ADD:
         kernels->add(row_of(r, op->in, row), row_of(r, op->in2, row), dim, row_of(r, op->out, row));
         break;
-    default: /* EDGE_OP_GATHER: the last n_logits rows */
+    case EDGE_OP_GATHER: /* the last n_logits rows */
         memcpy(row_of(r, op->out, row),
                row_of(r, op->in, r->step->n_tokens - r->step->n_logits + row), (size_t)dim * 4);
         break;
+    case EDGE_OP_MATMUL: /* not row by row: see run_chunk */
+    case EDGE_OP_GATED_MATMUL:
+    case EDGE_OP_STORE:
+    case EDGE_OP_ATTENTION:
+    case EDGE_N_OPS: break;
     }
 }
 

@@ -15,6 +15,7 @@ from test_refmath import SIZES
 from edge.engine import describe
 from edge.engine.engine import Engine
 from edge.kv.shape import kv_types
+from edge.models import architectures
 
 pytestmark = pytest.mark.all_isas
 
@@ -89,9 +90,9 @@ def assert_same_bits(got: np.ndarray, want: np.ndarray, what: object) -> None:
 
 @pytest.mark.native
 @pytest.mark.parametrize("type_name", [*TYPES, *MIXED])
-@pytest.mark.parametrize("arch", ["llama", "phi3"])
+@pytest.mark.parametrize("arch", architectures())
 def test_same_bits_everywhere(loader: Any, arch: str, type_name: str) -> None:
-    options = {"tied": False} if arch == "llama" else {"n_rot": 12, "window": 50}
+    options = {"n_rot": 12, "window": 50} if arch == "phi3" else {"tied": False}
     if type_name == "K and IQ" or SIZES.get(type_name, SIZES["Q4_0"]).block == 256:
         options |= WIDE
     load = loader(arch, type=MIXED.get(type_name, type_name), **options)
@@ -106,7 +107,7 @@ def test_same_bits_everywhere(loader: Any, arch: str, type_name: str) -> None:
 
 @pytest.mark.native
 @pytest.mark.parametrize("kv", kv_types())
-@pytest.mark.parametrize("arch", ["llama", "phi3"])
+@pytest.mark.parametrize("arch", architectures())
 def test_same_bits_of_keys_and_values(loader: Any, arch: str, kv: str) -> None:
     load = loader(arch, kv=kv, type="Q4_0", head_dim=32)
     tokens = tokens_of(load("scalar"), N_TOKENS)
@@ -132,7 +133,7 @@ def test_same_bits_of_both_forms(
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("arch", ["llama", "phi3"])
+@pytest.mark.parametrize("arch", architectures())
 def test_same_bits_of_long_prompts(loader: Any, arch: str) -> None:
     """512 tokens: two of the engine's chunks, eight pages."""
     load = loader(arch, type="Q4_0", context=512)
@@ -147,7 +148,7 @@ def test_same_bits_of_long_prompts(loader: Any, arch: str) -> None:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("arch", ["llama", "phi3"])
+@pytest.mark.parametrize("arch", architectures())
 def test_same_bits_in_calls_of_512(loader: Any, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's chunk is a choice of its own, not of the numbers."""
     load = loader(arch, type="Q8_0", context=512)

@@ -285,6 +285,10 @@ ALL_TENSORS = [(arch, name) for arch in LARGEST for name in tensors(Tiny(**LARGE
 SPARE = {"output.weight", "rope_freqs.weight", "rope_factors_short.weight"}
 
 
+def test_every_architecture_has_a_largest_model() -> None:
+    assert sorted(LARGEST) == architectures()
+
+
 @pytest.mark.parametrize("arch, name", ALL_TENSORS)
 def test_missing_tensor(arch: str, name: str) -> None:
     metadata, shapes = described(**LARGEST[arch])

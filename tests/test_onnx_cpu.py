@@ -15,6 +15,7 @@ from edge import models
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Gated
+from edge.models import architectures
 from edge.onnx.export import cpu
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,8 +26,8 @@ WHOLE = {"dim": 256, "ffn": 256}  # rows for blocks of 256
 
 
 def both(key: str, value: Any) -> tuple[tuple[str, Any], ...]:
-    """A key of attention, of either architecture."""
-    return tuple((f"{arch}.attention.{key}", value) for arch in ("llama", "phi3"))
+    """A key of attention, of any architecture."""
+    return tuple((f"{arch}.attention.{key}", value) for arch in architectures())
 
 
 ROPES: dict[str, dict[str, Any]] = {
