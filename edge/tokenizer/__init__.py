@@ -1,13 +1,13 @@
-"""Text to token ids and back, from what a GGUF file, or a tokenizer.json, says.
+"""Text to token ids and back, by the vocabulary of a GGUF file or of a tokenizer.json.
 
     presplit.py     how each byte-level BPE cuts text into words: the table of `tokenizer.ggml.pre`
-    cost.py         what a tokenizer takes of memory
+    cost.py         the memory that a tokenizer takes
     marks.py        tokens that end an answer, by their spelling
-    vocabulary.py   the tokens, and what a GGUF file says of them, checked
+    vocabulary.py   the tokens and what a GGUF file says about them, checked
     pieces.py       where a long text can be cut
     backend.py      a vocabulary to objects of Hugging Face's `tokenizers`, which do the merging
     huggingface.py  the vocabulary of a folder
-    spelling.py     what bytes each token stands for
+    spelling.py     the bytes that each token stands for
     decoder.py      ids to text, never half a character
     tokenizer.py    the Tokenizer
 

@@ -1,8 +1,8 @@
 """The `tokenizers` objects that do the merging: one for ordinary text, one for marked-up text.
 
-Both share one BPE model (the vocabulary is in memory once) and differ in the tokens that are
-cut out of the text before anything else: user-defined ones always, control ones only in
-`marked`.
+Both share one BPE model, so the vocabulary is in memory once. They differ in the tokens that they
+cut out of a text before anything else: both cut out user-defined tokens, only `marked` cuts out
+control tokens.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoders", "build", "spm_merges"]
 
-# Phi-3's control tokens swallow the white space after them; GGUF has no field to say so, but
-# these three beside a SentencePiece vocabulary are Phi-3's alone.
+# Phi-3's control tokens swallow the white space after them, and GGUF has no field for that. Only
+# Phi-3 has these three tokens in a SentencePiece vocabulary, so they identify it.
 _PHI3_MARKS = ("<|user|>", "<|assistant|>", "<|end|>")
 _PHI3_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 
 
 class Encoders(NamedTuple):
-    """plain: for ordinary text; marked: control tokens in the text count as such; added: the tokens
-    that either looks for before all else.
+    """plain: for ordinary text; marked: for text in which control tokens count as such; added: the
+    tokens that one of the two cuts out of a text before anything else.
     """
 
     plain: tokenizers.Tokenizer
@@ -47,10 +47,10 @@ def build(vocabulary: Vocabulary) -> Encoders:
     try:
         import_module("tokenizers")
     except ImportError as error:
-        there = not isinstance(error, ModuleNotFoundError)
+        is_installed = not isinstance(error, ModuleNotFoundError)
         raise UnsupportedError(
             "a prompt that is text needs the package tokenizers"
-            f"{', which is there and cannot be loaded' * there}: {error}",
+            f"{', which is there and cannot be loaded' * is_installed}: {error}",
             what="text",
             supported=["token ids"],
         ) from error
@@ -60,7 +60,7 @@ def build(vocabulary: Vocabulary) -> Encoders:
 
 
 def _of_lists(vocabulary: Vocabulary) -> Encoders:
-    """Of tokens, merges or scores."""
+    """Build both from the vocabulary's tokens, and its merges or scores."""
     from tokenizers import AddedToken, Tokenizer, models
 
     backwards = range(len(vocabulary.tokens) - 1, -1, -1)
@@ -74,7 +74,7 @@ def _of_lists(vocabulary: Vocabulary) -> Encoders:
                 unk_token=vocabulary.tokens[unknown[0]] if unknown else None,
                 fuse_unk=True,
                 byte_fallback=True,
-                cache_capacity=0,  # of words: a text is one
+                cache_capacity=0,  # the cache is for words, and here a whole text is one word
             )
         else:
             ignore_merges = pre_split(vocabulary.pre).ignore_merges
@@ -100,8 +100,8 @@ def _of_lists(vocabulary: Vocabulary) -> Encoders:
 
 
 def _of_file(vocabulary: Vocabulary, file: str) -> Encoders:
-    """Of a tokenizer.json: its model, its steps, and its added tokens in the order of their ids,
-    since each takes the next one.
+    """Build both from a tokenizer.json: its model, its steps and its added tokens. The tokens are
+    added in the order of their ids, because `tokenizers` gives each the next free id.
     """
     from tokenizers import Tokenizer, normalizers
 
@@ -120,7 +120,7 @@ def _of_file(vocabulary: Vocabulary, file: str) -> Encoders:
                     backend.add_special_tokens([_special(token) for token in tokens])
                 else:
                     backend.add_tokens(list(tokens))
-        for i, token in added:  # `tokenizers` numbers them without gaps, whatever the file says
+        for i, token in added:  # `tokenizers` leaves no gaps between ids, even where the file does
             if i < len(vocabulary.tokens) and vocabulary.tokens[i] != token.content:
                 raise ValueError(f"the added token {brief(token.content)} leaves a gap of ids")
         guard = normalizers.Replace(GUARD, "")
@@ -131,7 +131,7 @@ def _of_file(vocabulary: Vocabulary, file: str) -> Encoders:
 
 
 def _special(token: tokenizers.AddedToken) -> tokenizers.AddedToken:
-    """The same, looked for in the text as it is: else the guard would be gone by then."""
+    """The same token, looked for before the text is normalized: normalizing removes the guard."""
     from tokenizers import AddedToken
 
     return AddedToken(
@@ -146,7 +146,7 @@ def _special(token: tokenizers.AddedToken) -> tokenizers.AddedToken:
 
 @contextmanager
 def _failures(vocabulary: Vocabulary, key: str = "") -> Iterator[None]:
-    """Turn what `tokenizers` raises, bare Exception and what comes of a panic, into ours."""
+    """Raise ModelFileError in place of what `tokenizers` raises: Exception, or Rust's panics."""
     try:
         yield
     except ModelFileError:
@@ -163,7 +163,7 @@ def _failures(vocabulary: Vocabulary, key: str = "") -> Iterator[None]:
 
 
 def _set_pipeline(backend: tokenizers.Tokenizer, vocabulary: Vocabulary, *, guarded: bool) -> None:
-    """Normaliser and pre-tokenizer; both see only the text between added tokens."""
+    """Set the normaliser and the pre-tokenizer. Both see only the text between added tokens."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     steps: list[normalizers.Normalizer] = []
@@ -193,9 +193,9 @@ def _set_pipeline(backend: tokenizers.Tokenizer, vocabulary: Vocabulary, *, guar
 def spm_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """The merges that SentencePiece's scores imply, best first.
 
-    SentencePiece joins the neighbours whose union has the highest score; so every way to cut a
-    piece into two pieces is a merge, ranked by the score of the whole. Raises ModelFileError for
-    many more of them than pieces: memory is planned for MOST_SPM_MERGES.
+    SentencePiece joins the two neighbours whose union has the highest score. So every way to cut a
+    piece into two pieces is a merge, and the score of the whole piece is its rank.
+    Raises ModelFileError for more merges than MOST_SPM_MERGES, for which memory is planned.
     """
     normal = (TokenType.NORMAL, TokenType.UNDEFINED)
     pieces = {

@@ -10,11 +10,11 @@ __all__ = ["StreamDecoder"]
 
 
 class StreamDecoder:
-    """Push ids one by one; what comes back is text, never half a character.
+    """Turns ids into text, one id at a time, and never returns half a character.
 
-    A token may end inside a character; its bytes wait for the rest. Bytes that cannot become
-    a character any more turn into U+FFFD at once, so bad bytes never hold up the stream; what
-    is unfinished at the end turns into U+FFFD in `flush`. All pieces joined are what
+    A token may end inside a character; its bytes wait for the rest. Bytes that cannot become a
+    character any more turn into U+FFFD at once, so bad bytes never hold up the stream. `flush`
+    turns an unfinished character at the end into U+FFFD. All texts joined are what
     `Tokenizer.decode` returns for the same ids.
     """
 
@@ -24,7 +24,7 @@ class StreamDecoder:
         self._at_start = after is None or spelling.is_added(after)
 
     def push(self, token: int) -> str:
-        """The text that this token completes, often empty. InputError for a bad id."""
+        """The text that this token completes, often empty. Raises InputError for a bad id."""
         data = self._spelling.token_bytes(token)
         if self._spelling.is_added(token):
             self._at_start = True
@@ -37,5 +37,5 @@ class StreamDecoder:
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """What is left: U+FFFD for an unfinished character, else "". The decoder goes on."""
+        """U+FFFD where a character is unfinished, else "". The decoder can be used further."""
         return self._utf8.decode(b"", True)

@@ -1,7 +1,7 @@
-"""The vocabulary of a folder in the form of Hugging Face: tokenizer.json, and what lies beside it.
+"""The vocabulary of a Hugging Face folder: tokenizer.json and tokenizer_config.json.
 
-tokenizer.json says how a text is cut and merged, so the package `tokenizers` takes it as it is
-(backend.py); here is read what it says of the tokens themselves.
+tokenizer.json says how a text is cut and merged; the package `tokenizers` reads that part itself
+(see backend.py). This module reads the tokens.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from edge.tokenizer.vocabulary import TokenType, Vocabulary, settle_control_toke
 
 __all__ = ["read_folder", "token_text"]
 
-_MOST_BYTES = 96 << 20  # of tokenizer.json: the largest in use have some 35
-_MOST_SURPLUS = 1024
+_MOST_BYTES = 96 << 20  # of tokenizer.json; the largest in use have about 35 MiB
+_MOST_SURPLUS = 1024  # added tokens without a row in the model
 
 
 def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[int]) -> Vocabulary:
-    """The vocabulary of a folder, filled up to the n_vocab ids that the model has. Added tokens
-    beyond them are its surplus.
+    """The vocabulary of a folder, filled up with empty tokens to the n_vocab ids of the model.
+    Added tokens with larger ids become its `surplus`.
 
-    bos_id, ends: what the model's own files name; tokenizer_config.json may name more.
+    bos_id, ends: ids that the model's own files name; tokenizer_config.json may name more.
     Raises ModelFileError for files that are missing, damaged or contradict themselves,
-    UnsupportedError for a tokenizer that is no BPE.
+    UnsupportedError for a tokenizer that is not BPE.
     """
     file = JsonFile.read(folder / "tokenizer.json", _MOST_BYTES)
     config = JsonFile.find(folder / "tokenizer_config.json")
@@ -39,11 +39,11 @@ def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[i
         text = token_text(config, key)
         if text in surplus:
             raise file.error(key, f"{brief(text)} is outside the vocabulary of {n_vocab}")
-        found = [*given, *([ids[text]] if text in ids else [])]
-        for token in found:
+        token_ids = [*given, *([ids[text]] if text in ids else [])]
+        for token in token_ids:
             if token >= n_vocab:
                 raise file.error(key, f"token {token} is outside the vocabulary of {n_vocab}")
-        return found
+        return token_ids
 
     bos = named("bos_token", [] if bos_id is None else [bos_id])
     eos = named("eos_token", ends)
@@ -71,7 +71,7 @@ def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[i
 
 
 def token_text(config: JsonFile, key: str) -> str:
-    """The text of a token that tokenizer_config.json names; "" where it names none."""
+    """The text of the token that tokenizer_config.json names by `key`; "": it names none."""
     value = config.values.get(key)
     if isinstance(value, dict):
         return config.inside(key).get("content", str, "")
@@ -79,7 +79,10 @@ def token_text(config: JsonFile, key: str) -> str:
 
 
 def _is_spm(file: JsonFile) -> bool:
-    """Whether a space is spelled as SentencePiece does, not as a byte. Raises UnsupportedError."""
+    """Whether the vocabulary is SentencePiece's, not of bytes. Raises UnsupportedError for others.
+
+    SentencePiece spells a space as U+2581.
+    """
     kind = file.inside("model").get("type", str, "BPE")
     parts = ("pre_tokenizer", "decoder", "normalizer")
     steps = [step for part in parts for step in _steps(file, part)]
@@ -96,7 +99,7 @@ def _is_spm(file: JsonFile) -> bool:
 
 
 def _steps(file: JsonFile, part: str) -> Iterator[dict[str, Any]]:
-    """The steps of a part, which may be a sequence of them."""
+    """A part of the file, and the steps inside it where it is a sequence of steps."""
     whole = file.get(part, dict, {})
     inner: Any = next(
         (whole[k] for k in ("pretokenizers", "decoders", "normalizers") if k in whole), []
@@ -120,8 +123,8 @@ def _puts_space(file: JsonFile) -> bool:
 def _tokens(
     file: JsonFile, n_vocab: int, is_spm: bool
 ) -> tuple[list[str], list[int], dict[str, bool]]:
-    """Text and type of each id, ids that are none are UNUSED, and empty; and the added tokens
-    beyond them: text -> whether it is special.
+    """(text of each id, type of each id, surplus). An id without a token is UNUSED and has no text.
+    surplus: text -> whether it is special, of the added tokens from n_vocab on.
     """
     tokens, types = [""] * n_vocab, [int(TokenType.UNUSED)] * n_vocab
     surplus = dict[str, bool]()
@@ -155,7 +158,7 @@ def _tokens(
 
 
 def _adds(file: JsonFile, tokens: list[str], bos_id: int | None) -> bool:
-    """Whether the file's own last step begins a text with the bos token."""
+    """Whether the file's post-processor begins a text with the bos token."""
     if bos_id is None:
         return False
     whole = file.get("post_processor", dict, {})

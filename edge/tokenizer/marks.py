@@ -1,4 +1,4 @@
-"""Tokens that end an answer, by their spelling: files name one of them by id, and seldom all."""
+"""Tokens that end an answer, by their spelling: a file names one of them by id, but seldom all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 __all__ = ["END_MARKS", "end_marks"]
 
-#: Spellings that mean an end in whatever vocabulary they stand, and whatever type the file gives
-#: them: it is 'normal' in files of careless converters. The same as in llama.cpp, and DeepSeek
-#: Coder's own.
+#: Spellings that mean an end in every vocabulary, whatever type the file gives the token: careless
+#: converters write 'normal'. The list is that of llama.cpp, and DeepSeek Coder's own tokens.
 END_MARKS = frozenset(
     {
         # of a text
@@ -53,17 +52,20 @@ END_MARKS = frozenset(
     }
 )
 
-# Vocabularies in which <|end|> ends one message of several, and the turn goes on: gpt-oss, Solar.
+# Tokens of vocabularies in which <|end|> ends a message, but not the turn: gpt-oss, Solar.
 _ONE_OF_SEVERAL = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 
 
 def end_marks(tokens: Sequence[str], is_control: Callable[[int], bool]) -> frozenset[int]:
-    """The ids of the tokens that are spelled like an end. is_control(id): by what the file says."""
-    found = [i for i, text in enumerate(tokens) if text in END_MARKS]
-    there = {tokens[i] for i in found}
+    """The ids of the tokens that are spelled like an end.
+
+    is_control(id): whether the file says that this is a control token.
+    """
+    candidates = [i for i, text in enumerate(tokens) if text in END_MARKS]
+    spellings = {tokens[i] for i in candidates}
     no_ends = set()
-    if any(there >= marks for marks in _ONE_OF_SEVERAL):
+    if any(spellings >= marks for marks in _ONE_OF_SEVERAL):
         no_ends.add("<|end|>")
-    if "<eos>" in there:  # Gemma's vocabularies have HTML's tags: this one ends struck-out text
-        no_ends.update(tokens[i] for i in found if tokens[i] == "</s>" and not is_control(i))
-    return frozenset(i for i in found if tokens[i] not in no_ends)
+    if "<eos>" in spellings:  # Gemma's vocabularies have HTML's tags: </s> ends struck-out text
+        no_ends.update(tokens[i] for i in candidates if tokens[i] == "</s>" and not is_control(i))
+    return frozenset(i for i in candidates if tokens[i] not in no_ends)

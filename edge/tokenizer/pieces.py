@@ -1,17 +1,18 @@
 """Where a long text can be cut, so that its pieces have the tokens of the whole.
 
-Encoding takes 100 bytes and more of memory for each byte of text, and hears nothing meanwhile; so
-it is done piece by piece. A cut may be wherever no token can span it:
+Encoding takes 100 bytes of memory or more for each byte of text, and cannot be cancelled. So a long
+text is encoded piece by piece. It can be cut wherever no token can span the cut:
 
-byte-level BPE  between two words of the pre-split: every row of presplit.py ends a word between a
-                letter or digit and ASCII punctuation (but for an apostrophe) or white space,
-                between a letter and a digit, and before a space that follows something else.
-SentencePiece   between two characters that no token of the vocabulary holds side by side: nothing
-                that could be merged goes across. Encoding puts a space before each piece, as before
-                the text; so the space at the cut is left out, or else the first token is.
+byte-level BPE  Between two words of the pre-split. Every row of presplit.py ends a word between a
+                letter or digit and ASCII punctuation (except an apostrophe) or white space,
+                between a letter and a digit, and before a space that follows another character.
+SentencePiece   Between two characters that no token of the vocabulary holds side by side: no merge
+                can cross the cut. Encoding puts a space before each piece, as before the text. So
+                the space at the cut is left out of the piece; where there is none, the piece's
+                first token is dropped.
 
-Tokens that are cut out of a text before all else (control and user-defined ones) are not cut
-through, nor from the white space that they swallow.
+No cut goes through an added token (control or user-defined, cut out of a text before anything
+else), nor between such a token and the white space that it swallows.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from edge.tokenizer.vocabulary import TokenType, Vocabulary
 
 __all__ = ["GUARD", "SPM_SPACE", "Pieces", "TextPiece"]
 
-GUARD = "\ufdd0"  # a noncharacter; inside a control token's spelling it makes it ordinary text
+GUARD = "\ufdd0"  # a noncharacter: inside the spelling of a control token it makes ordinary text
 SPM_SPACE = "\u2581"
 
-#: Characters of a piece, where the text can be cut there.
+#: The most characters of a piece, where the text has a place for a cut within them.
 PIECE = 8192
-#: UTF-8 bytes of a stretch that cannot be cut, at most; encoding takes 140 bytes for each.
+#: The most UTF-8 bytes of a stretch without a place for a cut; encoding takes 140 bytes for each.
 MOST_STRETCH = 32 << 10
-#: Places that are looked at in vain before a longer piece is tried.
+#: Places without a space that are tried before a longer piece is tried.
 _MOST_TRIES = 256
 
 _LETTERS = "A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
-#: Behind a letter or digit: ASCII punctuation, white space, the commonest marks of Chinese.
+#: The ends of words: between a letter or digit and ASCII punctuation, white space or the commonest
+#: Chinese marks; between a letter and a digit; before a space.
 _WORD_ENDS = re.compile(
     rf"(?<=[0-9{_LETTERS}])(?=[\t\n\r !-&(-/:-@\[-`{{-~\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a])"
     rf"|(?<=[A-Za-z])(?=[0-9])|(?<=[^\s{GUARD}])(?= )"
@@ -46,7 +48,7 @@ _WORD_ENDS = re.compile(
 
 
 class TextPiece(NamedTuple):
-    """text: to be encoded; drop: how many of its first tokens are not the text's."""
+    """text: to be encoded; drop: how many of its first tokens to drop, because of the cut."""
 
     text: str
     drop: int
@@ -55,7 +57,7 @@ class TextPiece(NamedTuple):
 class Pieces:
     """Cuts texts for one vocabulary.
 
-    added: the tokens that are looked for in the text before all else, as `tokenizers.AddedToken`.
+    added: the tokens that are cut out of a text before anything else, as `tokenizers.AddedToken`.
     """
 
     def __init__(self, vocabulary: Vocabulary, added: list[Any]) -> None:
@@ -71,8 +73,9 @@ class Pieces:
         self._joined: dict[str, bool] = {}  # two characters -> whether a token has them
 
     def of(self, text: str) -> Iterator[TextPiece]:
-        """The pieces, in order, of a text without lone surrogates. Raises InputError for a stretch
-        of more than MOST_STRETCH bytes that cannot be cut.
+        """The pieces of a text, in order. The text must be without lone surrogates.
+
+        Raises InputError for a stretch of more than MOST_STRETCH bytes that cannot be cut.
         """
         start = drop = 0
         while len(text) - start > PIECE and self._cuts:
@@ -87,7 +90,7 @@ class Pieces:
         yield TextPiece(text[start:] if start else text, drop)
 
     def _end(self, text: str, start: int) -> int | None:
-        """Where the piece that begins at `start` ends; None: with the text."""
+        """The end of the piece that begins at `start`; None: the end of the text."""
         low = start
         while (high := low + PIECE) < len(text):
             for place in self._places(text, low, high):
@@ -102,7 +105,7 @@ class Pieces:
         return None
 
     def _places(self, text: str, low: int, high: int) -> Iterator[int]:
-        """Places to try, the last first, none of them `low`."""
+        """Places between low and high where a cut may be tried, the last first."""
         if not self._is_spm:
             ends = [match.start() for match in _WORD_ENDS.finditer(text, low + 1, high)]
             yield from reversed(ends)
@@ -113,6 +116,7 @@ class Pieces:
         yield from range(high - 1, max(low, high - _MOST_TRIES), -1)
 
     def _is_border(self, text: str, place: int) -> bool:
+        """Whether no token can span this place."""
         before, behind = text[place - 1], text[place]
         if before + behind in self._inside or (before in self._swallow and behind.isspace()):
             return False
@@ -128,7 +132,7 @@ class Pieces:
         if not self._prefix:
             return True
         first = text[place + 1 : place + 2] if behind == " " else behind
-        if before in self._lasts or first in self._firsts:  # which get a space of their own
+        if before in self._lasts or first in self._firsts:  # an added token gets its own space
             return False
         if first == SPM_SPACE or not first or first.isspace():
             return False
@@ -136,14 +140,14 @@ class Pieces:
 
     def _has(self, pair: str) -> bool:
         """Whether a token holds these two characters side by side."""
-        found = self._joined.get(pair)
-        if found is None:
-            found = self._joined[pair] = any(pair in token for token in self._tokens)
-        return found
+        is_joined = self._joined.get(pair)
+        if is_joined is None:
+            is_joined = self._joined[pair] = any(pair in token for token in self._tokens)
+        return is_joined
 
 
 def _knows(vocabulary: Vocabulary) -> bool:
-    """Whether a text is cut into words as this module thinks."""
+    """Whether this vocabulary cuts a text into words in one of the ways that this module knows."""
     if vocabulary.file is None:
         return True
     rules = {row.pattern for row in PRE_SPLITS.values() if row.pattern}

@@ -13,15 +13,15 @@ __all__ = ["PRE_SPLITS", "PreSplit", "pre_split"]
 
 
 class PreSplit(NamedTuple):
-    """One row: what happens to a text before its words are merged."""
+    """One row: how a text is cut before its words are merged."""
 
-    #: Matches are words, and so is what lies between them; several: each cuts what the one before
-    #: left. None: the pattern of GPT-2, built into ByteLevel.
+    #: A match is a word, and so is the text between two matches. Each of several patterns cuts the
+    #: words that the one before it made. None: the pattern of GPT-2, built into ByteLevel.
     pattern: str | tuple[str, ...] | None
     split_digits: bool = False  # each digit is a word of its own, before the pattern
     nfc: bool = False  # compose characters first
     ignore_merges: bool = False  # a word that is a token stays whole, whatever the merges say
-    add_bos: bool = False  # where the file does not say
+    add_bos: bool = False  # whether a text begins with bos, where the file does not say
 
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -43,7 +43,7 @@ _LLAMA3 = PreSplit(
 )
 
 PRE_SPLITS: dict[str, PreSplit] = {
-    "default": PreSplit(  # of no model: what llama.cpp does where a file names none
+    "default": PreSplit(  # no model's own: llama.cpp's, for files that name no `pre`
         (
             r"[\p{P}$+<=>^~|]+",
             r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
@@ -64,7 +64,7 @@ PRE_SPLITS: dict[str, PreSplit] = {
 
 
 def pre_split(name: str) -> PreSplit:
-    """The row of `tokenizer.ggml.pre` = name. UnsupportedError lists the known names."""
+    """The row for `tokenizer.ggml.pre` = name. Raises UnsupportedError for an unknown name."""
     try:
         return PRE_SPLITS[name]
     except KeyError:

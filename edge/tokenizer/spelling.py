@@ -1,4 +1,4 @@
-"""How a vocabulary spells: what bytes each token stands for."""
+"""How a vocabulary spells: the bytes that each token stands for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Spelling"]
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE spells each byte as one printable character: that character -> byte."""
+    """Character -> byte: byte-level BPE spells each byte as one printable character."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(b): b for b in plain}
     others = (b for b in range(0x100) if b not in set(plain))
@@ -49,7 +49,7 @@ class Spelling:
         if kind in (TokenType.NORMAL, TokenType.UNDEFINED):
             try:
                 return bytes(map(_BYTES.__getitem__, text))
-            except KeyError:  # not spelled in the byte alphabet: the text itself
+            except KeyError:  # not spelled in the byte alphabet: take the text itself
                 pass
         return text.encode("utf-8", "replace")
 
@@ -58,15 +58,15 @@ class Spelling:
         return self.token_bytes(token).decode("utf-8", "replace")
 
     def is_special(self, token: int) -> bool:
-        """A control token: no part of the text, hidden unless asked for."""
+        """Whether this is a control token: no part of the text, and not shown by default."""
         return self._types[self._id(token)] in (TokenType.UNKNOWN, TokenType.CONTROL)
 
     def is_added(self, token: int) -> bool:
-        """A token that is cut out of the text before the rest is merged."""
+        """Whether this token is cut out of a text before the rest is merged."""
         return self.is_special(token) or self._types[token] == TokenType.USER_DEFINED
 
     def _id(self, token: int) -> int:
-        """A token's id. Raises InputError for one outside the vocabulary."""
+        """A token's id, checked. Raises InputError for one outside the vocabulary."""
         token = check.whole("token", token)
         if token >= self.n_vocab:
             raise InputError(f"token {token} is outside the vocabulary of {self.n_vocab}")

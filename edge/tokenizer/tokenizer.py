@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Tokenizer"]
 
-#: Bytes of text for each token of the context, at most, that anybody makes room for.
+#: The most bytes of text, for each token of the context, that memory is planned for.
 _MOST_TOKEN_BYTES = 112
 
 
@@ -30,13 +30,13 @@ class Tokenizer:
     """Text to ids and ids to text for one model. Safe to use from several threads.
 
     n_vocab: ids are 0..n_vocab-1
-    bos_id, eos_id: the ids the file names, or None
+    bos_id, eos_id: the ids that the file names, or None
     eos_ids: all ids that end a turn or a document
-    add_bos, add_eos: whether the file wants them around a text; add_eos is for those who
-        embed or score texts, a prompt to be continued must not end with it, so `encode`
-        never adds it
-    space_prefix: encoding puts a space before the text (SentencePiece)
-    notes: what the file should say and does not, and what was taken instead, a line each
+    add_bos, add_eos: whether the file wants these tokens around a text. `encode` never adds eos,
+        because a prompt to be continued must not end with it; add_eos is for callers that embed or
+        score texts
+    space_prefix: whether encoding puts a space before the text (SentencePiece)
+    notes: a line for each key that the file lacks: its name and what was assumed instead
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -45,7 +45,7 @@ class Tokenizer:
         try:
             self._backend = build(vocabulary)
             self._pieces = Pieces(vocabulary, self._backend.added)
-        except UnsupportedError as error:  # ids can still become text
+        except UnsupportedError as error:  # ids can still be decoded
             self._missing = error
         self.n_vocab = len(vocabulary.tokens)
         self._longest = max(len(text.encode("utf-8", "replace")) for text in vocabulary.tokens)
@@ -69,9 +69,9 @@ class Tokenizer:
     ) -> Tokenizer:
         """Build from the keys `tokenizer.ggml.*` of a GGUF file.
 
-        path: the file's name, for messages; n_vocab: tokens that the model has. Raises
-        ModelFileError for metadata that is missing or contradicts itself, UnsupportedError for a
-        tokenizer that edge does not know.
+        path: the file's name, for messages; n_vocab: how many tokens the model has.
+        Raises ModelFileError for metadata that is missing or contradicts itself, UnsupportedError
+        for a tokenizer that edge does not know.
         """
         return cls(Vocabulary.from_metadata(metadata, fspath(path), n_vocab))
 
@@ -85,9 +85,10 @@ class Tokenizer:
     ) -> Tokenizer:
         """Build from tokenizer.json and tokenizer_config.json.
 
-        n_vocab: ids that the model has, which may be more than have a text; bos_id, eos_ids: those
-        that its own files name. Raises ModelFileError for files that are missing or contradict
-        themselves, UnsupportedError for a tokenizer that edge does not know.
+        n_vocab: how many ids the model has; some of them may have no text. bos_id, eos_ids: the ids
+        that the model's own files name.
+        Raises ModelFileError for files that are missing or contradict themselves, UnsupportedError
+        for a tokenizer that edge does not know.
         """
         return cls(read_folder(Path(folder), n_vocab, bos_id, eos_ids))
 
@@ -102,28 +103,30 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of a text.
 
-        special: control tokens written in the text (`<|im_start|>`) count as such; otherwise
-            they are letters like any others. User-defined tokens are ordinary text and are
-            always one token.
-        bos: begin with the bos token, once; None: if the file says so.
-        room: most tokens; a text that cannot have so few is not encoded, of others no more than
-            is needed to know that they have more. cancel: looked at between pieces of the text.
+        special: whether control tokens written in the text (`<|im_start|>`) count as such;
+            otherwise they are letters like any others. User-defined tokens are ordinary text and
+            are always one token.
+        bos: whether to begin with the bos token, once; None: if the file says so.
+        room: the most tokens. A text of too many bytes for so few tokens is not encoded at all;
+            encoding stops at the first piece that goes beyond `room`.
+        cancel: checked between pieces of the text.
 
         Bytes for which a byte-level vocabulary has no token are left out, as in the original
-        tokenizers. Raises InputError for text that is not valid Unicode (lone surrogates), has
-        stretches of more than 32 KiB without a place to cut them, or needs a token that the model
-        does not have; UnsupportedError where the package `tokenizers` is not installed,
-        CancelledError, and ContextError for more tokens than `room`.
+        tokenizers.
+        Raises InputError for text that is not valid Unicode (lone surrogates), has a stretch of
+        more than 32 KiB without a place for a cut, or needs a token that the model does not have;
+        UnsupportedError where the package `tokenizers` is not installed; CancelledError;
+        ContextError for more tokens than `room`.
         """
         ids: list[int] = []
         text = check.text("text", text)
         if room is not None and len(text) > self.most_bytes(room):
             raise _too_long(-(-len(text) // self.most_bytes(1)), room, at_least=True)
         pieces = self.pieces(text, special=special, bos=bos)
-        for found in pieces:
+        for piece in pieces:
             if cancel is not None and cancel.is_set():
                 raise CancelledError("the call was cancelled")
-            ids += found
+            ids += piece
             if room is not None and len(ids) > room:
                 raise _too_long(len(ids), room, at_least=next(pieces, None) is not None)
         return ids
@@ -131,7 +134,7 @@ class Tokenizer:
     def pieces(
         self, text: str, *, special: bool = False, bos: bool | None = None
     ) -> Iterator[list[int]]:
-        """`encode`, piece by piece: ids that follow each other, some thousands at a time."""
+        """The ids of a text, as of `encode`, piece by piece: some thousands at a time."""
         if self._missing is not None:
             raise self._missing
         text, special = check.text("text", text), check.flag("special", special)
@@ -151,23 +154,24 @@ class Tokenizer:
             yield ids[piece.drop :] if piece.drop else ids
 
     def most_bytes(self, n_tokens: int) -> int:
-        """Bytes of UTF-8 that n_tokens tokens can stand for: so many of the longest one."""
+        """The most bytes of UTF-8 that n_tokens tokens can stand for."""
         return n_tokens * max(1, min(self._longest, _MOST_TOKEN_BYTES))
 
     def quote(self, text: str) -> str:
         """Mark a text so that `encode(..., special=True)` takes no control token out of it.
 
-        For text from outside that goes into a template: the template's own control tokens
-        count, those that a user typed are letters. The marks (U+FDD0 inside the spelling of a
-        control token) vanish in encoding.
+        This is for text from outside that goes into a template: the template's own control tokens
+        count as such, control tokens that a user typed stay letters. The marks (U+FDD0 inside the
+        spelling of a control token) vanish in encoding.
         """
         text = check.text("text", text).replace(GUARD, "")
         return self._marks.sub(lambda m: GUARD.join(m[0]) + GUARD, text)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """The text of some ids; bytes that are no text become U+FFFD.
+        """The text of some ids; bytes that are not valid UTF-8 become U+FFFD.
 
-        special: show control tokens as they are spelled. Raises InputError for a bad id.
+        special: whether to show control tokens, as they are spelled. Raises InputError for a bad
+        id.
         """
         decoder = self.decoder(special=special)
         tokens = check.tokens("ids", ids, self.n_vocab)
@@ -176,8 +180,9 @@ class Tokenizer:
     def decoder(self, *, special: bool = False, after: int | None = None) -> StreamDecoder:
         """A decoder for ids that come one by one.
 
-        after: the token that the text continues; None: the text begins here. It matters where
-        encoding puts a space before a text: the space of a continued text is its own.
+        after: the token that the text continues; None: the text begins here. At the beginning of a
+        text the decoder removes the space that encoding put there (see space_prefix); a continued
+        text keeps its space.
         """
         return StreamDecoder(self._spelling, special=check.flag("special", special), after=after)
 
@@ -193,11 +198,11 @@ class Tokenizer:
         return self._spelling.token_text(token)
 
     def is_special(self, token: int) -> bool:
-        """A control token: no part of the text, hidden unless asked for."""
+        """Whether this is a control token: no part of the text, and not shown by default."""
         return self._spelling.is_special(token)
 
     def is_added(self, token: int) -> bool:
-        """A token that is cut out of the text before the rest is merged."""
+        """Whether this token is cut out of a text before the rest is merged."""
         return self._spelling.is_added(token)
 
 

@@ -1,4 +1,4 @@
-"""The vocabulary of a model, and what a GGUF file says of it, checked before it is used."""
+"""The vocabulary of a model, and the keys of a GGUF file that describe it, checked before use."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ __all__ = ["MODELS", "TokenType", "Vocabulary", "byte_of", "named_token", "settl
 
 MODELS = ("gpt2", "llama")  # byte-level BPE; SentencePiece BPE with byte fallback
 _PREFIX = "tokenizer.ggml."
-_MOST_PIECE = 1024  # characters; those of SentencePiece have 16, unless somebody asked for more
-_PRE_UNNAMED = "default"  # what llama.cpp takes for byte-level BPE that names no `pre`
-# How SentencePiece vocabularies spell what a file does not name by id; the first that is there.
+_MOST_PIECE = 1024  # characters of a SentencePiece piece; its trainer's default is 16
+_PRE_UNNAMED = "default"  # as llama.cpp, for byte-level BPE that names no `pre`
+# How SentencePiece vocabularies spell tokens that a file does not name by id; the first one that
+# the vocabulary has is taken.
 _SPELLED = {"bos": ("<bos>", "<s>"), "eos": ("<eos>", "</s>")}
 _UNKNOWN = "<unk>"
-# Not built: keys that make other tokens, or probabilities of them, and the value that does not.
+# Keys that are not built, because they change tokens or their probabilities, and the value with
+# which they change nothing.
 _NEUTRAL: dict[str, Any] = {
     "add_sep_token": False,
     "normalizer.lowercase": False,
@@ -37,12 +39,12 @@ _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class TokenType(IntEnum):
-    """What `tokenizer.ggml.token_type` says of a token; numbers as in the file."""
+    """The types of `tokenizer.ggml.token_type`; numbers as in the file."""
 
     UNDEFINED = 0
     NORMAL = 1
-    UNKNOWN = 2  # stands for what has no token
-    CONTROL = 3  # marks turns and documents; never the meaning of ordinary text
+    UNKNOWN = 2  # stands for characters that have no token
+    CONTROL = 3  # marks turns and documents; ordinary text never becomes one
     USER_DEFINED = 4  # ordinary text that is always one token
     UNUSED = 5
     BYTE = 6  # one byte, spelled <0xNN>
@@ -54,10 +56,10 @@ class Vocabulary:
 
     model: one of MODELS. scores: empty unless "llama"; merges: empty unless "gpt2".
     end_ids: the tokens that end a turn, eos_id included. file: a tokenizer.json that says how text
-    is cut and merged, in the place of pre, scores and merges; None: these do. steps: what the file
-    does before it merges. notes: what the file should say and does not, and what was taken instead,
-    a line each. surplus: its added tokens for which the model has no row, and whether they are
-    special: a text must not need one.
+    is cut and merged, instead of pre, scores and merges; None: there is none. steps: the file's
+    steps before it merges. notes: a line for each key that the file lacks: its name and what was
+    assumed instead. surplus: text -> whether it is special, of the file's added tokens for which
+    the model has no row; a text that needs one is refused.
     """
 
     path: str
@@ -85,7 +87,7 @@ class Vocabulary:
         """Read and check the keys `tokenizer.ggml.*`.
 
         n_vocab: how many tokens there must be; counts are compared before any list is decoded.
-        Raises ModelFileError for what is missing or wrong, UnsupportedError for an unknown
+        Raises ModelFileError for a key that is missing or wrong, UnsupportedError for an unknown
         `model` or `pre`.
         """
         fields = _Fields(metadata, path)
@@ -136,12 +138,12 @@ class Vocabulary:
         return vocabulary
 
     def ids_of(self, *types: TokenType) -> list[int]:
-        """The ids of all tokens of these types that have a text, in order; not for NORMAL."""
+        """The ids of all tokens of these types that have a text, in order. Not for type NORMAL."""
         return [i for i in self._uncommon if self.types[i] in types and self.tokens[i]]
 
     def _check_sizes(self, fields: _Fields) -> None:
-        """Raise ModelFileError for texts with which building takes minutes, or more memory than
-        was planned.
+        """Raise ModelFileError for texts with which building the tokenizer would take minutes, or
+        more memory than was planned.
         """
         added = self.ids_of(TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
         n_bytes = sum(len(self.tokens[i].encode("utf-8", "replace")) for i in added)
@@ -159,6 +161,7 @@ class Vocabulary:
 
     @cached_property
     def _uncommon(self) -> list[int]:
+        """The ids of all tokens that are not NORMAL."""
         return [i for i, t in enumerate(self.types) if t != 1]
 
 
@@ -167,7 +170,7 @@ def settle_control_tokens(
 ) -> frozenset[int]:
     """Make bos and the end tokens control tokens in `types`, whatever type the file gave them.
 
-    ends: those that the file names. Returns the ids of all tokens that end a turn.
+    ends: the end tokens that the file names. Returns the ids of all tokens that end a turn.
     """
     if bos_id is not None:
         types[bos_id] = TokenType.CONTROL
@@ -180,16 +183,16 @@ def settle_control_tokens(
 
 
 def byte_of(text: str) -> int | None:
-    """The byte that a token of SentencePiece is spelled as, `<0x0A>`; None for another token."""
+    """The byte that a SentencePiece token such as `<0x0A>` stands for; None for other tokens."""
     return int(text[3:5], 16) if _BYTE.fullmatch(text) else None
 
 
 def named_token(metadata: Mapping[str, Any], path: str, name: str) -> str:
-    """The text of the token `name`, "bos" or "eos"; "" for none. Raises ModelFileError."""
+    """The text of the token `name`, "bos" or "eos"; "": there is none. Raises ModelFileError."""
     fields = _Fields(metadata, path)
     tokens = fields.strings("tokens") if "tokens" in fields else []
-    found = fields.named_id(name, tokens, metadata.get(f"{_PREFIX}model") == "llama")
-    return "" if found is None else tokens[found]
+    token = fields.named_id(name, tokens, metadata.get(f"{_PREFIX}model") == "llama")
+    return "" if token is None else tokens[token]
 
 
 class _Fields:
@@ -203,7 +206,7 @@ class _Fields:
         return _PREFIX + key in self._metadata
 
     def note(self, key: str, meaning: str) -> None:
-        """Say that a key is missing, and what that means."""
+        """Note that a key is missing, and the consequence."""
         self.notes.append(f"no {_PREFIX}{key}: {meaning}")
 
     def error(self, key: str, message: str) -> ModelFileError:
@@ -218,7 +221,7 @@ class _Fields:
         return value
 
     def check_neutral(self) -> None:
-        """Raise UnsupportedError for a key that is not built, unless it changes nothing."""
+        """Raise UnsupportedError for a key that is not built, unless its value changes nothing."""
         for key, neutral in _NEUTRAL.items():
             value = self._metadata.get(_PREFIX + key, neutral)
             if value != neutral:
@@ -235,7 +238,7 @@ class _Fields:
         return value
 
     def token_id(self, key: str, n_vocab: int) -> int | None:
-        """A token id or None. All bits set is how some writers say that there is none."""
+        """A token id; None: there is none. Some writers set all bits to say so."""
         if key not in self:
             return None
         value: int = self._get(key, int, None)
@@ -245,7 +248,7 @@ class _Fields:
         return value
 
     def token_ids(self, key: str, n_vocab: int) -> set[int]:
-        """The ids of a list, which may be missing."""
+        """The ids of a list; none where the list is missing."""
         values = self._get(key, (list, tuple), [])
         if not set(map(type, values)) <= {int}:
             raise self.error(key, "an array of whole numbers belongs here")
@@ -254,10 +257,11 @@ class _Fields:
         return set(values)
 
     def named_id(self, name: str, tokens: list[str], is_spm: bool) -> int | None:
-        """The id of bos or eos; where the file is silent, by its spelling in SentencePiece.
+        """The id of bos or eos. Where the file has no key for it, a SentencePiece token is found by
+        its spelling.
 
-        llama.cpp takes 1 and 2 there, which is the same in Llama's vocabularies, and 11 in
-        byte-level BPE, which is right in none that is in use.
+        llama.cpp takes the ids 1 and 2 there, which are the same tokens in Llama's vocabularies.
+        In byte-level BPE it takes id 11, which is wrong in every vocabulary in use.
         """
         key = f"{name}_token_id"
         if key in self:
@@ -276,7 +280,7 @@ class _Fields:
         return list(values)
 
     def types(self, tokens: list[str], is_spm: bool) -> list[int]:
-        """The type of each token; where the file is silent, as it is spelled."""
+        """The type of each token; where the file has none, the type that its spelling shows."""
         n = len(tokens)
         if "token_type" not in self:
             self.note("token_type", "control tokens are known by their spelling alone")
@@ -298,8 +302,9 @@ class _Fields:
         return list(values)
 
     def scores(self, n: int) -> list[float]:
-        """The score of each token; where the file is silent, best first: SentencePiece writes
-        them in that order. (llama.cpp takes 0 for all, and then joins from the left.)
+        """The score of each token. Where the file has none, they fall from the first token on,
+        because SentencePiece writes the best token first. (llama.cpp takes 0 for all, and then
+        joins from the left.)
         """
         if "scores" not in self:
             self.note("scores", "pieces are joined in the order of the vocabulary")
@@ -312,18 +317,18 @@ class _Fields:
         return list(values)
 
     def merges(self) -> list[tuple[str, str]]:
-        """Each merge is written "left right"; a byte-level token holds no space."""
+        """The pairs of tokens. A merge is written "left right"; a byte-level token has no space."""
         merges = self.strings("merges")
         for i, n_spaces in enumerate(map(str.count, merges, repeat(" "))):
             if n_spaces != 1:
                 raise self.error("merges", f"merge {i} is not a pair of tokens")
-        sides = " ".join(merges).split(" ") if merges else []  # one split: 200,000 are slow
+        sides = " ".join(merges).split(" ") if merges else []  # one split: 200,000 would be slow
         return list(zip(sides[::2], sides[1::2], strict=True))
 
     def check_count(self, key: str, n: int) -> None:
         """Raise ModelFileError for a list of another length than n, before it is decoded."""
-        if found := extent(self._metadata, key)[0]:
-            self._check_length(key, found, n)
+        if length := extent(self._metadata, key)[0]:
+            self._check_length(key, length, n)
 
     def _check_length(self, key: str, n: int, expected: int) -> None:
         if n != expected:
