@@ -1,4 +1,4 @@
-"""What a rendering may still cost, and what a value weighs."""
+"""What a rendering may still cost, and the size of a value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from sys import getsizeof
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge.errors import CancelledError
 
@@ -27,15 +27,15 @@ __all__ = [
     "spending",
 ]
 
-ITEM_BYTES = 64  # an entry of a list or dict, without what it refers to
-_LIST_BYTES = 384  # a list or dict itself, and what is noted of it
-_TICKS = 32  # of `tick`, between two looks at the clock
+ITEM_BYTES = 64  # an entry of a list or dict, without the value that it refers to
+_LIST_BYTES = 384  # a list or dict itself, and its entry in Budget._weights
+_TICKS = 32  # calls of `tick` between two checks of the clock
 _MAX_NESTING = 100
 
 
-#: Memory of a rendering, and more of it for each token of the context: templates make ten to
-#: fifteen times the text of a conversation, of 5 bytes a token, or of 20 where one of its
-#: characters takes 4.
+#: Memory of a rendering, and further memory for each token of the context. Templates make ten to
+#: fifteen times the text of a conversation; a token has 5 bytes of text, or 20 where one character
+#: of the text takes 4 bytes.
 _RENDER_BYTES, _RENDER_TOKEN_BYTES = 4 << 20, 320
 
 
@@ -43,29 +43,31 @@ _RENDER_BYTES, _RENDER_TOKEN_BYTES = 4 << 20, 320
 class Limits:
     """What compiling, and one rendering, may cost; a real template needs a small part of it.
 
-    seconds: of the thread's CPU time: a busy machine takes nothing away.
+    seconds: CPU time of the thread, so that a busy machine does not matter.
     """
 
     seconds: float = 3.0
     steps: int = 1_000_000  # loop iterations, calls, filters
-    value_bytes: int = 32 << 20  # one string or list, everything inside it counted; the output
-    total_bytes: int = 128 << 20  # everything made, kept or not
+    value_bytes: int = 32 << 20  # one string or list with everything inside it; the output
+    total_bytes: int = 128 << 20  # all values that are made, kept or not
     call_depth: int = 50  # macros inside macros
     source_chars: int = 48 << 10
 
     @classmethod
     def of_context(cls, n_tokens: int) -> Limits:
-        """Those of conversations that fill a context; memory is planned for total_bytes."""
+        """Limits for conversations that fill a context of n_tokens; memory is planned for
+        total_bytes.
+        """
         total = _RENDER_BYTES + _RENDER_TOKEN_BYTES * n_tokens
         return cls(value_bytes=total // 2, total_bytes=total)
 
 
 class Refused(Exception):
-    """A bound was reached, or something is not allowed. One line."""
+    """A bound was reached, or something is not allowed. The message is one line."""
 
 
 def n_bytes(text: str) -> int:
-    """Memory of a text, without the object's own head (some 50 bytes)."""
+    """Memory of a text, without the head of the object (about 50 bytes)."""
     return getsizeof(text) - _EMPTY_BYTES
 
 
@@ -73,7 +75,10 @@ _EMPTY_BYTES = getsizeof("")
 
 
 def joined_bytes(texts: Iterable[str], times: Iterable[int] = repeat(1)) -> int:
-    """Memory of texts, each so many times, as one: its widest character makes all as wide."""
+    """Memory of some texts joined into one, each repeated so many times.
+
+    Every character of a text takes as many bytes as its widest one.
+    """
     length, width = 0, 1
     for text, n in zip(texts, times, strict=False):
         if text:
@@ -82,8 +87,16 @@ def joined_bytes(texts: Iterable[str], times: Iterable[int] = repeat(1)) -> int:
     return length * width
 
 
+class _Weighed(NamedTuple):
+    """A container, kept alive so that its id is not reused; its bytes, its levels of nesting."""
+
+    value: Any
+    size: int
+    depth: int
+
+
 class Budget:
-    """Counts down; every method raises Refused when there is nothing left."""
+    """Counts down what a rendering may still cost; every method raises Refused beyond a limit."""
 
     def __init__(self, limits: Limits, cancel: Cancel | None = None) -> None:
         self._limits, self._cancel = limits, cancel
@@ -91,43 +104,43 @@ class Budget:
         self._ticks = 0
         self._steps, self._bytes = limits.steps, limits.total_bytes
         self._depth = 0
-        self._weights: dict[int, tuple[Any, int, int]] = {}  # id -> (it, kept alive; size, depth)
+        self._weights: dict[int, _Weighed] = {}  # id of a container -> its size
 
     def step(self) -> None:
-        """One iteration, call or filter. Raises CancelledError."""
+        """Pay for one iteration, call or filter. Raises CancelledError."""
         self._steps -= 1
         if self._steps < 0:
             raise Refused(f"it took more than {self._limits.steps:,} steps")
         self.look()
 
     def look(self) -> None:
-        """Look at the clock, and whether the call was cancelled. Raises CancelledError."""
+        """Check the clock, and whether the call was cancelled. Raises CancelledError."""
         if time.thread_time() > self._deadline:
             raise Refused(f"it ran longer than {self._limits.seconds:g} s")
         if self._cancel is not None and self._cancel.is_set():
             raise CancelledError("the call was cancelled")
 
     def tick(self) -> None:
-        """`look`, now and then: for what is cheap and happens often. Raises CancelledError."""
+        """`look` at every 32nd call: for cheap steps that happen often. Raises CancelledError."""
         self._ticks += 1
         if self._ticks % _TICKS == 0:
             self.look()
 
     def iterate(self, values: Iterable[Any]) -> Iterator[Any]:
-        """The same values, a step each."""
+        """The same values; each costs a step."""
         for value in values:
             self.step()
             yield value
 
     def listed(self, values: Iterable[Any]) -> list[Any]:
-        """The values as a list; for loops that run inside C."""
+        """The values as a list: for functions of C that loop over it."""
         if isinstance(values, (list, tuple)):
             return list(values)
         self.reserve(ITEM_BYTES * len(values) if isinstance(values, str) else 0)
         return list(self.iterate(values))
 
     def reserve(self, size: int) -> None:
-        """Ask before making one value of `size` bytes, or doing that many steps inside C."""
+        """Refuse a value of more than value_bytes before it is made, or as many steps inside C."""
         limit = self._limits.value_bytes
         if size > limit:
             raise Refused(f"it makes or searches more than {limit >> 20} MiB at once")
@@ -150,7 +163,7 @@ class Budget:
         return value
 
     def size(self, value: Any) -> int:
-        """Bytes of a value, everything inside counted as often as it appears."""
+        """Bytes of a value; everything inside it counts as often as it appears."""
         return self.weigh(value)[0]
 
     def weigh(self, value: Any, level: int = 0) -> tuple[int, int]:
@@ -161,7 +174,7 @@ class Budget:
             return ITEM_BYTES, 0
         known = self._weights.get(id(value))
         if known is not None:
-            return known[1], known[2]
+            return known.size, known.depth
         size, depth = _LIST_BYTES, 1
         for part in _parts(value) if level <= _MAX_NESTING else ():
             inner, below = self.weigh(part, level + 1)
@@ -170,12 +183,12 @@ class Budget:
             self.reserve(size)
         if level + depth > _MAX_NESTING:
             raise Refused(f"its values are nested more than {_MAX_NESTING} levels deep")
-        self._weights[id(value)] = value, size, depth
+        self._weights[id(value)] = _Weighed(value, size, depth)
         return size, depth
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Around a call."""
+        """Pay for a call, and count its depth, while the block runs."""
         self.step()
         self._depth += 1
         if self._depth > self._limits.call_depth:
@@ -185,7 +198,7 @@ class Budget:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """What is directly inside a list, tuple or dict."""
+    """The values directly inside a list, tuple or dict."""
     if isinstance(value, dict):
         yield from value
         yield from value.values()
@@ -201,7 +214,7 @@ _running = _Running()
 
 
 def running() -> Budget:
-    """The budget of the rendering that this thread is in."""
+    """The budget of the rendering that runs in this thread."""
     budget = _running.budget
     if budget is None:
         raise Refused("it runs outside a rendering")
@@ -210,7 +223,7 @@ def running() -> Budget:
 
 @contextmanager
 def spending(budget: Budget) -> Iterator[None]:
-    """Make `budget` this thread's own for the time of a rendering, or of compiling."""
+    """Make `budget` the one of this thread while the block renders or compiles."""
     outer, _running.budget = _running.budget, budget
     try:
         yield

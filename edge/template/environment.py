@@ -74,7 +74,7 @@ class Program:
         except jinja2.TemplateSyntaxError as error:
             message = _one_line(error.message or "")
             raise TemplateError(f"the chat template, line {error.lineno}: {message}") from error
-        except Exception as error:  # RecursionError, MemoryError, what Python's compiler says
+        except Exception as error:  # RecursionError, MemoryError, errors of Python's compiler
             raise TemplateError(f"the chat template does not compile: {_reason(error)}") from error
 
     def render(self, names: dict[str, Any], cancel: Cancel | None = None) -> str:
@@ -122,7 +122,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Bounding(NodeTransformer):
-    """Puts a filter around every node that can loop or make a value of any size."""
+    """Puts a filter around every node that can loop, or make a value of any size."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         self._environment = environment
@@ -182,7 +182,7 @@ class _Bounding(NodeTransformer):
 
 
 class _Generation(Extension):
-    """{% generation %}...{% endgeneration %}: marks for training; the body is rendered."""
+    """{% generation %}...{% endgeneration %} marks text for training; the body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012  # jinja2 reads it from the class
 
@@ -193,7 +193,7 @@ class _Generation(Extension):
 
 
 class _Ticking(Extension):
-    """A look at the clock while a template is taken apart."""
+    """Checks the clock while a template is parsed."""
 
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
         for token in stream:
@@ -202,7 +202,7 @@ class _Ticking(Extension):
 
 
 class _Generator(CodeGenerator):
-    """And while its code is written."""
+    """Checks the clock while a template's code is generated."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         running().tick()
@@ -210,14 +210,14 @@ class _Generator(CodeGenerator):
 
 
 class _Namespace(Namespace):
-    """namespace(): as jinja2's, but printing it does not print what it holds."""
+    """namespace(): as jinja2's, but printing it does not print its values."""
 
     def __repr__(self) -> str:
         return "<namespace>"
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Operators and calls go through the budget of the rendering that is under way."""
+    """Passes operators and calls through the budget of the rendering that runs."""
 
     code_generator_class = _Generator
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
@@ -262,7 +262,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _checked_call(
         self, budget: Budget, callee: Any, args: tuple[Any, ...], names: dict[str, Any]
     ) -> tuple[Any, ...]:
-        """Refuse what is not on the lists; return the arguments to call with."""
+        """Refuse a function that is not allowed; return the arguments to call it with."""
         owner = getattr(callee, "__self__", None)
         name = getattr(callee, "__name__", "")
         if isinstance(callee, BoundFormat):
@@ -301,6 +301,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _sane(value: Any) -> Any:
+    """The same value, refused when it is a number of too many bits."""
     if isinstance(value, int):
         _check_bits(value.bit_length())
     return value
@@ -313,7 +314,7 @@ def _check_bits(n_bits: int) -> None:
 
 @pass_context
 def _finalize(context: Context, value: Any) -> str:
-    """What {{ ... }} prints. With the context, so that nothing is computed while compiling."""
+    """The text that {{ ... }} prints. jinja2 does not call a function with context in compiling."""
     running().step()
     return as_text(value)
 
@@ -341,7 +342,7 @@ def _concat(context: Context, values: list[Any]) -> str:
 
 
 def _joined(pieces: Iterable[str]) -> str:
-    """What macros and {% set %} blocks have gathered."""
+    """One text of the pieces that a macro or a {% set %} block has output."""
     texts = list(pieces)
     running().charge(joined_bytes(texts))
     return "".join(texts)

@@ -1,4 +1,4 @@
-"""The filters that a template may use: jinja2's own, each behind a check, and a few of ours."""
+"""The filters that a template may use: some of jinja2's, each with a check, and a few of ours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edge.template.text import TEXT_METHODS, as_text, check_percent
 
 __all__ = ["allowed_filters"]
 
-MAX_DIGITS = 4300  # of a number written as text; Python's own limit where it has one
+MAX_DIGITS = 4300  # of a number written as text; the limit of Pythons that have one
 MAX_COUNT = 100_000  # as jinja2's own for range()
 
 
@@ -25,7 +25,7 @@ def _names(text: str) -> list[str]:
     return text.split()
 
 
-# Those without a row in _CHECKS make nothing bigger than what they are given.
+# A filter without a row in _CHECKS makes no value that is bigger than its arguments.
 _FROM_JINJA = _names(
     "abs attr batch capitalize count d default dictsort first float groupby indent int items last "
     "length list lower map max min reject rejectattr replace reverse round select selectattr "
@@ -36,7 +36,7 @@ _Check = Callable[..., None]
 
 
 def _walk(budget: Budget, value: Any, *_: Any, **__: Any) -> None:
-    """Filters that take a text apart into a list of its characters or words."""
+    """For filters that split a text into a list of its characters or words."""
     if isinstance(value, str):
         budget.reserve(ITEM_BYTES * len(value))
 
@@ -61,7 +61,7 @@ def _precision(budget: Budget, value: Any, *places: Any, **names: Any) -> None:
 
 
 def _start(budget: Budget, value: Any, *parts: Any, **names: Any) -> None:
-    """sum(attribute, start): of numbers only, lists would be copied again and again."""
+    """sum(attribute, start): only of numbers, because lists would be copied again and again."""
     start = names.get("start", parts[1] if len(parts) > 1 else 0)
     if not isinstance(start, (int, float)):
         raise Refused("a sum of values that are not numbers")
@@ -83,7 +83,7 @@ def _indented(budget: Budget, s: Any, width: Any = 4, *_: Any, **names: Any) -> 
 
 
 def _texts(budget: Budget, value: Any, *parts: Any, **names: Any) -> None:
-    """Filters that turn whatever they get into text."""
+    """For filters that turn every argument into text."""
     for part in (value, *parts, *names.values()):
         as_text(part)
 
@@ -111,7 +111,7 @@ _CHECKS: dict[str, _Check] = {
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter with its check before it, and its result paid for."""
+    """The filter, with its check before it, and its result paid for."""
     leading = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
     check = _CHECKS.get(name)
 
@@ -135,7 +135,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _join(context: Context, value: Any, d: Any = "", attribute: Any = None) -> str:
-    """jinja2's join, with the size known before."""
+    """jinja2's join, but its size is checked first."""
     budget = running()
     items = budget.listed(value)
     if attribute is not None:
@@ -181,7 +181,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as transformers writes it for templates: no HTML escapes, characters as they are."""
+    """JSON as transformers writes it for templates: without HTML escapes, characters unescaped."""
     budget = running()
     size, depth = budget.weigh(value)
     width = indent if isinstance(indent, int) else len(indent or "")

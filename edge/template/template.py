@@ -1,7 +1,7 @@
-"""Messages to a prompt, by the Jinja template that the model brings along.
+"""Messages to a prompt, by the Jinja template that comes with the model.
 
-A template is a program from a stranger: it runs in jinja2's immutable sandbox and, since that
-alone stops neither endless loops nor strings of gigabytes, under the bounds of environment.py.
+A template is a program from a stranger. It runs in jinja2's immutable sandbox, and under the bounds
+of environment.py, because the sandbox stops neither endless loops nor strings of gigabytes.
 jinja2 is imported when the first template is rendered.
 """
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatTemplate", "Limits", "compiled_bytes"]
 
-#: Memory of a compiled template for each of its words and signs, at most.
+#: The most memory of a compiled template, in bytes for each of its words and signs.
 _WORD_BYTES = 4000
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 def compiled_bytes(source: str) -> int:
-    """Memory of a compiled template, at most; one that is too long is not compiled."""
+    """The most bytes that a compiled template takes; 0 for one that is too long to be compiled."""
     if len(source) > Limits.source_chars:
         return 0
     return _WORD_BYTES * sum(1 for _ in _WORDS.finditer(source))
@@ -42,7 +42,7 @@ def compiled_bytes(source: str) -> int:
 class ChatTemplate:
     """A chat template, compiled at the first rendering. Safe to use from several threads.
 
-    source: the Jinja text. bos, eos: what `bos_token` and `eos_token` stand for in it.
+    source: the Jinja text. bos, eos: the values of `bos_token` and `eos_token` in it.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class ChatTemplate:
     ) -> ChatTemplate:
         """The template of a GGUF file.
 
-        path: the file's name, for messages. Raises TemplateError when the file has none,
-        ModelFileError when what it has is not text.
+        path: the file's name, for messages. Raises TemplateError when the file has no template,
+        ModelFileError when its template is not text.
         """
         source = metadata.get("tokenizer.chat_template")
         if source is None:
@@ -78,8 +78,8 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: str | PathLike[str], limits: Limits | None = None) -> ChatTemplate:
-        """The template of a folder in the form of Hugging Face: chat_template.jinja, or what
-        tokenizer_config.json has, the one named "default" where there are several.
+        """The template of a Hugging Face folder: chat_template.jinja, or else the one in
+        tokenizer_config.json; of several there, the one named "default".
 
         Raises TemplateError where there is none, ModelFileError for files that are damaged.
         """
@@ -110,15 +110,15 @@ class ChatTemplate:
     ) -> str:
         """The prompt for some messages.
 
-        messages: dicts with `role` and `content`, both str; an assistant message with
-            `tool_calls` may go without content. Other keys go to the template as they are.
+        messages: dicts with `role` and `content`, both str; a message with `tool_calls` may have
+            no content. Other keys go to the template as they are.
         tools: JSON schemas of the functions that the model may call.
-        add_generation_prompt: end where the assistant begins to speak.
+        add_generation_prompt: whether to end the prompt where the assistant begins to speak.
         variables: more names for the template, such as `enable_thinking`.
-        cancel: looked at in each step.
+        cancel: checked in each step.
 
-        Raises InputError for messages that are none, TemplateError when the template refuses
-        them, fails, or goes beyond its limits, CancelledError.
+        Raises InputError for messages that are not of this form; TemplateError when the template
+        refuses them, fails, or goes beyond its limits; CancelledError.
         """
         variables = {} if variables is None else variables
         if not isinstance(variables, Mapping) or not all(isinstance(k, str) for k in variables):
@@ -136,7 +136,7 @@ class ChatTemplate:
         return self._compiled(cancel).render(names, cancel)
 
     def _forked(self) -> None:
-        self._lock = threading.Lock()  # a thread of the parent may have had it; it guards no more
+        self._lock = threading.Lock()  # a thread of the parent may have held the old one
 
     def _compiled(self, cancel: Cancel | None) -> Program:
         with self._lock:
@@ -148,7 +148,7 @@ class ChatTemplate:
 
 
 def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A deep copy of messages in plain types. InputError says which message is wrong."""
+    """A deep copy of messages in plain types. Raises InputError, with the number of a bad one."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise InputError("messages must be a list of dicts with role and content")
     if not messages:

@@ -1,4 +1,4 @@
-"""Methods and formatting of text: what may be called, and how big the result would be."""
+"""Methods and formatting of text: which may be called, and how big the result would be."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BoundFormat:
 
 
 def as_text(value: Any) -> str:
-    """str(value), refused when it would be too long."""
+    """str(value); refused when it would be too long."""
     if type(value) is str:
         return value
     budget = running()
@@ -40,7 +40,7 @@ def as_text(value: Any) -> str:
 
 def check_format(text: str, args: Iterable[Any]) -> None:
     """Refuse a text.format(*args) with a huge result."""
-    running().reserve(len(text) * text.count("{"))  # time to read it
+    running().reserve(len(text) * text.count("{"))  # the time to parse it
     width = n_fields = 0
     for _, field, spec, _ in Formatter().parse(text):
         if field is None:
@@ -58,7 +58,7 @@ _PERCENT = re.compile(r"%(\([^)]*\))?[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?[hlL]?(.)",
 
 def check_percent(text: str, args: Any) -> None:
     """Refuse a text % args with a huge result."""
-    running().reserve(len(text) * text.count("%"))  # time to read it
+    running().reserve(len(text) * text.count("%"))  # the time to parse it
     width = n_fields = 0
     for match in _PERCENT.finditer(text):
         if match[2] == "*" or match[3] == "*" or "(" in (match[1] or "")[1:]:
@@ -77,12 +77,12 @@ def _width(digits: str) -> int:
 
 
 def _text_size(value: Any) -> int:
-    """Bytes of str(value), at most."""
+    """The most bytes of str(value)."""
     return (1 if isinstance(value, str) else 4) * running().size(value)
 
 
-# What each method of text makes at most, in bytes, or in steps where time is what matters.
-# Arguments are named as in str. 0: not more than the text itself, times a small constant.
+# The most bytes that each method of text makes, or the most steps where time matters more.
+# Arguments are named as in str. 0: no more than the text itself, times a small constant.
 
 
 def _padded(text: str, width: Any, fillchar: Any = " ", /) -> int:
@@ -113,7 +113,7 @@ def _lines(text: str, keepends: Any = False) -> int:
 
 
 def _searched(text: str, needle: Any = "", *_: Any) -> int:
-    """Searching from the right, and stripping, take time of text times needle."""
+    """Searching from the right, and stripping, take len(text) times len(needle) steps."""
     return len(text) * len(needle) if isinstance(needle, str) else 0
 
 
