@@ -1,21 +1,21 @@
 """The cores of this machine, and on how many of them to compute.
 
-Cores differ on phones, some boards and newer PCs: a cluster is cores of one speed. The rule: one
-thread for each core of the clusters that help, which are the fastest and those of 0.45 of its speed
-or more. A stage of a token waits for its last chunk of work, and who finishes that opens the next
-stage, so a small core of a third of the speed takes more than it brings; but the one fastest core
-that many phones have is better with the next three than alone. Two CPUs that are one core with two
-sets of registers count once: the kernels keep its units busy. Where there are slower cores, threads
-are restricted to those that help (to more clusters, when more threads are asked for); not each to
-one core, which another program may need.
+Cores differ on phones, some boards and newer PCs; a cluster is a set of cores of one speed. The
+rule is one thread for each core of the clusters that help: the fastest cluster, and every cluster
+of 0.45 of its speed or more. Each stage of a token waits for its last chunk of work, so a small
+core of a third of the speed costs more than it adds; but the one fastest core that many phones have
+is slower alone than with the next three. Two CPUs of one core (two sets of registers) count once,
+because the kernels keep the core's units busy. Where there are slower cores, the threads are
+restricted to the clusters that help, or to more clusters when more threads are asked for. No thread
+is bound to one core, because another program may need that core.
 
-Speed is the kernel's `cpu_capacity`, which knows clock and kind, where it differs; else the highest
-clock, which understates how much slower a small core is, so that 0.8 of it is asked for. Only CPUs
-that the process may run on count, and a control group's share of processor time, rounded up, is the
-most threads.
+The speed of a core is the Linux kernel's `cpu_capacity`, which counts clock and kind, where cores
+differ in it. Else it is the highest clock; that understates how much slower a small core is, so a
+cluster needs 0.8 of it to help. Only CPUs that the process may run on count. A control group's
+share of processor time, rounded up, limits the threads.
 
-`edge-run tune` measures what is better on one machine. Its number is kept in the cache folder and
-used as long as the machine, the CPUs that may be used and edge's version stay the same.
+`edge-run tune` measures the best number on one machine. The number is kept in the cache folder and
+used as long as the machine, the CPUs of the process and edge's version stay the same.
 """
 
 from __future__ import annotations
@@ -43,16 +43,17 @@ from edge.version import __version__
 __all__ = ["MOST", "Choice", "Cluster", "Cores", "choose", "cpu_name", "store"]
 
 MOST = 256  # threads of an engine
-_SAME = 0.85  # of a cluster's fastest core: PCs give equal cores clocks that differ by some percent
+_SAME = 0.85  # of a cluster's fastest core: on PCs the clocks of equal cores differ by some percent
 _HELPS_CAPACITY, _HELPS_CLOCK = 0.45, 0.8  # of the machine's fastest core
-_LARGEST_FILE = 1 << 16  # bytes of what `store` wrote
+_LARGEST_FILE = 1 << 16  # bytes that are read of the file that `store` writes
 _ROOT = "/sys/devices/system/cpu"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Cores of one speed. cpus: as the system counts them; n_cores: how many cores these are;
-    speed: the fastest one's, 1 is that of the machine's; helps: whether to use it by default.
+    """Cores of one speed. cpus: their numbers in the system; n_cores: how many cores these CPUs
+    are; speed: of the cluster's fastest core, the machine's fastest core has 1; helps: whether to
+    use the cluster by default.
     """
 
     cpus: tuple[int, ...]
@@ -63,8 +64,8 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Cores:
-    """What this process may use. clusters: from the fastest down; share: processors that a control
-    group allows, None: all.
+    """The cores that this process may use. clusters: from the fastest down; share: how many
+    processors' time the control group allows, None: all.
     """
 
     clusters: tuple[Cluster, ...]
@@ -72,40 +73,40 @@ class Cores:
 
     @classmethod
     def now(cls) -> Cores:
-        """As it is right now."""
+        """The cores that this process may use right now."""
         return cls(tuple(_clusters_of_system()), _share())
 
     @property
     def n_cpus(self) -> int:
-        """Most threads that can run at once."""
+        """The most threads that can run at once."""
         n = sum(len(cluster.cpus) for cluster in self.clusters)
         return min(n, MOST) if self.share is None else min(n, MOST, max(1, math.ceil(self.share)))
 
     @property
     def n_cores(self) -> int:
-        """Cores, of all clusters."""
+        """The cores of all clusters."""
         return sum(cluster.n_cores for cluster in self.clusters)
 
     @property
     def n_helping(self) -> int:
-        """Cores that are used by default."""
+        """The cores that are used by default."""
         return sum(cluster.n_cores for cluster in self.clusters if cluster.helps)
 
     def cpus(self, n_threads: int) -> tuple[int, ...]:
-        """Those that so many threads stay on: of the clusters that help, and of more when there
-        are more threads; (): all, or the system has no such thing.
+        """The CPUs that so many threads are restricted to: those of the clusters that help, and of
+        more clusters for more threads; (): there is no restriction, or the system has none.
         """
-        n_cores, kept, left = 0, list[int](), list(self.clusters)
-        while left and (left[0].helps or n_cores < n_threads):
-            n_cores += left[0].n_cores
-            kept += left.pop(0).cpus
-        return tuple(sorted(kept)) if left and hasattr(os, "sched_setaffinity") else ()
+        n_cores, chosen, rest = 0, list[int](), list(self.clusters)
+        while rest and (rest[0].helps or n_cores < n_threads):
+            n_cores += rest[0].n_cores
+            chosen += rest.pop(0).cpus
+        return tuple(sorted(chosen)) if rest and hasattr(os, "sched_setaffinity") else ()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How many threads, on which CPUs ((): any), and why so. ignored: why `edge-run tune`'s number
-    was not used, where there is one.
+    """How many threads to run, on which CPUs ((): any), and why. ignored: why the number that
+    `edge-run tune` stored was not used; None: it was used, or there is none.
     """
 
     threads: int
@@ -114,7 +115,7 @@ class Choice:
     ignored: str | None = None
 
     def lines(self, refused: str | None = None) -> list[str]:
-        """For people. refused: why the system did not keep the threads there."""
+        """The choice for people. refused: why the system did not keep the threads on the CPUs."""
         count = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         where = f", on CPUs {_ranges(self.cpus)}" if self.cpus else ""
         lines = [f"threads: {count}, {self.why}{where}"]
@@ -124,10 +125,11 @@ class Choice:
 
 
 def choose(wanted: int | None = None, cores: Cores | None = None) -> Choice:
-    """EDGE_THREADS where it is set, else `wanted`, else what `edge-run tune` found, else the cores
-    that help. cores: None: this machine's. More threads than CPUs are taken, with a warning.
+    """Choose the threads: EDGE_THREADS where it is set, else `wanted`, else the number that
+    `edge-run tune` stored, else one for each core that helps.
 
-    Raises InputError for a number that is not from 1 to 256.
+    cores: None: this machine's. Warns of more threads than CPUs, and takes them. Raises InputError
+    for a number that is not from 1 to 256.
     """
     cores = cores or Cores.now()
     setting = os.environ.get("EDGE_THREADS")
@@ -168,11 +170,11 @@ def _ranges(cpus: Sequence[int]) -> str:
     return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)
 
 
-# ---- what the system says --------------------------------------------------------------------
+# ---- facts of the system ---------------------------------------------------------------------
 
 
 def _clusters_of_system() -> list[Cluster]:
-    if hasattr(os, "sched_getaffinity"):  # which has none that are offline
+    if hasattr(os, "sched_getaffinity"):  # it names no CPU that is offline
         return clusters(sorted(os.sched_getaffinity(0)))
     n, fast = os.cpu_count() or 1, _sysctl("hw.perflevel0.logicalcpu") or 0
     if not 0 < fast < n:
@@ -182,16 +184,16 @@ def _clusters_of_system() -> list[Cluster]:
 
 
 def clusters(cpus: Sequence[int], root: str = _ROOT) -> list[Cluster]:
-    """The clusters of these CPUs, from the fastest down; one, where the system does not tell."""
+    """The clusters of these CPUs, from the fastest down; one where the system does not say."""
     speeds, least = _speeds(cpus, root)
-    best, found = max(speeds), list[list[int]]()
+    best, groups = max(speeds), list[list[int]]()
     order = sorted(range(len(cpus)), key=lambda i: (-speeds[i], cpus[i]))
     for i in order:
-        if not found or speeds[i] < _SAME * speeds[found[-1][0]]:
-            found.append([])
-        found[-1].append(i)
+        if not groups or speeds[i] < _SAME * speeds[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
     result = []
-    for members in found:
+    for members in groups:
         own = sorted(cpus[i] for i in members)
         names = {_text(f"{root}/cpu{cpu}/topology/thread_siblings_list") or cpu for cpu in own}
         speed = speeds[members[0]] / best
@@ -200,8 +202,8 @@ def clusters(cpus: Sequence[int], root: str = _ROOT) -> list[Cluster]:
 
 
 def _speeds(cpus: Sequence[int], root: str) -> tuple[list[int], float]:
-    """A number for each CPU, and the share of the best that makes one help. Files are asked for
-    by name: Android does not list the folder.
+    """(a number for each CPU, the share of the best number from which on a CPU helps). Files are
+    opened by name, because Android does not list the folder.
     """
     for name, least in (
         ("cpu_capacity", _HELPS_CAPACITY),
@@ -215,7 +217,7 @@ def _speeds(cpus: Sequence[int], root: str) -> tuple[list[int], float]:
 
 
 def _share(root: str = "/sys/fs/cgroup") -> float | None:
-    """Processors' worth of time that the control group and its parents allow; None: no limit."""
+    """How many processors' time the control group and its parents allow; None: no limit."""
     shares = []
     for folder, is_v2 in control_groups("cpu", root):
         if is_v2:
@@ -229,7 +231,7 @@ def _share(root: str = "/sys/fs/cgroup") -> float | None:
 
 
 def _text(path: str) -> str:
-    """What a small file says; "" where there is none, or it may not be read."""
+    """The text of a small file; "" where it is missing or cannot be read."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read(4096).strip()
@@ -238,7 +240,7 @@ def _text(path: str) -> str:
 
 
 def _sysctl(name: str) -> int | None:
-    """A number that macOS tells."""
+    """A number that macOS gives by this name; None: it has no such number, or this is no macOS."""
     if sys.platform not in ("darwin", "ios"):
         return None
     value = ctypes.c_int32(0)
@@ -249,22 +251,22 @@ def _sysctl(name: str) -> int | None:
 
 
 def cpu_name(info: str = "/proc/cpuinfo") -> str:
-    """The board's name or the CPU's, and how many CPUs there are, as the system tells them."""
-    told: dict[str, str] = {}
+    """The name of the board or the CPU, and the number of CPUs, as the system gives them."""
+    values: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path(info).read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
-            told.setdefault(key.strip(), value.strip())
-    known = (told.get(key) for key in ("Model", "Hardware", "model name"))
-    name = next(filter(None, known), None) or platform.processor() or platform.machine()
+            values.setdefault(key.strip(), value.strip())
+    names = (values.get(key) for key in ("Model", "Hardware", "model name"))
+    name = next(filter(None, names), None) or platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} CPUs"
 
 
-# ---- what was measured -----------------------------------------------------------------------
+# ---- the number that `edge-run tune` measured ------------------------------------------------
 
 
 def store(n_threads: int, cores: Cores) -> Path:
-    """Keep the best number of threads, for `choose`; returns where.
+    """Store the best number of threads for `choose`; returns the file's path.
 
     Raises OSError, UnsupportedError when there is no home folder.
     """
@@ -276,19 +278,19 @@ def store(n_threads: int, cores: Cores) -> Path:
 
 
 def _tuned(cores: Cores) -> tuple[int | None, str | None]:
-    """The number that is kept, or why there is one that cannot be used."""
+    """(the stored number, why a stored number cannot be used); (None, None): none is stored."""
     try:
         path = _path()
         with open(path, "rb") as file:
             content = json.loads(file.read(_LARGEST_FILE))
-        n, belongs = content["threads"], content["machine"] == _identity(cores)
+        n, is_ours = content["threads"], content["machine"] == _identity(cores)
     except (FileNotFoundError, NotADirectoryError, UnsupportedError):
         return None, None
     except OSError as e:
         return None, _ignored(path, f"cannot be read: {e.strerror}")
     except (ValueError, KeyError, TypeError, RecursionError):
         return None, _ignored(path, "is damaged")
-    if not belongs:
+    if not is_ours:
         return None, _ignored(path, "is of another machine, other cores or another version")
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= cores.n_cpus:
         return None, _ignored(path, "is damaged")
@@ -304,7 +306,7 @@ def _path() -> Path:
 
 
 def _identity(cores: Cores) -> Any:
-    """What the number depends on, as JSON gives it back."""
+    """The facts that the number depends on, as JSON gives them back."""
     isa = os.environ.get("EDGE_ISA", "")
     facts = {"cpu": cpu_name(), "edge": __version__, "isa": isa, **asdict(cores)}
     return json.loads(json.dumps(facts))

@@ -1,4 +1,4 @@
-"""What this machine can do: the two roofs that speeds are held against."""
+"""The two limits of this machine's speed: how fast it reads memory, and multiplies integers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edge.sizes import show
 __all__ = ["Machine", "Roofs", "buffer_bytes", "largest_cache", "written"]
 
 _LEAST, _MOST = 64 << 20, 1 << 30  # bytes of the buffer that is read
-_CACHES = 8  # times the largest cache: what is left of it there from pass to pass counts little
+_CACHES = 8  # times the largest cache: so little of the buffer stays in the cache between passes
 _PASSES = 3
 
 
@@ -31,22 +31,22 @@ class Roofs(NamedTuple):
 class Machine:
     """Measures the roofs with a number of threads. Raises MemoryBudgetError, UnsupportedError.
 
-    small: read less where memory is short, but more than the caches hold.
+    small: whether to read less where memory is short, but still more than the caches hold.
     """
 
     def __init__(self, threads: int, *, small: bool = False) -> None:
         size = buffer_bytes(largest_cache())
-        left = available()
-        if small and left is not None:
+        free = available()
+        if small and free is not None:
             least = buffer_bytes(largest_cache(), times=2)
-            size = max(least, min(size, left // 4 >> 20 << 20))
+            size = max(least, min(size, free // 4 >> 20 << 20))
         self._block = written(size)
         self._isa = native.isa_index()
         self._threads: Any = native.new_threads(threads, Cores.now().cpus(threads))
         self._base: Any = ffi.from_buffer("uint8_t[]", self._block)
 
     def measure(self) -> Roofs:
-        """Both roofs, right now; the bandwidth as the median of a few passes."""
+        """Measure both roofs now; the bandwidth is the median of a few passes."""
         ns, macs = ffi.new("int64_t *"), ffi.new("int64_t *")
         native.check(lib.edge_measure_dot(self._threads, self._isa, macs, ns))
         dot = macs[0] / ns[0] * 1e9
@@ -72,16 +72,16 @@ class Machine:
 
 
 def written(size: int) -> mmap:
-    """Memory to read, of whole MiB; written, or all its pages were one page of zeros.
+    """Memory to read, of whole MiB. It is written first: else all its pages are one page of zeros.
 
-    Raises MemoryBudgetError when it is more than half of what is available.
+    Raises MemoryBudgetError when it is more than half of the available memory.
     """
-    left = available()
-    if left is not None and size > left // 2:
+    free = available()
+    if free is not None and size > free // 2:
         raise MemoryBudgetError(
-            f"{show(size)} are read to measure the bandwidth, {show(left)} are available",
+            f"{show(size)} are read to measure the bandwidth, {show(free)} are available",
             needed=size,
-            budget=left,
+            budget=free,
             parts={"buffer": size},
         )
     block = anonymous(size)
@@ -97,7 +97,7 @@ def buffer_bytes(cache: int | None, times: int = _CACHES) -> int:
 
 
 def largest_cache(root: str = "/sys/devices/system/cpu/cpu0/cache") -> int | None:
-    """Bytes, where the system tells."""
+    """Bytes of the largest cache of CPU 0; None: the system does not say."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes = []
     for path in Path(root).glob("index*/size"):

@@ -1,4 +1,4 @@
-"""What memory the device really has to give."""
+"""The memory that the device can really give."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ __all__ = [
     "resident_of",
 ]
 
-#: Address space, not memory, that the tokenizer's threads and their heaps reserve: under a limit
-#: on it they would abort the process instead of raising an error.
+#: Address space, not memory, that the tokenizer's threads and their heaps reserve. Without it,
+#: under a limit on address space, they would abort the process instead of raising an error.
 _THREAD_ADDRESSES = 160 << 20
 
-#: Stacks of threads, of 8 MiB each, under a limit on data: all of a stack counts at once.
+#: Stacks of threads, of 8 MiB each: under a limit on data, a whole stack counts from its start.
 _THREAD_DATA = 64 << 20
 
 _POINTER_BYTES = struct.calcsize("P")
 
 
 def available() -> int | None:
-    """Bytes that can be had now without swapping: free memory, within the limits on the control
-    group, on the address space and on data. None where the system does not say (other than Linux).
+    """Bytes that are available now without swapping: free memory, within the limits on the control
+    group, on the address space and on data. None: the system does not say (only Linux does).
     """
-    found = (_free(), _control_group(), _address_space(), _data())
-    limits = [x for x in found if x is not None]
-    return min(limits) if limits else None
+    limits = (_free(), _control_group(), _address_space(), _data())
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None
 
 
 def resident() -> int | None:
-    """Bytes of memory that this process has right now, where the system tells."""
+    """Bytes of memory that this process has right now; None: the system does not say."""
     return _status("VmRSS:")
 
 
 def peak() -> int | None:
-    """Most bytes of memory that this process ever had, where the system tells."""
-    if (found := _status("VmHWM:")) is not None:
-        return found
+    """The most bytes of memory that this process ever had; None: the system does not say."""
+    if (high_water := _status("VmHWM:")) is not None:
+        return high_water
     try:
         import resource
 
@@ -60,9 +60,9 @@ _PRESENT = bytes(byte >> 7 for byte in range(256))
 
 
 def resident_of(address: int, n_bytes: int) -> int | None:
-    """Bytes of the pages of this range that are in memory, where the system tells."""
+    """Bytes of the pages of this range that are in memory; None: the system does not say."""
     first, end = address // mmap.PAGESIZE, -(-(address + n_bytes) // mmap.PAGESIZE)
-    found = 0
+    n_present = 0
     try:
         with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
             pagemap.seek(8 * first)
@@ -70,19 +70,19 @@ def resident_of(address: int, n_bytes: int) -> int | None:
                 entries = pagemap.read(8 * min(end - first, 1 << 13))
                 if not entries:
                     return None
-                found += entries[7::8].translate(_PRESENT).count(1)
+                n_present += entries[7::8].translate(_PRESENT).count(1)
                 first += len(entries) // 8
     except OSError:
         return None
-    return found * mmap.PAGESIZE
+    return n_present * mmap.PAGESIZE
 
 
 def anonymous(n_bytes: int) -> mmap.mmap:
     """Zeroed memory that is given back on close; in huge pages where the system has them.
 
-    Private, because shared memory gets no huge pages. Raises OSError, MemoryError.
+    It is private, because shared memory gets no huge pages. Raises OSError, MemoryError.
     """
-    if n_bytes > sys.maxsize:  # of 32 bits, where mmap has errors of other kinds for it
+    if n_bytes > sys.maxsize:  # with 32 bits, where mmap raises errors of other types
         raise MemoryError(f"{show(n_bytes)} in one piece")
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, n_bytes)
@@ -93,7 +93,7 @@ def anonymous(n_bytes: int) -> mmap.mmap:
 
 
 def _status(field: str) -> int | None:
-    """A size that /proc/self/status tells."""
+    """Bytes of a field of /proc/self/status; None: there is none."""
     try:
         with open("/proc/self/status", encoding="ascii") as lines:
             for line in lines:
@@ -105,6 +105,7 @@ def _status(field: str) -> int | None:
 
 
 def _free() -> int | None:
+    """Bytes that the system can give without swapping; None: it does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             for line in lines:
@@ -116,7 +117,9 @@ def _free() -> int | None:
 
 
 def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[tuple[str, bool]]:
-    """Folders of this process's control group and its parents; True: of version 2, not 1."""
+    """(folder, whether it is of version 2, not 1) of this process's control group and its parents,
+    for one controller.
+    """
     try:
         with open("/proc/self/cgroup", encoding="utf-8") as lines:
             groups = [line.rstrip("\n").split(":", 2) for line in lines]
@@ -135,19 +138,19 @@ def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[tu
 
 
 def _control_group(root: str = "/sys/fs/cgroup") -> int | None:
-    """What the control group (version 2, or 1) and its parents still allow."""
-    left: list[int] = []
+    """Bytes that the control group (version 2 or 1) and its parents still allow; None: no limit."""
+    remaining: list[int] = []
     for folder, is_v2 in control_groups("memory", root):
         version_1 = "memory.limit_in_bytes", "memory.usage_in_bytes"
         names = ("memory.max", "memory.current") if is_v2 else version_1
         limit, used = (_read_number(f"{folder}/{name}") for name in names)
         if limit is not None and used is not None:
-            left.append(max(0, limit - used + _reclaimable(folder)))
-    return min(left, default=None)
+            remaining.append(max(0, limit - used + _reclaimable(folder)))
+    return min(remaining, default=None)
 
 
 def _read_number(path: str) -> int | None:
-    """The number in a file; None for "max", or where there is none."""
+    """The number in a file; None: the file says "max", or there is no such file."""
     try:
         with open(path, encoding="ascii") as file:
             return int(file.read())
@@ -156,9 +159,9 @@ def _read_number(path: str) -> int | None:
 
 
 def _reclaimable(folder: str) -> int:
-    """Bytes of cached files, which count as used but are given up when needed: also those that
-    were used more than once, such as packed weights of the last run. Version 1 counts the groups
-    below under names of their own.
+    """Bytes of cached files, which count as used but are freed when memory is needed. Files that
+    were used more than once (active), such as packed weights of the last run, belong to them.
+    Version 1 has other names (`total_...`) for the sums with the groups below.
     """
     try:
         with open(f"{folder}/memory.stat", encoding="ascii") as lines:
@@ -170,18 +173,18 @@ def _reclaimable(folder: str) -> int:
 
 
 def _address_space() -> int | None:
-    """What is left of the addresses: little under a limit, and where pointers have 32 bits."""
-    left: list[int] = []
+    """Free addresses, in bytes, under a limit or where pointers have 32 bits; None: no limit."""
+    remaining: list[int] = []
     if _POINTER_BYTES == 4:
-        left.append(_addresses_of_32_bits())
+        remaining.append(_addresses_of_32_bits())
     limit, used = _limit("RLIMIT_AS"), _status("VmSize:")
     if limit is not None and used is not None:
-        left.append(limit - used)
-    return max(0, min(left) - _THREAD_ADDRESSES) if left else None
+        remaining.append(limit - used)
+    return max(0, min(remaining) - _THREAD_ADDRESSES) if remaining else None
 
 
 def _data() -> int | None:
-    """What is left of a limit on data: on all memory that is private and can be written."""
+    """Bytes that remain of a limit on data (all private writable memory); None: no limit."""
     limit, used = _limit("RLIMIT_DATA"), _status("VmData:")
     return None if limit is None or used is None else max(0, limit - used - _THREAD_DATA)
 
@@ -198,8 +201,9 @@ def _limit(name: str) -> int | None:
 
 
 def _addresses_of_32_bits(maps: str = "/proc/self/maps") -> int:
-    """Addresses below the stack, behind which the kernel's begin, that are free: of 2, 3 or 4 GiB,
-    but no more than one piece may have. Where the system does not tell, what any kernel gives.
+    """Free addresses below the stack, in bytes, at most sys.maxsize. The stack ends at 2, 3 or
+    4 GiB, and the kernel's addresses begin behind it. Where the system does not say, 1 GiB: every
+    kernel gives that much.
     """
     used = 0
     try:

@@ -1,7 +1,7 @@
-"""What edge keeps on the disk.
+"""Files that edge keeps on the disk.
 
-    own.py     files and folders that nobody else can have written
-    atomic.py  files that are whole or not there
+    own.py     files and folders that no other user can have written
+    atomic.py  files that are either complete or absent
     room.py    the folders of the cache, and how much they may hold
     pull.py    the default model
 

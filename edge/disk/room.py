@@ -19,11 +19,11 @@ from edge.sizes import parse_size
 __all__ = ["cache_dir", "can_keep", "limit", "make_room", "sweep"]
 
 _MOST = 20 << 30  # bytes of a folder of the cache, unless EDGE_CACHE_SIZE says otherwise
-_SCRATCH_SECONDS = 86400  # the age at which scratch is nobody's, where locks do not work
+_SCRATCH_SECONDS = 86400  # without locks, scratch of this age is taken for abandoned
 
 
 def cache_dir() -> Path:
-    """Where models, packed weights and the chat's history are kept; not created here.
+    """The folder of models, packed weights and the chat's history; it is not created here.
 
     `EDGE_CACHE`, else `edge` in the platform's cache folder (`XDG_CACHE_HOME`, `~/.cache`).
     Raises UnsupportedError when there is no home folder to put it in.
@@ -39,10 +39,10 @@ def cache_dir() -> Path:
 
 
 def limit(folder: Path, held: int) -> int:
-    """Bytes that the files of a folder of the cache may take: EDGE_CACHE_SIZE, else half of what
-    the disk could give them, at most 20 GiB. held: what they take now.
+    """Bytes that the files of a folder of the cache may take: EDGE_CACHE_SIZE, else half of the
+    disk's free bytes and those that the files take now (`held`), at most 20 GiB.
 
-    Raises InputError for a setting that is no size, OSError.
+    Raises InputError for a setting that is not a size, OSError.
     """
     if setting := os.environ.get("EDGE_CACHE_SIZE"):
         return parse_size(setting, "EDGE_CACHE_SIZE")
@@ -52,13 +52,13 @@ def limit(folder: Path, held: int) -> int:
 
 
 def can_keep(folder: Path) -> bool:
-    """`make_folder` for a folder of the cache, which nobody must have: False, and a warning, where
-    another user could put files there. Raises OSError where it cannot be made.
+    """Make a folder of the cache, see `make_folder`. Where another user could put files into it,
+    warn and return False: edge runs without a cache. Raises OSError where it cannot be made.
     """
     try:
         make_folder(folder)
     except PermissionError as error:
-        if error.errno != errno.EPERM:  # the system's own word is for who keeps something there
+        if error.errno != errno.EPERM:  # an error of the system, not of `make_folder`
             raise
         warnings.warn(
             f"{folder}: {error.strerror}: nothing is kept there", EdgeWarning, stacklevel=2
@@ -70,10 +70,10 @@ def can_keep(folder: Path) -> bool:
 def make_room(
     n_bytes: int, most: int, held: Sequence[tuple[Path, int]], remove: Callable[[Path], int]
 ) -> bool:
-    """Remove entries of a cache until n_bytes more fit into `most`; False: they never will.
+    """Remove entries of a cache until n_bytes more fit into `most` bytes; False: they cannot fit.
 
-    held: the entries and their bytes, the least recently used first; remove: returns the bytes that
-    went.
+    held: the entries and their bytes, the least recently used first; remove: removes an entry and
+    returns the bytes that this freed.
     """
     if n_bytes > most:
         return False
@@ -86,8 +86,8 @@ def make_room(
 
 
 def sweep(folder: Path, prefix: str, is_only: bool, remove: Callable[[Path], object]) -> None:
-    """Remove what processes that were killed have left of their scratch: all of it for who is the
-    only one, else what is older than a day.
+    """Remove the scratch that killed processes have left: all of it where this process is the only
+    one (is_only), else scratch that is older than a day.
     """
     oldest = time.time() if is_only else time.time() - _SCRATCH_SECONDS
     for path in folder.glob(f"{prefix}*"):
@@ -97,7 +97,7 @@ def sweep(folder: Path, prefix: str, is_only: bool, remove: Callable[[Path], obj
 
 
 def _platform_cache() -> Path:
-    """Raises RuntimeError when there is no home folder."""
+    """The platform's cache folder. Raises RuntimeError when there is no home folder."""
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return Path(local) if local else Path.home() / "AppData" / "Local"
