@@ -1,10 +1,10 @@
-"""What comes from strangers: files that are checked while they are read.
+"""Files from strangers, which are checked while they are read.
 
-    tensor_types.py  the types of tensors that GGUF knows, and the bytes of each
-    gguf_reader.py   bounds and bytes: nothing is taken on trust
-    gguf.py          GGUF: a header of metadata and tensors, the data mapped
-    json_file.py     JSON, as folders of models hold it
-    text_file.py     text to be read by a model, no more of it than has room
+    tensor_types.py  the tensor types of GGUF, and the bytes of each
+    gguf_reader.py   reads the bytes of a GGUF file, each step checked
+    gguf.py          a GGUF file: the header with metadata and tensors, the data mapped
+    json_file.py     the JSON files of a model's folder
+    text_file.py     text for a model, of which only as much is read as is wanted
 
 gguf.py imports from those above it; the others stand alone.
 """

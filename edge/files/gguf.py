@@ -1,8 +1,8 @@
 """The GGUF reader: the trust boundary between a file from anywhere and the rest of edge.
 
-A file is mapped read-only and nothing in it is believed: every count, length and offset is held
-against the file's real size, and against a fixed limit, before anything is allocated. What comes
-out is safe to index: tensors lie inside the file, aligned and apart from each other.
+A file is mapped read-only and nothing in it is trusted: every count, length and offset is compared
+with the file's real size, and with a fixed limit, before anything is allocated. The tensors that
+the reader returns are safe to index: they are inside the file, aligned, and do not overlap.
 
     magic "GGUF" | u32 version | u64 n_tensors | u64 n_keys
     n_keys times:    string key | u32 value type | value
@@ -10,13 +10,13 @@ out is safe to index: tensors lie inside the file, aligned and apart from each o
     padding to the alignment, then the tensors' data, each at its offset from here
 
 A string is its u64 length and its bytes, an array its u32 item type, its u64 length and its items.
-Versions 2 and 3 differ in name only (3 may be big-endian, which is refused).
+Versions 2 and 3 differ in their number only (3 may be big-endian, which is refused).
 
-The map shows the file as it is now: whoever changes a file while it is in use changes the weights
-under us, and whoever truncates it makes the kernel raise SIGBUS at the next read. Nothing in a
-library can prevent that; replace a model by renaming a new file over it. `edge.load` reads all but
-the weights before it returns, and has packed those of a GGUF file by then: what stays mapped is
-the packed file. `edge-run` ends with one line (`edge_exit_on_bus_error`).
+The map shows the file as it is now. A program that changes the file while it is in use changes the
+weights, and one that truncates it makes the kernel raise SIGBUS at the next read. No library can
+prevent that; to replace a model, rename a new file over it. When `edge.load` returns, it has read
+everything but the weights, and has packed the weights of a GGUF file: only the packed file stays
+mapped. On SIGBUS `edge-run` ends with one line (`edge_exit_on_bus_error`).
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
 __all__ = ["GGUF", "TENSOR_TYPES", "Metadata", "Tensor", "TensorType"]
 
-MAX_NAME_BYTES = 65_535  # of a key or a tensor's name
-MAX_NUMBERS_BYTES = 65_536  # of a key of the architecture: at most some numbers for each layer
+MAX_NAME_BYTES = 65_535  # of the name of a key or a tensor
+MAX_NUMBERS_BYTES = 65_536  # of a key of the architecture, which has a few numbers for each layer
 MAX_TENSORS = 65_536
 MAX_DIMS = 4
-MAX_FILE_BYTES = 1 << 50  # of a file of which the header alone is there
+MAX_FILE_BYTES = 1 << 50  # of a file whose header alone was opened
 MIN_ALIGNMENT, DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 8, 32, 1 << 20
 
-#: Arrays that hold another meaning when their items are of other kinds.
+#: Arrays whose items would have another meaning in another type: key -> the types allowed.
 _ITEMS = {"tokenizer.ggml.scores": (FLOAT32, FLOAT64)}
 
-#: Files that people open by mistake: first bytes -> what it is.
+#: Files that people open by mistake: (first bytes, what the file is).
 _OTHER_FILES = (
     (b"<", "it looks like a web page (HTML or XML): was the download refused?"),
     (b"PK\x03\x04", "it is a zip file (or a PyTorch checkpoint): unpack or convert it first"),
@@ -65,13 +65,15 @@ _SHARD_NAME = re.compile(r"(?s)(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in a mapped file; nothing is read until `data` is. header_only: it has no data."""
+    """A tensor in a mapped file; only access to `data` reads its bytes. header_only: the header
+    alone was opened, so there is no data.
+    """
 
     name: str
     type: str  # GGUF's spelling: "Q4_0", "F16"; see `tensor_types.type_name`
     shape: tuple[int, ...]  # rows first: (n, k), or (n,)
-    n_bytes: int  # of a type of unknown size: what the file has up to the next tensor
-    path: str  # of the shard that holds it
+    n_bytes: int  # for a type of unknown size: the bytes up to the next tensor
+    path: str  # of the shard with its data
     offset: int  # bytes from the start of that file
     _map: mmap.mmap = field(repr=False, compare=False)
     header_only: bool = False
@@ -80,7 +82,7 @@ class Tensor:
     def data(self) -> memoryview:
         """The bytes on disk, (n_bytes,), read-only, not copied.
 
-        Raises ModelFileError once the file was closed, or when its header alone was opened.
+        Raises ModelFileError after the file was closed, or when its header alone was opened.
         """
         if self._map.closed or self.header_only:
             raise ModelFileError(
@@ -92,7 +94,7 @@ class Tensor:
 
 
 class Metadata(Mapping[str, Any]):
-    """The file's keys: str, bool, int, float, or a list; lists are decoded when first asked for.
+    """The file's keys: str, bool, int, float, or a list; a list is decoded at its first access.
 
     Raises ModelFileError on access to a list with a string that is not UTF-8.
     """
@@ -123,7 +125,7 @@ class Metadata(Mapping[str, Any]):
         return key in self._values
 
     def span(self, key: str) -> tuple[int, int]:
-        """Where the key's entry is in the file, its name, type and value: first byte, end."""
+        """(first byte, end) of the key's entry in the file: its name, type and value."""
         return self._spans[key]
 
     def is_array(self, key: str) -> bool:
@@ -131,8 +133,8 @@ class Metadata(Mapping[str, Any]):
         return isinstance(self._values[key], Array)
 
     def extent(self, key: str) -> tuple[int, int]:
-        """Items of an array, and their bytes, of strings without their lengths; does not decode it.
-        (0, 0) where there is none.
+        """(items, their bytes) of an array, not decoded; (0, 0): there is none. The length fields
+        of strings are not counted.
         """
         value = self._values.get(key)
         if not isinstance(value, Array):
@@ -141,8 +143,8 @@ class Metadata(Mapping[str, Any]):
         return value.n, n_bytes - (8 * value.n if value.kind == STRING else 0)
 
     def forget(self) -> None:
-        """Let go of the lists that were decoded; they can be decoded again. A vocabulary of
-        200,000 tokens and its merges are 40 MiB.
+        """Free the decoded lists; they can be decoded again. A vocabulary of 200,000 tokens and its
+        merges take 40 MiB.
         """
         self._decoded = {}
 
@@ -151,9 +153,9 @@ class GGUF:
     """A model file, or all shards of a split one, mapped. Open it with `GGUF.open`.
 
     path: the file that was opened; version: 2 or 3; metadata: see Metadata (of the first shard);
-    tensors: by name, in the file's order; alignment, n_bytes: bytes, the latter of all shards;
-    paths: of the shards, in order; header_only: as it was opened; whole_bytes: that the shards
-    have when they are complete.
+    tensors: by name, in the file's order; alignment: bytes; n_bytes: of all shards; paths: of the
+    shards, in order; header_only: whether the header alone was opened; whole_bytes: of all shards
+    when they are complete.
     """
 
     def __init__(self, path: str, shards: list[_Shard]) -> None:
@@ -170,10 +172,10 @@ class GGUF:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, header_only: bool = False) -> Self:
-        """Map a GGUF file; of a split model (`-00001-of-00003.gguf`) any shard opens all.
+        """Map a GGUF file; any shard of a split model (`-00001-of-00003.gguf`) opens all shards.
 
-        header_only: the tensors' data may lie behind the end of the file, as long as a download
-        is under way, and cannot be read.
+        header_only: whether to open the header alone. The tensors' data cannot be read then, and
+        may be missing, as in a file that is being downloaded.
 
         Raises ModelFileError for a file that is missing, damaged, or not a GGUF, and for a
         missing shard; UnsupportedError for big-endian files, and other versions than 2 and 3.
@@ -196,8 +198,8 @@ class GGUF:
             raise
 
     def forget(self) -> None:
-        """Let go of the pages that reading brought in, all of them: the system maps pages around
-        those that are read. They can be read again.
+        """Drop all pages of the file from this process's memory, since the system also maps pages
+        around those that are read. They can be read again.
         """
         if hasattr(mmap, "MADV_DONTNEED"):
             for shard in self._shards:
@@ -217,7 +219,7 @@ class GGUF:
         return memoryview(self._shards[0].reader.map)[self._shards[0].data_start :]
 
     def close(self) -> None:
-        """Unmap. Views that were taken stay valid: a map goes with the last view of it."""
+        """Unmap. Existing views stay valid: a map is freed with the last view of it."""
         _close(self._shards)
 
     def __enter__(self) -> Self:
@@ -228,14 +230,14 @@ class GGUF:
 
 
 class _Info(NamedTuple):
-    """A tensor as the header describes it, not yet held against the data."""
+    """A tensor as the header describes it, not yet compared with the file's size."""
 
     name: str
     type: str
     shape: tuple[int, ...]
     n_bytes: int  # -1: the type does not say
     offset: int  # from the start of the data
-    at: int  # byte where this description starts
+    at: int  # byte of the file where this description starts
 
 
 class _Shard:
@@ -251,7 +253,7 @@ class _Shard:
             raise
 
     def close(self) -> None:
-        """Unmap, unless there are views: the map goes with the last of them."""
+        """Unmap, unless there are views: the map is freed with the last of them."""
         with contextlib.suppress(BufferError):
             self.reader.map.close()
 
@@ -275,6 +277,7 @@ class _Shard:
         self.tensors = self._place(infos)
 
     def _check_arrays(self, values: dict[str, Any], spans: dict[str, tuple[int, int]]) -> None:
+        """Raise ModelFileError for an array of a wrong type, or too long for its key."""
         architecture = values.get("general.architecture")
         prefix = f"{architecture}." if isinstance(architecture, str) else None
         for key, value in values.items():
@@ -289,6 +292,7 @@ class _Shard:
                 )
 
     def _alignment(self) -> int:
+        """Bytes of the file's alignment. Raises ModelFileError for one that is out of range."""
         n = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(n) is not int or not MIN_ALIGNMENT <= n <= MAX_ALIGNMENT or n & (n - 1):
             raise ModelFileError(
@@ -300,7 +304,9 @@ class _Shard:
         return n
 
     def _place(self, infos: list[_Info]) -> dict[str, Tensor]:
-        """The tensors: names differ, data are aligned, inside the file, and do not overlap."""
+        """The tensors by name. Raises ModelFileError unless their names differ, and their data are
+        aligned, inside the file, and do not overlap.
+        """
         r, tensors = self.reader, dict[str, Tensor]()
         start = -(-r.pos // self.alignment) * self.alignment
         self.data_start = min(start, r.size)
@@ -326,8 +332,8 @@ class _Shard:
                 )
             self.end = max(self.end, offset + info.n_bytes)
             tensors[info.name] = Tensor(*info[:4], self.path, offset, r.map, self.header_only)
-        in_place = sorted(infos, key=lambda info: info.offset)
-        for before, info in itertools.pairwise(in_place):
+        by_offset = sorted(infos, key=lambda info: info.offset)
+        for before, info in itertools.pairwise(by_offset):
             if before.offset + before.n_bytes > info.offset:
                 raise r.error(
                     f"the data overlap those of {shown(before.name)}",
@@ -356,33 +362,35 @@ def _read_info(r: Reader, i: int) -> _Info:
                 f"{field}, shape",
                 at,
             )
-        # exact: integers have no limit
+        # the product is exact: Python's integers have no limit
         n_bytes = math.prod(dims) // kind.block * kind.block_bytes
     offset = r.scalar("Q", f"{field}, offset")
     return _Info(name, type_name(number), tuple(reversed(dims)), n_bytes, offset, start)
 
 
 def _sized(infos: list[_Info], end: int) -> list[_Info]:
-    """A tensor whose type does not say its bytes gets those up to the next one, or the end."""
+    """The same tensors. One of a type of unknown size gets the bytes up to the next tensor, or to
+    the end.
+    """
     starts = sorted({*(info.offset for info in infos), end})
-    out = list[_Info]()
+    sized = list[_Info]()
     for info in infos:
         if info.n_bytes < 0:
             after = bisect.bisect_right(starts, info.offset)
             room = starts[after] - info.offset if after < len(starts) else 1
             info = info._replace(n_bytes=room)
-        out.append(info)
-    return out
+        sized.append(info)
+    return sized
 
 
 def _read_version(r: Reader) -> int:
-    """Magic and version; an error that says what the file is instead."""
+    """Read magic and version. The error for another file says what that file seems to be."""
     head = r.map[:24]
     if head[:4] != b"GGUF":
         if b"GGUF".startswith(head):
             r.need(24, "magic")
         text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-        guess = next((what for start, what in _OTHER_FILES if text.startswith(start.lower())), None)
+        guess = next((name for start, name in _OTHER_FILES if text.startswith(start.lower())), None)
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < r.size:
             guess = "it looks like safetensors: convert it to GGUF first"
         raise r.error(f"not a GGUF file{f': {guess}' if guess else ''}", "magic")
@@ -405,7 +413,7 @@ def _read_version(r: Reader) -> int:
 
 
 def _shard_paths(path: str, shard: _Shard) -> list[str]:
-    """The paths of all shards, in order; `path` alone if the model is not split."""
+    """The paths of all shards, in order; only `path` if the model is not split."""
     n = shard.metadata.get("split.count", 1)
     if n in (0, 1):
         return [path]
@@ -429,7 +437,7 @@ def _shard_paths(path: str, shard: _Shard) -> list[str]:
 
 
 def _check_shards(shards: list[_Shard]) -> None:
-    """The shards, in order, are those of one model, and complete."""
+    """Raise ModelFileError unless the shards are those of one model, in order and complete."""
     first, n_tensors = shards[0], sum(len(shard.tensors) for shard in shards)
     wanted = [(s, "split.no", i) for i, s in enumerate(shards)]
     wanted += [(s, "split.count", len(shards)) for s in shards]

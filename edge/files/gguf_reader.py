@@ -1,4 +1,4 @@
-"""Bytes of a GGUF file, one checked step after the other: what gguf.py is built on."""
+"""Reads the bytes of a GGUF file, one checked step after the other; gguf.py is built on it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from edge.errors import ModelFileError, UnsupportedError
 __all__ = ["MAX_KEYS", "STRING", "Array", "Reader", "shown"]
 
 MAX_BYTES = 64 << 20  # of one string, or of one array
-MAX_ITEMS = 1 << 22  # of one array; the largest vocabularies have some 600,000 merges
-MAX_KEYS = 65_536  # arrays within arrays count too
+MAX_ITEMS = 1 << 22  # of one array; the largest vocabularies have about 600,000 merges
+MAX_KEYS = 65_536  # of a file; also the most arrays, those inside arrays included
 MAX_DEPTH = 4  # of arrays in arrays
 
 #: The value types by their numbers in the file.
 UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = range(10)
 UINT64, INT64, FLOAT64 = 10, 11, 12
-#: Those of fixed size: struct code.
+#: Value types of fixed size -> their codes for `struct`.
 _FIXED = (UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, UINT64, INT64, FLOAT64)
 _SCALARS = dict(zip(_FIXED, "BbHhIifBQqd", strict=True))
 _U64 = struct.Struct("<Q").unpack_from
 
 
 class Array(NamedTuple):
-    """An array whose extent is checked and whose items are not decoded yet."""
+    """An array whose extent is checked, and whose items are not decoded yet."""
 
     kind: int  # value type of the items
     n: int
-    offset: int  # of the first item
-    inner: tuple[Array, ...] = ()  # the items, where they are arrays
+    offset: int  # of the first item, bytes from the start of the file
+    inner: tuple[Array, ...] = ()  # the items, where these are arrays
 
 
 class Reader:
-    """A position in a mapped file; every step is checked before it is made."""
+    """A position in a mapped file; every step is checked before it is made. Its methods raise
+    ModelFileError.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -47,7 +49,7 @@ class Reader:
         self.n_arrays = 0
 
     def error(self, message: str, field: str, offset: int | None = None) -> ModelFileError:
-        """The error to raise; offset: bytes, None for the current position."""
+        """The error to raise. offset: bytes from the start, None: the current position."""
         at = self.pos if offset is None else offset
         return ModelFileError(message, path=self.path, offset=at, field=field)
 
@@ -60,7 +62,7 @@ class Reader:
             )
 
     def scalar(self, code: str, field: str) -> Any:
-        """One number of a struct code."""
+        """One number. code: its type, as in `struct`."""
         n_bytes = struct.calcsize("<" + code)
         self.need(n_bytes, field)
         (value,) = struct.unpack_from("<" + code, self.map, self.pos)
@@ -68,7 +70,7 @@ class Reader:
         return value
 
     def count(self, limit: int, field: str, code: str = "Q") -> int:
-        """A count, at most limit."""
+        """A count of at most `limit`."""
         at = self.pos
         n: int = self.scalar(code, field)
         if n > limit:
@@ -76,7 +78,7 @@ class Reader:
         return n
 
     def string(self, field: str, limit: int = MAX_BYTES) -> str:
-        """A string of at most limit bytes."""
+        """A string of at most `limit` bytes."""
         n = self.count(limit, field)
         self.need(n, field)
         start, self.pos = self.pos, self.pos + n
@@ -103,7 +105,7 @@ class Reader:
         return value
 
     def array(self, field: str, end: int, depth: int = 1) -> Array:
-        """Step over an array that must stop at byte `end`, checking its extent."""
+        """Step over an array, which must end at byte `end` or before, and check its extent."""
         self.n_arrays += 1
         if self.n_arrays > MAX_KEYS or depth > MAX_DEPTH:
             raise self.error("too many arrays within arrays", field)
@@ -129,10 +131,10 @@ class Reader:
         return Array(kind, n, start, tuple(inner))
 
     def _skip_strings(self, n: int, end: int, field: str) -> None:
-        """Step over n strings that must stop at byte `end`.
+        """Step over n strings, which must end at byte `end` or before.
 
-        The loop only adds, and lets unpack_from find out that it has left the file: vocabularies
-        have 200,000 strings, and this is most of the time that opening them takes.
+        The loop only adds lengths; unpack_from raises where it leaves the file. Vocabularies have
+        200,000 strings, and opening a file spends most of its time here.
         """
         pos, data = self.pos, self.map
         try:
@@ -143,7 +145,7 @@ class Reader:
         if pos <= end:
             self.pos = pos
             return
-        for i in range(n):  # once more, slowly, to say which
+        for i in range(n):  # once more, slowly, to find the string that is wrong
             item, at = f"{field}[{i}]", self.pos
             length = self.count(MAX_BYTES, item)
             self.need(length, item)
@@ -152,7 +154,7 @@ class Reader:
                 raise self.error(f"the array has more than {MAX_BYTES} bytes", item, at)
 
     def decode(self, array: Array, field: str) -> list[Any]:
-        """The items of an array that was stepped over."""
+        """The items of an array that `array` has stepped over."""
         if self.map.closed:
             raise ModelFileError("the file was closed", path=self.path, field=field)
         if array.kind == STRING:
@@ -173,13 +175,13 @@ class Reader:
         except UnicodeDecodeError as e:
             field, start = f"{field}[{len(out)}]", start + e.start
             raise self.error("the string is not UTF-8", field, start) from None
-        except (struct.error, OverflowError):  # the lengths were right when they were checked
+        except (struct.error, OverflowError):  # the lengths were right when `array` checked them
             raise self.error("the file was changed while it was open", field, pos) from None
         return out
 
 
 def shown(name: str) -> str:
-    """A name from the file, fit for a message: one line, not long, no control characters."""
+    """A name from the file for a message: one line, short, without control characters."""
     return name if name.isprintable() and len(name) <= 100 else ascii(name[:100])
 
 

@@ -1,4 +1,4 @@
-"""JSON files out of a model's folder: a stranger's, read within bounds, each value of its type."""
+"""JSON files of a model's folder. They come from strangers: sizes are limited, types checked."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ T = TypeVar("T")
 
 
 class JsonFile:
-    """An object of a JSON file, or one inside it. path: the file; values: its keys."""
+    """The object of a JSON file, or an object inside it. path: the file; values: key -> value."""
 
     def __init__(self, path: Path, values: dict[str, Any], where: str = "") -> None:
         self.path, self.values, self._where = path, values, where
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], most_bytes: int = _MOST_BYTES) -> JsonFile:
-        """Read a file. Raises ModelFileError where it is missing, too large, or no JSON object."""
+        """Read a file. Raises ModelFileError for one that is missing, too large, or not a JSON
+        object.
+        """
         file = Path(os.fsdecode(path))
         try:
             values = json.loads(read_text(file, most_bytes))
@@ -38,12 +40,12 @@ class JsonFile:
 
     @classmethod
     def find(cls, path: Path) -> JsonFile:
-        """As `read`, an empty one where there is no such file."""
+        """As `read`, but an empty object where there is no such file."""
         return cls.read(path) if path.exists() else cls(path, {})
 
     def get(self, key: str, kind: type[T], default: T) -> T:
-        """A value; the default where it is missing or null. Raises ModelFileError for one of
-        another type.
+        """The value of a key; the default where it is missing or null. Raises ModelFileError for a
+        value of another type.
         """
         value = self.values.get(key)
         if value is None:
@@ -53,14 +55,14 @@ class JsonFile:
         return value
 
     def text(self, key: str) -> str:
-        """A text that must be there. Raises ModelFileError."""
+        """A text. Raises ModelFileError where it is missing or empty."""
         value = self.get(key, str, "")
         if not value:
             raise self.error(key, "is missing")
         return value
 
     def whole(self, key: str, default: int | None = None, *, most: int = 1 << 24) -> int:
-        """A whole number from 1 to most. Raises ModelFileError."""
+        """A whole number from 1 to `most`, or the default. Raises ModelFileError."""
         value = self.get(key, int, 0 if default is None else default)
         if key not in self.values and default is None:
             raise self.error(key, "is missing")
@@ -71,23 +73,23 @@ class JsonFile:
     def ids(self, key: str) -> list[int]:
         """Token ids: one, several, or none. Raises ModelFileError."""
         value = self.values.get(key)
-        found = value if isinstance(value, list) else [] if value is None else [value]
-        for token in found:
+        tokens = value if isinstance(value, list) else [] if value is None else [value]
+        for token in tokens:
             if isinstance(token, bool) or not isinstance(token, int) or token < 0:
                 raise self.error(key, f"{brief(token)} is no token id")
-        return found
+        return tokens
 
     def inside(self, key: str) -> JsonFile:
-        """The object with this key, an empty one where there is none. Raises ModelFileError."""
+        """The object of this key; an empty one where it is missing. Raises ModelFileError."""
         return JsonFile(self.path, self.get(key, dict, {}), f"{self._where}{key}.")
 
     def error(self, key: str, message: str) -> ModelFileError:
-        """What is wrong with the value of a key."""
+        """The error to raise for a wrong value of a key."""
         return ModelFileError(message, path=self.path, field=f"key {self._where}{key}")
 
 
 def read_text(path: Path, most_bytes: int = _MOST_BYTES) -> str:
-    """A text in UTF-8. Raises ModelFileError."""
+    """A file's text, in UTF-8. Raises ModelFileError."""
     try:
         if path.stat().st_size > most_bytes:
             raise ModelFileError(f"more than {most_bytes} bytes", path=path)

@@ -1,4 +1,4 @@
-"""The weight types that a GGUF file can hold, as ggml numbers, names and sizes them."""
+"""The weight types that a GGUF file can hold, with the numbers, names and sizes of ggml."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class TensorType(NamedTuple):
-    """How a row of weights lies on disk: blocks of `block` elements, `block_bytes` bytes each."""
+    """How a row of weights is stored: in blocks of `block` elements and `block_bytes` bytes."""
 
     name: str
     block: int
     block_bytes: int
 
 
-#: By number in the file: all that ggml stores today, also those that edge cannot run.
+#: Number in the file -> type: all types that ggml stores today, also those that edge cannot run.
 TENSOR_TYPES: dict[int, TensorType] = {
     0: TensorType("F32", 1, 4),
     1: TensorType("F16", 1, 2),
@@ -51,16 +51,17 @@ TENSOR_TYPES: dict[int, TensorType] = {
     41: TensorType("Q1_0", 128, 18),
 }
 
-#: Known by name alone: ggml's blocks of this number have 64 weights, those of a fork of it 128.
+#: Types with a name, but without a size: blocks of type 42 have 64 weights in ggml, and 128 in a
+#: fork of it.
 _NAMES = {42: "Q2_0"}
 
-#: The number of a type, by its name.
+#: Name of a type -> its number.
 TYPE_NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
 
 
 def type_name(number: int) -> str:
-    """GGUF's spelling of a type; `type 99` of one that is newer than this version of edge, or was
-    given up long ago.
+    """GGUF's spelling of a type; `type 99` for a number that edge does not know: a newer type, or
+    one that ggml has removed.
     """
     known = TENSOR_TYPES.get(number)
     return known.name if known else _NAMES.get(number, f"type {number}")

@@ -1,4 +1,4 @@
-"""Text files of people: read no further than is wanted, whatever editor wrote them."""
+"""Text files that people wrote, in any editor; only as much of them is read as is wanted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from edge.errors import InputError
 __all__ = ["TextFile", "utf8"]
 
 _PIECE = 64 << 10
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin with one of them
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's begin with one of these
 
 
 class TextFile:
-    """A text in UTF-8, of which the first 64 KiB are read and checked at once.
+    """A text in UTF-8. The constructor reads and checks its first 64 KiB.
 
-    A byte order mark in front is no part of it. file: open for reading bytes, closed at its end
-    where `closes`; name: for messages.
+    A byte order mark in front is not part of the text. file: open for reading bytes; name: for
+    messages; closes: whether to close the file once all of it was read.
     Every method raises InputError when the file cannot be read, or is not UTF-8.
     """
 
@@ -27,7 +27,7 @@ class TextFile:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._n_bytes = 0  # read so far
         self._texts: list[str] = []
-        self.ended = False  # all of it was read
+        self.ended = False  # whether all of the file was read
         self._read()
 
     @classmethod
@@ -35,19 +35,19 @@ class TextFile:
         """Open a file by its path."""
         name = os.fsdecode(path)
         try:
-            return cls(open(path, "rb"), name, closes=True)  # it is read on
+            return cls(open(path, "rb"), name, closes=True)  # stays open for later reads
         except (OSError, ValueError) as e:  # ValueError: a NUL in the path
             raise InputError(f"{name}: {getattr(e, 'strerror', None) or e}") from e
 
     def read(self, most_bytes: int | None = None) -> str | None:
-        """The whole text; None when it has more than most_bytes bytes: no more of it are read."""
+        """The whole text; None: it has more than most_bytes bytes, and the rest was not read."""
         self._read_on(most_bytes)
         if most_bytes is not None and self._n_bytes > most_bytes:
             return None
         return self._joined()
 
     def start(self, most_bytes: int) -> str:
-        """The text, or its beginning: of most_bytes bytes, or up to 64 KiB more."""
+        """The text, or its beginning, of most_bytes bytes or up to 64 KiB more."""
         self._read_on(most_bytes)
         return self._joined()
 
@@ -60,7 +60,7 @@ class TextFile:
             self._read()
 
     def _read(self) -> None:
-        """One piece more."""
+        """Read and decode the next piece."""
         try:
             data = self._file.read(_PIECE)
         except OSError as e:
@@ -82,7 +82,7 @@ class TextFile:
 
 
 def utf8(data: bytes | str, what: str) -> str:
-    """Text from bytes, or from an argument that the shell gave. what: its name, for the message.
+    """The text of bytes, or of an argument from the shell. what: its name, for the message.
 
     Raises InputError with the offset of the first byte that is not UTF-8.
     """
