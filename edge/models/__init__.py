@@ -13,11 +13,11 @@ from edge.graph import Graph
 from edge.models.common import Config, decoder
 from edge.models.kinds import require_model
 
-_SHARED = ("common", "keys", "kinds")  # modules that are no architecture
+_SHARED = ("common", "keys", "kinds")  # modules that are not an architecture
 
 
 def architectures() -> list[str]:
-    """The names that `build` takes."""
+    """The names of the architectures that `build` knows."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
 
 
@@ -30,11 +30,11 @@ def build(
 ) -> tuple[Graph, Config]:
     """The graph of the model that this metadata and these tensor shapes describe.
 
-    context: the most positions a session may use; None: the model's own limit, at most
-    `common.DEFAULT_CONTEXT`. It also decides which LongRoPE factors hold (see `common.rope_of`).
-    Raises ModelFileError for missing or contradictory metadata, a missing tensor or a wrong
-    shape; UnsupportedError for a file that is no model, and for an architecture, or a part of
-    one, that is not built, before any tensor is missed.
+    context: the most positions that a session may use; None: the model's own limit, at most
+    `common.DEFAULT_CONTEXT`. It also decides which LongRoPE factors are used (see `phi3.rope`).
+    Raises UnsupportedError for a file that is not a model, and for an architecture, or a part of
+    one, that is not built; ModelFileError for missing or contradictory metadata, a missing tensor
+    or a wrong shape. An error of unsupported parts comes before one of missing tensors.
     """
     require_model(metadata, shapes, path)
     name = metadata["general.architecture"]

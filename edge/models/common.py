@@ -1,4 +1,4 @@
-"""What the decoder-only architectures share: the configuration and the blocks."""
+"""The configuration and the blocks that the decoder-only architectures share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edge.errors import ContextError, InputError, UnsupportedError, brief
 from edge.graph import MAX_DIM, Activation, Graph, Heads, Rope
 from edge.models.keys import Keys
 
-#: Positions of a session where the caller does not say: enough for a chat, small on a device.
+#: Positions of a session by default: enough for a chat, and small on a device.
 DEFAULT_CONTEXT = 4096
 
 #: The most layers, and the most heads of a layer, that a file may claim.
@@ -30,10 +30,10 @@ class Config:
     head_dim: int
     ffn: int  # width of the feed-forward network
     norm_eps: float
-    n_context_train: int  # positions the model was made for
-    n_context: int  # positions a session may use
+    n_context_train: int  # positions that the model was trained for
+    n_context: int  # positions that a session may use
     n_positions: int  # positions that the rotary embedding serves
-    attention_scale: float  # of scores, 0: 1 / sqrt(head_dim)
+    attention_scale: float  # scores are multiplied by it; 0: 1 / sqrt(head_dim)
     keys: Keys
     path: str
 
@@ -41,7 +41,8 @@ class Config:
     def read(cls, metadata: Mapping[str, Any], context: int | None, path: str) -> Config:
         """Read and check the metadata.
 
-        Raises ModelFileError, ContextError, InputError; UnsupportedError for what is not built.
+        Raises ModelFileError, ContextError, InputError; UnsupportedError for a part of a model that
+        is not built.
         """
         arch = metadata["general.architecture"]
         keys = Keys(metadata, arch, path)
@@ -60,7 +61,7 @@ class Config:
             )
         scale = keys.number("attention.scale", 0, least=0, most=1000)
         if math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
-            scale = 0  # the same, but for how it was rounded
+            scale = 0  # it is the default, rounded in another way
         trained = keys.whole("context_length")
         return cls(
             architecture=arch,
@@ -81,7 +82,7 @@ class Config:
 
 
 def _context(wanted: int | None, trained: int, path: str) -> int:
-    """Positions of a session."""
+    """Positions of a session, of a model that was made for `trained` positions."""
     if wanted is None:
         return min(trained, DEFAULT_CONTEXT)
     if wanted < 1:
@@ -100,7 +101,9 @@ Layer = Callable[[Graph, str, int, Config], str]
 
 
 def decoder(g: Graph, c: Config, layer: Layer) -> None:
-    """Embedding, the layers, a last norm, the output head (the embedding where it is tied)."""
+    """Append embedding, layers, last norm and output head to a graph. A file without an output head
+    uses the embedding as its head.
+    """
     embedding, head = "token_embd.weight", "output.weight"
     x = g.embed(embedding, c.dim)
     for i in range(c.n_layers):
@@ -114,8 +117,8 @@ def decoder(g: Graph, c: Config, layer: Layer) -> None:
 
 @dataclass(frozen=True)
 class Positions:
-    """What positions are to a layer. rope: how they turn queries and keys; window: how many last
-    ones a token sees, itself included; 0: all.
+    """How a layer uses positions. rope: how they rotate queries and keys; window: how many last
+    positions a token sees, its own included; 0: all.
     """
 
     rope: Rope
@@ -125,7 +128,9 @@ class Positions:
 def attention(
     g: Graph, x: str, i: int, c: Config, positions: Positions, *, qkv: Sequence[str]
 ) -> str:
-    """Wo attention(rope(Wqkv x)). qkv: one fused weight, or those of q, k and v."""
+    """Wo attention(rope(Wqkv x)): (tokens, dim) -> (tokens, dim). qkv: one fused weight, or the
+    weights of q, k and v.
+    """
     heads = Heads(c.n_heads, c.n_kv_heads, c.head_dim)
     h = _fused(g, x, qkv, [n * c.head_dim for n in (c.n_heads, c.n_kv_heads, c.n_kv_heads)])
     h = g.rope(h, c.n_heads + c.n_kv_heads, c.head_dim, positions.rope)
@@ -136,21 +141,25 @@ def attention(
 def gated_mlp(
     g: Graph, x: str, i: int, c: Config, *, gate_up: Sequence[str], activation: Activation
 ) -> str:
-    """Wdown (activation(Wgate x) * Wup x). gate_up: one fused weight, or two."""
+    """Wdown (activation(Wgate x) * Wup x): (tokens, dim) -> (tokens, dim). gate_up: one fused
+    weight, or two.
+    """
     h = _fused(g, x, gate_up, [c.ffn, c.ffn])
     return g.matmul(g.gated(h, activation), f"blk.{i}.ffn_down.weight", rows=[c.dim])
 
 
 def _fused(g: Graph, x: str, weights: Sequence[str], rows: list[int]) -> str:
-    """Products side by side, of weights with so many rows, or of one that holds them all."""
+    """The products of x with some weights, side by side: (tokens, sum of rows). rows: of each
+    weight; a single fused weight has the rows of all.
+    """
     return g.matmul(x, *weights, rows=rows if len(weights) > 1 else [sum(rows)])
 
 
 def window_of(c: Config, i: int) -> int:
     """How many last positions a token of layer i sees, by the metadata; 0: all.
 
-    The pattern says which layers have the window: a list with true or false for each, or 0 or
-    true for all of them.
+    The pattern says which layers have the window: a list of true or false for each layer, or else
+    0 or true, which mean all layers.
     """
     window = c.keys.whole("attention.sliding_window", 0, least=0)
     key = "attention.sliding_window_pattern"
@@ -175,8 +184,8 @@ def rope_of(
 ) -> Rope:
     """The rotary embedding that the metadata asks for.
 
-    magnitude: where the file states none. scalings: the kinds that may be named; positions are
-    divided by the factor with each but "none", a file that names none means "linear".
+    magnitude: the default where the file has none. scalings: the types of scaling that the file may
+    name, "linear" is the default. With each but "none", positions are divided by the file's factor.
     """
     keys = c.keys
     n_rot = keys.whole("rope.dimension_count", c.head_dim)
@@ -192,12 +201,12 @@ def rope_of(
             what=f"rope.scaling.type = {brief(kind)}",
             supported=scalings,
         )
-    named = "rope.scaling.factor"
-    if keys.get(named) is None:
-        named = "rope.scale_linear"  # its old name
-    factor = keys.number(named, 0, least=0, most=1e4) or 1  # 0: none
+    factor_key = "rope.scaling.factor"
+    if keys.get(factor_key) is None:
+        factor_key = "rope.scale_linear"  # its old name
+    factor = keys.number(factor_key, 0, least=0, most=1e4) or 1  # 0: no scaling
     if factor < 1e-3:
-        raise keys.error(named, f"{factor} is out of range")
+        raise keys.error(factor_key, f"{factor} is out of range")
     scale = 1 if kind == "none" else 1 / factor
     magnitude = keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=100)
     return Rope(n_rot, base, interleaved, factors, scale, magnitude)

@@ -1,9 +1,9 @@
-"""The metadata keys `<architecture>.*`: what each is to us, and reading them.
+"""The metadata keys `<architecture>.*`: which of them edge knows, and how it reads them.
 
-Most of these keys state a number of the arithmetic, so none is passed over in silence. A key is
-read, or its value is one that changes nothing, or the file is refused by the key's name; that goes
-for keys that nobody knows, too. Names and meanings are those of the GGUF format, as llama.cpp reads
-them.
+Most of these keys state a number of the arithmetic, so none is ignored without a reason. Either a
+key is read, or its value changes nothing, or the file is refused with the key's name in the
+message; unknown keys are refused, too. Names and meanings are those of the GGUF format, as
+llama.cpp reads them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from edge.errors import ModelFileError, UnsupportedError, brief
 
-#: Read by `Config.read`, `rope_of` or an architecture, which honour them or hold them against the
-#: tensors.
+#: Keys that `Config.read`, `rope_of` or an architecture read: they use the value, or compare it
+#: with the tensors.
 READ = frozenset(
     {
         "attention.head_count",
@@ -41,7 +41,7 @@ READ = frozenset(
     }
 )
 
-#: Change no logits, by why.
+#: Keys that change no logits -> why.
 HARMLESS = {
     key: why
     for why, keys in {
@@ -78,7 +78,8 @@ HARMLESS = {
     for key in keys
 }
 
-#: Not built: the values with which they change nothing. Of a list, each entry must be one.
+#: Keys that are not built -> the values with which they change nothing. In a list, each entry must
+#: be one of these values.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "activation_sparsity_scale": (0,),
     "attention.causal": (True,),
@@ -110,7 +111,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_parallel_residual": (False,),
 }
 
-#: Not built: the key whose value they must repeat.
+#: Keys that are not built -> the key whose value they must repeat.
 SAME = {
     "attention.key_length_swa": "attention.key_length",
     "attention.value_length_swa": "attention.value_length",
@@ -119,21 +120,21 @@ SAME = {
     "rope.freq_base_swa": "rope.freq_base",
 }
 
-#: How keys of the same kind begin that do not name the architecture.
+#: Prefixes of keys that change the arithmetic, but do not begin with the architecture's name.
 _ELSEWHERE = ("xielu.", "diffusion.")
 
-#: `general.quantization_version`: what the bytes of the weight types mean.
+#: `general.quantization_version`: the version of the formats of the weight types.
 _QUANTIZATION = 2
 
 
 class Keys:
-    """The metadata keys `<architecture>.<key>` of a file, each checked as it is read."""
+    """The metadata keys `<architecture>.<key>` of a file; each is checked when it is read."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str, path: str) -> None:
         self.metadata, self.architecture, self.path = metadata, architecture, path
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value as it is in the file."""
+        """The value as it is in the file, not checked."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def error(self, key: str, message: str) -> ModelFileError:
@@ -141,7 +142,7 @@ class Keys:
         return ModelFileError(message, path=self.path, field=f"{self.architecture}.{key}")
 
     def not_built(self, key: str, message: str) -> UnsupportedError:
-        """The error to raise for a right value that we cannot run."""
+        """The error to raise for a valid value that edge cannot run."""
         field = f"{self.architecture}.{key}"
         return UnsupportedError(f"{self.path}, {field}: {message}", what=field)
 
@@ -154,10 +155,11 @@ class Keys:
         most: float = 2**31 - 1,
         n_layers: int = 0,
     ) -> float:
-        """A number from least to most. n_layers: it may be a list of as many that are equal.
+        """A number from `least` to `most`. n_layers: the value may also be a list of so many equal
+        numbers, one for each layer; 0: no lists.
 
-        Raises ModelFileError for anything else, or no default; UnsupportedError for layers that
-        differ.
+        Raises ModelFileError for any other value, and for a missing key without a default;
+        UnsupportedError for layers that differ.
         """
         value = self.get(key, default)
         if value is None:
@@ -179,14 +181,14 @@ class Keys:
         most: int = 2**31 - 1,
         n_layers: int = 0,
     ) -> int:
-        """A whole number from least to most; n_layers, raises: as `number`."""
+        """A whole number from `least` to `most`; n_layers and errors: as of `number`."""
         value = self.number(key, default, least=least, most=most, n_layers=n_layers)
         if value != int(value):
             raise self.error(key, f"{value} must be whole")
         return int(value)
 
     def neutral(self, key: str, values: tuple[Any, ...]) -> None:
-        """Raise UnsupportedError for a key that is there with any other value than these."""
+        """Raise UnsupportedError for a key that the file has with another value than these."""
         value = self.get(key)
         if value is None or all(_is_one_of(v, values) for v in _listed(value)):
             return
@@ -227,7 +229,7 @@ class Keys:
                 )
 
     def _of_all(self, key: str, values: list[Any], n_layers: int) -> Any:
-        """The entry that a list has for each layer."""
+        """The one value that a list repeats for each layer."""
         if len(values) != n_layers:
             raise self.error(key, f"{len(values)} values for {n_layers} layers")
         i = next((i for i, value in enumerate(values) if value != values[0]), None)
@@ -245,5 +247,5 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    """Equal to one of them, where true is not 1."""
+    """Whether value equals one of `values`; here true is not equal to 1."""
     return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in values)

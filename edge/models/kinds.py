@@ -1,4 +1,4 @@
-"""What a GGUF file is, where it is no language model."""
+"""Kinds of GGUF files that are not language models."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from edge.errors import UnsupportedError, brief
 
-#: By `general.type`, which older converters did not write.
+#: `general.type` -> what the message says. Older converters did not write this key.
 _TYPES = {
     "adapter": "is a LoRA adapter: merge it into its model (llama-export-lora), and run that",
     "imatrix": "is an importance matrix, which quantisers read: name the model itself",
     "mmproj": "is a projector of pictures or sound (mmproj): name the model that it belongs to",
 }
-#: By `general.architecture`, of files without a type of their own.
+#: `general.architecture` -> what the message says, for files without a type of their own.
 _ARCHITECTURES = {
     "clip": _TYPES["mmproj"],
     "controlvector": "is a control vector, which steers a model: name the model itself",
@@ -23,7 +23,7 @@ _ARCHITECTURES = {
 def require_model(
     metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: str
 ) -> None:
-    """Raise UnsupportedError, in the file's own terms, for one that is no model."""
+    """Raise UnsupportedError, which says what the file is, for one that is not a model."""
     kind = metadata.get("general.type", "model")
     architecture = metadata.get("general.architecture")
     if kind != "model":

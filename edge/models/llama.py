@@ -1,4 +1,4 @@
-"""Llama and what follows it (SmolLM2, Mistral, TinyLlama): separate q, k, v, gate and up."""
+"""Llama, SmolLM2, Mistral, TinyLlama: separate q, k, v, gate and up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ OPTIONAL: frozenset[str] = frozenset()
 
 
 def rope(g: Graph, c: Config) -> Rope:
-    """Pairs side by side; Llama 3.1 ships divisors of the frequencies as a tensor."""
+    """The rotary embedding: neighbouring elements are pairs. Llama 3.1's files have a tensor of
+    divisors of the frequencies.
+    """
     factors = "rope_freqs.weight"
     return rope_of(c, interleaved=True, factors=factors if g.has(factors) else None)
 

@@ -12,10 +12,11 @@ OPTIONAL = frozenset({_LONG, _SHORT})
 
 
 def rope(g: Graph, c: Config) -> Rope:
-    """Halves rotated; LongRoPE's short or long factors by the context that sessions may use.
+    """The rotary embedding: element i of a head and i + n_rot / 2 are a pair. The context that
+    sessions may use decides between LongRoPE's short and long factors.
 
-    Keys in the cache are rotated already, so a set cannot change within a session: a context up
-    to the original length takes the short factors for all positions, a larger one the long.
+    Keys in the cache are rotated already, so the factors cannot change within a session. A context
+    up to the original length takes the short factors for all positions, a larger one the long.
     """
     if not _has_factors(g):
         return rope_of(c, interleaved=False, factors=None)
@@ -30,7 +31,9 @@ def rope(g: Graph, c: Config) -> Rope:
 
 
 def n_positions(g: Graph, c: Config) -> int:
-    """The short factors serve the original length, the long ones all."""
+    """Positions that the rotary embedding serves: the original length with the short factors, all
+    positions with the long ones.
+    """
     original = _original(c)
     short = _has_factors(g) and c.n_context <= original
     return min(original, c.n_context_train) if short else c.n_context_train
@@ -41,14 +44,15 @@ def _has_factors(g: Graph) -> bool:
 
 
 def _original(c: Config) -> int:
-    """Positions that the model was made for before its context was stretched."""
+    """Positions that the model was trained for before its context was extended."""
     return c.keys.whole("rope.scaling.original_context_length", c.n_context_train, least=2)
 
 
 def _magnitude(trained: int, original: int) -> float:
     """sqrt(1 + log(trained / original) / log(original)), LongRoPE's attention factor.
 
-    In decimal arithmetic, whose logarithm is the same everywhere, as that of libm is not.
+    It is computed in decimal arithmetic: its logarithm has the same bits on every machine, that of
+    libm does not.
     """
     exact = Context(prec=30)
     stretch = max(Decimal(1), exact.divide(Decimal(trained), Decimal(original)))
