@@ -3,8 +3,8 @@
     packed.py        the file of packed weights
     weights.py       weights in memory: packed there, or mapped from a packed file
     packed_cache.py  packed files in the cache folder
-    model_file.py    a model file of either kind, opened
-    fingerprint.py   what tells one model from another
+    model_file.py    an open model file: a GGUF or a packed file
+    fingerprint.py   bytes that identify a model
 
 Each imports from those above it.
 """

@@ -1,4 +1,4 @@
-"""What tells one model from another, wherever and in whatever file it is."""
+"""Bytes that identify a model, wherever and in whatever file it is."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 __all__ = ["fingerprint"]
 
-_VECTOR_BYTES = 1024  # of each vector's start
+_VECTOR_BYTES = 1024  # of the start of each vector
 
 
 def fingerprint(metadata: Metadata, graph: Graph, weights: Weights) -> bytes:
-    """32 bytes over the numbers of the architecture, the rotary embedding that is in use, the
-    windows of layers that differ in them, names and shapes of the weights, and values from each:
-    two rows of a matrix, a vector's start. Names are without `.weight`.
+    """32 bytes, a hash of: the numbers of the architecture; the rotary embeddings in use; the
+    windows, where layers differ in them; the name (without `.weight`) and shape of each weight, and
+    values of it: two rows of a matrix, the start of a vector.
 
-    The same for a file, one that was packed from it, both forms of its weights, and on every
-    machine. A model that differs in other rows alone is taken for the same. The weights must be in
+    It is the same for a file and one packed from it, for both forms of its weights, and on every
+    machine. Models that differ only in other rows have the same fingerprint. The weights must be in
     memory.
     """
     out = blake2b(digest_size=32)
     _add(out, repr(_numbers(metadata)).encode())
     _add(out, repr(sorted(map(_text, graph.ropes))).encode())
     windows = [op.window for op in graph.attentions]
-    if len(set(windows)) > 1:  # the metadata have them in a list; else in a number
+    if len(set(windows)) > 1:  # else the numbers of the architecture have the one window
         _add(out, repr(windows).encode())
     for name in sorted(weights.names, key=shown_name):
         entry = weights.entries[weights.index[name]]
@@ -54,13 +54,13 @@ def _text(rope: Rope) -> str:
 
 
 def _numbers(metadata: Metadata) -> Mapping[str, Any]:
-    """The architecture's keys that are no lists, in the order of their names."""
+    """The architecture's keys that are not lists -> their values, in the order of their names."""
     prefix = f"{metadata['general.architecture']}."
     keys = sorted(key for key in metadata if key.startswith(prefix) and not metadata.is_array(key))
     return {key: metadata[key] for key in keys}
 
 
 def _add(out: Any, data: Any) -> None:
-    """With its length, so that no two lists of parts are one string of bytes."""
+    """Add a part with its length, so that no two lists of parts give the same bytes."""
     out.update(struct.pack("<q", len(data)))
     out.update(data)

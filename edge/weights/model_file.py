@@ -1,4 +1,4 @@
-"""An open model file: a GGUF, whose weights are packed at a start, or a packed one."""
+"""An open model file: a GGUF, whose weights are packed when it is loaded, or a packed file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ModelFile", "PackedModel", "RawModel", "open_model"]
 
 
 class ModelFile(Protocol):
-    """A model file of either kind, see `edge.files.gguf.GGUF`. Close it, or use it in a `with`."""
+    """A GGUF or a packed file, see `edge.files.gguf.GGUF`. Close it, or use it in a `with`."""
 
     path: str
     version: int
@@ -27,19 +27,19 @@ class ModelFile(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, Stored]:
-        """By name, with the types and shapes of the model."""
+        """The tensors by name, with their types and shapes in the model."""
 
     @property
     def is_packed(self) -> bool:
-        """Whether its tensors are panels already."""
+        """Whether its tensors are already packed as panels."""
 
     def weights(self, names: Iterable[str]) -> Weights:
-        """The weights of a graph, described; `load` brings them into memory. names: of
-        tensors. Raises UnsupportedError for a tensor type without a layout.
+        """The weights of a graph, described but not read; their `load` brings them into memory.
+        names: of their tensors. Raises UnsupportedError for a tensor type without a layout.
         """
 
     def unpacked(self, refusal: str) -> RawModel:
-        """The GGUF that it is. Raises InputError, "PATH is packed" and `refusal`, for another."""
+        """This file, a GGUF. A packed file raises InputError, "PATH is packed" and `refusal`."""
 
     def close(self) -> None:
         """Unmap."""
@@ -76,9 +76,9 @@ class PackedModel(PackedFile):
 def open_model(
     path: str | os.PathLike[str], *, header_only: bool = False
 ) -> RawModel | PackedModel:
-    """Open a model of either kind. header_only: see `GGUF.open`.
+    """Open a GGUF or a packed file. header_only: see `GGUF.open`.
 
-    Raises what GGUF.open and PackedFile do.
+    Raises the errors of `GGUF.open` and `PackedFile`.
     """
     gguf = RawModel.open(path, header_only=header_only)
     try:

@@ -1,21 +1,24 @@
-"""Packed files: a model whose tensors are panels already, so that a start maps and checks them.
+"""Packed files: models whose tensors are already packed as panels. Loading one only maps and checks
+it.
 
 The file is a GGUF (version 3), and the same reader is its trust boundary:
 
-    the model's own keys, copied as they are (in the cache without its arrays: the source is there)
+    the model's own keys   copied as they are; in the cache without arrays, which the source has
     general.alignment      64
-    edge.packed.version    of this container; edge.packed.layouts: of the panels' bytes
-    edge.packed.key        what it was made from, see `edge.weights.packed_cache.key_of`
-    edge.packed.whole      whether the arrays (the vocabulary) are in it: it can stand alone
+    edge.packed.version    version of this container
+    edge.packed.layouts    version of the panels' bytes
+    edge.packed.key        identifies the source, see `edge.weights.packed_cache.key_of`
+    edge.packed.whole      whether the arrays (the vocabulary) are in the file, so that it is
+                           complete without its source
     edge.packed.types, .forms, .rows, .columns   of each tensor; rows 0: a vector, as float32
     edge.packed.sums       two numbers for each SECTION of the data, by edge_checksum
-    edge.packed.digest     SHA-256 of all bytes before the data but these 64 digits
+    edge.packed.digest     SHA-256 of all bytes before the data, except its own 64 digits
     tensors                I8, (bytes,), each at a multiple of 64, in the order of use
     data                   the panels
 
-Layouts are not in the file: they follow from type, form and shape, by the same function that the
-packing used, and the bytes must be as many as it says. The sums are checked at each load, before
-anything is used; they are fast enough, and read the file ahead besides.
+Layouts are not in the file. They follow from type, form and shape, by the function that packing
+uses, too, and a tensor must have as many bytes as that function says. The sums are checked at each
+load, before anything is used. They are fast enough, and also bring the file into memory.
 """
 
 from __future__ import annotations
@@ -55,20 +58,22 @@ __all__ = [
 
 VERSION = 1
 ALIGN = 64
-SECTION = 128 << 20  # bytes of data under one pair of sums: progress moves, errors say where
+SECTION = 128 << 20  # bytes of data of one pair of sums, a step of progress and of messages
 
-#: An edge_form by its name.
+#: Name of a form -> its number in the enum edge_form.
 _FORM_NUMBERS = {"fast": int(lib.EDGE_FORM_FAST), "compact": int(lib.EDGE_FORM_COMPACT)}
 FORMS = tuple(_FORM_NUMBERS)
 
 _PREFIX = "edge.packed."
-#: Keys of a source that mean nothing, or something else, in the packed file.
+#: Keys of a source that have no meaning, or another one, in the packed file.
 _DROPPED = ("general.alignment", "split.", _PREFIX)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A tensor to pack: its name, type and shape in the model; its form; bytes when packed."""
+    """A tensor to pack. name, type, shape: in the model; form: of the packed tensor; n_bytes: when
+    packed.
+    """
 
     name: str
     type: str
@@ -87,7 +92,7 @@ class PackedTensor(Item):
 
 
 def describe_weight(type_name: str, shape: tuple[int, ...], form: str, weight: CData) -> None:
-    """Fill an edge_weight: how a tensor of this type and shape is packed in this form.
+    """Fill the edge_weight of a tensor of this type and shape when it is packed in this form.
 
     Raises UnsupportedError for a type without a layout, NativeError for an impossible shape.
     """
@@ -121,14 +126,14 @@ def is_packed(metadata: Metadata) -> bool:
 class PackedFile:
     """An open packed file whose header is checked; `verify` checks the data.
 
-    path, metadata, n_bytes, version: as of a GGUF; tensors: by name, with the types and shapes of
-    the model; key: what it was made from; whole: whether its vocabulary is there.
+    path, metadata, n_bytes, version: as of a GGUF; tensors: by name, with their types and shapes in
+    the model; key: identifies its source; whole: whether it has the vocabulary.
     """
 
     def __init__(self, gguf: GGUF) -> None:
-        """Check the header. The file is closed by `close`, also when this raises.
+        """Check the header. When this raises, the GGUF stays open, and the caller closes it.
 
-        Raises ModelFileError for what is wrong, UnsupportedError for another version.
+        Raises ModelFileError for a wrong header, UnsupportedError for another version.
         """
         self._gguf = gguf
         self.path, self.n_bytes, self.version = gguf.path, gguf.n_bytes, gguf.version
@@ -145,17 +150,18 @@ class PackedFile:
             raise self._error("sums", f"not those of {n_data} bytes")
         self.tensors = self._read_tensors()
 
-    def verify(self, pool: CData, progress: Progress | None = None) -> None:
-        """Hold all data against the sums. progress(bytes done, bytes in all).
+    def verify(self, threads: CData, progress: Progress | None = None) -> None:
+        """Compare all data with the sums. progress(bytes done, bytes in all).
 
-        Raises ModelFileError that says where, or that the header alone was opened.
+        Raises ModelFileError for data that differ, with their offset, and when the header alone was
+        opened.
         """
         if self.header_only:
             raise ModelFileError("the header alone was opened", path=self.path)
         total = len(self._data)
-        found = checksums(pool, self._data, progress)
-        if found != self._sums:
-            i = next(i for i in range(len(found)) if found[i] != self._sums[i]) // 2
+        sums = checksums(threads, self._data, progress)
+        if sums != self._sums:
+            i = next(i for i in range(len(sums)) if sums[i] != self._sums[i]) // 2
             first, end = i * SECTION, min((i + 1) * SECTION, total)
             raise ModelFileError(
                 f"the checksum of {end - first} bytes from here on is wrong: the file is damaged",
@@ -165,7 +171,7 @@ class PackedFile:
             )
 
     def close(self) -> None:
-        """Unmap. Views that were taken stay valid: the map goes with the last of them."""
+        """Unmap. Existing views stay valid: the map is freed with the last of them."""
         self.tensors = {}
         self._data = memoryview(b"")
         self._gguf.close()
@@ -186,7 +192,7 @@ class PackedFile:
         return value
 
     def _check_versions(self) -> None:
-        """First, since nothing else is known of a file of another version."""
+        """Check the versions first: in a file of another version, all else may differ."""
         wanted = {"version": VERSION, "layouts": lib.edge_layout_version()}
         for key, want in wanted.items():
             value = self._get(key, int)
@@ -215,8 +221,8 @@ class PackedFile:
         weight, tensors = ffi.new("edge_weight *"), dict[str, PackedTensor]()
         for tensor, kind, form, n, k in zip(source, *columns, strict=True):
             field = f"tensor {tensor.name!a:.100}"
-            right = type(kind) is str and form in FORMS and type(n) is int and type(k) is int
-            if not right or not 0 <= n < 1 << 31 or not 0 < k < 1 << 31:
+            is_typed = type(kind) is str and form in FORMS and type(n) is int and type(k) is int
+            if not is_typed or not 0 <= n < 1 << 31 or not 0 < k < 1 << 31:
                 raise ModelFileError(
                     "its type, form or shape is wrong", path=self.path, field=field
                 )
@@ -245,17 +251,17 @@ class PackedFile:
         return tensors
 
 
-def checksums(pool: CData, data: memoryview, progress: Progress | None = None) -> list[int]:
-    """Two numbers for each SECTION of data, flat."""
-    out, pair = list[int](), ffi.new("uint64_t[2]")
+def checksums(threads: CData, data: memoryview, progress: Progress | None = None) -> list[int]:
+    """Two numbers for each SECTION of data, in one list."""
+    sums, pair = list[int](), ffi.new("uint64_t[2]")
     with ffi.from_buffer("uint8_t[]", data) as whole:
         for first in range(0, len(data), SECTION):
             n = min(SECTION, len(data) - first)
-            native.check(lib.edge_checksum(pool, whole + first, n, pair))
-            out.extend(pair)
+            native.check(lib.edge_checksum(threads, whole + first, n, pair))
+            sums.extend(pair)
             if progress:
                 progress(first + n, len(data))
-    return out
+    return sums
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -267,10 +273,10 @@ def write(
     packed: Iterable[bytes | memoryview],
     sums: Callable[[memoryview], list[int]],
 ) -> None:
-    """Write a packed file into an empty, unbuffered file that can be read too.
+    """Write a packed file into an empty, unbuffered file that is open for reading, too.
 
-    packed: the tensors' bytes, one after the other, cut anywhere but padded to ALIGN;
-    sums: `checksums` with threads. Raises OSError, and what `packed` raises.
+    packed: the bytes of all tensors, each padded to ALIGN, in pieces of any size; sums: computes
+    `checksums` of the data. Raises OSError, and the errors of `packed`.
     """
     start = len(header.encode([0] * header.n_sums))
     file.seek(start)
@@ -282,14 +288,16 @@ def write(
         memoryview(view) as everything,
         everything[start:] as data,
     ):
-        found = sums(data)
+        data_sums = sums(data)
     file.seek(0)
-    write_all(file, header.encode(found))
+    write_all(file, header.encode(data_sums))
 
 
 @dataclass(frozen=True)
 class Header:
-    """What goes before the data. metadata, raw: of the source, and its first header's bytes."""
+    """The header of a packed file. key, whole: see the top of this module; metadata: of the source;
+    raw: the bytes of the header of its first shard.
+    """
 
     items: list[Item]
     key: str
@@ -304,11 +312,11 @@ class Header:
 
     @property
     def n_sums(self) -> int:
-        """Numbers that `checksums` gives for so much."""
+        """How many numbers `checksums` gives for the data."""
         return 2 * -(-self.n_data // SECTION)
 
     def encode(self, sums: list[int]) -> bytes:
-        """The bytes, up to the data."""
+        """The bytes of the header, padded up to the data."""
         items = self.items
         kept = [key for key in self.metadata if self._is_kept(key)]
         entries = [bytes(self.raw[slice(*self.metadata.span(key))]) for key in kept]
@@ -342,12 +350,12 @@ class Header:
 
 
 def padded(n_bytes: int) -> int:
-    """n_bytes, up to the next multiple of ALIGN."""
+    """n_bytes, rounded up to a multiple of ALIGN."""
     return -(-n_bytes // ALIGN) * ALIGN
 
 
 def _digest(header: memoryview, end: int) -> bytes:
-    """The hex digits for all of a header but its 64 digits before `end`."""
+    """SHA-256, as hex digits, of all bytes of a header except the 64 before `end`."""
     sha = hashlib.sha256(header[: end - 64])
     sha.update(header[end:])
     return sha.hexdigest().encode()

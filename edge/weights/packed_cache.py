@@ -1,10 +1,10 @@
-"""Packed models in the cache folder: found by what they were made from, made when missing.
+"""Packed models in the cache folder: found by a key of their source, made when missing.
 
     <cache>/packed/<model's file name>-<key, 16 digits>.gguf
 
-A file there is used when its header, its key and all its data check out; else it is made again.
-The least recently used ones make room for a new one. Whatever the disk refuses, a run goes on
-with weights in memory of its own; so it does where another user could write what it would map.
+A file is used when its header, its key and all its data are right; else it is made again. The least
+recently used files are removed to make room for a new one. Where the disk fails, or where another
+user could write to the folder, the weights are packed into memory instead.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ __all__ = [
     "write_to",
 ]
 
-_SAMPLE = SAMPLED_BYTES // 3  # of a tensor's start, middle and end go into the key
+_SAMPLE = SAMPLED_BYTES // 3  # bytes of a tensor's start, middle and end that the key hashes
 _SCRATCH = ".pack-"
 
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A file of the cache. model: the model's name, None: unknown; used: seconds since 1970."""
+    """A file of the cache. model: the model's name, None: unknown; used: the last time, in seconds
+    since 1970.
+    """
 
     path: Path
     model: str | None
@@ -60,7 +62,7 @@ class CachedFile:
 
 
 def folder() -> Path:
-    """Where the packed files are; not created here. Raises UnsupportedError, as `cache_dir`."""
+    """The folder of packed files, not created here. Raises UnsupportedError, as `cache_dir`."""
     return cache_dir() / "packed"
 
 
@@ -71,16 +73,16 @@ def limit() -> int:
 
 def files() -> list[CachedFile]:
     """The packed files, the last used first."""
-    found = []
+    cached = []
     for path in _paths():
         with contextlib.suppress(OSError):
             stat = path.stat()
-            found.append(CachedFile(path, _model_name(path), stat.st_size, stat.st_mtime))
-    return sorted(found, key=lambda file: -file.used)
+            cached.append(CachedFile(path, _model_name(path), stat.st_size, stat.st_mtime))
+    return sorted(cached, key=lambda file: -file.used)
 
 
 def clear() -> int:
-    """Remove all packed files; those in use stay in memory. Returns bytes. Raises OSError."""
+    """Remove all packed files; maps of them stay valid. Returns the freed bytes. Raises OSError."""
     if not folder().is_dir():
         return 0
     with only_one(folder() / ".lock") as is_only:
@@ -89,10 +91,11 @@ def clear() -> int:
 
 
 def key_of(gguf: GGUF, weights: RawWeights) -> str:
-    """The key of a model's packed file: SHA-256, hex, over what decides its bytes.
+    """The key of a model's packed file: SHA-256, in hex, of everything that its bytes depend on.
 
-    Headers, sizes and times of its files, samples of every tensor, versions, forms. The samples
-    alone do not tell a file that was changed in one place; its time does. Raises OSError.
+    These are headers, sizes and times of the source's files, samples of every tensor, versions and
+    forms. Samples alone would miss a change in another place of a file; its time shows that.
+    Raises OSError.
     """
     sha = hashlib.sha256(struct.pack("<II", packed.VERSION, lib.edge_layout_version()))
     for path, header in zip(gguf.paths, gguf.headers(), strict=True):
@@ -105,16 +108,16 @@ def key_of(gguf: GGUF, weights: RawWeights) -> str:
         for start in (0, (len(data) - _SAMPLE) // 2, len(data) - _SAMPLE):
             samples.append(bytes(data[max(0, start) : max(0, start) + _SAMPLE]))
     gguf.forget()
-    sha.update(b"".join(samples))  # at once: each update lets another thread have the GIL
-    items = sorted(weights.items(), key=lambda item: item.name)  # contexts differ in order
+    sha.update(b"".join(samples))  # in one call: each call gives the GIL to another thread
+    items = sorted(weights.items(), key=lambda item: item.name)  # the context decides their order
     sha.update("\n".join(f"{item.name} {item.form} {item.n_bytes}" for item in items).encode())
     return sha.hexdigest()
 
 
 @dataclass(frozen=True)
 class Job:
-    """A packed file to make. key: see `key_of`; whole: take the vocabulary along: the file can
-    stand alone then, and is synced to the disk.
+    """A packed file to make. key: see `key_of`; whole: whether to include the vocabulary, so that
+    the file is complete without its source; it is also synced to the disk then.
     """
 
     gguf: GGUF
@@ -124,32 +127,32 @@ class Job:
 
     @classmethod
     def of(cls, gguf: GGUF, weights: RawWeights, *, whole: bool = False) -> Job:
-        """With the key of these weights. Raises OSError."""
+        """A job with the key of these weights. Raises OSError."""
         return cls(gguf, weights, key_of(gguf, weights), whole)
 
 
 class CachedWeights(RawWeights):
-    """Those of a GGUF, which are mapped from the cache where that can be."""
+    """The weights of a GGUF, mapped from a packed file of the cache where that is possible."""
 
-    def load(self, threads: Any, progress: Progress | None = None) -> None:
-        """Map them from a packed file, or pack them into memory. See `Weights`; raises InputError
-        for a bad EDGE_CACHE_SIZE, too.
+    def load(self, threads: CData, progress: Progress | None = None) -> None:
+        """Map them from a packed file, or pack them into memory. See `Weights`; also raises
+        InputError for a bad EDGE_CACHE_SIZE.
         """
-        found = find_or_make(self._source, self, threads, progress)
-        if found is None:
+        file = find_or_make(self._source, self, threads, progress)
+        if file is None:
             super().load(threads, progress)
             return
-        with found:
-            self.use(found)
+        with file:
+            self.use(file)
 
 
 def find_or_make(
-    gguf: GGUF, weights: RawWeights, threads: Any, progress: Progress | None = None
+    gguf: GGUF, weights: RawWeights, threads: CData, progress: Progress | None = None
 ) -> PackedFile | None:
-    """A verified packed file of these weights; None: the cache is off, or the disk refuses.
+    """A verified packed file of these weights; None: the cache is off, or the disk fails.
 
-    Raises ModelFileError for NaN or infinity in a tensor, InputError for a bad EDGE_CACHE_SIZE;
-    warns of a folder that is not ours alone to write to.
+    Raises ModelFileError for NaN or infinity in a tensor, InputError for a bad EDGE_CACHE_SIZE.
+    Warns of a folder that other users can write to.
     """
     try:
         most = limit()
@@ -158,14 +161,14 @@ def find_or_make(
         job = Job.of(gguf, weights)
         stem = os.path.basename(gguf.path).removesuffix(".gguf")[:100]
         path = folder() / f"{stem}-{job.key[:16]}.gguf"
-        found = _use(path, job.key, threads, progress)
-        return found or _make(path, job, most, threads, progress)
-    except (OSError, MemoryError, UnsupportedError):  # unsupported: there is no home folder
+        file = _use(path, job.key, threads, progress)
+        return file or _make(path, job, most, threads, progress)
+    except (OSError, MemoryError, UnsupportedError):  # UnsupportedError: there is no home folder
         return None
 
 
-def write_to(path: Path, job: Job, threads: Any, progress: Progress | None = None) -> None:
-    """Pack into a scratch file beside `path`, and rename.
+def write_to(path: Path, job: Job, threads: CData, progress: Progress | None = None) -> None:
+    """Pack into a scratch file beside `path`, and rename it to `path`.
 
     Raises OSError, MemoryError, ModelFileError for NaN or infinity in a tensor.
     """
@@ -173,49 +176,49 @@ def write_to(path: Path, job: Job, threads: Any, progress: Progress | None = Non
     header = packed.Header(weights.items(), job.key, job.whole, gguf.metadata, gguf.headers()[0])
     if shutil.disk_usage(path.parent).free < header.n_data:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    # In the cache nothing is synced: a file torn by a power cut fails its checksums, and is made
-    # again. That is cheaper than to wait for the disk after each packing.
+    # A file of the cache is not synced: if a power cut damages it, its checksums fail, and it is
+    # made again. That is cheaper than waiting for the disk after each packing.
     with replacing(path, _SCRATCH, durable=job.whole) as file:
         pieces = weights.pieces(threads, progress)
         with contextlib.closing(pieces):
             packed.write(file, header, pieces, lambda data: packed.checksums(threads, data))
 
 
-def _use(path: Path, key: str, threads: Any, progress: Progress | None) -> PackedFile | None:
-    """The file, verified, when it is there and right; one that is damaged or foreign goes."""
+def _use(path: Path, key: str, threads: CData, progress: Progress | None) -> PackedFile | None:
+    """The file, verified; None: it is missing or wrong. A damaged or foreign file is removed."""
     gguf = None
     try:
         if path.exists() and not is_own(path):
             raise ModelFileError("another user can write to it", path=path, field="owner")
         gguf = GGUF.open(path)
-        found = PackedFile(gguf)
-        if found.key != key:
+        file = PackedFile(gguf)
+        if file.key != key:
             raise ModelFileError("it was made from another model", path=path, field="key")
-        found.verify(threads, progress)
+        file.verify(threads, progress)
     except BaseException as error:
         if gguf is not None:
             gguf.close()
         if not isinstance(error, (ModelFileError, UnsupportedError)):
             raise
-        if not isinstance(error, ModelFileError) or error.field:  # else: it cannot be opened
+        if not isinstance(error, ModelFileError) or error.field:  # no field: it cannot be opened
             with contextlib.suppress(OSError):
                 path.unlink()
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # it was used: the others go first
-    return found
+        os.utime(path)  # the last used file is removed last
+    return file
 
 
 def _make(
-    path: Path, job: Job, most: int, threads: Any, progress: Progress | None
+    path: Path, job: Job, most: int, threads: CData, progress: Progress | None
 ) -> PackedFile | None:
-    """Pack, unless another process does so right now, then use the file. most: bytes that packed
-    files may take. Raises OSError.
+    """Make the file, or wait for another process that is making it, and use it. most: bytes that
+    packed files may take. Raises OSError.
     """
     with only_one(path.parent / ".lock", at_work=_scratch_bytes) as is_only:
-        found = _use(path, job.key, threads, progress)
-        if found is not None:
-            return found
+        file = _use(path, job.key, threads, progress)
+        if file is not None:
+            return file
         room.sweep(folder(), _SCRATCH, is_only, _remove)
         held = [(old, _size(old)) for old in sorted(_paths(), key=_time)]
         n_bytes = job.weights.n_bytes + sum(map(len, job.gguf.headers()))
@@ -226,7 +229,7 @@ def _make(
 
 
 def _scratch_bytes() -> list[int]:
-    """How far those who pack are."""
+    """Bytes that each running packing has written."""
     return [_size(path) for path in folder().glob(f"{_SCRATCH}*")]
 
 
@@ -235,7 +238,7 @@ def _paths() -> Iterator[Path]:
 
 
 def _remove(path: Path) -> int:
-    """Bytes that went; 0 when it is in use (on Windows), or not ours to remove."""
+    """Remove a file; returns the freed bytes. 0: it is in use (on Windows), or another user's."""
     n_bytes = _size(path)
     try:
         path.unlink()
@@ -251,6 +254,7 @@ def _size(path: Path) -> int:
 
 
 def _time(path: Path) -> float:
+    """When the file was last used, in seconds since 1970."""
     with contextlib.suppress(OSError):
         return path.lstat().st_mtime
     return 0.0

@@ -1,7 +1,7 @@
 """Weights in memory: every tensor of a graph as panels, packed here or mapped from a packed file.
 
-Types with a grid can be packed in two forms, see edge_form. Which, is settled from the header
-alone by `fit`; then the bytes are known, and `pack`, `pieces` or `use` may follow.
+Types with a grid can be packed in two forms, see edge_form. `fit` chooses the form of each tensor
+from the header alone. Then the bytes are known, and `load`, `pieces` or `use` may follow.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +35,17 @@ __all__ = [
     "supported_types",
 ]
 
-#: Bytes that are packed at a time: what packing needs besides the packed bytes.
+#: The most packed bytes of a slice, which is packed at a time.
 _SLICE = 8 << 20
-#: With layout "auto" the room is rounded down to this part of what could be saved, so that a
-#: little more or less free memory does not mean another packed file at each start.
+#: With layout "auto", the bytes to save are rounded up to a multiple of this part of all that can
+#: be saved. So a little more or less free memory does not make another packed file at each start.
 _STEPS = 8
-#: Bytes of each tensor that tell one file from another, see `packed_cache.key_of`.
+#: Bytes of each tensor that identify its file, see `packed_cache.key_of`.
 SAMPLED_BYTES = 3 * 4096
 
 
 class Stored(Protocol):
-    """A tensor in a file, of a GGUF or packed. type, shape: in the model, rows first."""
+    """A tensor in a GGUF or a packed file. type, shape: in the model, rows first."""
 
     @property
     def name(self) -> str: ...
@@ -60,10 +60,11 @@ class Stored(Protocol):
 
 
 class Weights(ABC):
-    """The weights of a model. names: of the tensors in the file; vectors are float32.
+    """The weights of a model. names: the names of the graph's tensors in the file; vectors are
+    float32.
 
-    Those of the graph, and all other float32 vectors of the file (rotary factors for another
-    context): a packed file serves all contexts. Layouts and n_bytes are known at once.
+    All other float32 vectors of the file (rotary factors for another context) are added, so that
+    one packed file serves all contexts. Layouts and n_bytes are known at once.
     Raises UnsupportedError for a tensor type without a layout.
     """
 
@@ -71,7 +72,7 @@ class Weights(ABC):
         self.names = list(names)
         self.names += [name for name in _vectors(self._tensors) if name not in set(self.names)]
         self.index = {name: i for i, name in enumerate(self.names)}
-        #: The edge_weight of each name, for the plan.
+        #: The edge_weight of each name, which the plan reads.
         self.entries = ffi.new("edge_weight[]", max(1, len(self.names)))
         self.forms = self._first_forms()
         self._block: mmap.mmap | None = None
@@ -80,8 +81,9 @@ class Weights(ABC):
 
     @abstractmethod
     def fit(self, layout: Layout, room: int | None = None) -> None:
-        """Settle the forms. room: bytes that there are, for "auto": all fast when they fit, else
-        tensors become compact, largest saving first, until they do; None: no limit.
+        """Choose the form of each tensor. room: bytes that "auto" may use; None: no limit. With
+        "auto" all tensors are fast where they fit; else tensors become compact, the largest saving
+        first, until all fit.
 
         Raises UnsupportedError for a packed file of other forms.
         """
@@ -89,16 +91,18 @@ class Weights(ABC):
     @property
     @abstractmethod
     def compact_saves(self) -> int:
-        """Bytes that the compact form of all tensors would save; 0 of a packed file."""
+        """Bytes that the compact form of all tensors would save; 0 for a packed file."""
 
     @property
     @abstractmethod
     def packing_bytes(self) -> int:
-        """The most that packing needs besides the packed bytes: a slice of the file, samples."""
+        """The most bytes that packing needs besides the packed bytes: for a slice and samples of
+        the file.
+        """
 
     @abstractmethod
-    def load(self, pool: CData, progress: Progress | None = None) -> None:
-        """Bring them into memory. progress(bytes done, bytes in all).
+    def load(self, threads: CData, progress: Progress | None = None) -> None:
+        """Bring the weights into memory. progress(bytes done, bytes in all).
 
         Raises ModelFileError for damaged data, MemoryBudgetError.
         """
@@ -120,7 +124,7 @@ class Weights(ABC):
         return native.text(lib.edge_layout_name(layout))
 
     def takes_q8(self, name: str) -> bool:
-        """Whether a matrix multiplies quantised activations, or float32 ones."""
+        """Whether a matrix is multiplied with quantised activations, else with float32 ones."""
         return bool(lib.edge_layout_takes_q8(self.entries[self.index[name]].layout))
 
     def vector(self, name: str) -> NDArray[np.float32]:
@@ -129,7 +133,7 @@ class Weights(ABC):
         return np.frombuffer(ffi.buffer(entry.data, entry.n_bytes), np.float32).copy()
 
     def items(self) -> list[Item]:
-        """The tensors as a packed file has them, in the order of `pieces`."""
+        """The tensors as a packed file stores them, in the order of `pieces`."""
         return [
             Item(name, tensor.type, tensor.shape, form, entry.n_bytes)
             for name, form, entry in zip(self.names, self.forms, self.entries, strict=True)
@@ -137,9 +141,9 @@ class Weights(ABC):
         ]
 
     def use(self, packed: PackedFile) -> None:
-        """Take the weights from a packed file, which must have been verified; it may be closed.
+        """Take the weights from a verified packed file, which may be closed afterwards.
 
-        Raises ModelFileError when they are not the weights that were described.
+        Raises ModelFileError when the file's weights are not the described ones.
         """
         for item, entry in zip(self.items(), self.entries, strict=True):
             tensor = packed.tensors.get(item.name)
@@ -161,10 +165,10 @@ class Weights(ABC):
             entry.data = view
 
     def resident(self) -> int | None:
-        """Bytes of the weights that are in memory, where the system tells."""
-        places = [(int(ffi.cast("uintptr_t", e.data)), int(e.n_bytes)) for e in self.entries]
-        start = min(address for address, _ in places)
-        return resident_of(start, max(map(sum, places)) - start)
+        """Bytes of the weights that are in memory; None: the system does not say."""
+        spans = [(int(ffi.cast("uintptr_t", e.data)), int(e.n_bytes)) for e in self.entries]
+        start = min(address for address, _ in spans)
+        return resident_of(start, max(map(sum, spans)) - start)
 
     def close(self) -> None:
         """Give the memory back. No plan may use the weights any more."""
@@ -176,7 +180,7 @@ class Weights(ABC):
             self._block = None
 
     def _describe(self) -> None:
-        """Fill the entries, by the forms."""
+        """Fill the entries and n_bytes, by the forms."""
         self.n_bytes = 0
         for name, form, entry in zip(self.names, self.forms, self.entries, strict=True):
             tensor = self._tensors[name]
@@ -191,8 +195,8 @@ class Weights(ABC):
             self.n_bytes += padded(entry.n_bytes)
 
     def _savings(self) -> dict[int, int]:
-        """Index of each tensor that has two forms -> bytes that the compact one saves."""
-        pair, out = ffi.new("edge_weight[2]"), dict[int, int]()
+        """Index of each tensor that has two forms -> bytes that the compact form saves."""
+        pair, savings = ffi.new("edge_weight[2]"), dict[int, int]()
         for i, name in enumerate(self.names):
             tensor = self._tensors[name]
             if len(tensor.shape) != 2:
@@ -200,21 +204,31 @@ class Weights(ABC):
             for form, weight in zip(FORMS, pair, strict=True):
                 describe_weight(tensor.type, tensor.shape, form, ffi.addressof(weight))
             if pair[0].layout != pair[1].layout:
-                out[i] = padded(pair[0].n_bytes) - padded(pair[1].n_bytes)
-        return out
+                savings[i] = padded(pair[0].n_bytes) - padded(pair[1].n_bytes)
+        return savings
 
     @property
     @abstractmethod
     def _tensors(self) -> Mapping[str, Stored]:
-        """Those of the file, by name; gone when it is closed."""
+        """The tensors of the file, by name, until the file is closed."""
 
     @abstractmethod
     def _first_forms(self) -> list[str]:
         """The forms before `fit`."""
 
 
+class _Slice(NamedTuple):
+    """Some rows of a tensor. part: the edge_weight of these rows; first: the first row; offset:
+    bytes of the packed tensor before them.
+    """
+
+    part: CData
+    first: int
+    offset: int
+
+
 class RawWeights(Weights):
-    """Those of a GGUF, which are packed. Layouts are all fast, before `fit`."""
+    """The weights of a GGUF, which are packed. Before `fit` all forms are fast."""
 
     def __init__(self, source: GGUF, names: Iterable[str]) -> None:
         self._source = source
@@ -251,13 +265,13 @@ class RawWeights(Weights):
         most = 0
         for i, name in enumerate(self.names):
             tensor = self._tensors[name]
-            part = next(self._slices(i))[0]
+            part = next(self._slices(i)).part
             n_rows = part.n if len(tensor.shape) == 2 else 1
             most = max(most, tensor.n_bytes // math.prod(tensor.shape[:-1]) * n_rows)
         return most + SAMPLED_BYTES * len(self._source.tensors)
 
-    def load(self, pool: CData, progress: Progress | None = None) -> None:
-        """Read every tensor and pack it into memory of our own; progress after each tensor.
+    def load(self, threads: CData, progress: Progress | None = None) -> None:
+        """Read every tensor and pack it into new memory; progress after each tensor.
 
         Raises ModelFileError for NaN or infinity in a tensor, MemoryBudgetError.
         """
@@ -277,16 +291,18 @@ class RawWeights(Weights):
             entry.data = base + done
             for part, first, offset in self._slices(i):
                 part.data = entry.data + offset
-                self._pack(i, part, first, pool)
+                self._pack(i, part, first, threads)
             done += padded(entry.n_bytes)
             if progress:
                 progress(done, self.n_bytes)
 
     def pieces(
-        self, pool: CData, progress: Progress | None = None
+        self, threads: CData, progress: Progress | None = None
     ) -> Generator[memoryview, None, None]:
-        """Pack every tensor, a slice at a time: the data of a packed file, each piece gone with
-        the next. Raises ModelFileError for NaN or infinity in a tensor, OSError, MemoryError.
+        """Pack every tensor, a slice at a time, into the data of a packed file. A piece is valid
+        until the next one.
+
+        Raises ModelFileError for NaN or infinity in a tensor, OSError, MemoryError.
         """
         size = max(part.n_bytes for i in range(len(self.names)) for part, _, _ in self._slices(i))
         done = 0
@@ -294,7 +310,7 @@ class RawWeights(Weights):
             for i, entry in enumerate(self.entries):
                 for part, first, _ in self._slices(i):
                     part.data = base
-                    self._pack(i, part, first, pool)
+                    self._pack(i, part, first, threads)
                     with memoryview(block) as view, view[: part.n_bytes] as piece:
                         yield piece
                 yield memoryview(bytes(padded(entry.n_bytes) - entry.n_bytes))
@@ -309,12 +325,12 @@ class RawWeights(Weights):
     def _first_forms(self) -> list[str]:
         return ["fast"] * len(self.names)
 
-    def _slices(self, i: int) -> Iterator[tuple[CData, int, int]]:
-        """Tensor i in slices of whole panels: (edge_weight, first row, bytes before it)."""
+    def _slices(self, i: int) -> Iterator[_Slice]:
+        """Tensor i in slices of whole panels."""
         entry, name = self.entries[i], self.names[i]
         part = ffi.new("edge_weight *", entry)
         if entry.layout == lib.EDGE_LAYOUT_VECTOR:
-            yield part, 0, 0
+            yield _Slice(part, 0, 0)
             return
         panel = entry.n_bytes // -(-entry.n // PANEL_ROWS)
         n_rows = max(1, _SLICE // panel) * PANEL_ROWS
@@ -322,27 +338,27 @@ class RawWeights(Weights):
         for first in range(0, entry.n, n_rows):
             shape = (min(n_rows, entry.n - first), entry.k)
             describe_weight(kind, shape, self.forms[i], part)
-            yield part, first, first // PANEL_ROWS * panel
+            yield _Slice(part, first, first // PANEL_ROWS * panel)
 
-    def _pack(self, i: int, part: CData, first: int, pool: CData) -> None:
-        """Pack a slice of tensor i, from row `first` on, to where its data points."""
+    def _pack(self, i: int, part: CData, first: int, threads: CData) -> None:
+        """Pack a slice of tensor i, from row `first` on, to part.data."""
         tensor = self._source.tensors[self.names[i]]
         if part.layout == lib.EDGE_LAYOUT_VECTOR:
-            _pack_vector(tensor, part, pool)
+            _pack_vector(tensor, part, threads)
         else:
-            pack_rows(tensor, part, first, pool)
-        self._source.forget()  # of the file's own pages, one slice's are all that is in memory
+            pack_rows(tensor, part, first, threads)
+        self._source.forget()  # so that only one slice of the file is in memory at a time
 
 
 class MappedWeights(Weights):
-    """Those of a packed file, in the forms that it has."""
+    """The weights of a packed file, in the forms that it has."""
 
     def __init__(self, file: PackedFile, names: Iterable[str]) -> None:
         self._file = file
         super().__init__(names)
 
     def fit(self, layout: Layout, room: int | None = None) -> None:
-        """See `Weights`: there is nothing to settle."""
+        """See `Weights`: the forms are those of the file."""
         other = {self.forms[i] for i in self._savings()} - {layout}
         if layout != "auto" and other:
             raise UnsupportedError(
@@ -361,9 +377,9 @@ class MappedWeights(Weights):
         """See `Weights`."""
         return 0
 
-    def load(self, pool: CData, progress: Progress | None = None) -> None:
-        """Hold the file against its sums, and map it."""
-        self._file.verify(pool, progress)
+    def load(self, threads: CData, progress: Progress | None = None) -> None:
+        """Check the file's sums, and map it."""
+        self._file.verify(threads, progress)
         self.use(self._file)
 
     @property
@@ -379,10 +395,10 @@ def _vectors(tensors: Mapping[str, Stored]) -> list[str]:
     return [name for name, t in tensors.items() if t.type == "F32" and len(t.shape) == 1]
 
 
-def pack_rows(tensor: Tensor, part: CData, first: int, pool: CData) -> None:
-    """Pack rows first.. of a tensor to part.data; part: an edge_weight of as many rows.
+def pack_rows(tensor: Tensor, part: CData, first: int, threads: CData) -> None:
+    """Pack part.n rows of a tensor, from row `first` on, to part.data. part: an edge_weight.
 
-    Raises ModelFileError for NaN or infinity in them.
+    Raises ModelFileError for NaN or infinity in these rows.
     """
     n_rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
     row_bytes = tensor.n_bytes // n_rows
@@ -390,7 +406,7 @@ def pack_rows(tensor: Tensor, part: CData, first: int, pool: CData) -> None:
     src = ffi.from_buffer("uint8_t[]", tensor.data[start : start + part.n * row_bytes])
     error = ffi.new("edge_error *")
     number = TYPE_NUMBERS[tensor.type]
-    status = lib.edge_weight_pack(pool, number, part, src, part.n * row_bytes, error)
+    status = lib.edge_weight_pack(threads, number, part, src, part.n * row_bytes, error)
     ffi.release(src)
     if status == lib.EDGE_BAD_DATA:
         raise ModelFileError(
@@ -403,12 +419,12 @@ def pack_rows(tensor: Tensor, part: CData, first: int, pool: CData) -> None:
     native.check(status, error)
 
 
-def _pack_vector(tensor: Tensor, part: CData, pool: CData) -> None:
-    """Through a panel of one row, so that every type that matrices may have serves."""
+def _pack_vector(tensor: Tensor, part: CData, threads: CData) -> None:
+    """Pack a vector as a matrix of one row and unpack that: so it may have any type of matrices."""
     row = ffi.new("edge_weight *")
     describe_weight(tensor.type, (1, part.k), "fast", row)
     panel = np.empty(row.n_bytes + ALIGNMENT, np.uint8)
     panel = panel[-panel.ctypes.data % ALIGNMENT :]
     row.data = ffi.from_buffer("uint8_t[]", panel)
-    pack_rows(tensor, row, 0, pool)
+    pack_rows(tensor, row, 0, threads)
     native.check(lib.edge_weight_unpack(row, 0, 1, ffi.cast("float *", part.data)))
