@@ -1,8 +1,9 @@
-"""What sessions and models need of an engine, the native one or onnxruntime's; and what sessions
-need of a loaded model.
+"""The contracts between the layers: the methods of an engine that sessions and models call, and the
+methods of a loaded model that sessions call. There are two engines, the native one and
+onnxruntime's.
 
-An engine comes in two steps: what is open and described (`Described`) shows what it is and what it
-would take; `start` makes the engine (`Backend`) of it, which takes memory and time.
+An engine is made in two steps. A `Described` is an open model that shows what it is and how much
+memory it would take. Its `start` makes the engine (`Backend`), which takes memory and time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backend", "BackendConfig", "Cache", "Described", "Loaded", "MemoryPlan"]
 
-#: The type of a loaded model's sessions, which are built on what is here.
+#: The type of a loaded model's sessions, which are defined in a layer above this one.
 SessionT = TypeVar("SessionT", covariant=True)
 
 
@@ -54,7 +55,7 @@ class Cache(Protocol):
 
     @property
     def n_pages(self) -> int:
-        """Pages that its tokens take."""
+        """How many pages its tokens take."""
 
     def has_page(self, number: int) -> bool:
         """Whether a page is in memory."""
@@ -69,10 +70,10 @@ class Cache(Protocol):
         """Whether `trim` to this length keeps it all."""
 
     def room(self, n_tokens: int) -> int:
-        """How many of n_tokens the next run may take."""
+        """How many of n_tokens tokens the next run may take."""
 
     def adopt(self, tokens: Sequence[int]) -> int:
-        """Take over what others have computed of these tokens; the new length."""
+        """Take over keys and values of these tokens that are computed already; the new length."""
 
     def trim(self, length: int) -> None:
         """Keep the first `length` tokens, or fewer. Raises InputError."""
@@ -81,10 +82,12 @@ class Cache(Protocol):
         """Another cache with the same content. Raises MemoryBudgetError."""
 
     def keep(self, n_tokens: int) -> int:
-        """Write what it has of the first n_tokens for later runs; of how many. InputError."""
+        """Write the keys and values of the first n_tokens tokens for later runs; returns of how
+        many. Raises InputError.
+        """
 
     def restore(self, tokens: Sequence[int], pages: Sequence[bytes | memoryview | None]) -> None:
-        """Fill an empty cache with another's tokens and pages. Raises InputError,
+        """Fill an empty cache with the tokens and pages of another. Raises InputError,
         MemoryBudgetError, ContextError.
         """
 
@@ -95,8 +98,8 @@ class Cache(Protocol):
 class Backend(Protocol):
     """A loaded model that runs tokens; any number of threads may call it.
 
-    chunk: most tokens of one run; n_vocab: logits of a row; isa, threads: what it runs on, for
-    people; refused: why the system did not keep the threads where they should be, None: it did.
+    chunk: the most tokens of one run; n_vocab: logits of a row; isa: the instruction set or device,
+    for people.
     """
 
     chunk: int
@@ -105,7 +108,7 @@ class Backend(Protocol):
 
     @property
     def path(self) -> str:
-        """Where the model lies."""
+        """The path of the model."""
 
     @property
     def config(self) -> BackendConfig:
@@ -113,15 +116,15 @@ class Backend(Protocol):
 
     @property
     def threads(self) -> int:
-        """How many it runs on."""
+        """How many threads it runs on."""
 
     @property
     def refused(self) -> str | None:
-        """See above."""
+        """Why the system did not restrict the threads to their CPUs; None: it did."""
 
     @property
     def keeps_prompts(self) -> bool:
-        """Whether caches can `keep` what they hold for later runs."""
+        """Whether caches can `keep` their keys and values for later runs."""
 
     @property
     def page_bytes(self) -> Sequence[int]:
@@ -138,16 +141,18 @@ class Backend(Protocol):
         logits: Literal["none", "last", "all"] = "last",
         cancel: Cancel | None = None,
     ) -> NDArray[np.float32] | None:
-        """Run tokens behind those in the cache, see `edge.engine.engine.Engine.run`."""
+        """Run tokens that follow those in the cache, see `edge.engine.engine.Engine.run`."""
 
     def facts(self) -> dict[str, Any]:
-        """What a session depends on, plain values for JSON: see `edge.session.restore`."""
+        """The facts that a saved session depends on, plain values for JSON: see
+        `edge.session.restore`.
+        """
 
     def info(self) -> dict[str, Any]:
         """Facts for people and programs, plain values for JSON."""
 
     def close(self) -> None:
-        """Give everything back. A run under way ends first; runs after it raise InputError."""
+        """Give everything back, after the current run. Later runs raise InputError."""
 
 
 class Loaded(Protocol[SessionT]):
@@ -175,42 +180,42 @@ class Loaded(Protocol[SessionT]):
 
 
 class MemoryPlan(Protocol):
-    """What a model will take of the memory, in bytes."""
+    """The memory that a model will take, in bytes."""
 
     @property
     def parts(self) -> Mapping[str, int]:
-        """By name."""
+        """The bytes of each part, by name."""
 
     @property
     def needed(self) -> int:
-        """In all."""
+        """The bytes of all parts."""
 
     @property
     def budget(self) -> int | None:
-        """That the whole process may have; None: the system does not say."""
+        """The bytes that the whole process may have; None: the system does not say."""
 
     @property
     def is_stated(self) -> bool:
-        """Whether the caller said so."""
+        """Whether the caller stated the budget."""
 
     @property
     def fits(self) -> bool:
-        """Whether what is needed is within the budget."""
+        """Whether `needed` is within the budget."""
 
     def require(self) -> None:
-        """Raise MemoryBudgetError unless it is."""
+        """Raise MemoryBudgetError unless it fits."""
 
 
 class Described(Protocol):
-    """A model that is open and described: header, graph, ledger; nothing big is touched.
+    """An open model with its header, graph and ledger; no weights are read yet.
 
-    Close it, or use it in a `with`: that closes its files, unless they are an engine's by then.
-    One that is forgotten keeps no file open.
+    Close it, or use it in a `with`: that closes its files, unless an engine owns them by then. Its
+    files are also closed when it is freed.
     """
 
     @property
     def path(self) -> str:
-        """Where the model lies."""
+        """The path of the model."""
 
     @property
     def ledger(self) -> MemoryPlan:
@@ -229,7 +234,7 @@ class Described(Protocol):
         """
 
     def close(self) -> None:
-        """Close the files, unless they are an engine's."""
+        """Close the files, unless an engine owns them."""
 
     def __enter__(self) -> Self: ...
 

@@ -9,12 +9,13 @@ The rule: **an option is taken in the type that it means, and in no other.**
     a path           str, os.PathLike or bytes; without a NUL
     a size           a whole number of bytes, or text with a unit, "1.5GB"
     a choice         one of the words that the message lists
-    None             where the option says what it means, which is most often: the default
+    None             where the option gives it a meaning, most often: the default
 
-Numbers as text are refused: TOML and JSON have numbers of their own, and who reads a form or an
-environment variable knows what to do with one that is none. The message then says what to write.
-What is refused is an InputError that names the option and the value. What is taken comes back as a
-plain int, float, bool or str, so that nothing behind it sees another type.
+Numbers as text are refused. TOML and JSON have numbers of their own, and a program that reads a
+form or an environment variable converts the text itself, so it can report text that is no number.
+The message of the error says what to write instead. A refused value raises InputError, which names
+the option and the value. An accepted value is returned as a plain int, float, bool or str, so that
+no other code sees other types.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ __all__ = [
     "whole",
 ]
 
-#: The largest whole number that is taken: what 64 bits hold.
+#: The largest whole number that is accepted: the largest signed one of 64 bits.
 MOST = 2**63 - 1
 
 _MAX_NESTING = 64  # levels of lists and dicts in a value that becomes plain
 
 
 def whole(name: str, value: Any, least: int = 0, most: int = MOST) -> int:
-    """A whole number from least to most."""
+    """A whole number from `least` to `most`."""
     if _is(value, numbers.Integral) and least <= value <= most:
         return int(value)
     is_large = _is(value, numbers.Integral) and value > most
@@ -62,7 +63,7 @@ def whole(name: str, value: Any, least: int = 0, most: int = MOST) -> int:
 
 
 def number(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
-    """A number from low to high. above: low itself is not allowed."""
+    """A number from low to high. above: whether low itself is refused."""
     if _is(value, numbers.Real) and low <= value <= high and not (above and value == low):
         return float(value)  # NaN is in no range
     must = f"a number {'above' if above else 'from'} {low} to {high}"
@@ -104,13 +105,13 @@ def path(name: str, value: Any) -> str:
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise _refused(name, value, "a path")
     try:
-        found = os.fsdecode(value)
-        os.fsencode(found)
-    except (TypeError, ValueError):  # an os.PathLike that is none, a lone surrogate
+        decoded = os.fsdecode(value)
+        os.fsencode(decoded)
+    except (TypeError, ValueError):  # an os.PathLike that gives no path, a lone surrogate
         raise _refused(name, value, "a path") from None
-    if "\0" in found:
+    if "\0" in decoded:
         raise _refused(name, value, "a path, without a NUL")
-    return found
+    return decoded
 
 
 def size(name: str, value: Any) -> int:
@@ -118,7 +119,7 @@ def size(name: str, value: Any) -> int:
     if isinstance(value, str):
         parsed = parse_size(value, name)
         whole(name, parsed, 1)
-        return parsed  # it knows how it was written
+        return parsed  # a Size, which remembers how it was written
     if _is(value, numbers.Integral):
         return whole(name, value, 1)
     raise _refused(name, value, 'a whole number of bytes, or a size as "1.5GB"')
@@ -133,7 +134,7 @@ def choice(name: str, value: Any, words: Iterable[str]) -> str:
 
 
 def function(name: str, value: Any, arguments: str) -> Any:
-    """Something to call. arguments: with what, for the message."""
+    """A function. arguments: the arguments that it takes, for the message."""
     if callable(value):
         return value
     raise _refused(name, value, f"a function of {arguments}")
@@ -151,9 +152,10 @@ def mappings(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 def plain(name: str, value: Any, quote: Callable[[str], str] = str, *, depth: int = 0) -> Any:
-    """A deep copy made of str, int, float, bool, None, list and dict only, as JSON has them.
+    """A deep copy of a value, made only of the types of JSON: str, int, float, bool, None, list and
+    dict.
 
-    quote: what becomes of each text, keys included. depth: levels above the value.
+    quote: applied to each text, keys included. depth: levels of nesting above the value.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -177,12 +179,12 @@ def plain(name: str, value: Any, quote: Callable[[str], str] = str, *, depth: in
 
 
 def tokens(name: str, value: Any, n_vocab: int) -> list[int]:
-    """Token ids, of a vocabulary of n_vocab."""
+    """Token ids of a vocabulary of n_vocab tokens."""
     is_list = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     is_list = is_list and getattr(value, "ndim", 1) == 1  # numpy's
     if not is_list or isinstance(value, (str, Mapping, *_BYTES)):
         raise _refused(name, value, "text or a list of token ids")
-    found = []
+    ids = []
     for i, token in enumerate(value):
         if not _is(token, numbers.Integral):
             raise InputError(f"{brief(token)} at {i} of {name} is no token id: a whole number")
@@ -190,8 +192,8 @@ def tokens(name: str, value: Any, n_vocab: int) -> list[int]:
             raise InputError(
                 f"token {brief(token)} at {i} of {name} is outside the vocabulary of {n_vocab}"
             )
-        found.append(int(token))
-    return found
+        ids.append(int(token))
+    return ids
 
 
 def names(given: Iterable[str], known: Iterable[str]) -> None:
@@ -204,7 +206,7 @@ def names(given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def optional(check: Callable[..., Any], name: str, value: Any, *rest: Any) -> Any:
-    """None, or what `check` takes."""
+    """None, or a value that `check` accepts; rest: further arguments of `check`."""
     return None if value is None else check(name, value, *rest)
 
 
@@ -212,12 +214,12 @@ _BYTES = (bytes, bytearray, memoryview)
 
 
 def _is(value: Any, kind: type) -> bool:
-    """Whether it is such a number. A bool is an int to Python, and none to a reader."""
+    """Whether this is a number of the kind. Python's bool is an int, but is refused as a number."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _as_whole(value: Any) -> str | None:
-    """The whole number that a value of another type stands for, for people."""
+    """The whole number that a float or a text stands for, for the message; None: there is none."""
     if isinstance(value, str) and len(value) < 20:
         stripped = value.strip()
         return stripped if stripped.isascii() and stripped.lstrip("+-").isdigit() else None
@@ -226,7 +228,7 @@ def _as_whole(value: Any) -> str | None:
 
 
 def _as_number(value: Any) -> str | None:
-    """The number that a text stands for, for people."""
+    """The number that a text stands for, for the message; None: there is none."""
     try:
         return repr(float(value)) if isinstance(value, str) and len(value) < 40 else None
     except ValueError:

@@ -2,7 +2,7 @@
 
 EdgeError
   +- ModelFileError       bad or truncated file
-  +- SessionFileError     a saved session that cannot be read, written or gone on with
+  +- SessionFileError     a saved session that cannot be read, written or continued
   +- UnsupportedError     a right file, or a right request, that this build cannot serve
   +- MemoryBudgetError    would not fit
   +- InputError           a prompt, an option or a message that cannot be used
@@ -11,7 +11,7 @@ EdgeError
   +- CancelledError       the caller stopped the run
   +- NativeError          a bug of ours, or a native library that does not fit
 
-EdgeWarning               something goes on in another way than it should
+EdgeWarning               something continues, but not as it should
 
 The message is one line: what, where, and what to do.
 """
@@ -37,11 +37,11 @@ __all__ = [
 
 
 def brief(value: object, limit: int = 80) -> str:
-    """repr(value) on one line, cut to `limit` characters: for values from outside."""
+    """repr(value) on one line, of at most `limit` characters: for values from outside."""
     # A long value is cut before it is spelled out, so that a message costs little.
     try:
         shown = repr(value[:limit] if isinstance(value, (str, bytes, list, tuple)) else value)
-    except Exception:  # a number of thousands of digits, or a repr that is broken
+    except Exception:  # a number of thousands of digits, or a broken repr
         shown = f"a value of the type {type(value).__name__}"
     if "\n" in shown:
         shown = " ".join(shown.split())
@@ -53,11 +53,11 @@ class EdgeError(Exception):
 
 
 class EdgeWarning(UserWarning):
-    """What goes on, though not as it should; `edge-run` says it on a line of stderr."""
+    """Something continues, but not as it should; `edge-run` writes it to stderr, in one line."""
 
 
 class _FileError(EdgeError):
-    """path: the file; offset: byte at which it went wrong, or None; field: what was being read."""
+    """path: the file; offset: the byte of the error, or None; field: the part that was read."""
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class _FileError(EdgeError):
 
 
 class ModelFileError(_FileError):
-    """A file that is missing, damaged or not what it says.
+    """A file that is missing, damaged or of another kind than it says.
 
-    path: the file; offset: byte at which it went wrong, or None; field: what was being read.
+    path: the file; offset: the byte of the error, or None; field: the part that was read.
     """
 
 
@@ -84,14 +84,14 @@ class SessionFileError(_FileError):
     """A session file that is missing, damaged, of another version or another model, in use by
     another session, or that cannot be written.
 
-    path: the file; offset: byte at which it went wrong, or None; field: what was being read.
+    path: the file; offset: the byte of the error, or None; field: the part that was read.
     """
 
 
 class UnsupportedError(EdgeError):
-    """A right file or request that this build cannot serve.
+    """A valid file or request that this build cannot serve.
 
-    what: the thing asked for; supported: what could be asked for instead.
+    what: the thing asked for; supported: the things that can be asked for instead.
     """
 
     def __init__(self, message: str, *, what: str, supported: Iterable[str] = ()) -> None:
@@ -101,7 +101,7 @@ class UnsupportedError(EdgeError):
 
 
 class MemoryBudgetError(EdgeError):
-    """More memory than there is. needed, budget: bytes; parts: bytes by name."""
+    """Needs more memory than the budget. needed, budget: bytes; parts: name -> bytes."""
 
     def __init__(
         self, message: str, *, needed: int, budget: int, parts: dict[str, int] | None = None
@@ -115,7 +115,9 @@ class InputError(EdgeError):
 
 
 class ContextError(InputError):
-    """More tokens than the context holds. needed, limit: tokens; at_least: more may be needed."""
+    """More tokens than the context holds. needed, limit: tokens; at_least: whether more than
+    `needed` may be needed.
+    """
 
     def __init__(self, message: str, *, needed: int, limit: int, at_least: bool = False) -> None:
         self.needed, self.limit, self.at_least = needed, limit, at_least
@@ -123,7 +125,7 @@ class ContextError(InputError):
 
 
 class TemplateError(EdgeError):
-    """The chat template raised, ran out of its bounds, or is missing."""
+    """The chat template raised an error, exceeded its limits, or is missing."""
 
 
 class CancelledError(EdgeError):

@@ -1,14 +1,14 @@
-"""Packages that edge needs for some of what it can do, and how to get them.
+"""Optional packages, and how to install them.
 
-edge is installed from a clone or from a wheel's file, and no package index has it, so the name of
-an extra alone would not be found: messages name the packages, which any installation can take.
+edge is installed from a clone or from a wheel file, and no package index has it, so pip cannot find
+its extras by name. Messages name the packages instead, which every installation can get.
 """
 
 from __future__ import annotations
 
 __all__ = ["EXTRAS", "install"]
 
-#: Extras that messages speak of -> their packages, as pyproject.toml has them.
+#: Extra -> its packages, as in pyproject.toml; only the extras that messages name.
 EXTRAS = {
     "bench": ("matplotlib>=3.7",),
     "onnx": ("onnx>=1.18", "onnxruntime>=1.22"),
@@ -18,5 +18,5 @@ EXTRAS = {
 
 
 def install(extra: str) -> str:
-    """The command that gets the packages of an extra."""
+    """The command that installs the packages of an extra."""
     return " ".join(["pip install", *(f'"{package}"' for package in EXTRAS[extra])])

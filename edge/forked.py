@@ -1,8 +1,8 @@
-"""What a forked child has of a model: a copy of memory, open files and locks, and no threads.
+"""A model in a forked child: the child has copies of memory, open files and locks, but no threads.
 
-A lock that a thread held at the fork will never be free in the child, and what the child writes to
-a file comes between what the parent writes. So right after the fork locks there refuse, and files
-that may be written to are closed. Nothing else is given back: it ends with the child.
+A lock that a thread held at the fork is never released in the child, and the child's writes to a
+file would mix with the parent's. So right after the fork the child's locks are replaced by
+refusals, and its writable files are closed. All else is freed when the child ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["REFUSAL", "Refusal", "check", "watch"]
 
 
 class Refusal:
-    """What a child finds in the place of a lock. Raises InputError for who takes it."""
+    """Replaces a lock in a child. Taking it raises InputError."""
 
     def __enter__(self) -> None:
         raise InputError("the model was loaded before a fork: load it in the child")
@@ -26,7 +26,7 @@ class Refusal:
         pass
 
     def locked(self) -> bool:
-        """Nobody has it."""
+        """False: nobody holds it."""
         return False
 
 
@@ -35,14 +35,14 @@ REFUSAL = Refusal()
 
 class _Watched(Protocol):
     def _forked(self) -> None:
-        """This is a child now."""
+        """Called in a child, right after the fork."""
 
 
 _watched: weakref.WeakSet[_Watched] = weakref.WeakSet()
 
 
 def watch(owner: _Watched) -> None:
-    """From now on, `_forked` of the owner is called in every child, before anything else there."""
+    """Call `_forked` of the owner in every child from now on, before anything else runs there."""
     _watched.add(owner)
 
 

@@ -1,11 +1,11 @@
 """The graph: an architecture as a flat list of ops on named values.
 
-Three readers share it: the native plan (`plan.py`), the numpy referee (`tests/refgraph.py`) and
+Three readers share it: the native plan (`plan.py`), the numpy referee (`tests/refgraph.py`) and the
 exporters. A value is a (tokens, dim) float32 matrix; the graph stores its dim. A weight has the
 name of its tensor in the file, and the shape (n, k), or (n,) for a vector.
 
 Each kind of op is a class, and `Op` is any of them. A reader matches on the classes and ends with
-`assert_never`: where it forgets one, mypy says so.
+`assert_never`, so mypy reports a class that the reader does not handle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge.errors import ModelFileError
 #: The most elements that a value, or a row or column of a weight, may have.
 MAX_DIM = 1 << 24
 
-#: Functions of one number, by which a gate is open. Those of edge_activation, in lower case.
+#: Activation functions of a gate: the names of the enum edge_activation, in lower case.
 Activation = Literal["silu"]
 
 
@@ -41,7 +41,7 @@ class Rope:
 
 
 def check_factors(weight: str, factors: Sequence[float], path: str) -> None:
-    """Raise ModelFileError for divisors of frequencies that are zero, negative or absurd."""
+    """Raise ModelFileError for divisors of frequencies outside 1e-3 .. 1e9."""
     least, most = min(factors), max(factors)
     if not (least >= 1e-3 and most < 1e9):  # NaN fails too
         raise ModelFileError(
@@ -59,15 +59,14 @@ class Heads:
 
 
 def shown_name(tensor: str) -> str:
-    """A tensor's name as tables for people have it: without `.weight`, which nearly all end in."""
+    """A tensor's name in tables for people: without `.weight`, the end of nearly all names."""
     return tensor.removesuffix(".weight")
 
 
 @dataclass(frozen=True)
 class _Op:
-    """What every op has: the values and the weights that it reads, and the value that it makes.
-
-    kind: what it is called in the names of values and in tables.
+    """An op. inputs: the values that it reads; output: the value that it makes; weights: the
+    tensors that it reads; kind: its name in the names of values and in tables.
     """
 
     kind: ClassVar[str]
@@ -97,16 +96,16 @@ class RmsNorm(_Op):
 
 @dataclass(frozen=True)
 class Matmul(_Op):
-    """[x W0.T | x W1.T | ...]."""
+    """[x W0.T | x W1.T | ...], W of shape (n, k), x of shape (tokens, k)."""
 
     kind = "matmul"
 
 
 @dataclass(frozen=True)
 class Rotate(_Op):
-    """The first n_heads heads of x, rotated by the token's position; the rest as it is.
+    """The first n_heads heads of x, rotated by the token's position; the other heads unchanged.
 
-    weights: the rotary factors, where there are some.
+    weights: the rotary factors, if any.
     """
 
     kind = "rope"
@@ -119,8 +118,8 @@ class Rotate(_Op):
 class Attention(_Op):
     """softmax(scale q k.T + mask) v over the cache, after writing k and v to it; x = [q | k | v].
 
-    window: how many last positions a token sees, itself included; 0: all. scale: 0: that of
-    Vaswani et al. 2017, 1 / sqrt(head_dim).
+    window: how many last positions a token sees, its own included; 0: all. scale: 0: 1 /
+    sqrt(head_dim), the scale of Vaswani et al. 2017.
     """
 
     kind = "attention"
@@ -150,7 +149,7 @@ Op = Embed | RmsNorm | Matmul | Rotate | Attention | Gated | Add
 
 
 def assert_never(op: NoReturn) -> NoReturn:
-    """The end of a `match` that names every class. typing has one from Python 3.11 on."""
+    """The end of a `match` that names every class. `typing` has it from Python 3.11 on."""
     raise AssertionError(f"nothing reads {op!r}")
 
 
@@ -159,8 +158,8 @@ class Graph:
 
     shapes: tensor name -> (n, k) or (n,). path: the file, for messages.
     Each method appends one op and returns the name of its output value. The first tensor that is
-    missing or has the wrong shape becomes `fault`, the ModelFileError to raise once the graph is
-    whole: then it is known whether the file has other tensors in its place.
+    missing or has the wrong shape becomes `fault`, the ModelFileError to raise when the graph is
+    complete. Only then is it known whether the file has other tensors instead.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], path: str = "model") -> None:
@@ -183,11 +182,13 @@ class Graph:
 
     @property
     def ropes(self) -> list[Rope]:
-        """The rotations that are used, each once, in the order of their first use."""
+        """The rotary embeddings that are used, each once, in the order of their first use."""
         return list(dict.fromkeys(op.rope for op in self.ops if isinstance(op, Rotate)))
 
     def embed(self, weight: str, dim: int | None = None) -> str:
-        """Rows of the (n_vocab, dim) table, by token id. dim: as it must be, None: any."""
+        """Rows of the (n_vocab, dim) table, by token id. dim: the dim that the table must have,
+        None: any.
+        """
         dim = self._matrix(weight, k=dim)[1]
         return self._append(Embed((), self._next(Embed), (weight,)), dim)
 
@@ -208,7 +209,7 @@ class Graph:
         return self._append(Matmul((x,), self._next(Matmul), weights), sum(n for n, _ in shapes))
 
     def rope(self, x: str, n_heads: int, head_dim: int, rope: Rope) -> str:
-        """Rotate the first n_heads heads of x by the token's position, leave the rest alone."""
+        """Rotate the first n_heads heads of x by the token's position; keep the other heads."""
         weights = () if rope.factors is None else (rope.factors,)
         for factors in weights:
             self._vector(factors, rope.n_rot // 2)
@@ -221,8 +222,8 @@ class Graph:
         """Causal attention of q over the cache, after writing k and v to it.
 
         x = [q: n_heads | k: n_kv_heads | v: n_kv_heads] heads of head_dim. window: how many last
-        positions a token sees, itself included; 0: all. scale: what scores are multiplied by,
-        0: 1 / sqrt(head_dim).
+        positions a token sees, its own included; 0: all. scale: the factor of scores, 0: 1 /
+        sqrt(head_dim).
         """
         n_heads, n_kv_heads, head_dim = heads.n_heads, heads.n_kv_heads, heads.head_dim
         want = (n_heads + 2 * n_kv_heads) * head_dim
@@ -257,15 +258,19 @@ class Graph:
         return op.output
 
     def _matrix(self, weight: str, n: int | None = None, k: int | None = None) -> tuple[int, int]:
+        """Note that the graph reads this matrix; returns its shape. n, k: as they must be, None:
+        any.
+        """
         shape = self.shapes.get(weight)
-        right = shape is not None and len(shape) == 2 and max(shape) <= MAX_DIM
-        if shape is None or not right or n not in (None, shape[0]) or k not in (None, shape[1]):
+        is_matrix = shape is not None and len(shape) == 2 and max(shape) <= MAX_DIM
+        if shape is None or not is_matrix or n not in (None, shape[0]) or k not in (None, shape[1]):
             self._fault(weight, shape, f"({n or 'n'}, {k or 'k'})")
             shape = (n or 0, k or 0)
         self.weights[weight] = shape
         return shape[0], shape[1]
 
     def _vector(self, weight: str, n: int) -> None:
+        """Note that the graph reads this vector, of n elements."""
         shape = self.shapes.get(weight)
         if shape != (n,):
             self._fault(weight, shape, f"({n},)")

@@ -22,11 +22,11 @@ __all__ = [
     "OnnxOptions",
 ]
 
-#: How keys and values are kept, the most precise first.
+#: Types of stored keys and values, the most precise first.
 KVType = Literal["f16", "q8", "q4"]
 KV_TYPES: tuple[KVType, ...] = get_args(KVType)
 
-#: How weights lie in memory.
+#: How weights are packed in memory.
 Layout = Literal["auto", "fast", "compact"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
@@ -48,7 +48,7 @@ class LoadOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class _Common:
-    """What every engine takes. Raises InputError for a value that cannot be."""
+    """The options of every engine. Raises InputError for a wrong value."""
 
     context: int | None = None
     threads: int | None = None
@@ -84,17 +84,19 @@ class Loading:
     """The keyword arguments of `edge.load`, checked before it is known which engine they are for.
 
     context: tokens that a session may hold; None: the model's own limit, at most 4096.
-    threads: None: the cores that help, see `edge.device.cores`; EDGE_THREADS comes before both.
-    memory: the most that the whole process may have resident, bytes or a size as "1.5GB"; None:
-    what is available now. sessions: how many of them the memory is planned for.
+    threads: how many; None: one for each core that helps, see `edge.device.cores`. EDGE_THREADS
+    overrides both. memory: the most that the whole process may have resident, bytes or a size as
+    "1.5GB"; None: the memory that is available now. sessions: for how many sessions memory is
+    planned.
 
-    Of GGUF models alone: layout: "fast", "compact" (some types take less memory, and are slower),
-    "auto": as much of it fast as fits. kv: how keys and values are kept; "auto": the best type with
-    which the context fits. prefix_cache: a folder that keeps computed prompts for later runs.
+    For GGUF models only: layout: "fast", "compact" (some types take less memory, and are slower),
+    "auto" (as many weights fast as fit). kv: the type of stored keys and values; "auto": the best
+    type with which the context fits. prefix_cache: a folder that keeps computed prompts for later
+    runs.
 
-    Of ONNX models alone: ep: the execution provider, "auto" or one that `edge-run devices` lists;
-    None: the one that the model was made for. fallback: the CPU may run what the provider does
-    not. soc: compile for this chip instead of the one that is here.
+    For ONNX models only: ep: the execution provider, "auto" or one that `edge-run devices` lists;
+    None: the one that the model was made for. fallback: whether the CPU may run the parts that the
+    provider cannot. soc: the chip to compile for, instead of this device's.
     """
 
     native: NativeOptions
@@ -102,12 +104,12 @@ class Loading:
 
     @classmethod
     def of(cls, options: LoadOptions | Mapping[str, Any]) -> Loading:
-        """Checked. Raises InputError for an option that does not exist, or cannot be."""
+        """Check the options. Raises InputError for an unknown option or a wrong value."""
         check.names(options, list(LoadOptions.__annotations__))
         return cls(_take(NativeOptions, options), _take(OnnxOptions, options))
 
     def for_native(self, path: str) -> NativeOptions:
-        """For a GGUF file. Raises InputError for an option that ONNX models alone have."""
+        """The options for a GGUF file. Raises InputError for an option of ONNX models only."""
         for name in _own(self.onnx):
             raise InputError(
                 f"{name} is an option of ONNX models, {path} runs on the CPU: make one of it with "
@@ -116,20 +118,20 @@ class Loading:
         return self.native
 
     def for_onnx(self) -> OnnxOptions:
-        """For ONNX graphs. Raises InputError for an option that GGUF models alone have."""
+        """The options for ONNX graphs. Raises InputError for an option of GGUF models only."""
         for name in _own(self.native):
             raise InputError(f"{name} is an option of GGUF models: {_NOT_OF_ONNX[name]}")
         return self.onnx
 
 
-#: What to do instead of an option that ONNX models do not have.
+#: Option that ONNX models do not have -> what to do instead.
 _NOT_OF_ONNX = {
     "layout": "the weights are as they were exported: leave it out",
     "kv": "keys and values are of the type that the graph has: leave it out",
     "prefix_cache": "save the session instead, and resume it",
 }
 
-#: Option -> its check, which takes its name and value, and returns the value, plain.
+#: Option -> its check, which takes its name and value, and returns the value in a plain type.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "context": lambda name, value: check.optional(check.whole, name, value, 1),
     "threads": lambda name, value: check.optional(check.whole, name, value, 1, cores.MOST),
@@ -147,13 +149,13 @@ _Options = TypeVar("_Options", bound=_Common)
 
 
 def _take(kind: type[_Options], options: Mapping[str, Any]) -> _Options:
-    """Those of one engine."""
+    """The options of one engine."""
     names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in options.items() if name in names})
 
 
 def _own(options: _Common) -> list[str]:
-    """The options of one engine alone that are not at their defaults."""
+    """The options that only this engine has, and that are not at their defaults."""
     common = {field.name for field in fields(_Common)}
     own = [field for field in fields(options) if field.name not in common]
     return [field.name for field in own if getattr(options, field.name) != field.default]

@@ -1,4 +1,4 @@
-"""A loaded model: what a file gives, and the sessions and chats that run on it."""
+"""A loaded model, and the sessions and chats that run on it."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def load(
 ) -> Model:
     """Load a GGUF model, a packed one, or a folder of ONNX graphs.
 
-    path: the file, or the first of a split model's; a folder, or one of its .onnx files; None: the
-    default model in the cache.
+    path: a GGUF or packed file, or any shard of a split model; a folder, or one of its .onnx files;
+    None: the default model in the cache.
     progress(bytes done, bytes in all). options: see `edge.loading.Loading`.
-    What is in the file besides weights has been read when this returns.
+    When this returns, everything in the file except the weights has been read.
     Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError.
     """
     loading = Loading.of(options)  # checked before anything is read
@@ -54,16 +54,16 @@ def load(
     path = check.path("path", path)
     with open_described(path, loading) as described:
         described.ledger.require()  # before the tokenizer takes any memory
-        tokenizer = _Soon(described)
+        tokenizer = _TokenizerThread(described)
         try:
             engine = described.start(progress)
         finally:
-            tokenizer.join()  # the file may be cut short from now on: nobody reads in it any more
+            tokenizer.join()  # it reads the file, which may be truncated after `load` returns
     return Model(engine, tokenizer)
 
 
 def open_described(path: str, loading: Loading) -> Described:
-    """Open a model, for the engine that runs it. Raises InputError for an option of another."""
+    """Open a model with the engine that runs it. Raises InputError for another engine's option."""
     if is_onnx(path):
         from edge.onnx.run.engine import DescribedFolder
 
@@ -78,8 +78,8 @@ class Model:
     All but `close` and `closed` raise InputError afterwards.
     """
 
-    def __init__(self, engine: Backend, tokenizer: _Soon | None = None) -> None:
-        self._engine, self._soon = engine, tokenizer
+    def __init__(self, engine: Backend, tokenizer: _TokenizerThread | None = None) -> None:
+        self._engine, self._thread = engine, tokenizer
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
         self._tokenizer: Tokenizer | None = None
         self._template = tokenizer.template if tokenizer is not None else None
@@ -99,15 +99,15 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer. Raises ModelFileError, UnsupportedError.
 
-        Warns (EdgeWarning), once, of what the file should say about it and does not.
+        Warns (EdgeWarning), once, of keys of the tokenizer that the file lacks.
         """
         engine = self.engine
         if self._tokenizer is not None:
             return self._tokenizer
         with self._lock:
             if self._tokenizer is None:
-                assert self._soon is not None
-                tokenizer = self._soon.result()
+                assert self._thread is not None
+                tokenizer = self._thread.result()
                 if tokenizer.n_vocab != engine.n_vocab:
                     raise ModelFileError(
                         f"{tokenizer.n_vocab} tokens, the model has {engine.n_vocab}",
@@ -116,24 +116,24 @@ class Model:
                     )
                 if tokenizer.notes:
                     warn(f"{engine.path}: {'; '.join(tokenizer.notes)}", EdgeWarning, stacklevel=3)
-                self._tokenizer, self._soon = tokenizer, None
+                self._tokenizer, self._thread = tokenizer, None
             return self._tokenizer
 
     @property
     def template(self) -> ChatTemplate:
         """Its chat template, compiled at the first use. Raises TemplateError, ModelFileError."""
-        _ = self.engine  # it is not closed
+        _ = self.engine  # raises when the model is closed
         if self._template is None:
             assert self._no_template is not None
-            raise self._no_template.with_traceback(None)  # of the last time
+            raise self._no_template.with_traceback(None)  # the old traceback would grow each time
         return self._template
 
     def session(self, when_full: WhenFull = "stop", **options: Unpack[CallOptions]) -> Session:
         """A new, empty session.
 
         when_full: "stop" or "slide", see `Session`. options: defaults for its calls, see
-        `edge.session.request.Request`. Raises InputError for an option that cannot be, and for a
-        context that is too small to slide.
+        `edge.session.request.Request`. Raises InputError for a wrong option, and for a context that
+        is too small to slide.
         """
         session = Session(self, when_full, **options)
         self._sessions.add(session)
@@ -149,9 +149,9 @@ class Model:
     ) -> Chat:
         """A new conversation, see `Chat`.
 
-        require_tools: False: go on where the model's template does not use `tools`, which the
-        model then never sees. Raises InputError for an option that cannot be, and for tools that
-        the template does not use; TemplateError where the model has no template.
+        require_tools: False: accept `tools` that the model's template does not use, so that the
+        model never sees them. Raises InputError for a wrong option, and for tools that the template
+        does not use; TemplateError where the model has no template.
         """
         require_tools, template = check.flag("require_tools", require_tools), self.template
         session = self.session(when_full, **options)
@@ -169,25 +169,25 @@ class Model:
         return chat
 
     def info(self) -> dict[str, Any]:
-        """Facts, plain values for JSON. Sizes in bytes, contexts in tokens."""
+        """Facts about the model, plain values for JSON. Sizes in bytes, contexts in tokens."""
         return self.engine.info()
 
     def close(self) -> None:
         """Cancel and close the sessions, then the engine.
 
-        A forked child closes what it has of them, and nothing of the parent's.
+        In a forked child this only marks the model as closed.
         """
         if self._lock is forked.REFUSAL:
             self.closed = True
             return
         with self._lock:
             self.closed = True
-            if self._soon is not None:
-                self._soon.join()
-        with contextlib.ExitStack() as rest:  # all of it may be done again, if it was cut short
-            rest.callback(self._engine.close)
+            if self._thread is not None:
+                self._thread.join()
+        with contextlib.ExitStack() as stack:  # after an exception `close` can be called again
+            stack.callback(self._engine.close)
             for session in list(self._sessions):
-                rest.callback(session.close)
+                stack.callback(session.close)
 
     def _forked(self) -> None:
         self._lock = forked.REFUSAL
@@ -199,10 +199,10 @@ class Model:
         self.close()
 
 
-class _Soon(threading.Thread):
-    """A tokenizer that is built while the weights are loaded, which needs little of the GIL.
+class _TokenizerThread(threading.Thread):
+    """Builds the tokenizer while the weights are loaded; loading them needs little of the GIL.
 
-    template: the chat template, when that is done; None: no_template says why.
+    template: the chat template, after `join`; None: there is none, no_template is the error.
     """
 
     def __init__(self, described: Described) -> None:
@@ -210,34 +210,34 @@ class _Soon(threading.Thread):
         self._described: Described | None = described
         self.template: ChatTemplate | None = None
         self.no_template: BaseException | None = None
-        self._made: Tokenizer | None = None
+        self._tokenizer: Tokenizer | None = None
         self._error: BaseException | None = None
         try:
             self.start()
-        except RuntimeError:  # no more threads
+        except RuntimeError:  # the system has no more threads
             self.run()
 
     def run(self) -> None:
-        described, self._described = self._described, None  # it holds the file
+        described, self._described = self._described, None  # it keeps the file open
         assert described is not None
         try:
             self.template = described.new_template()
-        except BaseException as error:  # who asks for it is told
+        except BaseException as error:  # `Model.template` raises it
             self.no_template = error
         try:
-            self._made = described.new_tokenizer()
+            self._tokenizer = described.new_tokenizer()
         except BaseException as error:
             self._error = error
 
     def result(self) -> Tokenizer:
-        """The tokenizer, or what went wrong with it."""
+        """The tokenizer. Raises the error of building it."""
         self.join()
         if self._error is not None:
-            raise self._error.with_traceback(None)  # of the last time
-        assert self._made is not None
-        return self._made
+            raise self._error.with_traceback(None)  # the old traceback would grow each time
+        assert self._tokenizer is not None
+        return self._tokenizer
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait, if it was ever started."""
+        """Wait for the thread, if it was started."""
         if self.ident is not None:
             super().join(timeout)

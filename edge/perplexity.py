@@ -1,4 +1,4 @@
-"""Perplexity of a model on a text, and how far it is from another model on the same text.
+"""Perplexity of a model on a text, and its divergence from another model on the same text.
 
     with edge.load("model.gguf", context=512) as model:
         windows = cut(model, text, context=512)
@@ -6,10 +6,10 @@
 
 The method is that of llama.cpp's `llama-perplexity` with its defaults, so that numbers compare:
 
-- The text is tokenised once, control tokens in it read as letters, and cut into windows of
-  `context` tokens that do not overlap; what is left over at the end is not used.
-- Each window is run from an empty cache. Where the model wants a beginning-of-sequence token, that
-  takes the place of the window's first token.
+- The text is tokenised once, with control tokens in it as letters, and cut into windows of
+  `context` tokens that do not overlap. Tokens after the last full window are not used.
+- Each window is run from an empty cache. Where the model wants a beginning-of-sequence token, it
+  replaces the window's first token.
 - Only the second half is scored, so that every prediction has a context: the logits of positions
   context/2 .. context-2, each for the token that follows. Of 512 tokens 255 are scored.
 - Perplexity is exp(m), m the mean of -log p(token that follows); its error is exp(m) times the
@@ -58,10 +58,10 @@ __all__ = ["Divergence", "Perplexity", "Windows", "compare", "cut", "measure", "
 
 #: Rows of logits in memory at a time: 51 MB for a vocabulary of 200,000.
 ROWS = 64
-#: Fewest tokens of a window: three of them are scored.
+#: The fewest tokens of a window: three of them are scored.
 MIN_CONTEXT = 8
-#: Memory per byte of a text: 8 while it is read, and 8 for a token in the windows, of which half
-#: are scored: 8 for each figure of theirs, and 32 where they are sorted.
+#: Memory for each byte of a text: 8 while it is read, and 8 for a token in the windows. Half of the
+#: tokens are scored: 8 for each of their numbers, and 32 where they are sorted.
 _TEXT_BYTES = 40
 #: Nats per token. Guessing costs log(vocabulary), about 12; e to this power is still a float.
 _ABSURD = 700.0
@@ -83,7 +83,7 @@ class Windows:
 
     @property
     def n_scored(self) -> int:
-        """Positions that are scored, of all windows."""
+        """How many positions of all windows are scored."""
         return len(self.tokens) * (self.context - self.first - 1)
 
 
@@ -92,8 +92,8 @@ class Perplexity:
     """How well a model predicts a text.
 
     perplexity: exp of the mean negative log-probability; error: its standard error; n_windows,
-    n_scored: windows, and tokens predicted in them; n_tokens, seconds: what the model was run on,
-    and how long it took, scoring not included.
+    n_scored: windows, and tokens predicted in them; n_tokens, seconds: the tokens that the model
+    ran, and the time that this took, without scoring.
     """
 
     perplexity: float
@@ -105,17 +105,17 @@ class Perplexity:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens run, by the time that it took; 0.0 where no time was measured."""
+        """Tokens that the model ran per second; 0.0 where no time was measured."""
         return self.n_tokens / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a model is from a base model on a text; each `_error` is a standard error.
+    """The divergence of a model from a base model on a text; each `_error` is a standard error.
 
-    model, base: their perplexities; ratio: of the model's by the base's. kl: the mean KL
-    divergence base || model in nats, kl_median, kl_99 and kl_max: its median, 99th percentile and
-    largest value over the positions. top1: share of positions, 0 to 1, where both have the same
+    model, base: their perplexities; ratio: the model's perplexity by the base's. kl: the mean KL
+    divergence base || model in nats; kl_median, kl_99 and kl_max: its median, 99th percentile and
+    largest value over the positions. top1: the share of positions, 0 to 1, where both have the same
     most likely token.
     """
 
@@ -142,10 +142,10 @@ def cut(
 ) -> Windows:
     """Tokenise a text and cut it into windows for `measure` and `compare`.
 
-    context: tokens of a window, from 8; chunks: at most so many windows, None: all there are. Of
-    the text no more is encoded than they need. cancel: see `Tokenizer.encode`.
-    Raises CancelledError, InputError for a text too short for one window and for numbers out of
-    range, ContextError for a context that the model was not loaded for.
+    context: tokens of a window, from 8; chunks: the most windows, None: as many as the text has.
+    Only the text of these windows is encoded. cancel: see `Tokenizer.encode`.
+    Raises CancelledError; InputError for a text that is too short for one window, and for numbers
+    out of range; ContextError for a context that the model was not loaded for.
     """
     text = check.text("text", text)
     context = check.whole("context", context, MIN_CONTEXT)
@@ -153,10 +153,10 @@ def cut(
     _check_holds(model, context)
     tokenizer = model.tokenizer
     tokens = array("i")
-    for found in tokenizer.pieces(text):
+    for piece in tokenizer.pieces(text):
         if cancel is not None and cancel.is_set():
             raise CancelledError("the call was cancelled")
-        tokens.extend(found)
+        tokens.extend(piece)
         if chunks is not None and len(tokens) >= chunks * context:
             break
     n_windows = len(tokens) // context
@@ -175,9 +175,10 @@ def cut(
 
 
 def most_text(models: Sequence[Model]) -> int | None:
-    """Bytes of text, with its tokens, for which their memory budgets have room; None: any number.
+    """The most bytes of text for which the models' memory budgets have room, with the tokens and
+    numbers of the text; None: any number.
 
-    The models are in memory, the last of them loaded last.
+    All models must be in memory.
     """
     room = []
     for ledger in (_engine(model).ledger for model in models):
@@ -213,10 +214,10 @@ def compare(
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Divergence:
-    """How far the model is from a base model on the windows of a text.
+    """The divergence of the model from a base model on the windows of a text.
 
     base: any model of the same vocabulary, such as the one that `model` was quantised from.
-    Raises InputError when the vocabularies differ, and what `measure` raises.
+    Raises InputError when the vocabularies differ, and the errors of `measure`.
     """
     _check_same_vocabulary(model, base)
     nll, nll_base, kl, same = array("d"), array("d"), array("d"), array("b")
@@ -255,7 +256,7 @@ def compare(
 
 
 class _ModelRun:
-    """One model, run on one window after the other."""
+    """Runs one model on one window after the other. count(n_tokens): called after each run."""
 
     def __init__(
         self, engine: Engine, cache: Any, count: Callable[[int], None], cancel: Cancel | None
@@ -269,11 +270,11 @@ class _ModelRun:
         self._cache.trim(0)
         starts = [*range(0, first, self.engine.chunk), *range(first, len(tokens), ROWS)]
         for start, end in pairwise([*starts, len(tokens)]):
-            # Copies: a view that somebody still holds would keep all the rows beside the next ones.
+            # Copies: a view in use would keep all of these rows in memory beside the next ones.
             yield from map(np.copy, self._run(tokens[start:end], scored=start >= first))
 
     def _run(self, tokens: Sequence[int], *, scored: bool) -> Floats | tuple[()]:
-        """Logits (tokens, n_vocab) where they are scored, else none."""
+        """Logits (tokens, n_vocab) where they are scored, else ()."""
         start = perf_counter()
         logits = self.engine.run(
             self._cache, tokens, logits="all" if scored else "none", cancel=self._cancel
@@ -319,7 +320,7 @@ def _positions(
     """(the token that follows, logits (n_vocab,) of each model) for each scored position."""
     first = windows.first
     for window in windows.tokens:
-        # The last token of a window predicts one that is not in it: it is not run.
+        # The last token of a window is not run: it would predict a token outside the window.
         rows = (runner.rows(window[:-1], first) for runner in runners)
         yield from zip(window[first + 1 :], zip(*rows, strict=True), strict=True)
 
@@ -343,14 +344,16 @@ class _Mean(NamedTuple):
 
 
 def _kl(p: Floats, log_p: Floats, log_q: Floats) -> float:
-    """Sum of p (log p - log q) in float64, one by one: the same bits on every machine."""
-    with np.errstate(invalid="ignore"):  # infinite only with damaged weights: told by the caller
+    """Sum of p (log p - log q) in float64, in order: the same bits on every machine."""
+    with np.errstate(invalid="ignore"):  # infinite only with damaged weights: the caller raises
         terms = p.astype(np.float64) * (log_p.astype(np.float64) - log_q)
     return float(np.cumsum(terms)[-1])
 
 
 def _perplexity(runner: _ModelRun, windows: Windows, nll: Sequence[float]) -> Perplexity:
-    """From the negative log-probabilities. Raises ModelFileError when they are beyond reason."""
+    """The perplexity of these negative log-probabilities. Raises ModelFileError where they are not
+    finite, or absurd.
+    """
     if not all(map(math.isfinite, nll)):
         raise _damaged(runner)
     mean = _Mean.of(nll)
@@ -378,7 +381,9 @@ def _damaged(runner: _ModelRun) -> ModelFileError:
 
 
 def _engine(model: Model) -> Engine:
-    """The native engine: what measures must have weights that are known."""
+    """The native engine of a model. Raises UnsupportedError for another engine, because its weights
+    are not known.
+    """
     if not isinstance(model.engine, Engine):
         raise UnsupportedError(
             f"{model.engine.path}: perplexity is measured of GGUF models", what="perplexity"
@@ -397,7 +402,7 @@ def _check_holds(model: Model, context: int) -> None:
 
 
 def _check_same_vocabulary(model: Model, base: Model) -> None:
-    """Every token must be spelled the same in both."""
+    """Raise InputError unless every token has the same spelling in both."""
     ours, theirs = (
         _engine(m).gguf.metadata.get("tokenizer.ggml.tokens", []) for m in (model, base)
     )

@@ -1,4 +1,4 @@
-"""What callers are told while they wait."""
+"""How callers learn of the progress of a call."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 __all__ = ["Progress", "silent"]
 
-#: Called with how much is done, and how much there is in all: bytes or tokens, as is said there.
+#: Called with (done, in all): bytes or tokens, as the function that takes it says.
 Progress: TypeAlias = Callable[[int, int], None]
 
 
 def silent(done: int, total: int) -> None:
-    """The `Progress` of who wants to hear nothing."""
+    """The `Progress` that does nothing."""

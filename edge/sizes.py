@@ -10,7 +10,7 @@ __all__ = ["Size", "parse_size", "show"]
 
 
 class Size(int):
-    """Bytes that know how somebody wrote them, so that messages speak of what was typed."""
+    """Bytes, and how a person wrote them, so that messages can show the typed size."""
 
     written: str
 
@@ -24,7 +24,7 @@ class Size(int):
 
 
 def show(n_bytes: int) -> str:
-    """Bytes for people: "1.2 GiB"; of a size that was typed: "2GB (1.86 GiB)"."""
+    """Bytes for people: "1.20 GiB"; for a typed size: "2GB (1.86 GiB)"."""
     shown = f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
     return f"{n_bytes.written} ({shown})" if isinstance(n_bytes, Size) else shown
 
@@ -33,10 +33,10 @@ _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?(?:([KMGT])(I?)B?|B)?", re
 
 
 def parse_size(text: str, what: str = "size") -> Size:
-    """Bytes from "1500000", "512MB", "1.5 GiB" or "2g": KB, MB, GB, TB are powers of 1000; KiB
-    and so on, and a letter alone, powers of 1024.
+    """The bytes of a text such as "1500000", "512MB", "1.5 GiB" or "2g". KB, MB, GB and TB are
+    powers of 1000; KiB, MiB, GiB, TiB and single letters are powers of 1024.
 
-    what: where the text comes from, for the message. Raises InputError.
+    what: the name of the option, for the message. Raises InputError.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:

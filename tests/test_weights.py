@@ -245,6 +245,6 @@ def test_tokenizer_without_a_thread(
     def refuse(thread: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(models._Soon, "start", refuse)
+    monkeypatch.setattr(models._TokenizerThread, "start", refuse)
     with edge.load(tiny_gguf()) as model:
         assert model.tokenizer.n_vocab == 288

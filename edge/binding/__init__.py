@@ -1,8 +1,8 @@
-"""The native library, found and loaded; and ctypes in the place of cffi where that is missing.
+"""Finds and loads the native library, with cffi, or with ctypes where cffi is missing.
 
-    ctypes_ffi.py  what edge uses of cffi, by ctypes
-    library.py     finds the library, and the binding to call it by
+    ctypes_ffi.py  the part of cffi that edge uses, over ctypes
+    library.py     finds the library, and the binding that calls it
 
-Each imports from those above it. A program can say what a bus error does before the library is
-loaded, so that importing this loads nothing; importing `edge.native` does.
+Each imports from those above it. Importing this package loads nothing, so a program can set
+`library.on_bus_error` first; importing `edge.native` loads the library.
 """

@@ -1,8 +1,8 @@
 """The part of cffi's `ffi` that edge uses, over ctypes: for machines that have no cffi.
 
-Callers cannot tell which of the two they use, as long as they keep to what is here. Inside, NULL
-is None, the address of bytes or of a struct that only the library knows is an int, a pointer to a
-struct is the struct itself, and arrays are those of ctypes.
+A caller that uses only this part cannot tell the two apart. Inside, NULL is None; the address of
+bytes, or of a struct that only the library knows, is an int; a pointer to a struct is the struct
+itself; arrays are those of ctypes.
 """
 
 from __future__ import annotations
@@ -26,25 +26,29 @@ _SCALARS = {**_INTEGERS, "uint8_t": ctypes.c_uint8, "float": ctypes.c_float, "ch
 
 
 class FFI:
-    """What `cffi.FFI` is, for the declarations of native/edge.h. TypeError and OverflowError for a
-    value that a type does not hold, ctypes.ArgumentError around them in a call.
+    """Stands in for `cffi.FFI`, for the declarations of native/edge.h.
+
+    A value that its type cannot hold raises TypeError or OverflowError; as an argument of a call,
+    ctypes.ArgumentError around one of these.
     """
 
     NULL = None
-    error = AttributeError  # a function that a library lacks
+    error = AttributeError  # raised for a function that a library lacks
 
     def dlopen(self, path: str) -> Any:
-        """The library: functions and enum values by name. Raises OSError, FFI.error."""
+        """Open a library: its functions and enum values by name. Raises OSError, FFI.error."""
         return _Library(ctypes.CDLL(path))
 
     def new(self, kind: str, init: Any = None) -> Any:
-        """Zeroed memory: "T *" or "T[n]", or "T[]" with init an int; else filled from init."""
+        """Memory of type "T *", "T[n]" or "T[]", with the values of init, else zeros. For "T[]",
+        init may also be the number of elements.
+        """
         kind = kind.replace(" ", "")
         if kind.endswith("*"):
-            made = _type(kind[:-1])
-            if issubclass(made, _Struct):
-                return _filled(made(), init)
-            return (made * 1)()
+            target = _type(kind[:-1])
+            if issubclass(target, _Struct):
+                return _filled(target(), init)
+            return (target * 1)()
         if not kind.endswith("[]"):
             return _type(kind)()
         element = _type(kind[:-2])
@@ -61,7 +65,7 @@ class FFI:
         return array
 
     def from_buffer(self, kind: str, data: Any) -> Any:
-        """The memory of a buffer, which stays alive until this is released or forgotten."""
+        """The memory of a buffer, which stays alive until the result is released or freed."""
         view = np.frombuffer(data, np.uint8)
         if kind == "uint8_t[]":
             return _Bytes(view)
@@ -74,17 +78,17 @@ class FFI:
     def cast(self, kind: str, value: Any) -> Any:
         """An address as another pointer, or as an int ("uintptr_t")."""
         address = _address(value)
-        made = None if kind == "uintptr_t" else _type(kind.replace(" ", ""))
-        if made is None:
+        target = None if kind == "uintptr_t" else _type(kind.replace(" ", ""))
+        if target is None:
             return address
-        return (address or None) if made is ctypes.c_void_p else ctypes.cast(address, made)
+        return (address or None) if target is ctypes.c_void_p else ctypes.cast(address, target)
 
     def string(self, text: bytes) -> bytes:
-        """A C string: ctypes has made bytes of it."""
+        """The bytes of a C string; ctypes has converted it already."""
         return text
 
     def buffer(self, pointer: Any, n_bytes: int | None = None) -> memoryview:
-        """Memory as a writable buffer of bytes; n_bytes: of what is pointed to, its own size."""
+        """The memory at a pointer, as a writable buffer. n_bytes: None: the size of its target."""
         size = ctypes.sizeof(pointer) if n_bytes is None else n_bytes
         memory = (ctypes.c_uint8 * size).from_address(_address(pointer))
         memory.owner = pointer  # type: ignore[attr-defined]
@@ -95,11 +99,11 @@ class FFI:
         ctypes.memmove(_address(target), _address(source), n_bytes)
 
     def gc(self, address: int, destructor: Callable[[Any], None]) -> Any:
-        """The pointer, with its end: destructor(address), by `release` or when it is forgotten."""
+        """A pointer that calls destructor(address) when it is released or freed."""
         return _Owned(address, destructor)
 
     def release(self, owner: Any) -> None:
-        """Give back now what `gc` or `from_buffer` holds."""
+        """Release the result of `gc` or `from_buffer` now."""
         owner.release()
 
     def addressof(self, struct: Any) -> Any:
@@ -120,7 +124,7 @@ class _Library:
             self.__dict__.update(values)
 
     def __getattr__(self, name: str) -> Any:
-        """A function, when it is first asked for: a library of another version may lack some."""
+        """Look up a function at its first use, because another version may lack some."""
         if name not in FUNCTIONS:
             raise AttributeError(f"native/edge.h does not declare {name}")
         function = getattr(self._handle, name)
@@ -132,7 +136,7 @@ class _Library:
 
 
 class _Struct(ctypes.Structure):
-    """A struct, and a pointer to it."""
+    """A struct, which is also the pointer to it."""
 
     __slots__ = ()  # no attributes but the fields
 
@@ -149,9 +153,9 @@ class _Struct(ctypes.Structure):
             _filled(getattr(self, name), value)
             return
         super().__setattr__(name, value)
-        if type(value) is int:  # ctypes cuts one off without a word
-            kept = getattr(self, name)
-            if kept != value and type(kept) is int:
+        if type(value) is int:  # ctypes drops the bits that do not fit, and raises nothing
+            stored = getattr(self, name)
+            if stored != value and type(stored) is int:
                 raise OverflowError(f"{type(self).__name__}.{name} cannot hold {value}")
 
 
@@ -192,20 +196,20 @@ class _Owned:
 
 
 class _Integer:
-    """The type of an integer argument. ctypes would cut off what it cannot hold."""
+    """The type of an integer argument. ctypes would drop the bits that do not fit."""
 
     def __init__(self, kind: Any) -> None:
         self._kind = kind
 
     def from_param(self, value: Any) -> Any:
-        made = self._kind(value)
-        if made.value != value:
+        argument = self._kind(value)
+        if argument.value != value:
             raise OverflowError(f"{value} is out of the range of an argument")
-        return made
+        return argument
 
 
 def _filled(struct: _Struct, init: Any) -> _Struct:
-    """init: a struct of the type, its fields by name or in order, or None."""
+    """The struct, filled from init: a struct of its type, fields by name or in order, or None."""
     if isinstance(init, _Struct):
         ctypes.pointer(struct)[0] = init
     elif init is not None:
@@ -216,7 +220,7 @@ def _filled(struct: _Struct, init: Any) -> _Struct:
 
 
 def _address(value: Any) -> int:
-    """Of an address, a pointer, an array, a struct, or a buffer of Python's."""
+    """The address of a pointer, an array, a struct or a Python buffer; an int is one already."""
     if value is None:
         return 0
     if isinstance(value, int):
@@ -245,7 +249,7 @@ def _type(kind: str) -> Any:
     target = kind[:-1]
     if target == "char":
         return ctypes.c_char_p
-    if target in ("void", "uint8_t") or STRUCTS.get(target) == []:  # [] : the library's own affair
+    if target in ("void", "uint8_t") or STRUCTS.get(target) == []:  # []: only the library knows it
         return ctypes.c_void_p
     return ctypes.POINTER(_type(target))
 

@@ -1,8 +1,8 @@
-"""Finding the native library, and the binding to call it by.
+"""Finds the native library, and the binding that calls it.
 
-The library is plain C in one file that serves every Python. It is looked for at EDGE_LIBRARY, then
-in the package; then where apps must keep it: in iOS a `.fwork` file in the package says where, in
-Android the system finds it by its bare name among the app's libraries.
+The library is plain C in one file that works with every Python. It is looked for at EDGE_LIBRARY,
+then in the package, then where apps must keep it: on iOS a `.fwork` file in the package says where,
+on Android the system finds it by its name among the app's libraries.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from edge.version import __version__
 
 __all__ = ["BINDINGS", "NAMES", "load", "on_bus_error"]
 
-#: What the library is called, by system.
+#: The file names of the library, by system.
 NAMES = ("libedge.so", "libedge.dylib", "edge.dll")
-#: The values of EDGE_BINDING. Without it: cffi, which calls faster, where it is installed.
+#: The values of EDGE_BINDING. The default is cffi, which calls faster, where it is installed.
 BINDINGS = ("cffi", "ctypes")
-#: What a program says on stderr, and ends with code 1, when a mapped file is cut short under it, or
-#: its disk fails: set it before the library is loaded. "": that ends the process as it always does.
+#: The message that a program writes to stderr on a bus error, before it ends with code 1. A bus
+#: error comes of a mapped file that is truncated while it is in use, or of a disk that fails. Set
+#: this before the library is loaded. "": a bus error kills the process, as usual.
 on_bus_error = ""
 
 _FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the package
 _AGAIN = "install the package again"
-#: ELF's e_machine -> what we call it.
+#: ELF's e_machine -> the machine's name in messages.
 _MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 
 def load() -> tuple[Any, Any]:
-    """(ffi, lib): cffi's, or those of `edge.binding.ctypes_ffi`, which are used alike.
+    """(ffi, lib) of cffi or of `edge.binding.ctypes_ffi`; both are used alike.
 
-    Raises NativeError when there is no library, it does not load, it is another's, or it is of
-    another version; InputError for an EDGE_BINDING that is not known or not installed.
+    Raises NativeError when the library is missing, does not load, is not edge's, or is of another
+    version; InputError for an EDGE_BINDING that is not known or not installed.
     """
     ffi = _binding(os.environ.get("EDGE_BINDING", ""))
     path, advice = _find()
@@ -48,7 +49,7 @@ def load() -> tuple[Any, Any]:
 
 
 def _binding(setting: str) -> Any:
-    """The ffi to use. Where nobody asks for one, a cffi that is absent or broken is no harm."""
+    """The ffi to use. Without a setting, ctypes replaces a cffi that is missing or broken."""
     if setting not in ("", *BINDINGS):
         raise InputError(f"EDGE_BINDING={setting}: one of {', '.join(BINDINGS)}")
     try:
@@ -71,7 +72,7 @@ def _binding(setting: str) -> Any:
 
 
 def _find() -> tuple[str, str]:
-    """(what to open, a path or a bare name; what to do if it is not right)."""
+    """(the path or bare name to open, advice for the message if it is not right)."""
     setting = os.environ.get("EDGE_LIBRARY", "")
     if setting:
         path = os.path.abspath(setting)  # a name without a slash would be looked for elsewhere
@@ -79,9 +80,9 @@ def _find() -> tuple[str, str]:
             raise NativeError(f"EDGE_LIBRARY={setting}: there is no such file")
         return _followed(path), "set EDGE_LIBRARY to the right file, or leave it out"
     paths = [os.path.join(_FOLDER, name) for name in (*NAMES, "libedge.fwork")]
-    found = next((path for path in paths if os.path.exists(path)), None)
-    if found:
-        return _followed(found), _AGAIN
+    in_package = next((path for path in paths if os.path.exists(path)), None)
+    if in_package:
+        return _followed(in_package), _AGAIN
     return NAMES[{"darwin": 1, "ios": 1, "win32": 2}.get(sys.platform, 0)], _AGAIN
 
 
@@ -116,12 +117,14 @@ def _open(ffi: Any, path: str, advice: str) -> Any:
 
 
 def _reason(error: Exception, path: str) -> str:
-    """What the system said, without the path and without cffi's second try of a bare name."""
+    """The system's message, without the path and without cffi's second try of a bare name."""
     return str(error).partition(".  Additionally, ")[0].rpartition(f"{path}: ")[2]
 
 
 def _mismatch(path: str) -> str:
-    """For whom a library was built, where the system may say "no such file"; "" when for us."""
+    """The machine that a library was built for, if it is not this one; else "". The system may only
+    say "no such file" then.
+    """
     theirs, ours = _machine(path), _machine("/proc/self/exe")
     return (
         f"it is for {theirs}, this Python for {ours}" if theirs and ours and theirs != ours else ""
@@ -129,7 +132,7 @@ def _mismatch(path: str) -> str:
 
 
 def _machine(path: str) -> str:
-    """The machine that an ELF file is for, "" for another file."""
+    """The machine that an ELF file is for; "": it is no ELF file."""
     try:
         with open(path, "rb") as file:
             header = file.read(20)

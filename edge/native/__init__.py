@@ -1,8 +1,8 @@
-"""The native library: its errors as ours, its instruction sets, its numbers.
+"""The native library: its errors as exceptions, its instruction sets, its constants.
 
     cancel.py  the flag that stops a run
 
-Importing it loads the library, see `edge.binding`.
+Importing this package loads the library, see `edge.binding`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ __all__ = [
 
 ffi, lib = library.load()
 
-#: A struct, a pointer or an array of the native library. Neither cffi nor ctypes has types for
-#: them that a checker of ours could use.
+#: A struct, a pointer or an array of the native library. Neither cffi nor ctypes has types for them
+#: that mypy could check.
 CData: TypeAlias = Any
 
 #: Rows of a panel of weights.
 PANEL_ROWS = int(lib.edge_panel_rows())
 
-#: Bytes that addresses and offsets given to the library are multiples of.
+#: Addresses and offsets that the library takes are multiples of so many bytes.
 ALIGNMENT = int(lib.edge_alignment())
 
 
@@ -62,7 +62,7 @@ def text(c_string: CData) -> str:
 
 
 def check(status: int, error: CData = None) -> None:
-    """Raise what a native status stands for; error: the edge_error that came with it, or NULL."""
+    """Raise the exception of a native status. error: the edge_error that came with it, or NULL."""
     if status == lib.EDGE_OK:
         return
     message = text(error.text) if error else f"native status {status}"
@@ -88,14 +88,16 @@ def isas() -> list[str]:
 
 
 def _compiled() -> list[tuple[str, bool]]:
-    names: list[tuple[str, bool]] = []
-    while (name := lib.edge_isa_name(len(names))) != ffi.NULL:
-        names.append((text(name), bool(lib.edge_isa_usable(len(names)))))
-    return names
+    """(name, whether this CPU can run it) of each instruction set in the library."""
+    compiled: list[tuple[str, bool]] = []
+    while (name := lib.edge_isa_name(len(compiled))) != ffi.NULL:
+        compiled.append((text(name), bool(lib.edge_isa_usable(len(compiled)))))
+    return compiled
 
 
 def isa_index() -> int:
-    """The instruction set to use: the one EDGE_ISA names, else the best that this CPU can run.
+    """The index of the instruction set to use: the one that EDGE_ISA names, else the best that this
+    CPU can run.
 
     Raises UnsupportedError for a name that is not known or that this CPU cannot run.
     """
@@ -113,7 +115,8 @@ def _index_of(setting: str) -> int:
 
 
 def native_bf16(isa: int) -> bool:
-    """Whether EDGE_NATIVE_BF16 asks for the CPU's own bfloat16 dot products, which have other bits.
+    """Whether EDGE_NATIVE_BF16 asks for the CPU's own bfloat16 dot products. Their results have
+    other bits than those of all other machines.
 
     Raises UnsupportedError when this CPU, or the instruction set in use, has none; InputError.
     """
@@ -139,9 +142,9 @@ def new_threads(n_threads: int, cpus: Sequence[int] = ()) -> CData:
     return ffi.gc(threads[0], lib.edge_threads_free)
 
 
-def refused(pool: CData) -> str | None:
+def refused(threads: CData) -> str | None:
     """Why the system did not let threads run on their CPUs alone; None: it did."""
-    number = lib.edge_threads_refused(pool)
+    number = lib.edge_threads_refused(threads)
     return os.strerror(number) if number else None
 
 

@@ -1,4 +1,4 @@
-"""The flag that stops a run, of whatever engine."""
+"""The flag that stops a run, of any engine."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Cancel:
         self._flag = ffi.new("int32_t *")
 
     def set(self) -> None:
-        """Stop the run that has this flag, and those that come."""
+        """Stop the run that has this flag, and all later ones."""
         self._flag[0] = 1
 
     def clear(self) -> None:
-        """Let runs go on again."""
+        """Allow runs again."""
         self._flag[0] = 0
 
     def is_set(self) -> bool:
-        """Whether it is set."""
+        """Whether the flag is set."""
         return bool(self._flag[0])
 
     @property
     def pointer(self) -> Any:
-        """The int32_t that the native library looks at."""
+        """The int32_t that the native library reads."""
         return self._flag

@@ -18,7 +18,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edge.disk import room
 from edge.disk.atomic import only_one, replacing
@@ -26,7 +25,7 @@ from edge.disk.own import is_own
 from edge.disk.room import cache_dir
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.native import lib
+from edge.native import CData, lib
 from edge.progress import Progress
 from edge.weights import packed
 from edge.weights.packed import PackedFile
