@@ -1,8 +1,8 @@
-"""`edge-run`: one file per command, imported when it is asked for.
+"""`edge-run`: one file per command, imported when the command is called.
 
-The one place where errors become a line on stderr and an exit code: 1 for an EdgeError, 2 for
-wrong usage, 130 for Ctrl-C. Modules import click alone at the top; what costs time (numpy, the
-engine, the tokenizer) is imported inside the commands that need it.
+This module alone turns errors into a line on stderr and an exit code: 1 for an EdgeError, 2 for
+wrong usage, 130 for Ctrl-C. At the top, modules import no package but click. Commands import slow
+packages (numpy, the engine, the tokenizer) inside their functions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMMANDS = {
 
 
 class _EdgeRun(click.Group):
-    """The group: lazy commands, and errors as one line."""
+    """The group of commands: it imports them lazily, and shows an error as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -55,7 +55,7 @@ class _EdgeRun(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does; a name that is none is told what it could be."""
+        """Find the command; the error for an unknown name suggests one."""
         name = args[0]
         if name not in COMMANDS and not ctx.resilient_parsing:
             hint = ""
@@ -90,12 +90,12 @@ class _EdgeRun(click.Group):
 
 
 def _prepare() -> None:
-    """What holds for the whole process, set before numpy is imported."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's pool: unused here, costs memory
+    """Set what holds for the whole process, before numpy is imported."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads: unused, cost memory
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", EdgeWarning)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # where a character cannot be shown: ?
+        if isinstance(stream, io.TextIOWrapper):  # ? for what it cannot encode
             stream.reconfigure(errors="replace")
     if os.environ.get("EDGE_TRACE") == "1":
         _show_traces()
@@ -107,7 +107,7 @@ def _prepare() -> None:
 
 
 def _show_traces() -> None:
-    """What the engine logs of its runs goes to stderr, as it is."""
+    """Send the engine's log of its runs to stderr, unchanged."""
     import logging
 
     class ToStderr(logging.Handler):
@@ -119,7 +119,7 @@ def _show_traces() -> None:
 
 
 def complain(error: BaseException) -> None:
-    """One line on stderr for an error, `edge-run: ...`, safe for a terminal."""
+    """Write an error to stderr as one line, `edge-run: ...`, safe for a terminal."""
     if isinstance(error, EdgeError):
         text = str(error)
     elif isinstance(error, MemoryError) or str(error) == "can't start new thread":
@@ -144,7 +144,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """One line for a warning of edge; Python's own way for others."""
+    """Show a warning of edge as one line, and other warnings as Python does."""
     if issubclass(category, EdgeWarning):
         _say(f"warning: {message}")
     else:
@@ -152,13 +152,13 @@ def _show_warning(
 
 
 def _say(text: str) -> None:
-    """A line on stderr, safe for a terminal."""
+    """Write a line to stderr, safe for a terminal."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     click.echo(_fit(f"edge-run: {text}"), err=True)
 
 
 def _fit(line: str) -> str:
-    """The line; as rows of the terminal, if it goes to one."""
+    """The line; where stderr is a terminal, broken into rows of its width."""
     if not sys.stderr.isatty():
         return line
     from edge.cli.terminal import fit
@@ -167,7 +167,7 @@ def _fit(line: str) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The error that led to this one."""
+    """The first error of the chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -1,8 +1,9 @@
-"""From a question to streamed text: what `chat` and `complete` share."""
+"""Streaming an answer to the terminal: the part that `chat` and `complete` share."""
 
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def open_model(path: str | None, **options: Unpack[LoadOptions]) -> Model:
-    """Load a model, the default one where path is None, with a bar on a terminal."""
+    """Load a model, and show a progress bar on a terminal. path: None: the default model."""
     import edge
 
-    gc.disable()  # a vocabulary is a million objects, and none of them garbage
+    gc.disable()  # a vocabulary makes a million objects, and none of them is garbage
     try:
         with Progress("loading") as progress:
             model = edge.load(path, progress=progress, **options)
@@ -41,7 +42,7 @@ def open_model(path: str | None, **options: Unpack[LoadOptions]) -> Model:
 
 
 def explain(model: Model, settings: AnswerSettings) -> None:
-    """On stderr, if that was asked for: what runs the model."""
+    """With --explain, say on stderr what runs the model."""
     if settings.explain:
         from edge.cli.report import explain_lines
 
@@ -51,10 +52,11 @@ def explain(model: Model, settings: AnswerSettings) -> None:
 def stream(
     source: Any, prompt: str | Message, *, show: bool = True, quiet: bool = False, **options: Any
 ) -> Completion:
-    """Stream the answer of a Session or Chat to stdout; return what it was.
+    """Stream the answer of a Session or Chat to stdout, and return the completion.
 
-    options: as for its stream(). Ctrl-C stops the answer (finish_reason "cancelled"), a second
-    one raises KeyboardInterrupt. show: write the text. quiet: do not say how far it is.
+    source: the Session or Chat. options: arguments of its stream(). show: write the text.
+    quiet: show no status. Ctrl-C stops the answer (finish_reason "cancelled"); a second Ctrl-C
+    raises KeyboardInterrupt.
     """
     with (
         Interrupt(source.cancel) as interrupt,
@@ -63,7 +65,7 @@ def stream(
     ):
         writer = Writer()
         pieces = source.stream(prompt, progress=progress, **options)
-        if interrupt.hit:  # before there was anything to cancel
+        if interrupt.hit:  # Ctrl-C came before the stream existed
             pieces.cancel()
         for piece in pieces:
             progress.clear()
@@ -75,8 +77,9 @@ def stream(
 
 
 def report(model: Model, completion: Completion, settings: AnswerSettings) -> None:
-    """On stderr, as was asked for: the figures of an answer, why it ended where that is news, and
-    what was planned.
+    """Write to stderr the figures of an answer, and why it ended if the context is full.
+
+    With --report, also write what was planned. With --quiet, leave the figures out.
     """
     if settings.report:
         from edge.cli.report import lines
@@ -94,26 +97,36 @@ def report(model: Model, completion: Completion, settings: AnswerSettings) -> No
     note(figures(completion.usage, model.engine) + seed)
 
 
+@dataclass(frozen=True)
+class Output:
+    """How `once` writes an answer. as_json: as one JSON object at the end, instead of streamed
+    text. newline: end the text with a newline.
+    """
+
+    as_json: bool
+    newline: bool
+
+
 def once(
     model: Model,
     source: Any,
     prompt: str,
     settings: AnswerSettings,
-    *,
-    as_json: bool,
-    newline: bool,
+    output: Output,
     **options: Any,
 ) -> None:
-    """One answer of a Session or Chat for a program that ends with it: streamed, or as JSON at the
-    end. Ctrl-C leaves with what came. newline: end the text with one. options: as for its stream().
+    """Write the one answer of a command that then ends.
+
+    source: a Session or Chat. options: arguments of its stream(). After Ctrl-C the exit code is
+    130, and the text so far stays.
     """
-    completion = stream(source, prompt, show=not as_json, quiet=settings.quiet, **options)
-    if newline and not as_json:
+    completion = stream(source, prompt, show=not output.as_json, quiet=settings.quiet, **options)
+    if output.newline and not output.as_json:
         click.echo()
     report(model, completion, settings)
     if completion.finish_reason == "cancelled":
         raise click.exceptions.Exit(130)  # as for Ctrl-C anywhere else
-    if as_json:
+    if output.as_json:
         import json
 
         click.echo(json.dumps(as_dict(completion, model.tokenizer), ensure_ascii=False))

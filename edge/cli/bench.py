@@ -1,4 +1,4 @@
-"""`edge-run bench`: speeds of a model beside what the machine can do, and beside peers."""
+"""`edge-run bench`: speeds of a model, compared with the machine's limits and other runtimes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def _numbers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """`128,512` -> (128, 512); a value that is not given is ()."""
+    """`128,512` -> (128, 512); () for an option that is not given."""
     if value is None:
         return ()
     parts = value.split(",")
@@ -40,7 +40,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 
 
 def _names(ctx: click.Context, _: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """`llama.cpp,ik` -> peers."""
+    """`llama.cpp,ik` -> names of peers."""
     from edge.bench.runner import PEERS
 
     names = tuple(dict.fromkeys(value.split(","))) if value else ()
@@ -195,7 +195,10 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
 def _peers(
     names: tuple[str, ...], pythons: dict[str, str], models: dict[str, str]
 ) -> tuple[Peer, ...]:
-    """Raises UsageError for a name without --against, or a path that is not there."""
+    """The peers to measure.
+
+    Raises UsageError for a name that --against does not have, and for a path that does not exist.
+    """
     from edge.bench import Peer
 
     for flag, paths in (("--peer-python", pythons), ("--peer-model", models)):
@@ -208,7 +211,7 @@ def _peers(
 
 
 class _Bars:
-    """A progress bar for each thing that is under way."""
+    """Progress bars: a new one for each task that is reported."""
 
     def __init__(self) -> None:
         self._label = ""

@@ -47,26 +47,26 @@ def cache(is_clear: bool, is_all: bool, as_json: bool) -> None:
 
 
 def _facts(limit: int, fetched: Path) -> dict[str, Any]:
-    """JSON values; sizes in bytes, times in seconds since 1970."""
+    """The content of the cache as JSON values; sizes in bytes, times in seconds since 1970."""
     from edge.onnx.providers import compiled
     from edge.weights import packed_cache
 
     graphs = [
-        {"folder": path.name, "bytes": n_bytes, "used": used}
-        for path, n_bytes, used in compiled.entries()
+        {"folder": entry.path.name, "bytes": entry.n_bytes, "used": entry.used}
+        for entry in compiled.entries()
     ]
     files: list[dict[str, Any]] = [
         {"file": file.path.name, "model": file.model, "bytes": file.n_bytes, "used": file.used}
         for file in packed_cache.files()
     ]
-    is_there = fetched.is_file()
+    has_fetched = fetched.is_file()
     return {
         "folder": str(packed_cache.folder()),
         "files": files,
         "bytes": sum(file["bytes"] for file in files),
         "limit": limit,
         "compiled": graphs,
-        "fetched": {"path": str(fetched), "bytes": fetched.stat().st_size} if is_there else None,
+        "fetched": {"path": str(fetched), "bytes": fetched.stat().st_size} if has_fetched else None,
     }
 
 

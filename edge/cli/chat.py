@@ -9,7 +9,7 @@ import click
 
 from edge.cli import COMMANDS
 from edge.cli.options import AnswerSettings, model_options, open_text, read_prompt, sampling_options
-from edge.cli.single import asked, check, not_empty, single_options
+from edge.cli.single import check, not_empty, single_options, stream_options
 from edge.files.text_file import TextFile, utf8
 
 
@@ -43,29 +43,31 @@ def chat(
     if question is None and flags["as_json"]:
         raise click.UsageError("--json wants a question: --prompt, --file, or standard input.")
     settings = AnswerSettings.take(flags)
-    options = asked(flags, settings)
+    options = stream_options(flags, settings)
     if question is None:
+        from edge.cli.conversation import Conversation
         from edge.cli.keyboard import Keyboard
-        from edge.cli.talk import Talk
 
-        with Keyboard() as keyboard, Talk(model, settings, options) as talk:
-            talk.begin(system, session)
-            talk.run(keyboard)
+        with Keyboard() as keyboard, Conversation(model, settings, options) as conversation:
+            conversation.begin(system, session)
+            conversation.run(keyboard)
         return
-    from edge.cli.answer import explain, once, open_model
-    from edge.cli.talk import begin
+    from edge.cli.answer import Output, explain, once, open_model
+    from edge.cli.conversation import begin
 
     with open_model(model, **settings.loading) as loaded:
         explain(loaded, settings)
         if isinstance(question, TextFile):
             question = not_empty(read_prompt(question, loaded).strip())
         source = begin(loaded, system, session, settings)
-        once(loaded, source, question, settings, as_json=flags["as_json"], newline=True, **options)
+        output = Output(as_json=flags["as_json"], newline=True)
+        once(loaded, source, question, settings, output, **options)
 
 
 def _question(prompt: str | None, file: str | None) -> str | TextFile | None:
-    """The one question; a long one is still to be read. None for a conversation. Raises InputError,
-    UsageError.
+    """The one question, or a TextFile where a long one is not read yet; None for a conversation.
+
+    Raises InputError, UsageError.
     """
     if prompt is not None and file is not None:
         raise click.UsageError("Give the question with one of --prompt TEXT and --file FILE.")

@@ -9,7 +9,7 @@ import click
 
 from edge.cli import COMMANDS
 from edge.cli.options import AnswerSettings, model_options, open_text, read_prompt, sampling_options
-from edge.cli.single import asked, check, not_empty, single_options
+from edge.cli.single import check, not_empty, single_options, stream_options
 from edge.files.text_file import TextFile, utf8
 
 
@@ -33,26 +33,27 @@ def complete(
     newline at its end, if it has one). The continuation is streamed to standard output as it is,
     figures go to standard error.
     """
-    from edge.cli.answer import explain, once, open_model
+    from edge.cli.answer import Output, explain, once, open_model
 
     if model == "-" and source is None:
         model, source = None, "-"
     check(flags)
     text = _text(prompt, file, source)
     settings = AnswerSettings.take(flags)
-    options = asked(flags, settings) | {"special": flags["special"]}
+    options = stream_options(flags, settings) | {"special": flags["special"]}
     with open_model(model, **settings.loading) as loaded:
         explain(loaded, settings)
         if isinstance(text, TextFile):
             text = not_empty(_stripped(read_prompt(text, loaded)))
         session = loaded.session(settings.when_full or "stop")
-        shown = {"as_json": flags["as_json"], "newline": sys.stdout.isatty()}
-        once(loaded, session, text, settings, **shown, **options)
+        output = Output(as_json=flags["as_json"], newline=sys.stdout.isatty())
+        once(loaded, session, text, settings, output, **options)
 
 
 def _text(prompt: str | None, file: str | None, source: str | None) -> str | TextFile:
-    """The text to continue, from exactly one place; a long one is still to be read. Raises
-    InputError, UsageError.
+    """The text to continue, from exactly one source; a TextFile where a long one is not read yet.
+
+    Raises InputError, UsageError.
     """
     n_given = sum(x is not None for x in (prompt, file, source))
     if n_given > 1 or (n_given == 0 and sys.stdin.isatty()):

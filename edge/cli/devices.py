@@ -1,4 +1,4 @@
-"""`edge-run devices`: the execution providers of onnxruntime, and what is here of each."""
+"""`edge-run devices`: the execution providers of onnxruntime, and which of them work here."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def devices(as_json: bool) -> None:
 
 
 def _facts(row: Any) -> dict[str, Any]:
-    found = row.look()
+    availability = row.look()
     return {
         "name": row.name,
-        "here": found.missing is None,
+        "here": availability.missing is None,
         "package": row.package or None,
-        "version": found.version,
-        "sdk": found.sdk,
-        "devices": list(found.devices),
-        "missing": found.missing,
+        "version": availability.version,
+        "sdk": availability.sdk,
+        "devices": list(availability.devices),
+        "missing": availability.missing,
         "dialect": row.dialect,
     }
 

@@ -1,4 +1,4 @@
-"""`edge-run info`: what a model is: a GGUF file from its header, ONNX graphs from what they say."""
+"""`edge-run info`: facts about a model, from a GGUF file's header or from ONNX graphs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge.weights.model_file import ModelFile
     from edge.weights.weights import Weights
 
-#: Our word -> the key in the metadata, after `<architecture>.`.
+#: Name of a fact -> its key in the metadata, after `<architecture>.`.
 _NUMBERS = {
     "context": "context_length",
     "layers": "block_count",
@@ -56,8 +56,10 @@ def info(model: str | None, layout: Layout, as_json: bool) -> None:
 
 
 def describe_graphs(path: str) -> dict[str, Any]:
-    """The facts of a folder of ONNX graphs, or of one, as JSON values; None for what it does not
-    say. Raises ModelFileError, UnsupportedError for one that cannot be run.
+    """The facts of a folder of ONNX graphs, or of one .onnx file, as JSON values.
+
+    A fact that the files do not state is None. Raises ModelFileError, and UnsupportedError for a
+    model that cannot be run.
     """
     from edge.onnx.files.folder import open_folder
 
@@ -101,7 +103,7 @@ def _lines_of_graphs(facts: dict[str, Any]) -> list[str]:
 
 
 def describe(model: ModelFile, layout: Layout = "auto") -> dict[str, Any]:
-    """The facts as JSON values; None for what the file does not say."""
+    """The facts of a GGUF file as JSON values; None for a fact that the file does not state."""
     metadata = model.metadata
     architecture = metadata.get("general.architecture")
     weights, vocabulary, why_not = _parts(model, layout)
@@ -130,15 +132,15 @@ def describe(model: ModelFile, layout: Layout = "auto") -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """A list of equal numbers, one for each layer, as one."""
+    """One number for a list of equal numbers, one for each layer; any other value as it is."""
     if isinstance(value, list) and value and value.count(value[0]) == len(value):
         return value[0]
     return value
 
 
 def _types(model: ModelFile, weights: Weights | None) -> dict[str, dict[str, Any]]:
-    """By tensor type: tensors, parameters, bytes in the file; layouts and bytes in memory of
-    those that are loaded, which are all in most files.
+    """For each tensor type: tensors, parameters, bytes in the file, and the layouts and bytes in
+    memory of the tensors that are loaded. Most files have no others.
     """
     types: dict[str, dict[str, Any]] = {}
     for tensor in model.tensors.values():
@@ -158,7 +160,10 @@ def _types(model: ModelFile, weights: Weights | None) -> dict[str, dict[str, Any
 def _parts(
     model: ModelFile, layout: Layout
 ) -> tuple[Weights | None, Vocabulary | None, str | None]:
-    """What would be loaded, and why this build cannot run the file, if so; nothing is packed."""
+    """Weights, vocabulary, and why this build cannot run the file; each may be None.
+
+    Nothing is packed.
+    """
     from edge.engine.describe import describe
     from edge.loading import NativeOptions
     from edge.tokenizer.vocabulary import Vocabulary
@@ -170,19 +175,19 @@ def _parts(
     except EdgeError as e:
         return weights, vocabulary, str(e)
     if model.n_bytes < model.whole_bytes:
-        there, whole = mebibytes(model.n_bytes), mebibytes(model.whole_bytes)
-        return weights, vocabulary, f"{there} of {whole} are there, fetch the rest"
+        available, whole = mebibytes(model.n_bytes), mebibytes(model.whole_bytes)
+        return weights, vocabulary, f"{available} of {whole} are there, fetch the rest"
     return weights, vocabulary, None
 
 
 def _vocabulary(model: ModelFile) -> int | None:
-    """Tokens, from the embedding's rows: the list of tokens need not be decoded."""
+    """The number of tokens: the embedding has one row for each. This decodes no token list."""
     embedding = model.tensors.get("token_embd.weight")
     return embedding.shape[0] if embedding else None
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
-    """The facts as aligned lines, without what the file does not say."""
+    """The facts as aligned lines, without those that the file does not state."""
 
     def number(word: str) -> str | None:
         value = facts[word]

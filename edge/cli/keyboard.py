@@ -1,4 +1,4 @@
-"""What is typed at a conversation's prompt: editing, history, pastes, and no echo meanwhile."""
+"""The keyboard of a conversation: editing, history and pastes, and no echo during an answer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _MARK_PASTES, _MARK_NO_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 
 
 class Keyboard:
-    """Messages from the terminal. In a `with`: between two calls of `read` nothing that is typed
-    shows up in what is written; it waits for the next prompt.
+    """Messages from the terminal. Use it in a `with`: between two calls of `read` the terminal
+    echoes no keys, and what was typed waits for the next prompt.
 
-    prompt_toolkit (extra `chat`) edits, else `input`, with readline where Python has that. Make it
-    before a model is loaded: the ledger counts what the process has by then.
+    The editor is prompt_toolkit (extra `chat`), else `input`, with readline where Python has it.
+    Make a Keyboard before a model is loaded, because the ledger counts the memory that the process
+    has by then.
     """
 
     def __init__(self) -> None:
@@ -37,10 +38,10 @@ class Keyboard:
             self._editor = _Toolkit(self._history.entries)
         except ImportError:
             self._editor = _Lines(self._history.entries)
-        self._modes: list[Any] | None = None  # the terminal's own
+        self._modes: list[Any] | None = None  # the terminal's own, to restore
 
     def __enter__(self) -> Keyboard:
-        with contextlib.suppress(ImportError):  # no such terminals
+        with contextlib.suppress(ImportError):  # no termios on this system
             import termios
 
             with contextlib.suppress(termios.error):
@@ -54,7 +55,7 @@ class Keyboard:
     def read(self) -> str | None:
         """The next message, without the space around it; None at the end of input.
 
-        Raises KeyboardInterrupt for Ctrl-C at an empty prompt; one that has text is emptied by it.
+        Ctrl-C empties a prompt that has text. At an empty prompt it raises KeyboardInterrupt.
         """
         self._restore()
         try:
@@ -72,7 +73,7 @@ class Keyboard:
         return text
 
     def _hush(self) -> None:
-        """No echo, and keys as they are pressed; Ctrl-C stays a signal."""
+        """Turn off the echo and the terminal's line buffer; Ctrl-C stays a signal."""
         if self._modes is None:
             return
         import termios
@@ -91,17 +92,17 @@ class Keyboard:
     def _mode(modes: list[Any]) -> None:
         import termios
 
-        with contextlib.suppress(termios.error):  # the terminal is gone
+        with contextlib.suppress(termios.error):  # the terminal was closed
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
 
-    def _mark_pastes(self, how: str) -> None:
+    def _mark_pastes(self, sequence: str) -> None:
         if self._editor.knows_pastes and is_terminal(sys.stdout):
-            sys.stdout.write(how)
+            sys.stdout.write(sequence)
             sys.stdout.flush()
 
 
 class Typed(NamedTuple):
-    """A message, or a command and what is behind it. is_open: three quotes want their end yet."""
+    """A message, or a command and its text. is_open: the closing three quotes are still missing."""
 
     command: str | None
     text: str
@@ -109,8 +110,8 @@ class Typed(NamedTuple):
 
 
 def parse(line: str) -> Typed:
-    """What was typed: `/command text`, text, and either with the text in three double quotes, where
-    it may have several lines.
+    """Parse what was typed: `/command text`, or text. The text may stand in three double quotes,
+    and have several lines there.
     """
     match = _COMMAND.match(line)
     command, text = (match[1].lower(), match[2]) if match else (None, line)
@@ -122,7 +123,7 @@ def parse(line: str) -> Typed:
 
 
 class _Editor(Protocol):
-    """knows_pastes: it takes a paste that the terminal marks as one message."""
+    """Reads messages. knows_pastes: it reads a paste that the terminal marks as one message."""
 
     knows_pastes: bool
 
@@ -131,7 +132,9 @@ class _Editor(Protocol):
 
 
 class _Lines:
-    """`input`. GNU readline knows pastes; elsewhere, lines that have come already are one."""
+    """Reads with `input`. GNU readline knows pastes; without it, lines that are waiting already
+    belong to the same message.
+    """
 
     def __init__(self, history: list[str]) -> None:
         self.knows_pastes = False
@@ -140,7 +143,7 @@ class _Lines:
             import readline
 
             self._readline = readline
-            readline.set_auto_history(False)  # a message is an entry, not each of its lines
+            readline.set_auto_history(False)  # an entry is a message, not one of its lines
             for entry in history:
                 readline.add_history(entry)
             if "libedit" not in (readline.__doc__ or "") and is_terminal(sys.stdout):
@@ -166,7 +169,7 @@ class _Lines:
 
 
 def _waits() -> bool:
-    """Whether a terminal has more lines already."""
+    """Whether more lines of the terminal are waiting."""
     import select
 
     try:
@@ -208,7 +211,7 @@ class _Toolkit:
         keys.add("escape", "enter")(new_line)
         keys.add("c-c")(take_back)
         output: Any = create_output()
-        output.enable_cpr = False  # no questions to the terminal, whose answers come as if typed
+        output.enable_cpr = False  # do not ask where the cursor is: the reply comes as if typed
         self._session: Any = PromptSession(
             _PROMPT,
             multiline=True,
@@ -224,16 +227,18 @@ class _Toolkit:
 
 
 class History:
-    """What was typed in this conversation and in earlier ones: a file in the cache folder, for its
-    owner alone. A message is a line of it, its newlines are carriage returns there.
+    """The messages of this conversation and of earlier ones, oldest first.
+
+    They are kept in a file in the cache folder that only its owner can read. A line of the file is
+    a message, with carriage returns for its newlines.
     """
 
-    MOST, LONGEST = 1000, 10_000  # messages; characters of one
+    MOST, LONGEST = 1000, 10_000  # messages; characters of a message
 
     def __init__(self) -> None:
         self.entries: list[str] = []
         self._path: Path | None = None
-        with contextlib.suppress(OSError, UnsupportedError):  # no home for it
+        with contextlib.suppress(OSError, UnsupportedError):  # there is no cache folder
             self._path = cache_dir() / "chat_history"
             text = self._path.read_bytes().decode("utf-8", "replace")
             lines = [line for line in text.split("\n") if line]
@@ -244,7 +249,7 @@ class History:
                     file.write("".join(f"{line}\n" for line in lines[-self.MOST :]).encode())
 
     def add(self, text: str) -> None:
-        """Keep a message, unless it is empty or long; a disk that refuses hurts nobody."""
+        """Keep a message, unless it is empty or too long. Errors of the disk are ignored."""
         if self._path is None or not text or len(text) > self.LONGEST:
             return
         line = text.replace("\r\n", "\n").replace("\n", "\r") + "\n"

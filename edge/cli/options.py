@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from edge.kv.shape import WhenFull
     from edge.model import Model
 
-#: A field's largest value that is no limit, only what its integers can hold.
+#: A field's maximum from here on is only what its integers can hold: help shows no limit.
 _NO_LIMIT = 2**31 - 1
 
-#: Options of commands that `edge.load` takes as they are.
+#: The options that `edge.load` takes unchanged.
 LOADING = ("context", "threads", "layout", "memory", "kv")
 
-#: Those of ONNX models, see `provider_options`.
+#: The options of ONNX models, see `provider_options`.
 PROVIDER = ("ep", "fallback", "soc")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def model_argument(command: Command) -> Command:
-    """MODEL, of all who read one; shells complete it with the names of files."""
+    """MODEL, of commands that read a model; shells complete it with the names of files."""
     return click.argument("model", required=False, shell_complete=_files)(command)
 
 
@@ -43,7 +43,7 @@ def _files(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Any]
 
 
 def layout_option(command: Command) -> Command:
-    """--layout, of all who load a model."""
+    """--layout, of commands that load a model."""
     return click.option(
         "--layout",
         type=click.Choice(LAYOUTS),
@@ -56,7 +56,7 @@ def layout_option(command: Command) -> Command:
 
 
 def memory_option(command: Command) -> Command:
-    """--memory, of all who load a model."""
+    """--memory, of commands that load a model."""
     return click.option(
         "--memory",
         metavar="SIZE",
@@ -80,7 +80,7 @@ def memory_options(command: Command) -> Command:
 
 
 def threads_option(command: Command) -> Command:
-    """--threads, of all who compute."""
+    """--threads, of commands that compute."""
     return click.option(
         "-t",
         "--threads",
@@ -104,7 +104,7 @@ def context_option(command: Command) -> Command:
 
 
 def explained_provider_options(command: Command) -> Command:
-    """Those of `provider_options`, and --explain."""
+    """The options of `provider_options`, and --explain."""
     explain = click.option(
         "--explain",
         is_flag=True,
@@ -114,7 +114,7 @@ def explained_provider_options(command: Command) -> Command:
 
 
 def provider_options(command: Command) -> Command:
-    """--ep, --fallback and --soc, of all who run ONNX models."""
+    """--ep, --fallback and --soc, of commands that run ONNX models."""
     for decorate in (
         click.option(
             "--soc",
@@ -139,7 +139,7 @@ def provider_options(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """MODEL, what loading it and beginning a session take, --max-tokens, --quiet and --report."""
+    """MODEL, the options of loading it and of a session, --max-tokens, --quiet and --report."""
     for decorate in (
         click.option(
             "--report",
@@ -187,7 +187,7 @@ def model_options(command: Command) -> Command:
 def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
     """One flag for each field of SamplingOptions, with the field's own help and range.
 
-    defaults: of those that the command has others for.
+    defaults: replace the defaults of these fields.
     """
 
     def decorate(command: Command) -> Command:
@@ -203,7 +203,7 @@ def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
 class AnswerSettings:
     """The values of `model_options` (but for MODEL) and `sampling_options`."""
 
-    loading: dict[str, Any]  # what `edge.load` wants of them
+    loading: dict[str, Any]  # arguments of `edge.load`
     when_full: WhenFull | None
     max_tokens: int | None
     quiet: bool
@@ -213,12 +213,12 @@ class AnswerSettings:
 
     @classmethod
     def take(cls, flags: dict[str, Any]) -> AnswerSettings:
-        """Take them out of a command's flags; its own stay. Raises InputError."""
+        """Take these values out of a command's flags; its other flags stay. Raises InputError."""
         sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
         loading = {name: flags.pop(name) for name in (*LOADING, *PROVIDER, "prefix_cache")}
         names = ("when_full", "max_tokens", "quiet", "report", "explain")
-        others = {name: flags.pop(name) for name in names}
-        return cls(loading, **others, sampling=SamplingOptions(**sampling))
+        rest = {name: flags.pop(name) for name in names}
+        return cls(loading, **rest, sampling=SamplingOptions(**sampling))
 
 
 def _flag(option: SamplingField) -> Callable[[Command], Command]:
@@ -254,14 +254,14 @@ def _biases(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> 
 
 
 def open_text(path: str | None) -> TextFile:
-    """A text file, None: standard input. Raises InputError."""
+    """A text file; standard input where path is None. Raises InputError."""
     if path is None:
         return TextFile(sys.stdin.buffer, "standard input")
     return TextFile.open(path)
 
 
 def read_prompt(file: TextFile, model: Model) -> str:
-    """The text of a prompt, no more of it than the context can hold. Raises InputError."""
+    """The text of a prompt. Raises ContextError for more than the context can hold, InputError."""
     context = model.engine.config.n_context
     most_bytes = model.tokenizer.most_bytes(context)
     text = file.read(most_bytes)

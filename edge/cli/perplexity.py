@@ -1,4 +1,4 @@
-"""`edge-run perplexity`: how well a model predicts a text, alone or against a base model."""
+"""`edge-run perplexity`: how well a model predicts a text, alone or compared with a base model."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def perplexity(
 def _measure(
     models: list[Model], file: TextFile, options: dict[str, Any]
 ) -> Perplexity | Divergence:
-    """Measure the one model, or compare the first with the second. Ctrl-C: exit code 130."""
+    """Measure the one model, or compare the first with the second. Ctrl-C exits with code 130."""
     from edge import perplexity as library
     from edge.native.cancel import Cancel
 
@@ -112,15 +112,15 @@ def _measure(
 
 
 def _read(file: TextFile, models: list[Model], context: int, chunks: int | None) -> str:
-    """The text, or as much of it as its windows can need. Raises InputError, MemoryBudgetError."""
+    """The text, or as much of it as the windows need. Raises InputError, MemoryBudgetError."""
     from edge import perplexity as library
 
     most = library.most_text(models)
     wanted = None if chunks is None else models[0].tokenizer.most_bytes(chunks * context)
     if wanted is not None and (most is None or wanted <= most):
         text = file.start(wanted)
-    elif (found := file.read(most)) is not None:
-        text = found
+    elif (whole := file.read(most)) is not None:
+        text = whole
     else:
         assert most is not None
         raise MemoryBudgetError(
@@ -159,7 +159,7 @@ def _as_dict(
 
 
 def _lines(measured: Perplexity | Divergence) -> list[str]:
-    """The result for people."""
+    """The result as lines for people."""
     from edge.perplexity import Perplexity
 
     if isinstance(measured, Perplexity):
@@ -177,7 +177,7 @@ def _lines(measured: Perplexity | Divergence) -> list[str]:
 
 
 def _figures(result: dict[str, Any]) -> str:
-    """One line: what was run, tokens/s, peak memory, kernels."""
+    """One line: windows, tokens/s, peak memory, kernels."""
     parts = [
         f"{result['n_windows']} windows of {result['context']} tokens, "
         f"{result['n_scored']:,} scored, {result['tokens_per_second']:.1f}/s"

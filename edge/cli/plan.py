@@ -1,4 +1,4 @@
-"""`edge-run plan`: what a model will take and how fast it will be, from its header alone."""
+"""`edge-run plan`: a model's memory and speed, predicted from its header alone."""
 
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
     path = model if model is not None else str(default_model())
     choice = cores.choose(options["threads"])
     loading = Loading.of(options)
-    held_to: MemoryPlan
+    ledger: MemoryPlan
     if is_onnx(path):
         from edge.onnx.run.engine import DescribedFolder
         from edge.onnx.run.plan import plan as plan_graphs
 
         with DescribedFolder.open(path, loading.for_onnx()) as graphs:
-            held_to, facts = graphs.ledger, plan_graphs(graphs)
+            ledger, facts = graphs.ledger, plan_graphs(graphs)
         facts |= {"threads": asdict(choice), "speed": _NOT_OF_GRAPHS}
     else:
         from edge.engine.engine import DescribedFile
 
         native = loading.for_native(path)
         with DescribedFile.open(path, native, header_only=True) as file:
-            held_to, description = file.ledger, file.description
+            ledger, description = file.ledger, file.description
             facts = {"model": path, **_file(file), **_memory(description)}
             facts |= {"rotary": _rotary(description), "threads": asdict(choice)}
             facts["speed"] = _speed(description, choice.threads)
@@ -82,11 +82,11 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
         click.echo("\n".join([*_lines(facts, options["memory"]), *choice.lines()]))
-    held_to.require()
+    ledger.require()
 
 
 def _file(described: DescribedFile) -> dict[str, Any]:
-    """How much of the file is there."""
+    """How much of the file is on the disk."""
     file = described.file
     return {
         "file_bytes": file.n_bytes,
@@ -96,7 +96,7 @@ def _file(described: DescribedFile) -> dict[str, Any]:
 
 
 def _memory(description: Description) -> dict[str, Any]:
-    """The ledger, and what else there is to choose."""
+    """The ledger, and the other choices of context, keys and values, and layout."""
     from edge.kv.shape import PAGE
 
     ledger, weights = description.ledger, description.weights
@@ -135,7 +135,7 @@ def _memory(description: Description) -> dict[str, Any]:
 
 
 def _rotary(description: Description) -> dict[str, Any] | None:
-    """Which of LongRoPE's two sets of factors the context picks; None: the model has one."""
+    """The set of LongRoPE factors that the context selects; None where the model has only one."""
     config = description.config
     names = {rope.factors for rope in description.graph.ropes}
     chosen = next((n for n in ("short", "long") if f"rope_factors_{n}.weight" in names), None)
@@ -148,7 +148,7 @@ def _rotary(description: Description) -> dict[str, Any] | None:
 
 
 def _speed(description: Description, threads: int) -> dict[str, Any] | str:
-    """Predicted tokens per second by depth; a string: why there is none."""
+    """Predicted tokens per second by depth; a string says why there is no prediction."""
     from edge.engine import predict
 
     try:
@@ -176,11 +176,11 @@ def _speed(description: Description, threads: int) -> dict[str, Any] | str:
 def _lines(facts: dict[str, Any], stated: str | None) -> list[str]:
     """The facts for people. stated: the budget as it was typed."""
     budget = facts["budget_bytes"]
-    there = f"{show(facts['file_bytes'])}"
+    size = f"{show(facts['file_bytes'])}"
     if not facts["complete"]:
-        there += f" of {show(facts['whole_bytes'])}: the header is there, which is enough to plan"
+        size += f" of {show(facts['whole_bytes'])}: the header is there, which is enough to plan"
     sessions = f"{facts['sessions']} sessions of " if facts["sessions"] > 1 else ""
-    lines = [f"{plain(facts['model'])} ({there})", ""]
+    lines = [f"{plain(facts['model'])} ({size})", ""]
     lines += [f"{name.replace('_', ' '):<18}{show(n):>12}" for name, n in facts["parts"].items()]
     lines[2] += f"   {', '.join(f'{n} {layout}' for layout, n in facts['layouts'].items())}"
     lines[2] = lines[2].rstrip()

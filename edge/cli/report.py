@@ -1,4 +1,4 @@
-"""`--report`: what was planned of memory and speed, what it was, and on which cores."""
+"""`--report`: planned and real memory and speed, and the cores that ran."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def lines(engine: Backend, usage: Usage) -> list[str]:
-    """The table of memory, part by part, speed and threads; after an answer."""
+    """The memory part by part, the speed and the threads of an answer."""
     from edge.engine.engine import Engine
     from edge.onnx.run.engine import OnnxEngine
 
@@ -27,7 +27,7 @@ def lines(engine: Backend, usage: Usage) -> list[str]:
 
 
 def explain_lines(engine: Backend) -> list[str]:
-    """What runs the model, and how much of it."""
+    """Which provider runs the model, and how much of it."""
     from edge.onnx.run.engine import OnnxEngine
 
     if isinstance(engine, OnnxEngine):
@@ -36,7 +36,7 @@ def explain_lines(engine: Backend) -> list[str]:
 
 
 def _onnx_memory_lines(engine: OnnxEngine) -> list[str]:
-    """Planned, part by part, and the peak: onnxruntime does not tell what its parts take."""
+    """The plan part by part, and the real peak: onnxruntime reports no parts."""
     plan, peak = engine.ledger, memory.peak()
     lines = [f"{'memory':<16}{'planned':>12}{'real':>12}"]
     lines += [f"{name:<16}{show(size):>12}" for name, size in plan.parts.items()]
@@ -47,13 +47,13 @@ def _onnx_memory_lines(engine: OnnxEngine) -> list[str]:
 
 
 def memory_lines(engine: Engine) -> list[str]:
-    """Planned and real, part by part; "?" where the system does not tell what is real."""
-    ledger, found, peak = engine.ledger, engine.resident(), memory.peak()
+    """Planned and real memory, part by part; "?" where the system does not report the latter."""
+    ledger, resident, peak = engine.ledger, engine.resident(), memory.peak()
     rows: list[tuple[str, int, int | None]] = [
-        (name, ledger.parts[name], found[name]) for name in found
+        (name, ledger.parts[name], resident[name]) for name in resident
     ]
-    known = [real for real in found.values() if real is not None]
-    rest = peak - sum(known) if peak is not None and len(known) == len(found) else None
+    known = [real for real in resident.values() if real is not None]
+    rest = peak - sum(known) if peak is not None and len(known) == len(resident) else None
     rows.append(("everything else", ledger.needed - sum(row[1] for row in rows), rest))
     rows.append(("peak", ledger.needed, peak))
     lines = [f"{'memory':<16}{'planned':>12}{'real':>12}"]
@@ -72,7 +72,7 @@ def _of_budget(plan: MemoryPlan) -> str:
 
 
 def speed_line(engine: Engine, usage: Usage) -> str:
-    """Predicted and real tokens per second of the answer, where there is a prediction."""
+    """Predicted and real tokens per second of an answer, or why there is no prediction."""
     from edge.engine import predict
 
     speed = usage.decode_tokens_per_second
@@ -86,5 +86,5 @@ def speed_line(engine: Engine, usage: Usage) -> str:
     depth = usage.prompt_tokens + usage.completion_tokens // 2
     predicted = predict.tokens_per_second(predict.demand_of(engine), depth, measured)
     off = 100 * (predicted / speed - 1)
-    how = f"{abs(off):.0f} % too {'high' if off > 0 else 'low'}"
-    return f"speed: predicted {predicted:.1f} tokens/s, was {speed:.1f}: {how}"
+    error = f"{abs(off):.0f} % too {'high' if off > 0 else 'low'}"
+    return f"speed: predicted {predicted:.1f} tokens/s, was {speed:.1f}: {error}"

@@ -40,13 +40,13 @@ def single_options(command: Command) -> Command:
 
 
 def check(flags: dict[str, Any]) -> None:
-    """Raises UsageError for options that do not go together."""
+    """Raise UsageError for options that exclude each other."""
     if flags["logprobs"] is not None and not flags["as_json"]:
         raise click.UsageError("--logprobs needs --json.")
 
 
-def asked(flags: dict[str, Any], settings: AnswerSettings) -> dict[str, Any]:
-    """What `stream` is called with."""
+def stream_options(flags: dict[str, Any], settings: AnswerSettings) -> dict[str, Any]:
+    """The options of a session's `stream`."""
     return {
         "stop": flags["stop"],
         "logprobs": flags["logprobs"] or 0,
@@ -56,14 +56,14 @@ def asked(flags: dict[str, Any], settings: AnswerSettings) -> dict[str, Any]:
 
 
 def not_empty(prompt: str) -> str:
-    """The prompt. Raises InputError when there is nothing in it."""
+    """The prompt. Raises InputError when it is empty."""
     if not prompt:
         raise InputError("the prompt is empty")
     return prompt
 
 
 def as_dict(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A completion as JSON values; log-probabilities where there are any."""
+    """A completion as JSON values, with its log-probabilities if it has any."""
     result: dict[str, Any] = {
         "text": completion.text,
         "tokens": list(completion.tokens),

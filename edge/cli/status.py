@@ -1,4 +1,4 @@
-"""How far an answer is, while it streams: on the terminal's last row, or on a line of stderr."""
+"""The progress of an answer, shown on the terminal's last row or on a line of stderr."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Protocol
 
 from edge.cli.terminal import Line, is_terminal, size
 
-_SAVE, _RESTORE = "\x1b7", "\x1b8"  # the cursor: its place, its colours
+_SAVE, _RESTORE = "\x1b7", "\x1b8"  # the cursor's place and colours
 _SCROLL_ALL = "\x1b[r"
-_DOWN, _UP = "\x1bD", "\x1b[A"  # down: scrolls at the end of what scrolls; the column stays
+_DOWN, _UP = "\x1bD", "\x1b[A"  # down scrolls at the last row; both keep the column
 _ERASE_ROW, _ERASE_BELOW = "\x1b[2K", "\x1b[J"
 _DIM, _PLAIN = "\x1b[2m", "\x1b[m"
 
 
 class Status:
-    """Tokens so far, tokens/s of late, depth, and the time left where there is a limit.
+    """Shows the tokens so far, recent tokens/s, depth, and the time left if there is a limit.
 
-    limit: tokens that the answer may have. shown: the answer's text goes to stdout. With the text
-    on the same terminal a row is kept for it, if the answer may be a long one; with the text
-    elsewhere it is a line of stderr; without a terminal, and when quiet, it is nothing. Call it
-    after each piece was written, and leave it, or it keeps the row.
+    limit: tokens that the answer may have. shown: the answer's text goes to stdout. If the text is
+    on the same terminal, the status takes the last row, but only for an answer that may be long.
+    If the text goes elsewhere, the status is a line of stderr. Without a terminal, and when quiet,
+    nothing is shown. Use it in a `with`, which gives the row back, and call it after each piece.
     """
 
     AFTER_SECONDS, EVERY_SECONDS = 0.3, 0.25
-    RECENT = 32  # tokens that the speed is taken over
-    LONG = 256  # a limit that is worth a row
-    CELLS = 10
+    RECENT = 32  # tokens that the speed is measured over
+    LONG = 256  # the least limit for which a row is taken
+    CELLS = 10  # of the bar
 
     def __init__(self, limit: int | None, *, shown: bool, quiet: bool) -> None:
         self._limit = limit
@@ -54,12 +54,14 @@ class Status:
             self._place.clear()
 
     def __call__(self, column: int, token: int | None, n_prompt: int) -> None:
-        """A piece was written. column: cells of stdout since the last newline. n_prompt: tokens
-        before the answer.
+        """Tell that a piece was written.
+
+        column: cells of stdout since the last newline. token: None: the piece has no new token.
+        n_prompt: tokens before the answer.
         """
         if self._place is None:
             return
-        self._place.stands(column)
+        self._place.follow(column)
         if token is None:
             return
         now = time.monotonic()
@@ -75,48 +77,48 @@ class Status:
         """`512 of 2,048 tokens, 41.3/s at depth 1,012, 0:37 left [##........]`."""
         n, limit = self._tokens, self._limit
         speed = (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
-        speed_there = f"{speed:.1f}/s at depth {depth:,}"
+        speed_at_depth = f"{speed:.1f}/s at depth {depth:,}"
         if limit is None:
-            return f"{n:,} tokens, {speed_there}"
+            return f"{n:,} tokens, {speed_at_depth}"
         cells = self.CELLS * n // limit
         bar = "#" * cells + "." * (self.CELLS - cells)
         left = duration((limit - n) / speed)
-        return f"{n:,} of {limit:,} tokens, {speed_there}, {left} left [{bar}]"
+        return f"{n:,} of {limit:,} tokens, {speed_at_depth}, {left} left [{bar}]"
 
 
 class _Place(Protocol):
-    """Where a status stands."""
+    """A place on the terminal that shows a status."""
 
-    def stands(self, column: int) -> None:
-        """The text on stdout ends so many cells after a newline."""
+    def follow(self, column: int) -> None:
+        """Tell where the text on stdout ends. column: cells since the last newline."""
 
     def draw(self, line: str) -> None:
-        """Show this instead of what was shown."""
+        """Replace the line that is shown."""
 
     def clear(self) -> None:
-        """Leave no trace."""
+        """Remove the line."""
 
 
 class Row:
-    """The last row of a terminal, kept out of the scrolling (DECSTBM) of the text above it.
+    """The last row of a terminal, excluded from the scrolling (DECSTBM) of the text above it.
 
-    The size is read at each draw; where it is another one the row is set up anew. While the text
-    ends at the right edge nothing is drawn: a terminal that has the cursor put back there may
-    forget that the next character belongs to the next row, and lose one.
+    The terminal's size is read at each draw; after a change the row is set up again. While the text
+    ends at the right edge, nothing is drawn: a terminal whose cursor is restored there may forget
+    that the next character belongs to the next row, and lose a character.
     """
 
     LEAST_ROWS = 10
 
     def __init__(self) -> None:
-        self._size: tuple[int, int] | None = None  # columns and rows it was set up for
+        self._size: tuple[int, int] | None = None  # columns and rows that the row was set up for
         self._column = 0  # cells since the last newline
 
-    def stands(self, column: int) -> None:
-        """Follow the cursor."""
+    def follow(self, column: int) -> None:
+        """Note where the text ends."""
         self._column = column
 
     def draw(self, line: str) -> None:
-        """Show this; a terminal that became too small gets its row back."""
+        """Replace the line; give the row back where the terminal became too small."""
         columns, rows = size(sys.stdout)
         if rows < self.LEAST_ROWS or columns < self.LEAST_ROWS:
             self.clear()
@@ -133,16 +135,16 @@ class Row:
             return
         columns, rows = size(sys.stdout)
         row = below = ""
-        if not self._at_edge(columns):  # the status is below, wherever a new size has moved it
+        if not self._at_edge(columns):  # the status is below the cursor, whatever the size
             below = _ERASE_BELOW
         elif self._size == (columns, rows):
             row = f"\x1b[{rows}H{_ERASE_ROW}"
         self._size = None
-        with contextlib.suppress(OSError):  # the terminal is gone
+        with contextlib.suppress(OSError):  # the terminal was closed
             self._write(f"{_SAVE}{_SCROLL_ALL}{row}{_RESTORE}{below}")
 
     def _set_up(self) -> str:
-        """Have a row below the cursor, scrolling if need be."""
+        """Make room for a row below the cursor, by scrolling if the cursor is in the last row."""
         below = "" if self._size is None else _ERASE_BELOW
         return f"{_SAVE}{_SCROLL_ALL}{_RESTORE}{below}{_DOWN}{_UP}"
 

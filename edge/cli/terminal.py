@@ -1,4 +1,4 @@
-"""What a terminal gets and a pipe does not: progress, Ctrl-C that stops an answer, figures."""
+"""Output to a terminal: progress bars, wrapped text, figures; and Ctrl-C that stops an answer."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ import click
 from edge.cli.wrap import Wrap, cells
 from edge.device import memory
 
-#: Control characters, which a model could use to take over a terminal; tab and newline stay.
+#: Deletes control characters, with which a model could take over a terminal; keeps tab and newline.
 _CONTROL = {i: None for i in (*range(32), *range(127, 160)) if i not in (9, 10)}
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether it is a terminal that can move its cursor."""
+    """Whether a stream is a terminal that can move its cursor."""
     return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
 
 
 def size(stream: Any) -> tuple[int, int]:
-    """Columns and rows of a terminal; 0 where it does not say."""
+    """Columns and rows of a stream's terminal; 0, 0 where they are unknown."""
     try:
-        found = os.get_terminal_size(stream.fileno())
-    except (OSError, ValueError):  # it is none, or was closed
+        terminal = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):  # no terminal, or closed
         return 0, 0
-    return found.columns, found.lines
+    return terminal.columns, terminal.lines
 
 
 class Line:
-    """A line of stderr that is written over, for a terminal on which nothing else goes on."""
+    """A line of stderr that each draw overwrites; nothing else may write to the terminal."""
 
     def __init__(self) -> None:
         self._width = 0
 
-    def stands(self, column: int) -> None:
-        """What goes to stdout is elsewhere."""
+    def follow(self, column: int) -> None:
+        """Do nothing: stdout is not on this terminal."""
 
     def draw(self, line: str) -> None:
-        """Show this instead of what was shown."""
+        """Replace the line that is shown."""
         line = line[: (size(sys.stderr)[0] or 80) - 1]
         print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
         self._width = len(line)
 
     def clear(self) -> None:
-        """Take it away."""
+        """Remove the line."""
         if self._width:
             self.draw("")
             print("\r", end="", file=sys.stderr, flush=True)
 
 
 class Progress:
-    """A bar on stderr, called with (done, total); only on a terminal, only when it takes time."""
+    """A bar on stderr, called with (done, total). It appears on terminals alone, after a delay."""
 
     AFTER_SECONDS, EVERY_SECONDS, CELLS = 0.3, 0.1, 30
 
@@ -86,15 +86,15 @@ class Progress:
         self._line.draw(f"{self._label} [{bar}] {100 * done // total:3} %")
 
     def clear(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._line.clear()
 
 
 class Interrupt:
-    """While it holds, Ctrl-C calls `cancel`; a second Ctrl-C raises KeyboardInterrupt.
+    """In its `with`, Ctrl-C calls `cancel`; a second Ctrl-C raises KeyboardInterrupt.
 
-    Python runs a signal's handler only when native code returns, which can be seconds away in a
-    long prompt. The wake-up descriptor is written at once, so a thread that reads it can cancel.
+    Python runs a signal's handler only when native code returns, which takes seconds in a long
+    prompt. But it writes to the wake-up descriptor at once, so a thread that reads it can cancel.
     hit: whether Ctrl-C was pressed. Outside the main thread, and where Ctrl-C is ignored already,
     nothing is installed.
     """
@@ -151,8 +151,10 @@ class Interrupt:
 
 
 class Writer:
-    """Text of a model to stdout, as it comes. A terminal is spared its control characters, and has
-    no words broken at its edge; elsewhere the text is as it was. column: see `Wrap`.
+    """Writes a model's text to stdout, piece by piece.
+
+    On a terminal, control characters are left out, and rows end between words. Elsewhere the text
+    is unchanged.
     """
 
     def __init__(self) -> None:
@@ -162,11 +164,11 @@ class Writer:
 
     @property
     def column(self) -> int:
-        """Cells since the last newline, on a terminal."""
+        """Cells of the terminal since the last newline."""
         return self._wrap.column
 
     def write(self, text: str) -> None:
-        """Show a piece, at once."""
+        """Write a piece, and flush it."""
         if self._shows:
             columns = size(sys.stdout)[0] if self._moves else 0
             text = self._wrap.push(text.translate(_CONTROL), columns)
@@ -176,12 +178,12 @@ class Writer:
 
 
 def note(text: str) -> None:
-    """Lines beside the answer, on stderr."""
+    """Write lines to stderr, dimmed."""
     click.secho(fit(text), err=True, dim=True)
 
 
 def fit(text: str) -> str:
-    """Lines for stderr: where that is a terminal, no words are broken at its edge."""
+    """Lines for stderr; where that is a terminal, broken between words at its edge."""
     columns = size(sys.stderr)[0]
     return "\n".join(row for line in text.split("\n") for row in _rows(line, columns - 1))
 
@@ -195,7 +197,7 @@ def _rows(line: str, width: int) -> list[str]:
 
 
 def figures(usage: Any, engine: Any) -> str:
-    """One line: tokens, tokens/s, peak memory, kernels. usage: of one answer."""
+    """One line of an answer: tokens, tokens/s, peak memory, kernels, threads."""
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     parts = [
         f"prompt {usage.prompt_tokens} tokens{cached}{_speed(usage.prompt_tokens_per_second)}",
@@ -210,7 +212,7 @@ def figures(usage: Any, engine: Any) -> str:
 
 
 def _why_slow(isa: str) -> str:
-    """For a CPU that is older than all fast kernels: the only ones that it has."""
+    """A note for a CPU that has only the slowest kernels; else ""."""
     from edge import native
 
     return " (there are no faster ones for this CPU)" if native.isas() == [isa] else ""
@@ -221,11 +223,11 @@ def _speed(tokens_per_second: float) -> str:
 
 
 def mebibytes(n_bytes: int) -> str:
-    """A size for people."""
+    """A size as people read it."""
     return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:,.1f} KiB"
 
 
 def plain(value: object) -> str:
-    """Text out of a file, safe for a terminal and on one line."""
+    """A value from a file as text on one line, safe for a terminal."""
     text = " ".join(str(value if value is not None else "").split())
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,4 +1,4 @@
-"""Text on a terminal: how wide it is, and a stream of it that breaks no words at the edge."""
+"""Text on a terminal: its width in cells, and word wrap of streamed text."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import unicodedata
 
 
 class Wrap:
-    """Where a streamed text stands, and what to write so that rows end between words.
+    """Wraps a streamed text, so that rows end between words.
 
-    A word is written as it comes; one that reaches the edge is taken back, and written again in the
-    next row. Rows keep the last cell free, so that the cursor never waits behind it. A word that is
-    longer than a row is left to the terminal, and wide characters may end a row anywhere.
+    A word is written piece by piece. When it reaches the edge, it is erased and written again in
+    the next row. The last cell of a row stays empty, so that the cursor never waits behind it. The
+    terminal breaks a word that is longer than a row. A row may end behind any wide character.
     column: cells since the last newline.
     """
 
     def __init__(self) -> None:
         self.column = 0
         self._columns = 0
-        self._word = ""  # what the row has of a word, to be taken back
-        self._full = False  # a space found no room: what follows begins a row
+        self._word = ""  # the part of a word that ends the row, to be erased
+        self._full = False  # a space had no room: the next character begins a row
 
     def push(self, text: str, columns: int) -> str:
-        """What to write for the next piece. columns: the terminal's now; 0: the text as it is."""
-        if columns != self._columns:  # what is there was moved by the terminal: leave it
+        """What to write for the next piece.
+
+        columns: of the terminal at this moment; 0: do not wrap.
+        """
+        if columns != self._columns:  # the terminal has moved the word: leave it
             self._columns, self._word = columns, ""
         if columns == 0:
             _, newline, rest = text.rpartition("\n")
@@ -49,8 +52,8 @@ class Wrap:
         size = cells(self._word)
         if self._full or (not fits and size < here):
             word = self._word
-            taken_back = f"\x1b[{size}D\x1b[K" if size else ""
-            before = taken_back + self._break("\n") + word
+            erase = f"\x1b[{size}D\x1b[K" if size else ""
+            before = erase + self._break("\n") + word
             self._word, self.column = word, size
         self.column += width
         self._word = "" if width == 2 else self._word + c
@@ -62,7 +65,7 @@ class Wrap:
 
 
 def cells(text: str, start: int = 0) -> int:
-    """The column after a text of one line that begins in column `start`."""
+    """The column behind a text of one line that begins in column `start`."""
     if text.isascii() and text.isprintable():
         return start + len(text)
     for c in text:

@@ -1,12 +1,13 @@
-"""Compiled graphs: an NPU's compiler takes seconds to minutes, so what it made is kept.
+"""Compiled graphs, kept on the disk, because an NPU's compiler takes seconds to minutes.
 
     <model's folder>/compiled/<soc>/        made ahead of time, see ahead.py
     <cache>/compiled/<folder's name>-<16 digits>/
 
-Each holds a graph of one EPContext node for each of the model's graphs, the compiled binaries, and
-manifest.json: what they were made from, and a SHA-256 of every file. A binary that is not what the
-manifest says never reaches the provider, which checks little and may crash. An entry is whole or
-not there: it is made under another name. Whatever the disk refuses, a run goes on without it.
+An entry is one such folder. For each of the model's graphs it holds a graph of one EPContext node.
+It also holds the compiled binaries, and manifest.json, which says what they were made from and the
+SHA-256 of every file. A binary that differs from the manifest never reaches the provider, which
+checks little and may crash. An entry is written under another name and then renamed, so it is
+always complete. If the disk refuses to keep an entry, the run goes on without it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge.device import cores
 from edge.disk import atomic, room
@@ -33,10 +34,13 @@ from edge.onnx.providers.partition import Partition
 from edge.onnx.providers.providers import PROVIDERS, Target
 
 if TYPE_CHECKING:
-    from edge.onnx.providers.sessions import Opened
+    from edge.onnx.providers.sessions import OpenedGraph
 
 __all__ = [
     "AHEAD",
+    "Cached",
+    "Checksum",
+    "CompiledGraph",
     "Entry",
     "clear",
     "compile_into",
@@ -46,14 +50,14 @@ __all__ = [
     "open_sessions",
 ]
 
-#: Below a model's folder: what was compiled ahead of time, a folder for each SoC.
+#: The subfolder of a model's folder with graphs compiled ahead of time, a folder for each SoC.
 AHEAD = "compiled"
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _SCRATCH = ".compile-"
 _BLOCK = 1 << 20
-_FACTS = {  # what a compiled graph depends on, and how a message calls it
+_FACTS = {  # a fact that a compiled graph depends on -> the words of a message for another one
     "model": "another model",
     "shapes": "graphs of other shapes",
     "provider": "another provider",
@@ -63,34 +67,57 @@ _FACTS = {  # what a compiled graph depends on, and how a message calls it
 }
 
 
+class Checksum(NamedTuple):
+    """The size of a file in bytes, and its SHA-256 in hexadecimal."""
+
+    n_bytes: int
+    digest: str
+
+
+class CompiledGraph(NamedTuple):
+    """The file of a compiled graph, and the partition that it was compiled with."""
+
+    file: Path
+    partition: Partition
+
+
+class Cached(NamedTuple):
+    """A folder in the cache. used: seconds since 1970."""
+
+    path: Path
+    n_bytes: int
+    used: float
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A folder of compiled graphs. made_from: see `identity`; is_shared: the graphs are in one
-    binary; files: name -> bytes, SHA-256; graphs: name -> its file, and how it was partitioned.
+    """A folder of compiled graphs.
+
+    made_from: see `identity`. is_shared: all graphs are in one binary. files and graphs: by name.
     """
 
     path: Path
     made_from: dict[str, Any]
     is_shared: bool
-    files: dict[str, tuple[int, str]]
-    graphs: dict[str, tuple[Path, Partition]]
+    files: dict[str, Checksum]
+    graphs: dict[str, CompiledGraph]
 
     @classmethod
     def read(cls, path: Path) -> Entry:
-        """Of its manifest alone. Raises ModelFileError for one that is missing or damaged."""
+        """Read the manifest of an entry. Raises ModelFileError if it is missing or damaged."""
         manifest = JsonFile.read(path / _MANIFEST)
         if manifest.whole("format") != _FORMAT:
             raise manifest.error("format", f"is of another version of edge: {_advice(path)}")
         try:
             files = {
-                _plain(name): (int(n_bytes), str(digest))
+                _plain(name): Checksum(int(n_bytes), str(digest))
                 for name, (n_bytes, digest) in manifest.inside("files").values.items()
             }
             graphs = {
-                name: (path / _plain(facts["file"]), Partition.from_json(facts))
+                name: CompiledGraph(path / _plain(facts["file"]), Partition.from_json(facts))
                 for name, facts in manifest.inside("graphs").values.items()
             }
-            if not {file.name for file, _ in graphs.values()} <= files.keys():
+            if not {graph.file.name for graph in graphs.values()} <= files.keys():
                 raise ValueError("a graph without a checksum")
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             raise ModelFileError(f"is damaged: {e}: {_advice(path)}", path=manifest.path) from e
@@ -99,38 +126,38 @@ class Entry:
 
     @property
     def n_bytes(self) -> int:
-        """Of all files."""
-        return sum(n_bytes for n_bytes, _ in self.files.values())
+        """Bytes of all files."""
+        return sum(file.n_bytes for file in self.files.values())
 
-    def require(self, want: Mapping[str, Any]) -> None:
-        """Raise UnsupportedError unless it was made from just that."""
+    def require(self, wanted: Mapping[str, Any]) -> None:
+        """Raise UnsupportedError unless the entry was made from `wanted`, see `identity`."""
         for fact, other in _FACTS.items():
-            have = self.made_from.get(fact)
-            if have != want[fact]:
+            value = self.made_from.get(fact)
+            if value != wanted[fact]:
                 is_short = fact not in ("model", "shapes")
-                which = f" ({have}, here is {want[fact]})" if is_short else ""
+                values = f" ({value}, here is {wanted[fact]})" if is_short else ""
                 raise UnsupportedError(
-                    f"{self.path} was compiled for {other}{which}: {_advice(self.path)}",
-                    what=f"{fact} {have}",
+                    f"{self.path} was compiled for {other}{values}: {_advice(self.path)}",
+                    what=f"{fact} {value}",
                 )
 
     def verify(self) -> None:
-        """Raise ModelFileError unless every file is as it was written."""
+        """Raise ModelFileError unless every file has the size and SHA-256 of the manifest."""
         for name, (n_bytes, digest) in self.files.items():
             file = self.path / name
             try:
-                right = file.stat().st_size == n_bytes and _sha256(file) == digest
+                is_whole = file.stat().st_size == n_bytes and _sha256(file) == digest
             except OSError as e:
                 raise ModelFileError(
                     f"cannot be read: {e.strerror or e}: {_advice(self.path)}", path=file
                 ) from e
-            if not right:
+            if not is_whole:
                 raise ModelFileError(
                     f"was changed since it was compiled: {_advice(self.path)}", path=file
                 )
 
-    def open(self, target: Target) -> dict[str, Opened]:
-        """Its graphs, ready to run. Raises ModelFileError, UnsupportedError."""
+    def open(self, target: Target) -> dict[str, OpenedGraph]:
+        """Sessions of the graphs. Raises ModelFileError, UnsupportedError."""
         opened = {}
         for i, (name, (file, partition)) in enumerate(self.graphs.items()):
             config = _shared(i, len(self.graphs)) if self.is_shared else {}
@@ -141,8 +168,11 @@ class Entry:
 
 
 def identity(graphs: Mapping[str, OnnxFile], target: Target, key: bytes) -> dict[str, Any]:
-    """What compiled graphs depend on: model, shapes, provider, versions, SoC; as JSON has it."""
-    found = target.provider.look()
+    """The facts that compiled graphs depend on, as JSON values.
+
+    key: the fingerprint of the model.
+    """
+    availability = target.provider.look()
     shapes = {
         name: [list(value.dims or ()) for value in graph.inputs.values()]
         for name, graph in graphs.items()
@@ -151,52 +181,56 @@ def identity(graphs: Mapping[str, OnnxFile], target: Target, key: bytes) -> dict
         "model": key.hex(),
         "shapes": shapes,
         "provider": target.provider.name,
-        "package": found.version,
-        "sdk": found.sdk,
+        "package": availability.version,
+        "sdk": availability.sdk,
         "soc": target.soc or f"that of {cores.cpu_name()}",
     }
 
 
 def open_sessions(
     graphs: Mapping[str, OnnxFile], target: Target, key: bytes | None = None
-) -> dict[str, Opened]:
-    """Sessions of the graphs of one model, by their names; `embedding` runs on the CPU always.
+) -> dict[str, OpenedGraph]:
+    """Sessions of the graphs of one model, by name. The graph `embedding` always runs on the CPU.
 
-    Where the provider compiles: out of what was compiled ahead of time for this SoC, or the cache,
-    or now. key: what tells the model from others; None: compiled graphs are not kept.
-    Raises what `sessions.open_graph` does, ModelFileError for a compiled graph that was changed,
-    UnsupportedError for one that was made from something else.
+    If the provider compiles, the compiled graphs come from the model's folder, where they were
+    compiled ahead of time for this SoC, or from the cache, or are compiled now.
+    key: the fingerprint of the model; None: compiled graphs are not kept.
+    Raises what `sessions.open_graph` raises, ModelFileError for a compiled graph that was changed,
+    UnsupportedError for one that was made from other facts.
     """
     cpu = Target(PROVIDERS["cpu"], "CPU", target.threads)
     opened = {n: sessions.open_graph(g, cpu) for n, g in graphs.items() if n == sessions.ON_CPU}
-    others = {n: graph for n, graph in graphs.items() if n != sessions.ON_CPU}
-    if target.provider.compiles and key is not None and others:
-        return opened | _find_or_make(others, target, key)
-    return opened | _compile(others, target)
+    rest = {n: graph for n, graph in graphs.items() if n != sessions.ON_CPU}
+    if target.provider.compiles and key is not None and rest:
+        return opened | _find_or_make(rest, target, key)
+    return opened | _compile(rest, target)
 
 
-def _find_or_make(graphs: Mapping[str, OnnxFile], target: Target, key: bytes) -> dict[str, Opened]:
-    want = identity(graphs, target, key)
+def _find_or_make(
+    graphs: Mapping[str, OnnxFile], target: Target, key: bytes
+) -> dict[str, OpenedGraph]:
+    wanted = identity(graphs, target, key)
     home = next(iter(graphs.values())).path.parent
     if target.soc and (home / AHEAD / target.soc).is_dir():
-        entry = _checked(home / AHEAD / target.soc, want)
-        if not (entry.is_shared and providers.is_simulated()):  # which crashes on two in one
+        entry = _checked(home / AHEAD / target.soc, wanted)
+        if not (entry.is_shared and providers.is_simulated()):  # the simulator crashes on these
             return entry.open(target)
-    path = _place(home.resolve().name, want)
+    path = _place(home.resolve().name, wanted)
     if path is not None:
         if path.is_dir():
-            return _use(path, want, target)
+            return _use(path, wanted, target)
         if not target.fallback:
-            return _make(path, graphs, target, want)
+            return _make(path, graphs, target, wanted)
     return _compile(graphs, target)
 
 
 def compile_into(
-    path: Path, graphs: Mapping[str, OnnxFile], target: Target, want: dict[str, Any], share: bool
-) -> dict[str, Opened]:
-    """Compile graphs into the folder `path`, which must not be there; share: into one binary.
+    path: Path, graphs: Mapping[str, OnnxFile], target: Target, wanted: dict[str, Any], share: bool
+) -> dict[str, OpenedGraph]:
+    """Compile graphs into the new folder `path`, and return their sessions.
 
-    Returns their sessions. Raises OSError, ModelFileError, UnsupportedError.
+    wanted: see `identity`. share: into one binary. Raises OSError, ModelFileError,
+    UnsupportedError.
     """
     scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
     try:
@@ -212,7 +246,7 @@ def compile_into(
 
         opened = _compile(graphs, target, config)
         partitions = {name: one.partition for name, one in opened.items()}
-        _seal(scratch, want, partitions, share)
+        _seal(scratch, wanted, partitions, share)
         scratch.rename(path)
         atomic.sync_folder(path.parent)
     finally:
@@ -225,7 +259,7 @@ def _compile(
     graphs: Mapping[str, OnnxFile],
     target: Target,
     config: Callable[[int, str], dict[str, str]] = lambda i, name: {},
-) -> dict[str, Opened]:
+) -> dict[str, OpenedGraph]:
     return {
         name: sessions.open_graph(graph, target, config(i, name))
         for i, (name, graph) in enumerate(graphs.items())
@@ -233,24 +267,24 @@ def _compile(
 
 
 def _shared(i: int, n: int) -> dict[str, str]:
-    """Configuration of the i-th of n sessions whose graphs are in one binary."""
+    """The configuration of session i of n sessions whose graphs are in one binary."""
     last = {"ep.stop_share_ep_contexts": "1"} if i == n - 1 else {}
     return {"ep.share_ep_contexts": "1", **last}
 
 
 def _seal(
-    scratch: Path, want: dict[str, Any], partitions: Mapping[str, Partition], share: bool
+    scratch: Path, wanted: dict[str, Any], partitions: Mapping[str, Partition], share: bool
 ) -> None:
-    """Write the manifest, and everything to the disk. Raises OSError."""
+    """Write the manifest, and flush all files to the disk. Raises OSError."""
     files = {}
     for file in sorted(scratch.iterdir()):
-        files[file.name] = (file.stat().st_size, _sha256(file))
+        files[file.name] = Checksum(file.stat().st_size, _sha256(file))
         with open(file, "r+b") as written:
             os.fsync(written.fileno())
     graphs = {name: {"file": f"{name}.onnx", **p.to_json()} for name, p in partitions.items()}
     manifest = {
         "format": _FORMAT,
-        "made_from": want,
+        "made_from": wanted,
         "shared": share,
         "files": files,
         "graphs": graphs,
@@ -269,22 +303,22 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _checked(path: Path, want: Mapping[str, Any]) -> Entry:
+def _checked(path: Path, wanted: Mapping[str, Any]) -> Entry:
     entry = Entry.read(path)
-    entry.require(want)
+    entry.require(wanted)
     entry.verify()
     return entry
 
 
 def _plain(name: str) -> str:
-    """A file's name that leads nowhere else. Raises ValueError."""
+    """The name of a file in the same folder. Raises ValueError for any other path."""
     if not name or name != os.path.basename(name) or "\\" in name or name in (".", ".."):
         raise ValueError("a file that is not beside it")
     return name
 
 
 def _advice(path: Path) -> str:
-    """What to do about an entry that cannot be used."""
+    """The advice of a message about an entry that cannot be used."""
     if path.parent == folder():
         return "remove it with `edge-run cache --clear`"
     return "export the model anew with --soc, or remove the folder"
@@ -294,21 +328,24 @@ def _advice(path: Path) -> str:
 
 
 def folder() -> Path:
-    """Where the cached ones are; not created here. Raises UnsupportedError, as `cache_dir`."""
+    """The folder of the cached entries, which may not exist.
+
+    Raises UnsupportedError, as `cache_dir` does.
+    """
     return room.cache_dir() / "compiled"
 
 
-def entries() -> list[tuple[Path, int, float]]:
-    """The cached ones: path, bytes, when it was used last (seconds since 1970), that one first."""
-    found = []
+def entries() -> list[Cached]:
+    """The cached entries, the last used one first."""
+    cached = []
     for path in _paths():
         with contextlib.suppress(OSError):
-            found.append((path, _size(path), path.stat().st_mtime))
-    return sorted(found, key=lambda entry: -entry[2])
+            cached.append(Cached(path, _size(path), path.stat().st_mtime))
+    return sorted(cached, key=lambda entry: -entry.used)
 
 
 def clear() -> int:
-    """Remove all that is cached. Returns bytes. Raises OSError."""
+    """Remove all cached entries. Returns the bytes that were removed. Raises OSError."""
     if not folder().is_dir():
         return 0
     with atomic.only_one(folder() / ".lock") as is_only:
@@ -317,46 +354,46 @@ def clear() -> int:
 
 
 def limit() -> int:
-    """Bytes that they may take. Raises InputError for a bad EDGE_CACHE_SIZE, OSError."""
+    """Bytes that cached entries may take. Raises InputError for a bad EDGE_CACHE_SIZE, OSError."""
     return room.limit(folder(), sum(map(_size, _paths())))
 
 
-def _place(name: str, want: Mapping[str, Any]) -> Path | None:
-    """Where the cache has what is wanted, or would have it; None: the cache is off."""
+def _place(name: str, wanted: Mapping[str, Any]) -> Path | None:
+    """The path of an entry in the cache, whether it exists or not; None: the cache is off."""
     try:
         if limit() == 0 or not room.can_keep(folder()):
             return None
-        digest = hashlib.sha256(json.dumps(want, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
         return folder() / f"{name[:100]}-{digest[:16]}"
-    except (OSError, UnsupportedError):  # unsupported: there is no home folder
+    except (OSError, UnsupportedError):  # UnsupportedError: there is no home folder
         return None
 
 
-def _use(path: Path, want: Mapping[str, Any], target: Target) -> dict[str, Opened]:
-    entry = _checked(path, want)
+def _use(path: Path, wanted: Mapping[str, Any], target: Target) -> dict[str, OpenedGraph]:
+    entry = _checked(path, wanted)
     with contextlib.suppress(OSError):
-        os.utime(path)  # it was used: the others go first
+        os.utime(path)  # the entries used longest ago are removed first
     return entry.open(target)
 
 
 def _make(
-    path: Path, graphs: Mapping[str, OnnxFile], target: Target, want: dict[str, Any]
-) -> dict[str, Opened]:
-    """Compile and keep it, unless another process does so right now: then use what that made."""
+    path: Path, graphs: Mapping[str, OnnxFile], target: Target, wanted: dict[str, Any]
+) -> dict[str, OpenedGraph]:
+    """Compile graphs and keep them. If another process has just done so, use its entry."""
     with contextlib.ExitStack() as lock:
         try:
             is_only = lock.enter_context(atomic.only_one(path.parent / ".lock"))
             if path.is_dir():
-                return _use(path, want, target)
+                return _use(path, wanted, target)
             room.sweep(folder(), _SCRATCH, is_only, _delete)
             n_bytes = sum(graph.weight_bytes for graph in graphs.values())
-            held = [(old, size) for old, size, _ in reversed(entries())]
+            oldest_first = [(old.path, old.n_bytes) for old in reversed(entries())]
             is_free = n_bytes <= shutil.disk_usage(folder()).free
-            if is_free and room.make_room(n_bytes, limit(), held, _remove):
-                return compile_into(path, graphs, target, want, share=False)
+            if is_free and room.make_room(n_bytes, limit(), oldest_first, _remove):
+                return compile_into(path, graphs, target, wanted, share=False)
         except OSError:
             pass
-        except EdgeError:  # of the model, or of a disk that is full: what follows tells
+        except EdgeError:  # of the model, or of a full disk: compiling again will tell
             if path.is_dir():
                 raise
     return _compile(graphs, target)
@@ -371,7 +408,7 @@ def _delete(path: Path) -> None:
 
 
 def _remove(path: Path) -> int:
-    """Bytes that went. Under another name first: nobody may find half of it."""
+    """Remove an entry, and return its bytes. Renaming it first lets nobody find half of it."""
     n_bytes = _size(path)
     scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):

@@ -30,38 +30,42 @@ _SAVE_EVERY = 32  # tokens
 
 
 def begin(model: Model, system: str | None, file: str | None, settings: AnswerSettings) -> Chat:
-    """A new conversation, or the one in the file. Raises InputError where its options differ."""
+    """A new conversation, or the one in the file.
+
+    Raises InputError where the options differ from those in the file.
+    """
     when_full = settings.when_full
     if file is None or not os.path.lexists(file):
         chat = model.chat(system=system, when_full=when_full or "stop")
         if file is not None:
             chat.autosave(file, _SAVE_EVERY)
         return chat
-    found = _resume(file, model, autosave=_SAVE_EVERY)
-    if system is not None and system != found.system:
-        told = "none" if found.system is None else brief(found.system)
+    chat = _resume(file, model, autosave=_SAVE_EVERY)
+    if system is not None and system != chat.system:
+        its_message = "none" if chat.system is None else brief(chat.system)
         raise InputError(
-            f"{file} has another system message, {told}: leave --system out, or name another file"
+            f"{file} has another system message, {its_message}: leave --system out, or name "
+            "another file"
         )
-    if when_full is not None and when_full != found.session.when_full:
+    if when_full is not None and when_full != chat.session.when_full:
         raise InputError(
-            f"{file} was begun with --when-full {found.session.when_full}: leave that out, or name "
+            f"{file} was begun with --when-full {chat.session.when_full}: leave that out, or name "
             "another file"
         )
     if not settings.quiet:
-        note(f"resumed: {len(found.session.tokens):,} tokens")
-    return found
+        note(f"resumed: {len(chat.session.tokens):,} tokens")
+    return chat
 
 
 def _resume(file: str, model: Model, *, autosave: int | None = None) -> Chat:
-    """The conversation in a file. Raises InputError for one that holds a text."""
+    """The conversation in a session file. Raises InputError for a file that holds a text."""
     import edge
 
-    found = edge.resume(file, model, autosave=autosave)
-    if not isinstance(found, edge.Chat):
-        found.close()
+    resumed = edge.resume(file, model, autosave=autosave)
+    if not isinstance(resumed, edge.Chat):
+        resumed.close()
         raise InputError(f"{file} holds a text, not a conversation: resume it from Python")
-    return found
+    return resumed
 
 
 def banner(model: Model) -> str:
@@ -82,53 +86,55 @@ def _short(n: int) -> str:
     return f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.0f}M" if n >= 1e6 else f"{n / 1e3:.0f}K"
 
 
-class Talk:
-    """The conversation: what it runs on, and what its commands change. Close it, or use a `with`.
+class Conversation:
+    """A conversation, with the model that it runs on and the settings that its commands change.
 
-    path: of the model, None: the default one. options: what `stream` is called with. file: where
-    the conversation saves itself, if it does.
+    Use it in a `with`. path: of the model, None: the default model. options: arguments of
+    `stream`. file: the session file that the conversation saves itself to, None: it does not.
     """
 
     def __init__(self, path: str | None, settings: AnswerSettings, options: dict[str, Any]) -> None:
         self.settings, self.options = settings, options
         self.file: str | None = None
-        self._failed: str | Message | None = None  # the last question, where no answer came
-        self._over = False
-        self._kept: _Kept | None = None  # the conversation, while it has no model
+        self._unanswered: str | Message | None = None  # the last question, if it has no answer
+        self._ended = False
+        self._snapshot: _Snapshot | None = None  # the conversation, while it has no model
         self._chat: Chat | None = None
         self._model: Model | None = open_model(path, **settings.loading)
 
-    def __enter__(self) -> Talk:
+    def __enter__(self) -> Conversation:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close()
 
     def begin(self, system: str | None, file: str | None) -> None:
-        """Begin, or resume what is in the file."""
+        """Begin a new conversation, or resume the one in the file."""
         explain(self.model, self.settings)
         self._chat, self.file = begin(self.model, system, file, self.settings), file
 
     @property
     def model(self) -> Model:
-        """What answers. Raises InputError where /model failed, and the one before it, too."""
+        """The model that answers. Raises InputError where /model could load neither the new model
+        nor the old one.
+        """
         if self._model is None:
             raise InputError("there is no model any more: /model PATH loads one")
         return self._model
 
     @property
     def chat(self) -> Chat:
-        """The conversation, on the model. Raises InputError as `model` does."""
+        """The chat with the model. Raises InputError as `model` does."""
         if self._chat is None:
             raise InputError("there is no model any more: /model PATH loads one")
         return self._chat
 
     def run(self, keyboard: Keyboard) -> None:
-        """Until /quit, the end of input, or Ctrl-C at an empty prompt."""
+        """Answer until /quit, the end of input, or Ctrl-C at an empty prompt."""
         if not self.settings.quiet:
             note(banner(self.model))
             note("/help lists what can be typed, Ctrl-D leaves")
-        while not self._over and (line := keyboard.read()) is not None:
+        while not self._ended and (line := keyboard.read()) is not None:
             try:
                 command, text, _ = parse(line)
                 if command is not None:
@@ -141,33 +147,33 @@ class Talk:
                 complain(e)
 
     def _command(self, name: str, text: str) -> None:
-        """Do it. Raises whatever goes wrong; the conversation is then as it was."""
+        """Run a command. If it raises, the conversation is as before."""
         command = _COMMANDS.get(_OTHER_NAMES.get(name, name))
         if command is None:
             raise InputError(f"/{name} is not known: /help lists what is")
         command.run(self, text)
 
     def _ask(self, question: str | Message) -> None:
-        """Stream one answer; a question that gets none leaves no trace."""
-        n_before, self._failed = len(self.chat.messages), question
+        """Stream one answer. A question without an answer is not kept in the chat."""
+        n_before, self._unanswered = len(self.chat.messages), question
         completion = stream(self.chat, question, quiet=self.settings.quiet, **self.options)
         if len(self.chat.messages) > n_before:
-            self._failed = None
+            self._unanswered = None
         click.echo()
         report(self.model, completion, self.settings)
 
-    # ---- commands: `text` is what is behind the name ----
+    # ---- commands: `text` is the text behind the name ----
 
     def _help(self, text: str) -> None:
         commands = [(f"/{name} {row.usage}".strip(), row.help) for name, row in _COMMANDS.items()]
         _table([*commands, *_KEYS])
 
     def _quit(self, text: str) -> None:
-        self._over = True
+        self._ended = True
 
     def _reset(self, text: str) -> None:
         self.chat.reset()
-        self._failed = None
+        self._unanswered = None
 
     def _system(self, text: str) -> None:
         if text:
@@ -179,12 +185,12 @@ class Talk:
         question = self.chat.undo()
         if question is None:
             raise InputError("there is no question to take back")
-        self._failed = None
+        self._unanswered = None
         note(f"taken back: {brief(question['content'])}")
 
     def _retry(self, text: str) -> None:
-        if self._failed is not None:
-            self._ask(self._failed)
+        if self._unanswered is not None:
+            self._ask(self._unanswered)
             return
         before = list(self.chat.messages)
         question = self.chat.undo()
@@ -193,22 +199,22 @@ class Talk:
         try:
             self._ask(question)
         finally:
-            lost = self._failed is not None
-            if lost:
-                self.chat.messages[:], self._failed = before, None
-        if not lost and self.chat.messages[-1] == before[-1]:
+            is_lost = self._unanswered is not None
+            if is_lost:
+                self.chat.messages[:], self._unanswered = before, None
+        if not is_lost and self.chat.messages[-1] == before[-1]:
             note("the same answer: /set seed, or temperature, for another")
 
     def _set(self, text: str) -> None:
         name, *values = text.split() or [""]
-        now: SamplingOptions = self.options["sampling"]
+        sampling: SamplingOptions = self.options["sampling"]
         if values:
-            self.options["sampling"] = replace(now, **_read_option(name, values))
+            self.options["sampling"] = replace(sampling, **_read_option(name, values))
             return
         shown = [o for o in sampling_fields() if name in ("", _flag(o.name), o.name)]
         if not shown:
-            _read_option(name, [""])  # raises what the option's flag would
-        _table([(f"{_flag(o.name)} {_plain(getattr(now, o.name))}", o.help) for o in shown])
+            _read_option(name, [""])  # raises the same error as the option's flag
+        _table([(f"{_flag(o.name)} {_plain(getattr(sampling, o.name))}", o.help) for o in shown])
 
     def _tokens(self, text: str) -> None:
         from edge.session.chat import render_messages
@@ -216,7 +222,7 @@ class Talk:
         chat, n, limit = self.chat, 0, self.chat.session.n_context
         if chat.messages:
             template, tokenizer = self.model.template, self.model.tokenizer
-            with contextlib.suppress(TemplateError):  # it may want a question
+            with contextlib.suppress(TemplateError):  # a template may need a question
                 text = render_messages(tokenizer, template, chat.messages, chat.tools)
                 n = len(tokenizer.encode(text, special=True))
         left = f"{max(limit - n, 0):,} left" if chat.session.when_full == "stop" else "it slides"
@@ -236,10 +242,10 @@ class Talk:
             raise InputError("/load wants the name of a session file")
         if self.file is not None and os.path.realpath(path) == os.path.realpath(self.file):
             raise InputError(f"{path} is the file of this conversation")
-        with self._instead():
-            self.chat.close()  # there may be no memory for two
+        with self._replacing():
+            self.chat.close()  # there may be no memory for two chats
             self._chat = _resume(path, self.model)
-        self._failed = None
+        self._unanswered = None
         note(f"loaded: {len(self.chat.messages)} messages")
 
     def _change(self, text: str) -> None:
@@ -247,16 +253,16 @@ class Talk:
         if path:
             if not os.path.exists(path):
                 raise InputError(f"{path}: there is no such file")
-            with self._instead() as kept:
+            with self._replacing() as snapshot:
                 self._close()
                 self._model = open_model(path, **self.settings.loading)
-                self._chat = kept.on(self.model)
+                self._chat = snapshot.on(self.model)
         note(banner(self.model))
 
-    # ---- what the conversation runs on ----
+    # ---- replacing the model or the chat ----
 
     def _close(self) -> None:
-        """Close the model and let go of it: there may be no memory for two."""
+        """Close the model and free its memory: there may be no memory for two models."""
         model, self._model, self._chat = self._model, None, None
         if model is not None:
             model.close()
@@ -265,27 +271,30 @@ class Talk:
             gc.collect()
 
     @contextlib.contextmanager
-    def _instead(self) -> Iterator[_Kept]:
-        """Another conversation, or model, takes the place of the one that is there. Where it fails,
-        they are as they were; else what comes is not in the conversation's own file.
+    def _replacing(self) -> Iterator[_Snapshot]:
+        """In the block, replace the chat or the model.
+
+        If the block fails, the old ones are restored. If it succeeds, the conversation no longer
+        saves itself to its file.
         """
         path = None if self._model is None else self._model.engine.path
-        self._kept = kept = self._kept or _Kept.of(self.chat)
+        self._snapshot = snapshot = self._snapshot or _Snapshot.of(self.chat)
         try:
-            yield kept
+            yield snapshot
         except BaseException as e:
-            self._bring_back(kept, path)
+            self._restore(snapshot, path)
             if isinstance(e, KeyboardInterrupt):
                 raise CancelledError("stopped: the conversation is as it was") from None
             raise
-        self._kept = None
+        self._snapshot = None
         if self.file is not None:
             note(f"{self.file} has the conversation up to here; /save FILE keeps what comes now")
             self.file = None
 
-    def _bring_back(self, kept: _Kept, path: str | None) -> None:
-        """The conversation again, on the model that was there. path: of that, None: there was none.
-        Raises what stands in the way; then there is no model.
+    def _restore(self, snapshot: _Snapshot, path: str | None) -> None:
+        """Restore the conversation on its old model. path: of that model, None: there was none.
+
+        Raises what `open_model` and `edge.resume` raise; then there is no model.
         """
         if self._model is None or self._model.engine.path != path:
             self._close()
@@ -293,14 +302,14 @@ class Talk:
                 return
             self._model = open_model(path, **self.settings.loading)
         if self.file is None:
-            self._chat = kept.on(self._model)
+            self._chat = snapshot.on(self._model)
         else:
             self._chat = _resume(self.file, self._model, autosave=_SAVE_EVERY)
-        self._kept = None
+        self._snapshot = None
 
 
-class _Kept(NamedTuple):
-    """What a conversation is without its model."""
+class _Snapshot(NamedTuple):
+    """A conversation without its model."""
 
     messages: list[Message]
     system: str | None
@@ -308,36 +317,38 @@ class _Kept(NamedTuple):
     when_full: WhenFull
 
     @classmethod
-    def of(cls, chat: Chat) -> _Kept:
+    def of(cls, chat: Chat) -> _Snapshot:
         return cls(list(chat.messages), chat.system, chat.tools, chat.session.when_full)
 
     def on(self, model: Model) -> Chat:
-        """The same conversation, for this model to go on with."""
+        """The same conversation on a model."""
         chat = model.chat(self.system, self.tools, self.when_full)
         chat.messages[:] = self.messages
         return chat
 
 
 class _Command(NamedTuple):
-    run: Callable[[Talk, str], None]
+    run: Callable[[Conversation, str], None]
     usage: str
     help: str
 
 
 _COMMANDS = {
-    "help": _Command(Talk._help, "", "this list (/?)"),
-    "system": _Command(Talk._system, "[TEXT]", "show, or change, what the model is told first"),
-    "set": _Command(Talk._set, "[NAME VALUE]", "show, or change, how tokens are chosen"),
-    "retry": _Command(Talk._retry, "", "answer the last question anew"),
-    "undo": _Command(Talk._undo, "", "take back the last question and its answer"),
-    "tokens": _Command(Talk._tokens, "", "how much of the context is in use"),
-    "save": _Command(Talk._save, "FILE", "write the conversation to a session file"),
-    "load": _Command(Talk._load, "FILE", "go on with the one in a session file"),
-    "model": _Command(Talk._change, "[PATH]", "show the model, or go on with another one"),
-    "reset": _Command(Talk._reset, "", "forget the conversation (/clear)"),
-    "quit": _Command(Talk._quit, "", "leave (/bye, /exit, Ctrl-D)"),
+    "help": _Command(Conversation._help, "", "this list (/?)"),
+    "system": _Command(
+        Conversation._system, "[TEXT]", "show, or change, what the model is told first"
+    ),
+    "set": _Command(Conversation._set, "[NAME VALUE]", "show, or change, how tokens are chosen"),
+    "retry": _Command(Conversation._retry, "", "answer the last question anew"),
+    "undo": _Command(Conversation._undo, "", "take back the last question and its answer"),
+    "tokens": _Command(Conversation._tokens, "", "how much of the context is in use"),
+    "save": _Command(Conversation._save, "FILE", "write the conversation to a session file"),
+    "load": _Command(Conversation._load, "FILE", "go on with the one in a session file"),
+    "model": _Command(Conversation._change, "[PATH]", "show the model, or go on with another one"),
+    "reset": _Command(Conversation._reset, "", "forget the conversation (/clear)"),
+    "quit": _Command(Conversation._quit, "", "leave (/bye, /exit, Ctrl-D)"),
 }
-#: What other programs call the same.
+#: The names that other programs have for these commands.
 _OTHER_NAMES = {"?": "help", "clear": "reset", "bye": "quit", "exit": "quit", "regen": "retry"}
 _KEYS = [
     ('"""', "begins and ends a message of several lines; a paste needs none"),
@@ -346,26 +357,26 @@ _KEYS = [
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> None:
-    """Two columns on stderr, as wide as the terminal."""
+    """Write two columns to stderr, as wide as the terminal."""
     formatter = click.HelpFormatter(width=(size(sys.stderr)[0] or 80) - 1)
     formatter.write_dl(rows)
     click.echo(formatter.getvalue(), err=True, nl=False)
 
 
 def _read_option(name: str, values: list[str]) -> dict[str, Any]:
-    """A field of SamplingOptions and its value, read as its flag is. Raises InputError.
+    """A field of SamplingOptions and its value, parsed as the command-line flag. Raises InputError.
 
     values: one; several for a flag that may be repeated.
     """
     command = sampling_options(seed=-1)(click.Command("/set", add_help_option=False))
     flag, field = f"--{_flag(name)}", name.replace("-", "_")
     try:
-        read = command.make_context("/set", [f"{flag}={value}" for value in values])
+        context = command.make_context("/set", [f"{flag}={value}" for value in values])
     except click.UsageError as e:
         raise InputError(e.format_message()) from e
-    if len(values) > 1 and not isinstance(read.params[field], dict):
+    if len(values) > 1 and not isinstance(context.params[field], dict):
         raise InputError(f"/set {name} wants one value, not {len(values)}")
-    return {field: read.params[field]}
+    return {field: context.params[field]}
 
 
 def _flag(field: str) -> str:
@@ -373,7 +384,7 @@ def _flag(field: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """As /set takes it."""
+    """A value as /set accepts it."""
     if isinstance(value, Mapping):
         return " ".join(f"{token}={bias}" for token, bias in value.items())
     return "-1" if value is None else str(value)

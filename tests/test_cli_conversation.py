@@ -14,9 +14,9 @@ from fake_model import FakeModel, FakeSource, assert_one_line, run
 
 import edge
 from edge.cli import answer
-from edge.cli import talk as talk_module
+from edge.cli import conversation as conversation_module
+from edge.cli.conversation import Conversation, banner
 from edge.cli.options import AnswerSettings
-from edge.cli.talk import Talk, banner
 from edge.errors import ContextError, MemoryBudgetError
 
 Tiny = Callable[..., Path]
@@ -34,78 +34,80 @@ class Script:
 
 
 @pytest.fixture
-def talk(tiny_gguf: Tiny) -> Iterator[Talk]:
+def conversation(tiny_gguf: Tiny) -> Iterator[Conversation]:
     settings = AnswerSettings({}, None, 6, True, False, SAMPLING)
     options = {"stop": (), "logprobs": 0, "max_tokens": 6, "sampling": SAMPLING}
-    with Talk(str(tiny_gguf("llama")), settings, options) as talk:
-        talk.begin(None, None)
-        yield talk
+    with Conversation(str(tiny_gguf("llama")), settings, options) as conversation:
+        conversation.begin(None, None)
+        yield conversation
 
 
 @pytest.fixture
-def say(talk: Talk, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def say(conversation: Conversation, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Type some messages; what standard error says."""
 
     def say(*lines: str) -> str:
-        talk.run(Script(*lines))  # type: ignore[arg-type]
+        conversation.run(Script(*lines))  # type: ignore[arg-type]
         return capsys.readouterr().err
 
     return say
 
 
-def questions(talk: Talk) -> list[str]:
-    return [m["content"] for m in talk.chat.messages if m["role"] == "user"]
+def questions(conversation: Conversation) -> list[str]:
+    return [m["content"] for m in conversation.chat.messages if m["role"] == "user"]
 
 
-def test_undo_takes_back_the_last_question(talk: Talk, say: Callable[..., str]) -> None:
+def test_undo_takes_back_the_last_question(
+    conversation: Conversation, say: Callable[..., str]
+) -> None:
     assert "no question" in say("/undo")
     assert say("one", "two", "/undo") == "taken back: 'two'\n"
-    assert questions(talk) == ["one"] and len(talk.chat.messages) == 2
+    assert questions(conversation) == ["one"] and len(conversation.chat.messages) == 2
     assert say("/undo", "three") == "taken back: 'one'\n"
-    assert questions(talk) == ["three"]
+    assert questions(conversation) == ["three"]
 
 
-def test_retry_answers_anew(talk: Talk, say: Callable[..., str]) -> None:
+def test_retry_answers_anew(conversation: Conversation, say: Callable[..., str]) -> None:
     assert "no question" in say("/retry")
     say("one", "two")
-    first = talk.chat.messages[-1]["content"]
-    assert "the same answer" in say("/retry") and talk.chat.messages[-1]["content"] == first
+    first = conversation.chat.messages[-1]["content"]
+    assert "the same answer" in say("/retry") and conversation.chat.messages[-1]["content"] == first
     assert say("/set seed 4", "/retry") == ""
-    assert talk.chat.messages[-1]["content"] != first
-    assert questions(talk) == ["one", "two"] and len(talk.chat.messages) == 4
+    assert conversation.chat.messages[-1]["content"] != first
+    assert questions(conversation) == ["one", "two"] and len(conversation.chat.messages) == 4
     assert say("/set seed -1", "/set seed").startswith("seed -1 ")
-    answers = [say("/retry") or talk.chat.messages[-1]["content"] for _ in range(2)]
+    answers = [say("/retry") or conversation.chat.messages[-1]["content"] for _ in range(2)]
     assert answers[0] != answers[1]
 
 
 def test_retry_without_an_answer_keeps_the_one_there_was(
-    talk: Talk, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    conversation: Conversation, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise ContextError("too long", needed=9, limit=8)
 
     say("one")
-    before = list(talk.chat.messages)
+    before = list(conversation.chat.messages)
     with monkeypatch.context() as patched:
-        patched.setattr(talk_module, "stream", fails)
+        patched.setattr(conversation_module, "stream", fails)
         assert say("/retry", "two") == "edge-run: too long\n" * 2
-    assert talk.chat.messages == before
+    assert conversation.chat.messages == before
     say("/retry")  # the last question got no answer: that one
-    assert questions(talk) == ["one", "two"]
+    assert questions(conversation) == ["one", "two"]
 
 
-def test_system(talk: Talk, say: Callable[..., str]) -> None:
+def test_system(conversation: Conversation, say: Callable[..., str]) -> None:
     assert say("/system") == "there is no system message\n"
     assert say("one", '/system """be\nbrief"""', "/system") == "be\nbrief\n"
-    assert [m["role"] for m in talk.chat.messages] == ["system", "user", "assistant"]
+    assert [m["role"] for m in conversation.chat.messages] == ["system", "user", "assistant"]
     assert say("/system be kind", "two", "/reset", "/system") == "be kind\n"
-    assert talk.chat.messages == [{"role": "system", "content": "be kind"}]
+    assert conversation.chat.messages == [{"role": "system", "content": "be kind"}]
 
 
-def test_set_takes_what_the_flags_take(talk: Talk, say: Callable[..., str]) -> None:
+def test_set_takes_what_the_flags_take(conversation: Conversation, say: Callable[..., str]) -> None:
     assert say("/set temperature 0.25", "/set top_k 7", "/set logit-bias 5=-inf 6=2") == ""
     wanted = {"temperature": 0.25, "top_k": 7, "logit_bias": {5: float("-inf"), 6: 2.0}}
-    now = talk.options["sampling"]
+    now = conversation.options["sampling"]
     assert {name: getattr(now, name) for name in wanted} == wanted and now.seed == 3
     shown = say("/set")
     for line in ("temperature 0.25 ", "top-k 7 ", "logit-bias 5=-inf 6=2.0 ", "min-p 0.05 "):
@@ -122,10 +124,10 @@ def test_set_takes_what_the_flags_take(talk: Talk, say: Callable[..., str]) -> N
     ):
         message = say(f"/set {wrong}")
         assert_one_line(1, message, match)
-    assert talk.options["sampling"] == now
+    assert conversation.options["sampling"] == now
 
 
-def test_tokens(talk: Talk, say: Callable[..., str]) -> None:
+def test_tokens(conversation: Conversation, say: Callable[..., str]) -> None:
     assert say("/tokens") == "0 tokens, 0 messages; context 256 tokens, 256 left\n"
     counts = []
     for question, n in (("one", 2), ("two", 4)):
@@ -139,118 +141,127 @@ def test_tokens(talk: Talk, say: Callable[..., str]) -> None:
     assert say("/undo", "/tokens").endswith("0 tokens, 0 messages; context 256 tokens, 256 left\n")
 
 
-def test_save_and_load(talk: Talk, say: Callable[..., str], tmp_path: Path) -> None:
+def test_save_and_load(conversation: Conversation, say: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "a talk.session"
     assert say("one", f"/save {path}") == f"saved: {path}\n"
-    messages = list(talk.chat.messages)
+    messages = list(conversation.chat.messages)
     assert say("two", f"/load {path}") == "loaded: 2 messages\n"
-    assert talk.chat.messages == messages
+    assert conversation.chat.messages == messages
     say("three")
-    assert questions(talk) == ["one", "three"] and len(messages) == 2
+    assert questions(conversation) == ["one", "three"] and len(messages) == 2
     for wrong in ("/save", "/load", f"/load {path}x", f"/save {tmp_path}/no/folder"):
         assert_one_line(1, say(wrong))
-    assert questions(talk) == ["one", "three"]
+    assert questions(conversation) == ["one", "three"]
     say("four")
-    assert questions(talk) == ["one", "three", "four"]
+    assert questions(conversation) == ["one", "three", "four"]
 
 
 def test_load_leaves_the_file_of_the_conversation(
-    talk: Talk, say: Callable[..., str], tmp_path: Path
+    conversation: Conversation, say: Callable[..., str], tmp_path: Path
 ) -> None:
     mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
     say("one", f"/save {other}")
-    talk.chat.autosave(mine)
-    talk.file = mine
+    conversation.chat.autosave(mine)
+    conversation.file = mine
     assert say("/save") == f"saved: {mine}\n"
     assert "the file of this conversation" in say(f"/load {mine}")
     assert_one_line(1, say(f"/load {tmp_path}"))
     say("two")  # still in its file
     assert f"{mine} has the conversation up to here" in say(f"/load {other}", "three")
-    assert questions(talk) == ["one", "three"] and talk.file is None
-    with edge.resume(mine, talk.model) as chat:
+    assert questions(conversation) == ["one", "three"] and conversation.file is None
+    with edge.resume(mine, conversation.model) as chat:
         assert isinstance(chat, edge.Chat)
         assert [m["content"] for m in chat.messages[::2]] == ["one", "two"]
 
 
-def test_the_file_follows_at_once(talk: Talk, say: Callable[..., str], tmp_path: Path) -> None:
-    talk.chat.autosave(tmp_path / "mine")
+def test_the_file_follows_at_once(
+    conversation: Conversation, say: Callable[..., str], tmp_path: Path
+) -> None:
+    conversation.chat.autosave(tmp_path / "mine")
     say("one", "two", "/undo", "/system brief")
     shutil.copy(tmp_path / "mine", tmp_path / "copy")  # as if the power were cut now
-    with edge.resume(tmp_path / "copy", talk.model) as chat:
-        assert isinstance(chat, edge.Chat) and chat.messages == talk.chat.messages
+    with edge.resume(tmp_path / "copy", conversation.model) as chat:
+        assert isinstance(chat, edge.Chat) and chat.messages == conversation.chat.messages
         assert [m["role"] for m in chat.messages] == ["system", "user", "assistant"]
         chat.reset()
         assert chat.system == "brief"
 
 
 def test_model_keeps_the_messages(
-    talk: Talk, say: Callable[..., str], tiny_gguf: Tiny, tmp_path: Path
+    conversation: Conversation, say: Callable[..., str], tiny_gguf: Tiny, tmp_path: Path
 ) -> None:
-    old, other = talk.model.engine.path, str(tiny_gguf("phi3"))
+    old, other = conversation.model.engine.path, str(tiny_gguf("phi3"))
     say("/system brief", "one")
-    assert say("/model") == f"{banner(talk.model)}\n"
+    assert say("/model") == f"{banner(conversation.model)}\n"
     assert "tiny phi3: " in say(f"/model {other}", "two")
-    assert talk.model.engine.path == other and questions(talk) == ["one", "two"]
-    assert talk.chat.system == "brief"
+    assert conversation.model.engine.path == other and questions(conversation) == ["one", "two"]
+    assert conversation.chat.system == "brief"
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(Path(old).read_bytes()[:5000])
     for wrong in (bad, tmp_path, tmp_path / "none"):
         assert_one_line(1, say(f"/model {wrong}"))
     say("three")
-    assert talk.model.engine.path == other and questions(talk) == ["one", "two", "three"]
+    assert conversation.model.engine.path == other
+    assert questions(conversation) == ["one", "two", "three"]
 
 
 def test_a_model_that_does_not_come_back(
-    talk: Talk, say: Callable[..., str], tiny_gguf: Tiny, monkeypatch: pytest.MonkeyPatch
+    conversation: Conversation,
+    say: Callable[..., str],
+    tiny_gguf: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = talk.model.engine.path
+    path = conversation.model.engine.path
 
     def refuses(*_: Any, **__: Any) -> None:
         raise MemoryBudgetError("too much", needed=2, budget=1)
 
     say("one")
     with monkeypatch.context() as patched:
-        patched.setattr(talk_module, "open_model", refuses)
+        patched.setattr(conversation_module, "open_model", refuses)
         assert_one_line(1, say(f"/model {path}"), "too much")
         for typed in ("two", "/undo", "/tokens", "/save x", "/load x", "/retry", "/model"):
             assert_one_line(1, say(typed))
     assert "tiny llama" in say(f"/model {path}", "two")
-    assert questions(talk) == ["one", "two"]
+    assert questions(conversation) == ["one", "two"]
 
 
 def test_ctrl_c_while_another_model_is_loaded(
-    talk: Talk, say: Callable[..., str], tiny_gguf: Tiny, monkeypatch: pytest.MonkeyPatch
+    conversation: Conversation,
+    say: Callable[..., str],
+    tiny_gguf: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path, other, real = talk.model.engine.path, str(tiny_gguf("phi3")), answer.open_model
+    path, other, real = conversation.model.engine.path, str(tiny_gguf("phi3")), answer.open_model
 
     def load(path: str | None, **options: Any) -> Any:
         if path == other:
             raise KeyboardInterrupt
         return real(path, **options)
 
-    monkeypatch.setattr(talk_module, "open_model", load)
+    monkeypatch.setattr(conversation_module, "open_model", load)
     say("one")
     assert_one_line(1, say(f"/model {other}"), "stopped: the conversation is as it was")
     say("two")
-    assert talk.model.engine.path == path and questions(talk) == ["one", "two"]
+    assert conversation.model.engine.path == path and questions(conversation) == ["one", "two"]
 
 
 def test_an_error_of_ours_keeps_the_conversation(
-    talk: Talk, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    conversation: Conversation, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Talk, "_ask", lambda *_: 1 / 0)
+    monkeypatch.setattr(Conversation, "_ask", lambda *_: 1 / 0)
     monkeypatch.setattr(edge.Chat, "undo", lambda _: {}["x"])
     said = say("one", "/undo", "/nothing", "/tokens")
     assert said.count("a bug of ours") == 2 and "/nothing is not known" in said
     assert said.endswith("256 left\n")
 
 
-def test_other_names(talk: Talk, say: Callable[..., str]) -> None:
+def test_other_names(conversation: Conversation, say: Callable[..., str]) -> None:
     shown = say("/?")
     names = "help system set retry undo tokens save load model reset quit"
     assert all(f"\n/{name} " in f"\n{shown}" for name in names.split())
     say("one", "/regen", "/clear", "/tokens")
-    assert talk.chat.messages == []
+    assert conversation.chat.messages == []
     assert say("/exit", "/nothing") == ""
 
 
