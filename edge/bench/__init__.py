@@ -1,18 +1,18 @@
-"""Benchmarks: speeds beside what the machine can do, and beside other runtimes.
+"""Benchmarks: speeds, compared with the machine's limits and with other runtimes.
 
     settings = Settings((Case("prompt", 512), Case("decode", 64)), threads=(1, 2))
     report = Report("model.gguf", measure("model.gguf", settings), settings)
     print("\\n".join(report.lines()))
 
-    runner.py    the steps of every measurement, and other runtimes, which take them
-    ours.py      edge, which takes them
-    rounds.py    the rounds: edge alone in this process, or beside others, a fresh process each
+    runner.py    the steps of every measurement, and the adapters of other runtimes
+    ours.py      the adapter of edge
+    rounds.py    the rounds: edge alone in this process, or edge and others, a fresh process each
     __main__.py  one round of edge in a process of its own
-    report.py    what was measured, as rows, a table and JSON
+    report.py    the results as rows, a table and JSON
     plot.py      the roofline
-    tune.py      how many threads are best on this machine
+    tune.py      the best number of threads on this machine
 
-Each imports from those above it.
+Each file imports only from the files above it.
 """
 
 from __future__ import annotations

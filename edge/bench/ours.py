@@ -1,4 +1,4 @@
-"""edge as a runtime that the runner's steps measure, and the work that a case is."""
+"""edge as a runtime that `runner` measures, and the work of a case."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Ours", "Work", "work"]
 
 
 class Ours:
-    """A loaded model. options: more arguments of `edge.load`, whose errors it raises."""
+    """A loaded model. options: more arguments of `edge.load`; raises what that raises."""
 
     def __init__(
         self,
@@ -36,11 +36,11 @@ class Ours:
         with open_described(os.fspath(path), Loading.of(options)) as described:
             self.engine = described.start(progress)
         self.n_vocab, self.batch = self.engine.n_vocab, self.engine.chunk
-        self._caches: dict[int, Cache] = {}  # one per depth: a deep one takes long to fill
+        self._caches: dict[int, Cache] = {}  # by depth: a deep one takes long to fill
         self._depth = 0
 
     def build(self) -> str:
-        """Version and kernels."""
+        """The version and the kernels."""
         return f"edge {edge.__version__}: {self.engine.isa}"
 
     def cut(self, n_tokens: int, depth: int) -> int:
@@ -58,7 +58,7 @@ class Ours:
         self.engine.run(cache, tokens, logits="last" if last else "none")
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free the caches and the model."""
         for cache in self._caches.values():
             cache.close()
         self.engine.close()
@@ -72,10 +72,10 @@ class Ours:
 
 @dataclass(frozen=True)
 class Work:
-    """What the matmuls of a case do.
+    """The work of a case's matmuls.
 
-    macs: multiply-adds with weights per token; bytes: of packed weights per token, as often as
-    they are read; cache_bytes: of keys and values that a token reads, on average.
+    macs: multiply-adds with weights per token. bytes: packed weights that are read per token, each
+    counted as often as it is read. cache_bytes: keys and values that a token reads, on average.
     """
 
     macs: float
@@ -84,8 +84,11 @@ class Work:
 
 
 def work(engine: Engine, case: Case) -> Work:
-    """The work of a case. Ops past the last attention run for tokens whose logits are wanted only,
-    which of a prompt is the last; an embedding is read in full only where it is the head too."""
+    """The work of a case.
+
+    Ops behind the last attention run only for tokens whose logits are wanted: in a prompt, for the
+    last token. An embedding counts only where it is the head too.
+    """
     lowered, shapes = engine.lowered, engine.graph.weights
     steps = case.tokens if case.kind == "decode" else 1
     passes = case.tokens if case.kind == "decode" else -(-case.tokens // engine.chunk)
@@ -93,11 +96,11 @@ def work(engine: Engine, case: Case) -> Work:
     for op in lowered.ops:
         if not isinstance(op, (PlanMatmul, PlanGatedMatmul)):
             continue
-        wanted_only = lowered.buffers[op.output].logit_rows
+        has_logit_rows = lowered.buffers[op.output].logit_rows
         for name in op.weights:
             n, k = shapes[name]
-            macs += n * k * (steps if wanted_only else case.tokens)
-            n_bytes += engine.weight_bytes(name) * (steps if wanted_only else passes)
+            macs += n * k * (steps if has_logit_rows else case.tokens)
+            n_bytes += engine.weight_bytes(name) * (steps if has_logit_rows else passes)
     read = 0
     if case.kind == "decode":
         read = engine.cache_bytes(case.depth + (case.tokens + 1) // 2)

@@ -1,4 +1,4 @@
-"""The roofline: how far from memory and from the multipliers each case stayed."""
+"""The roofline: how near each case came to the limits of memory and of the multipliers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
 def require() -> None:
-    """Raise UnsupportedError where there is no matplotlib."""
+    """Raise UnsupportedError if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as e:
@@ -28,10 +28,12 @@ def require() -> None:
 
 
 def roofline(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
-    """Write the figure, as SVG or PNG by the name of the file: each case of edge a point at
-    (multiply-adds per byte of weights read, GMAC/s), under the roofs of each number of threads.
+    """Write the figure, as SVG or PNG by the name of the file.
 
-    Raises UnsupportedError where there is no matplotlib, OSError.
+    Each case of edge is a point at (multiply-adds per byte of weights read, GMAC/s), and each
+    number of threads has its roofs.
+
+    Raises UnsupportedError if matplotlib is not installed, OSError.
     """
     require()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,9 +53,10 @@ def roofline(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
     for n in threads:
         _draw_roofs(axes, n, [roofs(m) for r in reports for m in r.measured], span, colours[n])
     for report, row in rows:
-        at = row["macs_per_byte"], row["gmacs_per_second"]
-        axes.plot(*at, "o", color=colours[row["threads"]])
-        axes.annotate(_label(report, row, len(reports)), at, (5, -4), textcoords="offset points")
+        point = row["macs_per_byte"], row["gmacs_per_second"]
+        axes.plot(*point, "o", color=colours[row["threads"]])
+        label = _label(report, row, len(reports))
+        axes.annotate(label, point, (5, -4), textcoords="offset points")
     axes.legend(loc="lower right")
     figure.savefig(os.fspath(path))
 
@@ -61,7 +64,7 @@ def roofline(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
 def _draw_roofs(
     axes: Axes, threads: int, measured: list[Any], span: tuple[float, float], colour: str
 ) -> None:
-    """min(x * bandwidth, peak), the best that was measured."""
+    """Draw min(x * bandwidth, peak), of the best measured values."""
     own = [roof for roof in measured if roof["threads"] == threads]
     read, dot = (max(roof[key] for roof in own) / 1e9 for key in ("read", "dot"))
     low, high = span
@@ -72,7 +75,7 @@ def _draw_roofs(
 
 
 def _label(report: Report, row: dict[str, Any], n_reports: int) -> str:
-    at = f" at {row['depth']}" if row["depth"] else ""
-    test = f"{row['test']} {row['tokens']}{at}"
+    depth = f" at {row['depth']}" if row["depth"] else ""
+    test = f"{row['test']} {row['tokens']}{depth}"
     stem = os.path.basename(report.model).removesuffix(".gguf")
     return f"{stem} {test}" if n_reports > 1 else test

@@ -1,4 +1,4 @@
-"""What was measured, as rows: medians and spreads, shares of the roofs, ratios to peers."""
+"""The results as rows: medians and spreads, shares of the roofs, ratios to peers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ _GIGA = 1e9
 class Report:
     """The results of `rounds.measure`.
 
-    rows: one per number of threads, runtime and case:
+    rows: one per number of threads, runtime and case, with these keys:
       threads, runtime ("edge" or the peer's name), test ("prompt", "decode"), tokens, depth
-      tokens_per_second: of each round; median, min, max: of them; or error: why there are none
-    those of edge also, unless onnxruntime does the work:
+      tokens_per_second: of each round; median, min, max: of all rounds; or error: why there is
+        no speed
+    rows of edge also, unless onnxruntime does the work:
       gmacs_per_second: multiply-adds with weights; gigabytes_per_second: packed weights read;
-      peak_share, bandwidth_share: of the int8 peak and the read bandwidth measured in between;
-      macs_per_byte; cache_bytes: of keys and values that a decoded token reads besides
-    those of peers also:
+      peak_share, bandwidth_share: of the int8 peak and of the read bandwidth, which are measured
+        between the rounds;
+      macs_per_byte; cache_bytes: keys and values that a decoded token reads as well
+    rows of peers also:
       ratios: edge's speed over the peer's, of each round; ratio, ratio_min, ratio_max
     """
 
@@ -36,7 +38,11 @@ class Report:
         self.rows = [row for one in self.measured for row in _rows(one, settings)]
 
     def json(self) -> Row:
-        """Plain values. Sizes in bytes, roofs in bytes and multiply-adds per second, by threads."""
+        """The report as JSON values.
+
+        Sizes are in bytes; roofs in bytes and multiply-adds per second, one for each number of
+        threads.
+        """
         first = self.measured[0]
         return {
             "model": self.model,
@@ -51,16 +57,16 @@ class Report:
         }
 
     def builds(self) -> dict[str, str]:
-        """Runtime -> its version and what it was compiled for."""
+        """Runtime -> its version and the instruction sets that it was compiled for."""
         outcomes = [(name, o) for one in self.measured for name, o in _flat(one)]
         return {name: o.build for name, o in outcomes if o.error is None}
 
     def lines(self) -> list[str]:
         """The table for people."""
         first = self.measured[0]
-        packed = f"{'packed weights' if first.work else 'weights'} {show(first.weight_bytes)}"
-        kept = f"keys and values {first.kv}"
-        lines = [f"{self.model}: kernels {first.isa}, {packed}, {kept}"]
+        weights = f"{'packed weights' if first.work else 'weights'} {show(first.weight_bytes)}"
+        kv = f"keys and values {first.kv}"
+        lines = [f"{self.model}: kernels {first.isa}, {weights}, {kv}"]
         for one in self.measured:
             roof = roofs(one)
             lines.append(
@@ -84,7 +90,9 @@ class Report:
 
 
 def roofs(one: Measurement) -> Row:
-    """threads; read and dot: medians per second; read_min, read_max, dot_min, dot_max."""
+    """The roofs as a row: threads; read and dot: medians, in bytes and multiply-adds per second;
+    read_min, read_max, dot_min, dot_max.
+    """
     row: Row = {"threads": one.threads}
     for name in ("read", "dot"):
         values = [getattr(roof, name) for roof in one.roofs]
@@ -104,9 +112,9 @@ def _rows(one: Measurement, settings: Settings) -> list[Row]:
         for name in names:
             row: Row = {"threads": one.threads, "runtime": name, "test": case.kind}
             row |= {"tokens": case.tokens, "depth": case.depth}
-            good = [o for o in one.rounds[name] if o.error is None]
-            if good:
-                row |= _speeds([o.speeds[i] for o in good])
+            outcomes = [o for o in one.rounds[name] if o.error is None]
+            if outcomes:
+                row |= _speeds([o.speeds[i] for o in outcomes])
                 if name != "edge":
                     row |= _ratios(one, name, i)
                 elif one.work:
@@ -147,8 +155,8 @@ def _threads(n: int) -> str:
 
 
 def _test(row: Row) -> str:
-    at = f" at {row['depth']}" if row["depth"] else ""
-    return f"{row['test']} {row['tokens']}{at}"
+    depth = f" at {row['depth']}" if row["depth"] else ""
+    return f"{row['test']} {row['tokens']}{depth}"
 
 
 def _figures(row: Row) -> str:

@@ -1,8 +1,8 @@
-"""Rounds of measurements: edge alone in this process, or beside peers, a fresh process each.
+"""Rounds of measurements: edge alone in this process, or edge and peers, a fresh process each.
 
-Speeds drift on most machines, memory bandwidth most of all. So what is compared takes turns: the
-cases of a round, the runtimes of a round (the first of them changing), and the roofs of the
-machine between them.
+Speeds drift on most machines, memory bandwidth most of all. So the compared things take turns: the
+cases of a round, the runtimes of a round (each round begins with another one), and between them
+the roofs of the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edge.onnx import is_onnx
 
 __all__ = ["Measurement", "Outcome", "Peer", "Settings", "measure"]
 
-#: A round beside peers measures a case until that took so many seconds, at most so often.
+#: With peers, a round measures a case until it took ENOUGH seconds, at most MOST times.
 ENOUGH, MOST = 1.0, 3
 _RUNNER = Path(__file__).with_name("runner.py")
 
@@ -38,9 +38,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Peer:
-    """A runtime to measure beside edge.
+    """A runtime to compare with edge.
 
-    name: one of `runner.PEERS`; python: an interpreter that can import it; model: the file it
+    name: one of `runner.PEERS`. python: an interpreter that can import it. model: the file that it
     runs, None: the same as edge.
     """
 
@@ -51,9 +51,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure. threads: None is the engine's own choice; rounds: after a warm-up; kv: how
-    keys and values are kept, here and by peers, one of `edge.loading.KV_TYPES`; options: more
-    arguments of `Engine.load`, plain values."""
+    """What to measure.
+
+    threads: None: the engine's own choice. rounds: after a warm-up. kv: the type of keys and
+    values, here and in peers, one of `edge.loading.KV_TYPES`. options: more arguments of
+    `edge.load`, plain values.
+    """
 
     cases: tuple[Case, ...]
     threads: tuple[int | None, ...] = (None,)
@@ -69,11 +72,11 @@ class Settings:
 
     @property
     def loading(self) -> dict[str, Any]:
-        """Arguments of `edge.load`, besides context and threads."""
+        """Arguments of `edge.load` other than context and threads."""
         return {**self.options, "kv": self.kv}
 
     def check(self) -> None:
-        """Raise InputError for what cannot be measured: before anything is loaded."""
+        """Raise InputError for settings that cannot be measured."""
         if not self.cases or not self.threads or self.rounds < 1:
             raise InputError("there is nothing to measure")
         if self.kv not in KV_TYPES:
@@ -90,7 +93,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one runtime gave in one round. speeds: tokens per second by case; error: why none."""
+    """The result of one runtime in one round.
+
+    speeds: tokens per second by case. error: why there are no speeds.
+    """
 
     build: str = ""
     speeds: tuple[float, ...] = ()
@@ -101,9 +107,9 @@ class Outcome:
 class Measurement:
     """All rounds with one number of threads.
 
-    weight_bytes: in memory; kv: how keys and values are kept; rounds: runtime ("edge" or a peer's
-    name) -> its outcomes; work: by case, none where onnxruntime does it; roofs: as often as they
-    were measured.
+    weight_bytes: in memory. kv: the type of keys and values. work: by case, empty where onnxruntime
+    does it. roofs: one for each time that they were measured. rounds: runtime ("edge" or a peer's
+    name) -> its outcomes.
     """
 
     threads: int
@@ -118,14 +124,15 @@ class Measurement:
 def measure(path: str, settings: Settings, progress: Progress | None = None) -> list[Measurement]:
     """Measure a model; one entry per number of threads.
 
-    A peer that cannot be measured is an outcome with an error; the rest goes on. Raises what
-    `edge.load` raises, ContextError for a depth that the model does not have, InputError.
+    A peer that cannot be measured has outcomes with an error, and the others are still measured.
+    Raises what `edge.load` raises, ContextError for a depth that the model does not have,
+    InputError.
     """
     settings.check()
-    if not is_onnx(path):  # raises what would else end another process
+    if not is_onnx(path):  # raise errors of the file here, not in another process
         DescribedFile.open(path, NativeOptions(context=settings.context)).close()
     report = progress or (lambda what, done, total: None)
-    one = _beside_peers if settings.peers else _alone
+    one = _with_peers if settings.peers else _alone
     return [one(path, threads, settings, report) for threads in settings.threads]
 
 
@@ -155,8 +162,8 @@ def _alone(path: str, threads: int | None, settings: Settings, progress: Progres
 def _described(ours: Ours, cases: Sequence[Case]) -> Measurement:
     engine = ours.engine
     if isinstance(engine, Engine):
-        done = tuple(work(engine, case) for case in cases)
-        return Measurement(engine.threads, engine.isa, engine.packed_bytes, engine.kv.type, done)
+        works = tuple(work(engine, case) for case in cases)
+        return Measurement(engine.threads, engine.isa, engine.packed_bytes, engine.kv.type, works)
     from edge.onnx.run.engine import OnnxEngine
 
     assert isinstance(engine, OnnxEngine)
@@ -164,52 +171,52 @@ def _described(ours: Ours, cases: Sequence[Case]) -> Measurement:
     return Measurement(engine.threads, engine.isa, weights, engine.folder.dtype)
 
 
-# ---- beside peers ----------------------------------------------------------------------------
+# ---- with peers ------------------------------------------------------------------------------
 
 
-def _beside_peers(
+def _with_peers(
     path: str, threads: int | None, settings: Settings, progress: Progress
 ) -> Measurement:
     names: list[Peer | None] = [None, *settings.peers]  # None: edge
     total = settings.rounds * len(names)
     result = Measurement(0)
-    dead: dict[str, str] = {}  # peers that failed: they would again
+    errors: dict[str, str] = {}  # of peers that failed: they are not run again
     for i in range(settings.rounds):
         for j in range(len(names)):
             peer = names[(i + j) % len(names)]
             if peer is None:
                 outcome = _ours_once(path, threads, settings, result)
-            elif peer.name in dead:
-                outcome = Outcome(error=dead[peer.name])
+            elif peer.name in errors:
+                outcome = Outcome(error=errors[peer.name])
             else:
                 outcome = _peer_once(path, peer, cores.choose(threads).threads, settings)
             name = "edge" if peer is None else peer.name
             if outcome.error is not None:
-                dead[name] = outcome.error
+                errors[name] = outcome.error
             result.rounds.setdefault(name, []).append(outcome)
             progress(f"round {i + 1} of {settings.rounds}, {name}", i * len(names) + j + 1, total)
     return result
 
 
-def _ours_once(path: str, threads: int | None, settings: Settings, into: Measurement) -> Outcome:
-    """edge in a process of its own; its errors are raised."""
+def _ours_once(path: str, threads: int | None, settings: Settings, result: Measurement) -> Outcome:
+    """Measure edge in a process of its own, and write its facts to `result`. Raises its errors."""
     job: dict[str, Any] = {"model": path, "threads": threads, "context": settings.context}
     job |= {"cases": settings.cases, "enough": ENOUGH, "most": MOST, "options": settings.loading}
     root = str(Path(edge.__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    got = _run([sys.executable, "-m", "edge.bench", json.dumps(job)], env)
-    if "error" in got:
-        raise EdgeError(got["error"])
-    into.threads, into.isa, into.kv = got["threads"], got["isa"], got["kv"]
-    into.weight_bytes = got["weight_bytes"]
-    into.work = tuple(Work(*w) for w in got["work"])
-    into.roofs += [Roofs(*r) for r in got["roofs"]]
-    return Outcome(got["build"], tuple(got["speeds"]))
+    answer = _run([sys.executable, "-m", "edge.bench", json.dumps(job)], env)
+    if "error" in answer:
+        raise EdgeError(answer["error"])
+    result.threads, result.isa, result.kv = answer["threads"], answer["isa"], answer["kv"]
+    result.weight_bytes = answer["weight_bytes"]
+    result.work = tuple(Work(*w) for w in answer["work"])
+    result.roofs += [Roofs(*r) for r in answer["roofs"]]
+    return Outcome(answer["build"], tuple(answer["speeds"]))
 
 
 def run_ours(job: dict[str, Any]) -> dict[str, Any]:
-    """What the process of `python -m edge.bench JOB` does: see `runner.main`."""
+    """Measure edge in the process of `python -m edge.bench JOB`; see `runner.main`."""
     try:
         return _run_ours(job)
     except EdgeError as e:
@@ -219,8 +226,8 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
 def _run_ours(job: dict[str, Any]) -> dict[str, Any]:
     cases = [Case(*case) for case in job["cases"]]
     with Ours(job["model"], job["threads"], job["context"], **job["options"]) as ours:
-        about = _described(ours, cases)
-        with Machine(about.threads) as machine:
+        facts = _described(ours, cases)
+        with Machine(facts.threads) as machine:
             warm_up(ours, cases)
             roofs, speeds = [machine.measure()], []
             for case in cases:
@@ -228,11 +235,11 @@ def _run_ours(job: dict[str, Any]) -> dict[str, Any]:
                 roofs.append(machine.measure())
         return {
             "build": ours.build(),
-            "threads": about.threads,
-            "isa": about.isa,
-            "weight_bytes": about.weight_bytes,
-            "kv": about.kv,
-            "work": [(w.macs, w.bytes, w.cache_bytes) for w in about.work],
+            "threads": facts.threads,
+            "isa": facts.isa,
+            "weight_bytes": facts.weight_bytes,
+            "kv": facts.kv,
+            "work": [(w.macs, w.bytes, w.cache_bytes) for w in facts.work],
             "roofs": roofs,
             "speeds": speeds,
         }
@@ -244,27 +251,28 @@ def _peer_once(path: str, peer: Peer, threads: int, settings: Settings) -> Outco
     job |= {"context": settings.context + 256, "cases": settings.cases}
     job |= {"enough": ENOUGH, "most": MOST, "kv": settings.kv}
     try:
-        got = _run([peer.python, str(_RUNNER), json.dumps(job)], None)
-        if "error" in got:
-            raise UnsupportedError(got["error"], what=peer.name)
+        answer = _run([peer.python, str(_RUNNER), json.dumps(job)], None)
+        if "error" in answer:
+            raise UnsupportedError(answer["error"], what=peer.name)
     except EdgeError as e:
         return Outcome(error=str(e))
-    return Outcome(got["build"], tuple(got["speeds"]))
+    return Outcome(answer["build"], tuple(answer["speeds"]))
 
 
 def _run(command: list[str], env: dict[str, str] | None) -> dict[str, Any]:
-    """The object that a process prints. Raises UnsupportedError when it ends otherwise."""
+    """The JSON object that a process prints. Raises UnsupportedError if it prints none."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=env, errors="replace")
+        process = subprocess.run(command, capture_output=True, text=True, env=env, errors="replace")
     except OSError as e:
         raise UnsupportedError(f"cannot start {command[0]}: {e.strerror}", what=command[0]) from e
-    lines = done.stdout.strip().splitlines()
+    lines = process.stdout.strip().splitlines()
     try:
-        result = json.loads(lines[-1]) if done.returncode == 0 and lines else None
+        result = json.loads(lines[-1]) if process.returncode == 0 and lines else None
     except ValueError:
         result = None
     if isinstance(result, dict):
         return result
-    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    how = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
-    raise UnsupportedError(f"{Path(command[0]).name} ended with {how}: {said}", what=command[0])
+    code = process.returncode
+    message = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    end = f"signal {-code}" if code < 0 else f"code {code}"
+    raise UnsupportedError(f"{Path(command[0]).name} ended with {end}: {message}", what=command[0])

@@ -1,12 +1,13 @@
-"""The steps of every measurement, and llama.cpp and its fork ik as runtimes that take them.
+"""The steps of every measurement, and the adapter of llama.cpp and its fork ik.
 
     python runner.py JOB
 
-measures a peer in this process and prints one JSON line; JOB is JSON, see `main`. It is started by
-path, with the Python that has the peer, so it imports nothing of edge; edge imports the steps.
+measures a peer in this process and prints one JSON line; JOB is JSON, see `main`. This file is
+started by its path, with the Python that has the peer. So it imports nothing of edge, while edge
+imports the steps.
 
-Position i of a context always holds token (7 i + 11) mod the vocabulary, whatever was measured
-before. So a context is brought to any depth by cutting it or by adding what is missing.
+Position i of a context always holds token (7 i + 11) mod the size of the vocabulary. So cutting a
+context, or adding the missing tokens, brings it to any depth.
 """
 
 from __future__ import annotations
@@ -23,34 +24,39 @@ from typing import Any, NamedTuple, Protocol
 WARM_UP = (256, 4)  # tokens of a prompt, decode steps
 BATCH = 512  # tokens that a peer computes at once
 
-#: How keys and values may be kept -> the peers' number (ggml_type) of the type nearest to it.
+#: edge's type of keys and values -> the peers' number (ggml_type) of the nearest type.
 GGML_TYPES = {"f16": 1, "q8": 8, "q4": 2}
 
 
 class Case(NamedTuple):
-    """What is measured: a prompt from an empty context, or steps of one token from a depth."""
+    """A thing to measure: a prompt in an empty context, or single tokens from a depth on."""
 
     kind: str  # "prompt", "decode"
     tokens: int
     depth: int = 0
 
     def __str__(self) -> str:
-        at = f" at {self.depth}" if self.depth else ""
-        return f"{self.kind} {self.tokens}{at}"
+        depth = f" at {self.depth}" if self.depth else ""
+        return f"{self.kind} {self.tokens}{depth}"
 
 
 class Runtime(Protocol):
-    """What is measured. n_vocab: entries of the vocabulary; batch: tokens to give it at once."""
+    """A runtime to measure. n_vocab: entries of the vocabulary; batch: most tokens of one call."""
 
     n_vocab: int
     batch: int
 
     def cut(self, n_tokens: int, depth: int) -> int:
-        """Take the context used for tests at a depth, keep at most its first n_tokens tokens;
-        returns how many it has."""
+        """Select the context of a depth, and keep at most its first n_tokens tokens.
+
+        Returns how many tokens it has.
+        """
 
     def append(self, tokens: Sequence[int], start: int, last: bool) -> None:
-        """Run tokens at the positions start.. and wait; last: the last one's logits are wanted."""
+        """Run tokens at the positions from `start` on, and wait for the end.
+
+        last: compute the logits of the last token.
+        """
 
 
 def prepare(runtime: Runtime, case: Case) -> None:
@@ -59,7 +65,7 @@ def prepare(runtime: Runtime, case: Case) -> None:
 
 
 def seconds(runtime: Runtime, case: Case, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Measure a case once."""
+    """The seconds that a case takes, measured once."""
     prepare(runtime, case)
     step = 1 if case.kind == "decode" else runtime.batch
     start = clock()
@@ -68,23 +74,28 @@ def seconds(runtime: Runtime, case: Case, clock: Callable[[], float] = time.perf
 
 
 def warm_up(runtime: Runtime, cases: Sequence[Case]) -> None:
-    """Run a part of each case, unmeasured."""
+    """Run a part of each case without measuring it."""
     for case in cases:
         most = WARM_UP[case.kind == "decode"]
         seconds(runtime, case._replace(tokens=min(case.tokens, most)))
 
 
 def speed(runtime: Runtime, case: Case, enough: float, most: int) -> float:
-    """Tokens per second: the median of measurements until they took `enough` seconds, at most
-    `most` of them."""
-    taken: list[float] = []
-    while not taken or (sum(taken) < enough and len(taken) < most):
-        taken.append(seconds(runtime, case))
-    return case.tokens / statistics.median(taken)
+    """Tokens per second: the median of at most `most` measurements.
+
+    It stops earlier when the measurements took `enough` seconds in all.
+    """
+    times: list[float] = []
+    while not times or (sum(times) < enough and len(times) < most):
+        times.append(seconds(runtime, case))
+    return case.tokens / statistics.median(times)
 
 
 def _extend(runtime: Runtime, start: int, end: int, step: int, logits: bool = False) -> None:
-    """Tokens start..end - 1; logits: of the prompt's last token, of every decoded one."""
+    """Run the tokens start..end - 1 in calls of `step`.
+
+    logits: compute those of the last token, and of every token where step is 1.
+    """
     for first in range(start, end, step):
         stop = min(first + step, end)
         tokens = [(7 * i + 11) % runtime.n_vocab for i in range(first, stop)]
@@ -93,11 +104,18 @@ def _extend(runtime: Runtime, start: int, end: int, step: int, logits: bool = Fa
 
 # ---- peers -----------------------------------------------------------------------------------
 
-#: Name -> the module with the C API, and whether weights are repacked at load on request.
+
+class PeerApi(NamedTuple):
+    """How to use a peer. module: has its C API; repacks: weights are repacked at load."""
+
+    module: str
+    repacks: bool
+
+
 PEERS = {
-    "llama.cpp": ("llama_cpp", False),
-    "ik": ("ik_llama_cpp._ctypes_api", False),
-    "ik-repacked": ("ik_llama_cpp._ctypes_api", True),
+    "llama.cpp": PeerApi("llama_cpp", repacks=False),
+    "ik": PeerApi("ik_llama_cpp._ctypes_api", repacks=False),
+    "ik-repacked": PeerApi("ik_llama_cpp._ctypes_api", repacks=True),
 }
 
 
@@ -106,30 +124,30 @@ class PeerError(Exception):
 
 
 class PeerModel:
-    """A model in llama.cpp or ik: the defaults of the peer, but for what is given.
+    """A model in llama.cpp or ik, with the peer's defaults except for the arguments.
 
-    kv: one of GGML_TYPES, for keys and values alike.
+    kv: one of GGML_TYPES, for both keys and values.
     """
 
     batch = BATCH
 
     def __init__(self, name: str, path: str, threads: int, context: int, kv: str = "f16") -> None:
-        module, repack = PEERS[name]
+        module, repacks = PEERS[name]
         try:
             self.api: Any = importlib.import_module(module)
-        except Exception as e:  # a library that does not load raises what it likes
+        except Exception as e:  # a library that fails to load raises any type
             raise PeerError(f"cannot import {module.split('.')[0]}: {e}") from e
         self.name = name
-        self.lib = getattr(self.api, "_lib", None)  # ik: what its bindings left out
+        self.lib = getattr(self.api, "_lib", None)  # of ik alone: its bindings are incomplete
         self.errors: list[str] = []
         self._collect_errors()
         self.api.llama_backend_init()
-        self.model = self._load(path, repack)
+        self.model = self._load(path, repacks)
         params = self.api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, BATCH, BATCH
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = GGML_TYPES[kv]
-        if kv != "f16" and self.lib is None:  # without it llama.cpp keeps values in floats only
+        if kv != "f16" and self.lib is None:  # without it llama.cpp keeps values only as floats
             params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self.context = self.api.llama_init_from_model(self.model, params)
         if not self.context:
@@ -140,12 +158,12 @@ class PeerModel:
         self._length = 0
 
     def build(self) -> str:
-        """Package, version, and the instruction sets that the library says it was compiled for."""
+        """The package, its version, and the instruction sets that it reports."""
         package = importlib.import_module(self.api.__name__.split(".")[0])
         info = self._function("llama_print_system_info", ctypes.c_char_p)()
         flags = [part.strip() for part in info.decode().replace(":", "|").split("|")]
-        on = [f.removesuffix("= 1").strip() for f in flags if f.endswith("= 1")]
-        return f"{package.__name__} {package.__version__}: {' '.join(on)}"
+        isas = [f.removesuffix("= 1").strip() for f in flags if f.endswith("= 1")]
+        return f"{package.__name__} {package.__version__}: {' '.join(isas)}"
 
     def cut(self, n_tokens: int, depth: int) -> int:
         """See Runtime; one context serves all depths."""
@@ -174,9 +192,9 @@ class PeerModel:
         self._function("llama_synchronize", None)(ctypes.c_void_p(self.context))
         self._length = start + len(tokens)
 
-    def _load(self, path: str, repack: bool) -> Any:
+    def _load(self, path: str, repacks: bool) -> Any:
         params = self.api.llama_model_default_params()
-        if repack:
+        if repacks:
             params.repack_tensors = True
         model = self.api.llama_model_load_from_file(path.encode(), params)
         if not model:
@@ -184,7 +202,7 @@ class PeerModel:
         return model
 
     def _function(self, name: str, result: Any) -> Any:
-        """A function of the C API, also where the bindings do not have it."""
+        """A function of the C API, even if the bindings lack it."""
         if self.lib is None:
             return getattr(self.api, name)
         function = getattr(self.lib, name)
@@ -192,7 +210,7 @@ class PeerModel:
         return function
 
     def _collect_errors(self) -> None:
-        """Log lines go nowhere, but errors are kept for the message."""
+        """Drop the log, but keep its errors for messages."""
         kind = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
         def keep(level: int, text: bytes, _: object) -> None:
@@ -210,8 +228,11 @@ class PeerModel:
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """job: peer, model, threads, context, kv, cases, enough, most. Returns build, load_seconds
-    and speeds (tokens per second by case), or error: why the peer cannot be measured."""
+    """Measure a peer.
+
+    job: peer, model, threads, context, kv, cases, enough, most. Returns build, load_seconds and
+    speeds (tokens per second by case), or error: why the peer cannot be measured.
+    """
     cases = [Case(*case) for case in job["cases"]]
     start = time.perf_counter()
     try:
@@ -225,5 +246,5 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder: its modules are not those that the peer looks for
+    del sys.path[0]  # this folder: its modules must not hide those that the peer imports
     print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,13 +1,13 @@
-"""How many threads are best on this machine, measured in about two seconds.
+"""The best number of threads on this machine, measured in about two seconds.
 
-A chain of matmuls is run as a model would be: one token through more weights than the caches hold,
-which is decoding, and some tokens through a few of them, which is a prompt. The numbers of threads
-take turns, so that a machine that slows down does so for all of them. The best number is that of
-RULE; fewer threads leave cores to others and run cooler.
+A chain of matmuls stands for a model. One token through more weights than the caches hold is like
+decoding; some tokens through a few of these weights are like a prompt. The numbers of threads take
+turns, so that a machine that slows down does so for all of them. RULE says which number is the
+best; fewer threads leave cores to other programs, and run cooler.
 
-On a machine that does something else meanwhile the numbers are those of what was left. So two
-things are looked at: what share of the processors' time others had, and how much the rounds of one
-number of threads differ (the middle half of them, by their median).
+If the machine runs other programs meanwhile, the measured speeds are too low. Two values show this:
+the share of the processors' time that other programs had, and how much the rounds of one number of
+threads differ (the width of their middle half, as a share of the median).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from edge.weights.packed import describe_weight
 
 __all__ = ["RULE", "TuneRow", "Tuning", "best", "candidates", "measure"]
 
-SECONDS = 1.2  # of taking turns
+SECONDS = 1.2  # for all rounds
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15  # that count
-CLOSE = 0.97
+CLOSE = 0.97  # of the best speed
 RULE = (
     f"the fewest threads whose speed, the geometric mean of both, is within {1 - CLOSE:.0%} of the "
     "best"
 )
-MOST_OTHERS = 0.1  # of the processors' time: with more of it in other hands nothing is kept
-MOST_SPREAD = 0.25  # nor when the rounds differ by more
+MOST_OTHERS = 0.1  # share of other programs' time above which the result is not kept
+MOST_SPREAD = 0.25  # difference of the rounds above which the result is not kept
 DIM = 2048
 TOKENS = 32  # of the prompt
 PROMPT_SECONDS = 0.01  # that a prompt should take with all threads
@@ -47,8 +47,10 @@ _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 
 @dataclass(frozen=True)
 class TuneRow:
-    """Medians. decode: bytes of weights a second; prompt: multiply-adds a second. spread: how much
-    rounds differ, of the two what differs more; 0.1: the middle half by a tenth of the median.
+    """The medians of one number of threads.
+
+    decode: bytes of weights per second. prompt: multiply-adds per second. spread: how much the
+    rounds differ, the larger of both; 0.1: the middle half is a tenth of the median wide.
     """
 
     threads: int
@@ -59,15 +61,15 @@ class TuneRow:
 
 @dataclass(frozen=True)
 class Tuning:
-    """rows: one for each candidate; others: the share of the processors' time that others had
-    meanwhile, None: the system does not tell.
+    """The result. rows: one for each candidate. others: the share of the processors' time that
+    other programs had meanwhile, None: the system does not report it.
     """
 
     rows: list[TuneRow]
     others: float | None
 
     def doubt(self) -> str | None:
-        """Why these numbers should not be kept; None: they can be."""
+        """Why the result should not be kept; None: it can be."""
         if self.others is not None and self.others > MOST_OTHERS:
             return f"other programs took {self.others:.0%} of the processors' time meanwhile"
         spread = max(row.spread for row in self.rows)
@@ -77,7 +79,7 @@ class Tuning:
 
 
 def candidates(cores: Cores) -> list[int]:
-    """The numbers of threads to try: up to 4 each, then with growing steps; whole clusters."""
+    """The numbers of threads to try: 1 to 4, then in growing steps, and whole clusters."""
     numbers, n = {*_STEPS, cores.n_cpus}, 0
     for cluster in cores.clusters:
         n += cluster.n_cores
@@ -93,7 +95,7 @@ def best(rows: list[TuneRow]) -> int:
 
 
 def measure(cores: Cores) -> Tuning:
-    """All candidates. Raises MemoryBudgetError, UnsupportedError."""
+    """Measure all candidates. Raises MemoryBudgetError, UnsupportedError."""
     numbers = candidates(cores)
     cpus = [cpu for cluster in cores.clusters for cpu in cluster.cpus]
     with _Chain() as chain:
@@ -136,15 +138,17 @@ def _take_turns(chain: _Chain, threads_of: dict[int, Any]) -> list[TuneRow]:
 
 
 def _spread(seconds: list[float]) -> float:
-    """How far the middle half of the rounds is apart, as a share of the median."""
+    """The width of the middle half of the rounds, as a share of the median."""
     first, _, third = statistics.quantiles(seconds, n=4)
     return (third - first) / statistics.median(seconds)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of processors so far. all: passed; busy: of them in use, by anybody, or given to
-    another machine that shares the processor; own: of this process.
+    """Seconds of some processors since the start of the system, and of this process.
+
+    all: passed. busy: used by any program, or by another machine that shares the processor.
+    own: used by this process.
     """
 
     all: float
@@ -153,7 +157,7 @@ class Times:
 
     @classmethod
     def now(cls, cpus: Collection[int], stat: str = "/proc/stat") -> Times | None:
-        """Of some processors; None where the system does not tell."""
+        """The times of some processors; None where the system does not report them."""
         names, spent = {f"cpu{cpu}" for cpu in cpus}, list[list[int]]()
         try:
             own = time.process_time()
@@ -171,16 +175,16 @@ class Times:
         return cls(total, total - sum(numbers[3] + numbers[4] for numbers in spent) * tick, own)
 
     def others_since(self, before: Times) -> float:
-        """What share of the processors' time others had, 0 to 1."""
+        """The share of the processors' time that other programs had since `before`, 0 to 1."""
         passed = self.all - before.all
         others = self.busy - before.busy - (self.own - before.own)
         return min(1.0, max(0.0, others / passed)) if passed > 0 else 0.0
 
 
 class _Chain:
-    """Layers x + W x with Q4_0 weights of DIM rows and columns, of more bytes than the caches hold.
+    """Layers x + W x, with Q4_0 weights of DIM rows and columns. The CPU's caches cannot hold them.
 
-    Raises MemoryBudgetError when that much is not available, UnsupportedError.
+    Raises MemoryBudgetError where there is not enough memory for them, UnsupportedError.
     """
 
     def __init__(self) -> None:
@@ -191,12 +195,12 @@ class _Chain:
         self.n_bytes = self.n_layers * weight.n_bytes
         sizes = [lib.edge_buffer_bytes(kind, DIM, TOKENS) for kind in (F32, Q8)]
         self._arena = anonymous(sum(sizes))
-        self._held = [ffi.from_buffer("uint8_t[]", b) for b in (self._block, self._arena)]
+        self._pointers = [ffi.from_buffer("uint8_t[]", b) for b in (self._block, self._arena)]
         spec = ffi.new("edge_plan_spec *")
         spec.isa, spec.max_tokens = native.isa_index(), TOKENS
         shape = ffi.new("edge_kv_shape *", [lib.EDGE_KV_F16, 1, 1, 16])
         spec.kv, spec.n_kv_groups = shape, 1
-        spec.arena, spec.arena_bytes = self._held[1], len(self._arena)
+        spec.arena, spec.arena_bytes = self._pointers[1], len(self._arena)
         buffers = [{"kind": F32, "dim": DIM}, {"kind": Q8, "dim": DIM, "offset": sizes[0]}]
         ops, weights = self._layers(weight)
         arrays = [
@@ -209,14 +213,14 @@ class _Chain:
         native.check(lib.edge_plan_new(spec, made, error), error)
         self._plan = ffi.gc(made[0], lib.edge_plan_free)
         # No op looks at keys and values: any memory is a page.
-        self._pages = ffi.new("void *[]", [self._held[1]])
+        self._pages = ffi.new("void *[]", [self._pointers[1]])
         self._group = ffi.new("edge_kv_group *", {"n_pages": 1, "pages": self._pages})
         self._group.shape = shape[0]
         self._kv = ffi.new("edge_kv *", {"n_groups": 1, "groups": self._group})
         self._tokens = ffi.new("int32_t[]", TOKENS)
 
     def _layers(self, weight: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Entries of the ops and the weights: buffer 0 is x, 1 its quantised form."""
+        """Entries of the ops and the weights. Buffer 0 is x, buffer 1 its quantised form."""
         ops, weights = list[dict[str, Any]](), list[dict[str, Any]]()
         for i in range(self.n_layers):
             none = {"in2": -1, "w": [-1, -1, -1]}
@@ -224,7 +228,7 @@ class _Chain:
             product = {"in": 1, "in2": 0, "out": 0, "w": [i, -1, -1]}
             ops.append({"kind": lib.EDGE_OP_MATMUL, **product})
             entry = {name: getattr(weight, name) for name in ("layout", "table", "n", "k")}
-            data = ffi.cast("uint8_t *", self._held[0]) + i * weight.n_bytes
+            data = ffi.cast("uint8_t *", self._pointers[0]) + i * weight.n_bytes
             weights.append({**entry, "data": data, "n_bytes": weight.n_bytes})
         return ops, weights
 
@@ -237,10 +241,10 @@ class _Chain:
         return time.perf_counter() - start
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         ffi.release(self._plan)
-        for held in self._held:
-            ffi.release(held)
+        for pointer in self._pointers:
+            ffi.release(pointer)
         self._block.close()
         self._arena.close()
 
