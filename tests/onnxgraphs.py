@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge.onnx.files.proto import OnnxFile
 from edge.onnx.providers import compiled
 from edge.onnx.providers.providers import Target
-from edge.onnx.providers.sessions import Opened
+from edge.onnx.providers.sessions import OpenedGraph
 
 K, N = 64, 32
 
@@ -25,7 +25,7 @@ def read(paths: Mapping[str, Path]) -> dict[str, OnnxFile]:
 
 def open_sessions(
     paths: Mapping[str, Path], target: Target, key: bytes | None = None
-) -> dict[str, Opened]:
+) -> dict[str, OpenedGraph]:
     """Sessions of graphs in files."""
     return compiled.open_sessions(read(paths), target, key)
 

@@ -15,7 +15,7 @@ from onnxfolders import write_cpu, write_static
 from edge.cli import cli
 from edge.errors import UnsupportedError
 from edge.loading import OnnxOptions
-from edge.onnx.providers.providers import PROVIDERS, Found
+from edge.onnx.providers.providers import PROVIDERS, Availability
 from edge.onnx.run.engine import DescribedFolder, OnnxEngine
 
 
@@ -106,8 +106,12 @@ def test_bench_says_what_cannot_be_run(folder: Path) -> None:
 def test_devices_say_that_qnn_is_simulated_where_it_is(
     is_here: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = Found("1", "2", ("the HTP simulator",)) if is_here else Found(missing="install it")
-    row = dataclasses.replace(PROVIDERS["qnn"], look=lambda: found)
+    availability = (
+        Availability("1", "2", ("the HTP simulator",))
+        if is_here
+        else Availability(missing="install it")
+    )
+    row = dataclasses.replace(PROVIDERS["qnn"], look=lambda: availability)
     monkeypatch.setitem(PROVIDERS, "qnn", row)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert ("qnn is simulated on this machine" in run("devices")) == is_here

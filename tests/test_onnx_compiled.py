@@ -20,8 +20,8 @@ from edge.errors import ModelFileError, UnsupportedError
 from edge.onnx.files.proto import OnnxFile
 from edge.onnx.providers import compiled, sessions
 from edge.onnx.providers.partition import Partition
-from edge.onnx.providers.providers import PROVIDERS, Found, Target
-from edge.onnx.providers.sessions import Opened
+from edge.onnx.providers.providers import PROVIDERS, Availability, Target
+from edge.onnx.providers.sessions import OpenedGraph
 
 KEY = b"\x01\x02"
 
@@ -34,25 +34,25 @@ class Compiler:
     def __init__(self) -> None:
         self.compiled = self.loaded = 0
         self.fails: Exception | None = None
-        self.found = Found("2.7.0", "2.51.0", ("HTP",))
-        self.row = dataclasses.replace(PROVIDERS["qnn"], look=lambda: self.found)
+        self.availability = Availability("2.7.0", "2.51.0", ("HTP",))
+        self.row = dataclasses.replace(PROVIDERS["qnn"], look=lambda: self.availability)
 
     @property
     def target(self) -> Target:
         return Target(self.row, "HTP", 1, soc="sm8650", made_for="qnn")
 
-    def open_graph(self, graph: OnnxFile, target: Target, config: dict[str, str]) -> Opened:
+    def open_graph(self, graph: OnnxFile, target: Target, config: dict[str, str]) -> OpenedGraph:
         path = graph.path
         if graph.nodes[0].op == "EPContext":
             self.loaded += 1
-            return Opened(f"EPContext of {path.name}", Partition(1, 1, 1, 0, 0), target)
+            return OpenedGraph(f"EPContext of {path.name}", Partition(1, 1, 1, 0, 0), target)
         self.compiled += 1
         if place := config.get("ep.context_file_path"):
             if self.fails:
                 raise self.fails
             context(Path(place))
             Path(place).with_name(f"{path.stem}_qnn.bin").write_bytes(b"binary" * 1000)
-        return Opened(f"EPContext of {path.name}", Partition(7, 7, 1, 2048, 2048), target)
+        return OpenedGraph(f"EPContext of {path.name}", Partition(7, 7, 1, 2048, 2048), target)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_what_decides_makes_another_entry(compiler: Compiler, graphs: dict[str, 
     open_sessions(graphs, target, b"another model")
     open_sessions(graphs, dataclasses.replace(target, soc="sm8550"), KEY)
     open_sessions({**graphs, "chunk": quantized(graphs["chunk"], 16)}, target, KEY)
-    compiler.found = dataclasses.replace(compiler.found, sdk="2.52.0")
+    compiler.availability = dataclasses.replace(compiler.availability, sdk="2.52.0")
     open_sessions(graphs, target, KEY)
     assert (compiler.compiled, compiler.loaded, len(compiled.entries())) == (10, 0, 5)
 

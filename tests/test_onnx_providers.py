@@ -21,8 +21,8 @@ from edge.errors import InputError, ModelFileError, UnsupportedError
 from edge.onnx.export.export import Recipe
 from edge.onnx.providers import providers
 from edge.onnx.providers.partition import Partition
-from edge.onnx.providers.providers import PROVIDERS, Found, Target, choose
-from edge.onnx.providers.sessions import Opened, explain
+from edge.onnx.providers.providers import PROVIDERS, Availability, Target, choose
+from edge.onnx.providers.sessions import OpenedGraph, explain
 
 #: Providers that can be installed -> what names what to install.
 PACKAGES = {"qnn": "onnxruntime-qnn", "openvino": "onnxruntime-openvino", "coreml": "macOS"}
@@ -32,8 +32,10 @@ def here(
     monkeypatch: pytest.MonkeyPatch, name: str, *devices: str, missing: str | None = None
 ) -> None:
     """As if the provider had these devices; none: as if it were not installed."""
-    found = Found("1.0", "2.0", devices, missing or (None if devices else "install it"))
-    row = dataclasses.replace(PROVIDERS[name], look=lambda: found)
+    availability = Availability(
+        "1.0", "2.0", devices, missing or (None if devices else "install it")
+    )
+    row = dataclasses.replace(PROVIDERS[name], look=lambda: availability)
     monkeypatch.setitem(PROVIDERS, name, row)
 
 
@@ -269,7 +271,7 @@ def test_multiply_adds_of_rewritten_nodes_are_not_claimed() -> None:
 
 def test_opened_says_where_a_compiled_graph_is(tmp_path: Path) -> None:
     target = choose("cpu", "cpu", threads=1)
-    opened = Opened(None, Partition(1, 1, 1, 0, 0), target, source="compiled, from x")
+    opened = OpenedGraph(None, Partition(1, 1, 1, 0, 0), target, source="compiled, from x")
     assert explain({"token": opened})[1:] == [
         "token: cpu on CPU: 1 of 1 nodes, in 1 piece",
         "token: compiled, from x",

@@ -1,11 +1,11 @@
 """Models as ONNX graphs: made from GGUF files, run by onnxruntime's execution providers.
 
-    files/      folders of graphs, checked while they are read
-    providers/  execution providers, and the sessions that they open
-    run/        folders of graphs, run: the engine
-    export/     from a graph to ONNX files
+    files/      reading folders of graphs, with checks
+    providers/  execution providers, and sessions on them
+    run/        the engine that runs a folder of graphs
+    export/     writing a model as ONNX files
 
-Each imports from those above it.
+Each folder imports only from the folders above it.
 """
 
 from __future__ import annotations
@@ -16,5 +16,5 @@ __all__ = ["is_onnx"]
 
 
 def is_onnx(path: str) -> bool:
-    """Whether a path, by its kind and name alone, is for this package: a folder or .onnx file."""
+    """Whether this package opens a path: a folder, or a name that ends in .onnx."""
     return os.path.isdir(path) or path.endswith(".onnx")

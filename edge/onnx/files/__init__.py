@@ -1,8 +1,8 @@
-"""Folders of graphs, checked while they are read.
+"""Reading folders of graphs, with checks.
 
-    protobuf.py  the wire
-    proto.py     a model's graph
-    folder.py    a folder: ours, and those of others
+    protobuf.py  the wire format
+    proto.py     the graph of an .onnx file
+    folder.py    a folder: an export of edge, optimum or onnxruntime-genai
 
-Each imports from those above it.
+Each file imports only from the files above it.
 """

@@ -1,11 +1,11 @@
-"""Execution providers, and the sessions that they open.
+"""Execution providers, and sessions on them.
 
-    partition.py   what runs where
-    providers.py   those there are
-    context.py     compiled graphs, described
-    saturation.py  integer products that this CPU cuts off
-    sessions.py    a graph opened
-    compiled.py    compiled graphs in the cache folder
+    partition.py   the nodes of a graph that a provider runs
+    providers.py   the table of providers
+    context.py     checks of compiled graphs
+    saturation.py  integer products that overflow on this CPU
+    sessions.py    opens a graph in a session
+    compiled.py    compiled graphs that are kept on the disk
 
-Each imports from those above it.
+Each file imports only from the files above it.
 """

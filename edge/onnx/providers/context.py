@@ -1,6 +1,6 @@
-"""What a graph that was compiled elsewhere says of itself: its SDK, and its SoC.
+"""Checks that a graph, compiled elsewhere, is for this provider, SDK and SoC.
 
-QNN's simulator runs a graph of another SoC without a word, and a device may crash.
+QNN's simulator runs a graph of another SoC without an error, and a device may crash.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ if TYPE_CHECKING:
 
 __all__ = ["require"]
 
-#: As onnxruntime-qnn writes it: format, back end, SDK, version of the back end, arch, SoC, ...
+#: The format of onnxruntime-qnn: format, back end, SDK, version of the back end, arch, SoC, ...
 _COMPATIBILITY = re.compile(r"v\d+:\d+:[\d.]+:[\d.]+:(\d{1,4}):(\d{1,4})\b")
 
 
 def require(graph: OnnxFile, target: Target) -> None:
-    """Raise UnsupportedError for a compiled graph of another provider, SDK or SoC."""
+    """Raise UnsupportedError for a graph compiled for another provider, SDK or SoC."""
     nodes = [node for node in graph.nodes if node.op == "EPContext"]
     if not nodes:
         return
-    found = target.provider.look()
+    availability = target.provider.look()
     advice = f"it was compiled elsewhere and cannot run on {target}: get the model for that"
     for node in nodes:
         source = _text(node.attributes.get("source"))
         if source not in ("", target.provider.ep):
             raise UnsupportedError(f"{graph.path} is for {source}: {advice}", what=source)
         sdk = _text(node.attributes.get("ep_sdk_version")).removeprefix("v")
-        if sdk and found.sdk and not f"{sdk}.".startswith(f"{found.sdk}."):
+        ours = availability.sdk
+        if sdk and ours and not f"{sdk}.".startswith(f"{ours}."):
             raise UnsupportedError(
-                f"{graph.path} is of SDK {sdk}, here is {found.sdk}: {advice}", what=f"SDK {sdk}"
+                f"{graph.path} is of SDK {sdk}, here is {ours}: {advice}", what=f"SDK {sdk}"
             )
     match = _COMPATIBILITY.match(
         graph.metadata.get(f"ep_compatibility_info.{target.provider.ep}", "")

@@ -1,4 +1,4 @@
-"""Which nodes of a graph a provider took, and which onnxruntime left to the CPU."""
+"""The nodes of a graph that a provider runs, and those that onnxruntime gives to the CPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Partition"]
 
 @dataclass(frozen=True)
 class Partition:
-    """How much of a graph the provider runs, as onnxruntime assigned it.
+    """The part of a graph that the provider runs, as onnxruntime assigned it.
 
-    nodes: after onnxruntime's own rewriting; pieces: subgraphs that the provider got, 1: the graph
-    was not cut; multiply_adds: with weights, for one token; on_cpu: operator -> how many nodes.
+    nodes: after onnxruntime's own rewriting. pieces: subgraphs that the provider got, 1: the graph
+    was not cut. multiply_adds: with weights, for one token. on_cpu: operator -> number of nodes.
     """
 
     nodes: int
@@ -30,16 +30,17 @@ class Partition:
 
     @classmethod
     def of_cpu(cls, graph: OnnxFile) -> Partition:
-        """Of the CPU provider, which takes all."""
+        """The partition of the CPU provider, which runs all nodes."""
         n, work = len(graph.nodes), sum(graph.multiply_adds().values())
         return cls(n, n, 1, work, work)
 
     @classmethod
     def of(cls, session: Any, ep: str, graph: OnnxFile) -> Partition:
-        """Of a session that recorded its assignment. ep: onnxruntime's name of the provider.
+        """The partition of a session that recorded its assignment.
 
-        Of the multiply-adds those count for the provider whose nodes it got under their own names:
-        where onnxruntime rewrote some, no more than is sure.
+        ep: onnxruntime's name of the provider. The multiply-adds of a node count for the provider
+        if the node still has its own name. Those of rewritten nodes do not count, so the number
+        may be too small, but never too large.
         """
         ours, on_cpu, pieces = set[str](), Counter[str](), 0
         n_ours = n_cpu = 0
@@ -54,12 +55,12 @@ class Partition:
                 on_cpu.update(node.op_type for node in nodes)
         work = graph.multiply_adds()
         total = sum(work.values())
-        done = sum(n for name, n in work.items() if name in ours) if n_cpu else total
-        return cls(n_ours + n_cpu, n_ours, pieces, total, done, dict(on_cpu.most_common()))
+        own = sum(n for name, n in work.items() if name in ours) if n_cpu else total
+        return cls(n_ours + n_cpu, n_ours, pieces, total, own, dict(on_cpu.most_common()))
 
     @classmethod
     def from_json(cls, facts: Any) -> Partition:
-        """What `to_json` gave, of a graph that was compiled whole. Raises ValueError."""
+        """Read what `to_json` wrote for a graph that the provider runs whole. Raises ValueError."""
         numbers = [facts.get(name) for name in ("nodes", "pieces", "multiply_adds")]
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
             raise ValueError("not a partition")
@@ -67,17 +68,17 @@ class Partition:
         return cls(nodes, nodes, pieces, work, work)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields."""
+        """The fields as JSON values."""
         return asdict(self)
 
     @property
     def whole(self) -> bool:
-        """Whether the provider runs all of the graph."""
+        """Whether the provider runs the whole graph."""
         return self.nodes > 0 and self.on_provider == self.nodes
 
     @property
     def left(self) -> str:
-        """The operators on the CPU, for people: the most frequent first, as `Softmax (2)`."""
+        """The operators on the CPU, for people: the most frequent first, such as `Softmax (2)`."""
         return ", ".join(f"{op} ({n})" for op, n in self.on_cpu.items())
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
-"""Execution providers of onnxruntime: which there are, what each needs, and what is here.
+"""The table of onnxruntime's execution providers: what each needs, and whether it works here.
 
-onnxruntime falls back to the CPU in silence: where a provider's library, its device or an operator
-is missing, it makes a session that works, on the CPU. So a provider counts as here only when its
-own proof says so (`Provider.look`), and what it runs is read from every session, see sessions.py.
+onnxruntime falls back to the CPU without an error: if a provider's library, its device or an
+operator is missing, the session works, but on the CPU. So `Provider.look` checks each provider in a
+way of its own, and sessions.py reads from every session what the provider really runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
     "RUNNERS",
     "SOCS",
     "WEIGHT_FORMS",
-    "Found",
+    "Availability",
     "Provider",
     "Soc",
     "Target",
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def onnxruntime() -> Any:
-    """The package. Raises UnsupportedError where it is not installed."""
+    """The package onnxruntime. Raises UnsupportedError if it is not installed."""
     try:
         import onnxruntime as package
     except ImportError as e:
@@ -44,20 +44,20 @@ def onnxruntime() -> Any:
     return package
 
 
-#: The forms of weights in a graph that is made for a provider.
+#: A form of weights in a graph for a provider.
 WeightForm = Literal["int8", "float16", "blocks"]
 WEIGHT_FORMS: tuple[WeightForm, ...] = get_args(WeightForm)
 
 
 @dataclass(frozen=True)
 class Soc:
-    """A system on a chip of Qualcomm, in QNN's numbers."""
+    """The numbers that QNN has for a system on a chip of Qualcomm."""
 
     soc_model: int
     htp_arch: int
 
 
-#: What --soc names. Source: ExecuTorch, its table of Qualcomm chipsets.
+#: The names that --soc takes. Source: ExecuTorch's table of Qualcomm chipsets.
 SOCS = {
     "sm8550": Soc(43, 73),  # Snapdragon 8 Gen 2
     "sm8650": Soc(57, 75),  # 8 Gen 3
@@ -67,10 +67,12 @@ SOCS = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """What there is of a provider. version: of its package; sdk: of the vendor's part in it, what
-    compiled graphs depend on; devices: those it can use, the best first; missing: why it cannot be
-    used and what to install, None: it can.
+class Availability:
+    """The state of a provider on this machine.
+
+    version: of its package. sdk: version of the vendor's SDK in it, on which compiled graphs
+    depend. devices: the usable ones, the best first. missing: why the provider cannot be used and
+    what to install, None: it can be used.
     """
 
     version: str | None = None
@@ -81,11 +83,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Target:
-    """What a model is to run on.
+    """The provider and device that a model runs on.
 
-    device: one of the provider's; fallback: the CPU may take what the provider does not; soc: a
-    name of SOCS, None: the provider finds out; made_for: the provider that the model was made for;
-    why: how it came to be, where nobody asked for exactly that.
+    device: one of the provider's. fallback: the CPU may run what the provider cannot. soc: a name
+    of SOCS, None: the provider finds out. made_for: the provider that the model was made for.
+    why: the reason for this target, if the caller did not ask for it.
     """
 
     provider: Provider
@@ -105,73 +107,73 @@ class Target:
 
 @dataclass(frozen=True)
 class Provider:
-    """A row. name: what --ep calls it; ep: what onnxruntime does, "": it has none; package: what
-    to install; dialect: the form of a model that it wants.
+    """A row of the table.
 
-    look: what proves that it is there, asked only when it is; it never raises. attach: adds it to
-    SessionOptions, or returns what to give the session as `providers`.
+    name: as --ep has it. ep: onnxruntime's name, "": onnxruntime does not have this provider.
+    package: what to install. dialect: the dialect of models for it. look: finds out whether it
+    works here, and never raises. attach: adds it to SessionOptions, or returns the argument
+    `providers` of the session. weights: the forms that it takes, the best first; empty: it runs no
+    models. compiles: its compiled graphs are kept, see compiled.py.
     """
 
     name: str
     ep: str
     package: str
     dialect: str
-    look: Callable[[], Found]
+    look: Callable[[], Availability]
     attach: Callable[[Any, Any, Target], list[Any] | None]
-    weights: tuple[
-        WeightForm, ...
-    ] = ()  # the forms that it takes, the best first; none: it runs nothing
-    compiles: bool = False  # its compiled graphs are kept, see compiled.py
+    weights: tuple[WeightForm, ...] = ()
+    compiles: bool = False
 
 
 def is_simulated() -> bool:
-    """Whether QNN has no NPU here but simulates one: on x86."""
+    """Whether QNN simulates an NPU on this machine: on x86."""
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
 # ---- cpu -------------------------------------------------------------------------------------
 
 
-def _look_cpu() -> Found:
+def _look_cpu() -> Availability:
     try:
-        return Found(onnxruntime().__version__, devices=("CPU",))
+        return Availability(onnxruntime().__version__, devices=("CPU",))
     except UnsupportedError as e:
-        return Found(missing=str(e))
+        return Availability(missing=str(e))
 
 
 def _attach_cpu(ort: Any, options: Any, target: Target) -> list[Any]:
-    options.enable_mem_pattern = False  # a pattern for each length of the cache: none comes twice
-    # threads that wait for work spin, in the way of those that have some: on cores that other
-    # programs use too, two threads were 2.6 times as fast without
+    options.enable_mem_pattern = False  # each length of the cache has a pattern that is used once
+    # Threads that wait for work would spin, and delay threads that work. On cores that other
+    # programs used too, two threads were 2.6 times as fast without spinning.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ["CPUExecutionProvider"]
 
 
-# ---- qnn: a plugin beside onnxruntime --------------------------------------------------------
+# ---- qnn: a plugin of onnxruntime ------------------------------------------------------------
 
 _QNN = "QNNExecutionProvider"
 _NEEDS_QNN = f"it needs the package onnxruntime-qnn, for Python 3.11 or newer: {install('qnn')}"
-#: The SoC that this process simulates: QNN keeps its first architecture.
+#: "soc": the SoC that this process simulates. QNN keeps the first architecture of a process.
 _simulated: dict[str, str] = {}
 
 
-def _look_qnn() -> Found:
+def _look_qnn() -> Availability:
     try:
         plugin = importlib.import_module("onnxruntime_qnn")
         devices = _qnn_devices(onnxruntime(), plugin)
     except (ImportError, UnsupportedError, AttributeError) as e:
-        return Found(missing=f"{_NEEDS_QNN} ({e})")
-    except Exception as e:  # onnxruntime's own have no common root
-        return Found(missing=f"its library cannot be loaded: {e}")
+        return Availability(missing=f"{_NEEDS_QNN} ({e})")
+    except Exception as e:  # onnxruntime's exceptions have no common base class
+        return Availability(missing=f"its library cannot be loaded: {e}")
     version = plugin.__version__
     sdk = str(getattr(plugin.build_and_package_info, "qnn_version", version))
     if not devices:
-        return Found(version, sdk, missing="onnxruntime-qnn finds no device on this machine")
-    return Found(version, sdk, ("the HTP simulator" if is_simulated() else "HTP",))
+        return Availability(version, sdk, missing="onnxruntime-qnn finds no device on this machine")
+    return Availability(version, sdk, ("the HTP simulator" if is_simulated() else "HTP",))
 
 
 def _qnn_devices(ort: Any, plugin: Any) -> list[Any]:
-    """Its devices, NPUs first. The library stays registered for as long as the process lives."""
+    """QNN's devices, NPUs first. The library stays registered until the process ends."""
 
     def known() -> list[Any]:
         return [device for device in ort.get_ep_devices() if device.ep_name == _QNN]
@@ -183,11 +185,11 @@ def _qnn_devices(ort: Any, plugin: Any) -> list[Any]:
 
 
 def _attach_qnn(ort: Any, options: Any, target: Target) -> None:
-    """The back end by its name, the SoC by both its numbers: with defaults, errors hide."""
+    """Name the back end, and give both numbers of the SoC: defaults would hide errors."""
     settings = {
         "backend_type": "htp",
         "htp_performance_mode": "burst",
-        "offload_graph_io_quantization": "0",  # or the CPU gets the edges of a quantised graph
+        "offload_graph_io_quantization": "0",  # else the CPU quantises inputs and outputs
     }
     if target.soc:
         first = _simulated.setdefault("soc", target.soc)
@@ -211,26 +213,26 @@ _NEEDS_OPENVINO = (
 )
 
 
-def _look_openvino() -> Found:
+def _look_openvino() -> Availability:
     try:
         ort = onnxruntime()
     except UnsupportedError:
-        return Found(missing=_NEEDS_OPENVINO)
+        return Availability(missing=_NEEDS_OPENVINO)
     if _OPENVINO not in ort.get_available_providers():
-        return Found(missing=_NEEDS_OPENVINO)
+        return Availability(missing=_NEEDS_OPENVINO)
     state = importlib.import_module("onnxruntime.capi._pybind_state")
     ids = state.get_available_openvino_device_ids()
     kinds = [k for k in ("NPU", "GPU", "CPU") if any(d.partition(".")[0] == k for d in ids)]
     if not kinds:
-        return Found(ort.__version__, missing="OpenVINO finds no device on this machine")
-    return Found(ort.__version__, devices=tuple(kinds))
+        return Availability(ort.__version__, missing="OpenVINO finds no device on this machine")
+    return Availability(ort.__version__, devices=tuple(kinds))
 
 
 def _attach_openvino(ort: Any, options: Any, target: Target) -> list[Any]:
     settings = {"device_type": target.device}
     if target.device == "CPU":
         settings["num_of_threads"] = str(target.threads)
-        # or floats are computed in 16 bits on CPUs that have instructions for it
+        # Else CPUs with 16-bit float instructions compute floats in 16 bits.
         settings["load_config"] = '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'
     return [(_OPENVINO, settings)]
 
@@ -241,30 +243,30 @@ _COREML = "CoreMLExecutionProvider"
 _COREML_UNITS = {"NPU": "CPUAndNeuralEngine", "GPU": "CPUAndGPU", "CPU": "CPUOnly"}
 
 
-def _look_coreml() -> Found:
+def _look_coreml() -> Availability:
     try:
         ort = onnxruntime()
     except UnsupportedError as e:
-        return Found(missing=str(e))
+        return Availability(missing=str(e))
     if _COREML not in ort.get_available_providers():
-        return Found(missing="it needs macOS, where the package onnxruntime holds it")
-    return Found(ort.__version__, devices=tuple(_COREML_UNITS))
+        return Availability(missing="it needs macOS, where the package onnxruntime holds it")
+    return Availability(ort.__version__, devices=tuple(_COREML_UNITS))
 
 
 def _attach_coreml(ort: Any, options: Any, target: Target) -> list[Any]:
-    """Core ML itself may put a node on the CPU all the same, and does not tell."""
+    """Core ML may still run a node on the CPU, and does not report it."""
     settings = {"ModelFormat": "MLProgram", "RequireStaticInputShapes": "1"}
     return [(_COREML, settings | {"MLComputeUnits": _COREML_UNITS[target.device]})]
 
 
-# ---- those that onnxruntime cannot reach -----------------------------------------------------
+# ---- providers that onnxruntime cannot use ---------------------------------------------------
 
 
 def _absent(name: str, instead: str) -> Provider:
     def attach(ort: Any, options: Any, target: Target) -> None:
         raise AssertionError(f"{name} is never chosen")
 
-    return Provider(name, "", "", "npu", lambda: Found(missing=instead), attach)
+    return Provider(name, "", "", "npu", lambda: Availability(missing=instead), attach)
 
 
 _ROWS = (
@@ -327,7 +329,7 @@ _ROWS = (
     ),
 )
 PROVIDERS = {row.name: row for row in _ROWS}
-#: Those that run models.
+#: The names of providers that run models.
 RUNNERS = tuple(row.name for row in _ROWS if row.weights)
 
 
@@ -339,12 +341,13 @@ def choose(
     fallback: bool = False,
     soc: str | None = None,
 ) -> Target:
-    """The provider to run a model on.
+    """Choose the provider and the device to run a model on.
 
-    ep: a name of PROVIDERS, with a device (`openvino:npu`) or without: then its best one; None:
-    the one that the model was made for; "auto": that one if it is here, else the CPU provider.
-    fallback: the CPU provider where it is not here. soc: a name of SOCS, for qnn.
-    Raises InputError for a name that there is not, UnsupportedError for what is not here.
+    ep: a name of PROVIDERS, with a device (`openvino:npu`) or without, which means its best device;
+    None: the provider that the model was made for; "auto": that provider if it works here, else
+    the CPU provider. fallback: take the CPU provider if the other one does not work here. soc: a
+    name of SOCS, for qnn. Raises InputError for an unknown name, UnsupportedError for a provider
+    or device that does not work here.
     """
     if soc is not None and soc not in SOCS:
         raise InputError(f"soc {brief(soc)}: one of {', '.join(SOCS)}")
@@ -366,11 +369,15 @@ def choose(
 
 
 def _device(provider: Provider, wanted: str, soc: str | None) -> tuple[str, str]:
-    """The device of a provider to use, and why where that is not plain. Raises UnsupportedError."""
-    found = provider.look()
-    if found.missing is not None:
+    """The device of a provider to use, and the reason, "" if it needs none.
+
+    wanted: the device that was asked for, "": the best. Raises UnsupportedError.
+    """
+    availability = provider.look()
+    if availability.missing is not None:
         raise UnsupportedError(
-            f"{provider.name} is not here: {found.missing}", what=provider.package or provider.name
+            f"{provider.name} is not here: {availability.missing}",
+            what=provider.package or provider.name,
         )
     if provider.name == "qnn" and soc is None and is_simulated():
         raise UnsupportedError(
@@ -379,13 +386,13 @@ def _device(provider: Provider, wanted: str, soc: str | None) -> tuple[str, str]
             supported=SOCS,
         )
     if not wanted:
-        best = found.devices[0]
+        best = availability.devices[0]
         is_npu = provider.name != "openvino" or best == "NPU"
         return best, "" if is_npu else "there is no NPU"
-    if wanted.upper() not in found.devices:
+    if wanted.upper() not in availability.devices:
         raise UnsupportedError(
             f"{provider.name} finds no {wanted.upper()} on this machine",
             what=f"{provider.name}:{wanted}",
-            supported=[f"{provider.name}:{kind.lower()}" for kind in found.devices],
+            supported=[f"{provider.name}:{kind.lower()}" for kind in availability.devices],
         )
     return wanted.upper(), ""

@@ -1,11 +1,11 @@
 """Products of uint8 and int8, which onnxruntime adds in 16 bits on x86 CPUs without VNNI.
 
-Two such products are up to 2 * 255 * 127, more than 16 bits hold: what is beyond is cut off without
-a word, and logits are off by half of their spread. `edge-run export` writes no such products: codes
-of MatMulNBits have 4 bits or are multiplied apart from their signs, and the activations beside int8
-weights are uint16. Graphs that others quantised have them (`model_int8.onnx` and
-`model_quantized.onnx` of many folders). For these onnxruntime can make the weights uint8, which is
-exact and takes a copy.
+The sum of two such products is up to 2 * 255 * 127, which 16 bits cannot hold. onnxruntime clips it
+without an error, and logits are wrong by half of their spread. `edge-run export` writes no such
+products: MatMulNBits has codes of 4 bits, or multiplies them without their signs, and int8 weights
+have uint16 activations. Graphs of other exporters do have them (`model_int8.onnx` and
+`model_quantized.onnx` of many folders). For these, onnxruntime can convert the weights to uint8,
+which is exact but needs memory for a copy.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _PROBE = bytes.fromhex(
 
 
 def settings(graph: OnnxFile) -> dict[str, str]:
-    """The session's settings with which this graph's products are exact on this CPU.
+    """The settings of a session that make this graph's products exact on this CPU.
 
-    Raises UnsupportedError where there are none: onnxruntime does not reach graphs inside a graph.
+    Raises UnsupportedError for products in an inner graph: onnxruntime does not convert those.
     """
     if not exact_bytes(graph):
         return {}
@@ -57,7 +57,7 @@ def settings(graph: OnnxFile) -> dict[str, str]:
 
 
 def exact_bytes(graph: OnnxFile) -> int:
-    """Bytes of the weights that are held a second time so that products are exact on this CPU."""
+    """Bytes of the copies of weights that make products exact on this CPU."""
     if not any(_is_product(graph, node) for node in (*graph.nodes, *graph.inner_nodes)):
         return 0
     n = sum(t.n_bytes for t in graph.tensors if t.dtype == "int8" and len(t.dims) > 1)
@@ -65,7 +65,7 @@ def exact_bytes(graph: OnnxFile) -> int:
 
 
 def inexact(path: Path, why: str) -> UnsupportedError:
-    """Of a graph whose products onnxruntime cannot make exact on this CPU."""
+    """The error for a graph whose products onnxruntime cannot make exact on this CPU."""
     return UnsupportedError(
         f"{path}: on this CPU, which has no VNNI, onnxruntime cuts off products of uint8 and int8, "
         f"and cannot do without here, because {why}: take the model with weights of 4 bits, uint8 "
@@ -75,7 +75,7 @@ def inexact(path: Path, why: str) -> UnsupportedError:
 
 
 def _is_product(graph: OnnxFile, node: OnnxNode) -> bool:
-    """Whether it multiplies uint8, or quantises to uint8 what will be multiplied."""
+    """Whether a node multiplies uint8, or quantises an operand of a product to uint8."""
     if node.op != "QuantizeLinear":
         return node.op in _PRODUCTS
     zero = graph.initializers.get(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -84,7 +84,7 @@ def _is_product(graph: OnnxFile, node: OnnxNode) -> bool:
 
 @cache
 def saturates() -> bool:
-    """Whether this CPU cuts off sums of such products: onnxruntime itself is asked for one."""
+    """Whether such products overflow on this CPU: onnxruntime computes one as a test."""
     ort = onnxruntime()
     session = ort.InferenceSession(_PROBE, providers=["CPUExecutionProvider"])
     a, b = np.full((1, _K), 255, np.uint8), np.full((_K, 1), 127, np.int8)

@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime, each with what its provider really runs of the graph."""
+"""Sessions of onnxruntime, each with the part of the graph that its provider really runs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from edge.onnx.providers import context, saturation
 from edge.onnx.providers.partition import Partition
 from edge.onnx.providers.providers import Target, is_simulated, onnxruntime
 
-__all__ = ["ON_CPU", "Opened", "explain", "open_graph"]
+__all__ = ["ON_CPU", "OpenedGraph", "explain", "open_graph"]
 
-#: The graph that is always run on the CPU: rows of tables, looked up by token and position.
+#: The graph that always runs on the CPU: it looks up rows of tables by token and position.
 ON_CPU = "embedding"
 _REFUSED = "fallback to CPU EP has been explicitly disabled"
-_SHARED = "Attempt to replace the existing tensor"  # 1.25.1 to 1.32.0, making them uint8
+_SHARED = "Attempt to replace the existing tensor"  # of 1.25.1 to 1.32.0, when weights become uint8
 _BAD_FILE = ("InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A session of onnxruntime that is ready to run. target: what it runs on; source: where its
-    compiled graph came from or went to, "": there is none.
+class OpenedGraph:
+    """A session of onnxruntime that is ready to run.
+
+    source: says where the compiled graph was read or written, "": there is no compiled graph.
     """
 
     session: Any
@@ -38,28 +39,30 @@ class Opened:
     source: str = ""
 
 
-def open_graph(graph: OnnxFile, target: Target, config: Mapping[str, str] | None = None) -> Opened:
-    """A session of one graph. config: further entries of the session's configuration.
+def open_graph(
+    graph: OnnxFile, target: Target, config: Mapping[str, str] | None = None
+) -> OpenedGraph:
+    """A session of one graph. config: more entries of the session's configuration.
 
-    Raises ModelFileError for a graph that is none, UnsupportedError when the provider would not run
-    all of it, and for a compiled one of another provider, SDK or SoC.
+    Raises ModelFileError for a damaged graph, UnsupportedError if the provider would not run all
+    of it, and for a graph compiled for another provider, SDK or SoC.
     """
     path = graph.path
     context.require(graph, target)
     config = {**saturation.settings(graph), **(config or {})}
     if target.provider.name == "cpu":
-        return Opened(_session(path, target, config), Partition.of_cpu(graph), target)
+        return OpenedGraph(_session(path, target, config), Partition.of_cpu(graph), target)
     strict = {} if target.fallback else {"session.disable_cpu_ep_fallback": "1"}
     try:
         session = _session(path, target, {**config, **strict})
     except _PartlyOnCpu:
-        session = _session(path, target, {})  # again, to learn which operators
+        session = _session(path, target, {})  # open it again, to find the operators
         raise _partly(path, target, Partition.of(session, target.provider.ep, graph)) from None
     partition = Partition.of(session, target.provider.ep, graph)
-    is_there = target.provider.ep in session.get_providers()
-    if not target.fallback and not (is_there and partition.whole):
+    is_used = target.provider.ep in session.get_providers()
+    if not target.fallback and not (is_used and partition.whole):
         raise _partly(path, target, partition)
-    return Opened(session, partition, target)
+    return OpenedGraph(session, partition, target)
 
 
 class _PartlyOnCpu(Exception):
@@ -70,7 +73,7 @@ def _session(path: Path, target: Target, config: Mapping[str, str]) -> Any:
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = target.threads
-    options.log_severity_level = 4  # what it says in an error is in the exception, too
+    options.log_severity_level = 4  # the exception has the text of an error, too
     entries = {"session.record_ep_graph_assignment_info": "1", **config}
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
@@ -80,7 +83,7 @@ def _session(path: Path, target: Target, config: Mapping[str, str]) -> Any:
             return ort.InferenceSession(os.fspath(path), sess_options=options, providers=providers)
     except EdgeError:
         raise
-    except Exception as e:  # onnxruntime's own have no common root
+    except Exception as e:  # onnxruntime's exceptions have no common base class
         message = " ".join(str(e).split())
         if _REFUSED in message:
             raise _PartlyOnCpu from e
@@ -96,7 +99,7 @@ def _session(path: Path, target: Target, config: Mapping[str, str]) -> Any:
 
 
 def _partly(path: Path, target: Target, partition: Partition) -> UnsupportedError:
-    """It names the operators."""
+    """The error for a graph that the provider runs only in part; it names the operators."""
     return UnsupportedError(
         f"{path}: {target} would not run all of it: {partition}{_hint(target)}; or allow it: "
         "--fallback",
@@ -105,7 +108,7 @@ def _partly(path: Path, target: Target, partition: Partition) -> UnsupportedErro
 
 
 def _hint(target: Target) -> str:
-    """What to do about a model of another provider."""
+    """The advice of a message about a model that was made for another provider."""
     name = target.provider.name
     if name == target.made_for.partition(":")[0]:
         return ""
@@ -118,7 +121,7 @@ def _hint(target: Target) -> str:
 
 @contextlib.contextmanager
 def _spared_stdout() -> Iterator[None]:
-    """Standard output is the answer's: QNN's simulator writes a line of its own there."""
+    """In the block, drop standard output: QNN's simulator writes a line into the user's output."""
     if not is_simulated() or sys.platform != "linux":
         yield
         return
@@ -137,8 +140,8 @@ def _spared_stdout() -> Iterator[None]:
             os.close(saved)
 
 
-def explain(opened: Mapping[str, Opened]) -> list[str]:
-    """Lines for people: what runs each graph, and how much of it."""
+def explain(opened: Mapping[str, OpenedGraph]) -> list[str]:
+    """Lines for people: the provider of each graph, and how much of the graph it runs."""
     targets = dict.fromkeys(str(one.target) for name, one in opened.items() if name != ON_CPU)
     lines = [f"runs on {target}" for target in targets]
     for name, one in opened.items():

@@ -1,10 +1,10 @@
-"""Folders of graphs, run.
+"""The engine that runs a folder of graphs.
 
-    kv.py       keys and values in the host's arrays
-    runners.py  a step, by the kind of graph
-    budget.py   what it takes of the memory
-    engine.py   the model loaded
-    plan.py     what it would take, before it is loaded
+    kv.py       keys and values in arrays of the host
+    runners.py  one run of a graph, for each kind of graph
+    budget.py   the memory that a model needs
+    engine.py   a loaded model
+    plan.py     the facts of `edge-run plan`
 
-Each imports from those above it.
+Each file imports only from the files above it.
 """

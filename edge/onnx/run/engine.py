@@ -19,7 +19,7 @@ from edge.kv.shape import PAGE
 from edge.loading import Loading, LoadOptions, OnnxOptions
 from edge.onnx.files.folder import Decoder, Folder, Static, open_folder
 from edge.onnx.providers import compiled, providers
-from edge.onnx.providers.sessions import Opened, explain
+from edge.onnx.providers.sessions import OpenedGraph, explain
 from edge.onnx.run.budget import OnnxLedger
 from edge.onnx.run.runners import DecoderRunner, StaticRunner, most_tokens
 from edge.progress import Progress
@@ -136,7 +136,7 @@ class OnnxEngine:
         self.config, self.ledger = described.config, described.ledger
         self.chunk, self.n_vocab = most_tokens(self.folder), self.folder.n_vocab
         self.isa = f"onnxruntime {target.provider.name}"
-        self.opened: dict[str, Opened] = {}
+        self.opened: dict[str, OpenedGraph] = {}
         self._runner: Runner | None = None
         self._fingerprint: bytes | None = None
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
