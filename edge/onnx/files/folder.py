@@ -1,10 +1,10 @@
-"""What a folder with ONNX graphs is, and what its graphs want.
+"""Describes a folder of ONNX graphs: whose export it is, and the inputs and outputs of its graphs.
 
-    edge.json              ours, dialect npu: embedding.onnx, chunk.onnx and token.onnx
-    genai_config.json      a decoder as onnxruntime-genai has them, ours of dialect cpu too
-    [onnx/]model*.onnx     a decoder as optimum exports them
+    edge.json              edge's export of dialect npu: embedding.onnx, chunk.onnx and token.onnx
+    genai_config.json      a decoder for onnxruntime-genai, such as edge's export of dialect cpu
+    [onnx/]model*.onnx     a decoder that optimum exported
 
-All is settled from the files themselves, before onnxruntime opens one of them.
+The description comes from the files alone, before onnxruntime opens one of them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from edge.onnx.files.proto import OnnxFile, Value
 
 __all__ = ["MASKED", "Decoder", "Folder", "KVNames", "Static", "open_folder", "static_shapes"]
 
-#: What the mask of a static graph adds to a score that must not count: float16 holds it, and scores
-#: do not come near.
+#: The mask of a static graph adds this to a score that must not count. float16 can hold it, and
+#: real scores are far smaller.
 MASKED = -3e4
 
 _FORMAT = 1  # of edge.json
@@ -35,10 +35,11 @@ _INDEX, _FLOAT = ("int64", "int32"), ("float32", "float16")
 
 @dataclass(frozen=True)
 class Folder:
-    """A model that can be run. path: what the user named; root: the folder of its tokenizer.
+    """A model that can be run.
 
-    context: tokens that it was made for, None: it does not say. bos_id, eos_ids: as far as the
-    model's own files name them. made_for: the provider. dtype: of keys and values.
+    path: as the user named it. root: the folder of the tokenizer. made_for: the provider that the
+    graphs were made for. context: tokens that the model was made for, None: unknown. bos_id,
+    eos_ids: as the model's own files name them, else None and (). dtype: of keys and values.
     """
 
     path: Path
@@ -58,18 +59,18 @@ class Folder:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights of all graphs; one that two of them have counts twice."""
+        """Bytes of the weights of all graphs; a weight in two graphs counts twice."""
         return sum(graph.weight_bytes for graph in self.graphs.values())
 
     @property
     def files(self) -> list[Path]:
-        """All files of the graphs, each once."""
+        """All files of the graphs, without duplicates."""
         return sorted({file for graph in self.graphs.values() for file in graph.files})
 
 
 @dataclass(frozen=True)
 class KVNames:
-    """The names of a layer's keys and values: inputs, and outputs."""
+    """The names of a layer's keys and values. past: inputs; present: outputs."""
 
     past: tuple[str, str]
     present: tuple[str, str]
@@ -77,12 +78,13 @@ class KVNames:
 
 @dataclass(frozen=True)
 class Decoder(Folder):
-    """One graph that takes tokens and all keys and values before them.
+    """One graph, whose inputs are tokens and the keys and values of all tokens before them.
 
-    ids, mask, logits: names; optional inputs: positions, rows (how many logits, from the last;
-    0: all) and branch (whether there are keys and values before), "" where the graph has none.
+    ids, mask, logits: names. positions, rows and branch: names of optional inputs, "" where the
+    graph has none: rows is the number of tokens, from the last, whose logits are made (0: all);
+    branch says whether there are keys and values of earlier tokens.
     is_shared: the graph writes new keys and values into the buffer of the old ones.
-    last_only: it makes logits of the last token alone.
+    last_only: the graph makes logits only of the last token.
     """
 
     ids: str
@@ -98,8 +100,10 @@ class Decoder(Folder):
 
 @dataclass(frozen=True)
 class Static(Folder):
-    """Graphs of fixed shapes. chunk: tokens of chunk.onnx; window: positions that a token sees,
-    itself included, 0: all; dim, half: of `hidden`, of `cos`.
+    """Graphs of fixed shapes, an export of edge.
+
+    chunk: tokens of chunk.onnx. window: positions that a token sees, itself included; 0: all.
+    dim, half: the widths of `hidden` and of `cos`.
     """
 
     chunk: int
@@ -109,7 +113,7 @@ class Static(Folder):
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
-    """What a folder, or one .onnx file, holds. Raises ModelFileError, UnsupportedError."""
+    """Describe a folder, or one .onnx file. Raises ModelFileError, UnsupportedError."""
     place = Path(os.fsdecode(path))
     if place.is_dir():
         if (place / "edge.json").exists():
@@ -123,31 +127,31 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
 
 
 def _choose(folder: Path) -> Path:
-    """The graph of a folder of optimum's."""
-    found: dict[str, Path] = {}
+    """The file to run in a folder of optimum. Raises ModelFileError."""
+    files: dict[str, Path] = {}
     for part in (folder / "onnx", folder):
-        found |= {file.name: file for file in sorted(part.glob("*.onnx"))}
+        files |= {file.name: file for file in sorted(part.glob("*.onnx"))}
     for name in ("model.onnx", "decoder_model_merged.onnx"):
-        if name in found:
-            return found[name]
-    if len(models := [name for name in found if name.startswith("model")]) == 1:
-        return found[models[0]]
-    there = "it has no .onnx file"
-    if found:
-        there = f"it has {', '.join(sorted(found))}: name one of them"
+        if name in files:
+            return files[name]
+    if len(models := [name for name in files if name.startswith("model")]) == 1:
+        return files[models[0]]
+    content = "it has no .onnx file"
+    if files:
+        content = f"it has {', '.join(sorted(files))}: name one of them"
     raise ModelFileError(
         "is no model: looked for edge.json, genai_config.json, model.onnx and onnx/model.onnx, "
-        + there,
+        + content,
         path=folder,
     )
 
 
-# ---- one graph that takes tokens ----
+# ---- decoders of one graph ----
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the files beside a graph say. Numbers may be None: then the graph must say them."""
+    """The facts in the files beside a graph. A number that is None must follow from the graph."""
 
     path: Path
     root: Path
@@ -198,8 +202,9 @@ def _optimum(path: Path, file: Path) -> Decoder:
 
 
 def _of_layers(config: JsonFile, key: str) -> int:
-    """A whole number, or a list with one for each layer; 0: it is not there, or layers differ, so
-    that the graph must say it.
+    """A whole number, or the one value of a list of numbers, one for each layer.
+
+    0: it is missing, or the layers differ, so that it must follow from the graph.
     """
     values = config.values.get(key)
     if isinstance(values, list):
@@ -256,7 +261,7 @@ def _genai(folder: Path, config: JsonFile) -> Decoder:
 
 
 def _check_genai(folder: Path, model: JsonFile, decoder: JsonFile) -> None:
-    """Raise UnsupportedError for what is more than one graph."""
+    """Raise UnsupportedError for a model of more than one graph."""
     if "pipeline" in decoder.values:
         raise UnsupportedError(
             f"{folder}: a pipeline of several graphs (decoder.pipeline in genai_config.json): edge "
@@ -273,7 +278,10 @@ def _check_genai(folder: Path, model: JsonFile, decoder: JsonFile) -> None:
 def _decoder(
     graph: OnnxFile, facts: _Facts, names: Mapping[str, str], kv: tuple[KVNames, ...]
 ) -> Decoder:
-    """Settle what each input is, by its name. Raises UnsupportedError, ModelFileError."""
+    """Describe a decoder, whose inputs are told apart by their names.
+
+    Raises UnsupportedError, ModelFileError.
+    """
     optional = {
         "positions": names["positions"],
         "rows": "num_logits_to_keep",
@@ -300,9 +308,9 @@ def _decoder(
     logits = graph.outputs[names["logits"]]
     _check_type(graph, logits, _FLOAT)
     n_kv_heads, head_dim = _heads(graph, past, facts)
-    rows, n_vocab = _last(graph, logits.dims, 3), _last(graph, logits.dims, 3, -1)
+    rows, n_vocab = _dim(graph, logits.dims, 3), _dim(graph, logits.dims, 3, -1)
     ids = graph.inputs[names["ids"]]
-    if isinstance(_last(graph, ids.dims, 2, 1), int):
+    if isinstance(_dim(graph, ids.dims, 2, 1), int):
         raise UnsupportedError(
             f"{graph.path}: input {ids.name} has the fixed shape {list(ids.dims or ())}, edge "
             "wants graphs that take any number of tokens, or its own export of dialect npu",
@@ -336,25 +344,25 @@ def _decoder(
 
 
 def _heads(graph: OnnxFile, past: Iterable[str], facts: _Facts) -> tuple[int, int]:
-    """Key heads and their dimensions: of the graph, or what the files beside it say."""
-    found: set[tuple[int | str | None, int | str | None]] = set()
+    """Key heads and their dimensions, from the graph, or else from the files beside it."""
+    shapes: set[tuple[int | str | None, int | str | None]] = set()
     for name in past:
         dims = graph.inputs[name].dims
-        heads, head_dim = _last(graph, dims, 4, 1), _last(graph, dims, 4, 3)
-        found.add(
+        heads, head_dim = _dim(graph, dims, 4, 1), _dim(graph, dims, 4, 3)
+        shapes.add(
             (
                 heads if isinstance(heads, int) else facts.n_kv_heads,
                 head_dim if isinstance(head_dim, int) else facts.head_dim,
             )
         )
-        if isinstance(_last(graph, dims, 4, 2), int):
+        if isinstance(_dim(graph, dims, 4, 2), int):
             raise UnsupportedError(
                 f"{graph.path}: input {name} has the fixed shape {list(dims or ())}, edge wants "
                 "keys and values of any length, or its own export of dialect npu",
                 what="fixed shapes",
             )
-    heads, head_dim = found.pop()
-    if found or not (isinstance(heads, int) and isinstance(head_dim, int)):
+    heads, head_dim = shapes.pop()
+    if shapes or not (isinstance(heads, int) and isinstance(head_dim, int)):
         raise UnsupportedError(
             f"{graph.path}: keys and values of layers that differ, or of unknown shape",
             what="shapes of keys and values",
@@ -364,10 +372,13 @@ def _heads(graph: OnnxFile, past: Iterable[str], facts: _Facts) -> tuple[int, in
     return heads, head_dim
 
 
-def _last(
+def _dim(
     graph: OnnxFile, dims: tuple[int | str, ...] | None, rank: int, i: int = 1
 ) -> int | str | None:
-    """Dimension i of a shape that must have so many; None where the graph says no shape."""
+    """Dimension i of a shape; None where the graph gives no shape.
+
+    Raises ModelFileError unless the shape has `rank` dimensions.
+    """
     if dims is None:
         return None
     if len(dims) != rank:
@@ -378,20 +389,23 @@ def _last(
 def _check_names(
     graph: OnnxFile, what: str, wanted: Iterable[str], known: Iterable[str] | None = None
 ) -> None:
-    """Raise UnsupportedError for inputs or outputs that are missing, or not known."""
-    there = graph.inputs if what == "input" else graph.outputs
-    missing = [name for name in wanted if name not in there]
+    """Raise UnsupportedError for inputs or outputs that are missing, or unknown.
+
+    what: "input" or "output". known: None: any other name may be there, too.
+    """
+    values = graph.inputs if what == "input" else graph.outputs
+    missing = [name for name in wanted if name not in values]
     if missing:
         raise UnsupportedError(
-            f"{graph.path} has no {what} {_some(missing)}, it has {_some(list(there))}: edge runs "
+            f"{graph.path} has no {what} {_some(missing)}, it has {_some(list(values))}: edge runs "
             "decoders exported with keys and values (past_key_values)",
             what=f"no {what} {missing[0]}",
         )
-    strange = [] if known is None else [name for name in there if name not in set(known)]
-    if strange:
+    unknown = [] if known is None else [name for name in values if name not in set(known)]
+    if unknown:
         raise UnsupportedError(
-            f"{graph.path} wants the {what} {_some(strange)}, which edge does not know",
-            what=f"{what} {strange[0]}",
+            f"{graph.path} wants the {what} {_some(unknown)}, which edge does not know",
+            what=f"{what} {unknown[0]}",
             supported=sorted({name for name in known or () if not _PAST.fullmatch(name)}),
         )
 
@@ -410,7 +424,7 @@ def _some(names: list[str], most: int = 4) -> str:
     return ", ".join(brief(name) for name in names[:most]) + more
 
 
-# ---- our own of fixed shapes ----
+# ---- edge's own graphs of fixed shapes ----
 
 
 def _static(folder: Path, config: JsonFile) -> Static:
@@ -426,13 +440,13 @@ def _static(folder: Path, config: JsonFile) -> Static:
     graphs = {name: OnnxFile.read(folder / f"{name}.onnx") for name in names}
     tables = graphs["embedding"].outputs
     _check_names(graphs["embedding"], "output", ["hidden", "cos", "sin"])
-    dim = _last(graphs["embedding"], tables["hidden"].dims, 3, 2)
-    half = _last(graphs["embedding"], tables["cos"].dims, 3, 2)
+    dim = _dim(graphs["embedding"], tables["hidden"].dims, 3, 2)
+    half = _dim(graphs["embedding"], tables["cos"].dims, 3, 2)
     dtype = next((v.dtype for v in graphs["token"].inputs.values() if "past_" in v.name), "")
     bos = config.ids("bos_token_id")
     if not isinstance(dim, int) or not isinstance(half, int):
         raise ModelFileError("hidden, cos or sin of no fixed width", path=folder / "embedding.onnx")
-    found = Static(
+    static = Static(
         path=folder,
         root=folder,
         graphs=graphs,
@@ -452,37 +466,39 @@ def _static(folder: Path, config: JsonFile) -> Static:
         dim=dim,
         half=half,
     )
-    _check_static(found)
-    return found
+    _check_static(static)
+    return static
 
 
 def _check_static(folder: Static) -> None:
-    """Raise ModelFileError unless the graphs are those that edge.json speaks of."""
+    """Raise ModelFileError unless the graphs have the shapes that follow from edge.json."""
     for name, n in (("chunk", folder.chunk), ("token", 1)):
         graph = folder.graphs[name]
         inputs, outputs = static_shapes(folder, n, head=name == "token")
-        for what, there, shapes in (
+        for what, values, shapes in (
             ("input", graph.inputs, inputs),
             ("output", graph.outputs, outputs),
         ):
-            for value in there.values():
+            for value in values.values():
                 wanted = shapes.get(value.name)
                 dtype = folder.dtype if value.name.startswith(("past", "new")) else "float32"
                 if (value.dims, value.dtype) != (wanted, dtype) or dtype not in _FLOAT:
-                    shape = "knows none of that name" if wanted is None else f"makes it {wanted}"
+                    expected = "knows none of that name" if wanted is None else f"makes it {wanted}"
                     raise ModelFileError(
                         f"{what} {brief(value.name)} is {value.dtype} {value.dims}, edge.json "
-                        f"{shape} of {dtype}: export the model anew",
+                        f"{expected} of {dtype}: export the model anew",
                         path=graph.path,
                     )
-            if what == "output" or name == "token":  # a chunk's last layer reads no keys
+            if (
+                what == "output" or name == "token"
+            ):  # a chunk's last layer reads no keys of the cache
                 _check_names(graph, what, shapes)
 
 
 def static_shapes(
     folder: Static, n: int, *, head: bool
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Inputs and outputs of a graph of n tokens. head: it makes logits."""
+    """The shapes of the inputs and outputs of a graph of n tokens. head: it makes logits."""
     context, heads, head_dim = folder.context or 0, folder.n_kv_heads, folder.head_dim
     inputs: dict[str, tuple[int, ...]] = {
         "hidden": (1, n, folder.dim),

@@ -1,9 +1,9 @@
-"""What an .onnx file says of itself, read without the package `onnx`, before onnxruntime opens it.
+"""Reads the graph of an .onnx file without the package `onnx`, before onnxruntime opens the file.
 
-A file is a protobuf message, ModelProto of onnx.proto. Here is read what edge asks for; the rest is
-passed over by its length. The file is a stranger's: every length is checked against what encloses
-it, levels and counts have limits, and a field that may stand once stands once, since readers
-disagree on what two of them mean.
+A file is a protobuf message, ModelProto of onnx.proto. The reader skips what edge does not need.
+Files come from strangers, so every length is checked against the message that encloses it, and
+levels and counts have limits. A field that may occur once must occur once, because readers disagree
+on the meaning of two.
 
     ModelProto -> GraphProto -> NodeProto -> AttributeProto -> GraphProto (of If and Loop) ...
                              -> TensorProto: a weight, or where in another file it lies
@@ -22,7 +22,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, brief
-from edge.onnx.files.protobuf import MOST_TEXT, Wire, signed
+from edge.onnx.files.protobuf import MOST_TEXT, Span, Wire, signed
 
 __all__ = ["External", "OnnxFile", "OnnxNode", "OnnxTensor", "Value"]
 
@@ -59,14 +59,14 @@ _TYPES: dict[int, tuple[str, int]] = {
     26: ("int2", 2),
 }
 
-#: Nodes that multiply by a weight, and which of their inputs it is.
+#: A node that multiplies by a weight -> the index of the input that is the weight.
 _MATMULS = {"MatMul": 1, "Gemm": 1, "MatMulInteger": 1, "DynamicQuantizeMatMul": 1}
-#: Nodes that a weight may come through, with as many elements.
+#: Nodes that pass a weight on with the same number of elements.
 _THROUGH = ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
 
 
 class External(NamedTuple):
-    """Where a tensor's bytes lie: in the file `location`, relative to the model's folder."""
+    """The place of a tensor's bytes: in the file `location`, relative to the model's folder."""
 
     location: str
     offset: int
@@ -74,7 +74,7 @@ class External(NamedTuple):
 
 
 class OnnxTensor(NamedTuple):
-    """A weight. dtype: as numpy calls it; n_bytes: of its elements; external: None: in the file."""
+    """A weight. dtype: numpy's name. external: None: the elements are in the .onnx file itself."""
 
     name: str
     dtype: str
@@ -84,8 +84,10 @@ class OnnxTensor(NamedTuple):
 
 
 class Value(NamedTuple):
-    """An input or an output. dtype: as numpy calls it, "" for what is no tensor. dims: a name, or
-    "" where even that is missing, for a dimension that varies; None: not even how many there are.
+    """An input or an output.
+
+    dtype: numpy's name, "": it is no tensor. dims: a dimension that varies has its name, or "" if
+    it has none; None: the number of dimensions is unknown.
     """
 
     name: str
@@ -94,7 +96,7 @@ class Value(NamedTuple):
 
 
 class OnnxNode(NamedTuple):
-    """A node. attributes: those that are numbers, texts (as bytes) or lists of integers."""
+    """A node. attributes: only those that are numbers, texts (as bytes) or lists of integers."""
 
     op: str
     domain: str
@@ -106,8 +108,10 @@ class OnnxNode(NamedTuple):
 
 @dataclass
 class OnnxFile:
-    """A model's graph. inputs: without those that initializers fill; initializers: of the graph
-    itself; tensors: these, and all others of any graph inside; opsets: domain -> version.
+    """A model's graph.
+
+    inputs: without those that have an initializer. initializers: of the outer graph. tensors: of
+    the outer and all inner graphs. opsets: domain -> version.
     """
 
     path: Path
@@ -123,8 +127,9 @@ class OnnxFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> OnnxFile:
-        """Read a file, and check that its external data may be read: that it lies in the file's
-        folder, and is all there. Raises ModelFileError.
+        """Read a file, and check that its external data lies in the file's folder and is complete.
+
+        Raises ModelFileError.
         """
         model = cls(Path(os.fsdecode(path)))
         try:
@@ -140,21 +145,23 @@ class OnnxFile:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all tensors, wherever they lie."""
+        """Bytes of all tensors, inside and outside the file."""
         return sum(tensor.n_bytes for tensor in self.tensors)
 
     @property
     def files(self) -> list[Path]:
-        """The file and those that its tensors lie in."""
+        """The file, and the files of its external data."""
         places = {t.external.location for t in self.tensors if t.external}
         return [self.path, *(self.path.parent / place for place in sorted(places))]
 
     def multiply_adds(self) -> dict[str, int]:
-        """Multiplications with weights that a node does for one token, by the node's name (where
-        it has none, its first output's): of those nodes that do any.
+        """Name of a node -> its multiplications with weights for one token.
+
+        A node without a name has that of its first output. Nodes without such multiplications are
+        left out.
         """
         elements = {name: prod(t.dims) for name, t in self.initializers.items()}
-        found = {}
+        counts = {}
         for node in self.nodes:
             if node.op in _THROUGH and node.inputs and node.outputs:
                 if node.inputs[0] in elements:
@@ -163,14 +170,14 @@ class OnnxFile:
             n = 0
             if node.op == "MatMulNBits":
                 n = int(node.attributes.get("K", 0)) * int(node.attributes.get("N", 0))
-            elif len(node.inputs) > (at := _MATMULS.get(node.op, len(node.inputs))):
-                n = elements.get(node.inputs[at], 0)
+            elif len(node.inputs) > (i := _MATMULS.get(node.op, len(node.inputs))):
+                n = elements.get(node.inputs[i], 0)
             if n:
-                found[node.name or node.outputs[0]] = n
-        return found
+                counts[node.name or node.outputs[0]] = n
+        return counts
 
     def _check_files(self) -> None:
-        """Raise ModelFileError unless all that the model would open is its own."""
+        """Raise ModelFileError unless all files that the model names are its own, and complete."""
         sizes: dict[str, int] = {}
         for tensor in self.tensors:
             if tensor.external is None:
@@ -193,21 +200,21 @@ class OnnxFile:
                 self._size_of(binary.decode("utf-8", "replace"), f"node {brief(node.name)}")
 
     def _size_of(self, place: str, what: str) -> int:
-        """Bytes of a file beside the model's."""
+        """Bytes of a file in the model's folder. Raises ModelFileError."""
 
         def refuse(message: str) -> ModelFileError:
             return ModelFileError(
                 f"its data are in {brief(place)}, {message}", path=self.path, field=what
             )
 
-        parts = PureWindowsPath(place)  # which knows both kinds of slashes, and drives
+        parts = PureWindowsPath(place)  # it knows both kinds of slashes, and drives
         if not place or "\0" in place or place.startswith("*"):  # "*/...": onnxruntime's memory
             raise refuse("which is no file's name")
         if parts.anchor or ".." in parts.parts:
             raise refuse("outside the model's folder: move the file beside the model")
         file = self.path.parent / place
         real = os.path.realpath(file)
-        # where downloads are kept once and linked to, the model's own file is such a link too
+        # In a download cache the model's file is itself a link, and its data are beside the target.
         homes = {os.path.realpath(self.path.parent), os.path.dirname(os.path.realpath(self.path))}
         if not any(os.path.commonpath([home, real]) == home for home in homes):
             raise refuse("a link that leads outside the model's folder")
@@ -224,9 +231,9 @@ class _Reader(Wire):
         self._model = model
 
     def model(self) -> None:
-        """The whole file."""
+        """Read the whole file."""
         graph = None
-        for number, value, at in self.fields((0, len(self.data))):
+        for number, value, at in self.fields(Span(0, len(self.data))):
             if number == 7:
                 graph = self.once(graph, value, at, "graph")
             elif number == 2:
@@ -236,43 +243,43 @@ class _Reader(Wire):
             elif number == 14:
                 key, text = self._entry(self.message(value, at))
                 self._model.metadata[key] = text
-            elif number == 25:  # functions: nodes of other nodes
+            elif number == 25:  # functions: nodes made of nodes
                 self._function(self.message(value, at))
         if graph is None:
             raise self.error(0, "holds no graph: it is no ONNX model")
         self._graph(graph, 0)
         for name in self._model.initializers:
-            self._model.inputs.pop(name, None)  # old files list them there, too
+            self._model.inputs.pop(name, None)  # old files list initializers as inputs, too
 
-    def _graph(self, message: tuple[int, int], level: int) -> None:
-        """A graph; of one inside another only the tensors and nodes are looked at."""
+    def _graph(self, message: Span, level: int) -> None:
+        """Read a graph; of an inner graph, only its tensors and nodes."""
         if level > _MOST_LEVELS:
             raise self.error(message[0], f"graphs inside graphs, more than {_MOST_LEVELS} levels")
-        model, outer = self._model, level == 0
+        model, is_outer = self._model, level == 0
         for number, value, at in self.fields(message):
             if number == 1:
                 node = self._node(self.message(value, at), level)
-                (model.nodes if outer else model.inner_nodes).append(node)
+                (model.nodes if is_outer else model.inner_nodes).append(node)
             elif number == 5:
                 tensor = self._tensor(self.message(value, at))
-                if outer and tensor.name in model.initializers:
+                if is_outer and tensor.name in model.initializers:
                     raise self.error(at, f"the weight {brief(tensor.name)} is there twice")
-                if outer:
+                if is_outer:
                     model.initializers[tensor.name] = tensor
             elif number == 15:
                 self._sparse(self.message(value, at))
-            elif number in (11, 12) and outer:
-                found = self._value(self.message(value, at))
-                (model.inputs if number == 11 else model.outputs)[found.name] = found
+            elif number in (11, 12) and is_outer:
+                declared = self._value(self.message(value, at))
+                (model.inputs if number == 11 else model.outputs)[declared.name] = declared
 
-    def _function(self, message: tuple[int, int]) -> None:
+    def _function(self, message: Span) -> None:
         for number, value, at in self.fields(message):
             if number == 7:
                 self._model.inner_nodes.append(self._node(self.message(value, at), 1))
             elif number == 11:
                 self._attribute(self.message(value, at), 1)
 
-    def _node(self, message: tuple[int, int], level: int) -> OnnxNode:
+    def _node(self, message: Span, level: int) -> OnnxNode:
         inputs, outputs, attributes = list[str](), list[str](), dict[str, Any]()
         texts = {3: "", 4: "", 7: ""}
         for number, value, at in self.fields(message):
@@ -286,12 +293,13 @@ class _Reader(Wire):
                     attributes[name] = attribute
         return OnnxNode(texts[4], texts[7], texts[3], tuple(inputs), tuple(outputs), attributes)
 
-    def _attribute(self, message: tuple[int, int], level: int) -> tuple[str, Any]:
-        """Its name and its value, None for what nobody asks for. Tensors and graphs in it are
-        looked at.
+    def _attribute(self, message: Span, level: int) -> tuple[str, Any]:
+        """The name and the value of an attribute; None for a value that edge does not need.
+
+        Tensors and graphs in it are read.
         """
         name, result, numbers = "", None, list[int]()
-        once: dict[int, tuple[int, int]] = {}
+        once: dict[int, Span] = {}
         for number, value, at in self.fields(message):
             if number == 1:
                 name = self.text(value, at)
@@ -312,21 +320,21 @@ class _Reader(Wire):
                 self._graph(self.message(value, at), level + 1)
             elif number == 23:
                 self._sparse(self.message(value, at))
-        looks: dict[int, Callable[[tuple[int, int]], Any]] = {
+        readers: dict[int, Callable[[Span], Any]] = {
             5: self._tensor,
             6: lambda m: self._graph(m, level + 1),
             22: self._sparse,
         }
         for number, inner in once.items():
-            looks[number](inner)
+            readers[number](inner)
         return name, tuple(numbers) if numbers else result
 
-    def _sparse(self, message: tuple[int, int]) -> None:
+    def _sparse(self, message: Span) -> None:
         for number, value, at in self.fields(message):
             if number in (1, 2):
                 self._tensor(self.message(value, at))
 
-    def _tensor(self, message: tuple[int, int]) -> OnnxTensor:
+    def _tensor(self, message: Span) -> OnnxTensor:
         dims, kind, name, place = list[int](), 0, "", dict[str, str]()
         is_external = False
         for number, value, at in self.fields(message):
@@ -367,7 +375,7 @@ class _Reader(Wire):
             raise self.error(at, f"{what}: {length} bytes of external data, it has {n_bytes}")
         return External(place.get("location", ""), offset, length)
 
-    def _value(self, message: tuple[int, int]) -> Value:
+    def _value(self, message: Span) -> Value:
         name, kind = "", None
         for number, value, at in self.fields(message):
             if number == 1:
@@ -385,7 +393,7 @@ class _Reader(Wire):
                 shape = self.once(shape, value, at, "shape")
         return Value(name, dtype, None if shape is None else self._dims(shape))
 
-    def _dims(self, shape: tuple[int, int]) -> tuple[int | str, ...]:
+    def _dims(self, shape: Span) -> tuple[int | str, ...]:
         dims: list[int | str] = []
         for number, value, at in self.fields(shape):
             if number == 1:
@@ -398,15 +406,15 @@ class _Reader(Wire):
                 dims.append(dim)
         return tuple(dims)
 
-    def _only(self, message: tuple[int, int], wanted: int) -> tuple[int, int] | None:
-        """The one message with this number, if there is one."""
-        found = None
+    def _only(self, message: Span, wanted: int) -> Span | None:
+        """The message with this field number, which may occur once; None: it does not occur."""
+        span = None
         for number, value, at in self.fields(message):
             if number == wanted:
-                found = self.once(found, value, at, "type")
-        return found
+                span = self.once(span, value, at, "type")
+        return span
 
-    def _opset(self, message: tuple[int, int]) -> None:
+    def _opset(self, message: Span) -> None:
         domain, version = "", 0
         for number, value, at in self.fields(message):
             if number == 1:
@@ -415,8 +423,8 @@ class _Reader(Wire):
                 version = signed(self.number(value, at))
         self._model.opsets[domain] = version
 
-    def _entry(self, message: tuple[int, int]) -> tuple[str, str]:
-        """A StringStringEntryProto."""
+    def _entry(self, message: Span) -> tuple[str, str]:
+        """The key and the value of a StringStringEntryProto."""
         texts = {1: "", 2: ""}
         for number, value, at in self.fields(message):
             if number in texts:

@@ -1,7 +1,7 @@
-"""The wire format of protobuf, read within bounds: for files of strangers.
+"""A reader of protobuf's wire format for files of strangers.
 
-A message is a range of bytes, from and to. Every length is checked against the message that
-encloses it, and the fields of a whole file are counted.
+Every length is checked against the message that encloses it, and the number of fields in a file
+has a limit.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError
 
-__all__ = ["MOST_TEXT", "Wire", "signed"]
+__all__ = ["MOST_TEXT", "Field", "Span", "Wire", "signed"]
 
 MOST_TEXT = 1 << 16  # bytes of a name
 
@@ -21,15 +21,33 @@ _MOST_FIELDS = 4_000_000  # of the whole file: the largest decoders have some 10
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
+class Span(NamedTuple):
+    """The bytes start..end - 1 of a file: a message, a text, or repeated integers."""
+
+    start: int
+    end: int
+
+
+class Field(NamedTuple):
+    """A field. value: an int, or the Span of its bytes. at: the field's offset in the file."""
+
+    number: int
+    value: Any
+    at: int
+
+
 class Wire:
-    """A file of one message. All methods raise ModelFileError."""
+    """A file of one message. All methods raise ModelFileError.
+
+    The argument `at` is an offset in the file, for errors.
+    """
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self._path = data, path
         self._left = _MOST_FIELDS
 
-    def fields(self, message: tuple[int, int]) -> Iterator[tuple[int, Any, int]]:
-        """Number, value and place of each field: an int, or from where to where its bytes go."""
+    def fields(self, message: Span) -> Iterator[Field]:
+        """The fields of a message."""
         at, end = message
         while at < end:
             start = at
@@ -40,7 +58,7 @@ class Wire:
                 raise self.error(start, "a field without a number: it is no ONNX model")
             if wire == _VARINT:
                 value, at = self.varint(at, end)
-                yield number, value, start
+                yield Field(number, value, start)
                 continue
             length = {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
             if wire == _BYTES:
@@ -50,13 +68,14 @@ class Wire:
             if length > end - at:
                 raise self.error(start, f"a field of {length} bytes where {end - at} are left")
             if wire == _BYTES:
-                yield number, (at, at + length), start
+                yield Field(number, Span(at, at + length), start)
             else:
-                yield number, int.from_bytes(self.data[at : at + length], "little"), start
+                fixed = int.from_bytes(self.data[at : at + length], "little")
+                yield Field(number, fixed, start)
             at += length
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
-        """A number of up to 64 bits that begins at a place, and where the next thing begins."""
+        """The number of up to 64 bits at an offset, and the offset behind it."""
         value = shift = 0
         start = at
         while at < end and shift < 70:
@@ -68,24 +87,24 @@ class Wire:
                 return value & (1 << 64) - 1, at
         raise self.error(start, "a number that does not end")
 
-    def integers(self, value: int | tuple[int, int]) -> list[int]:
-        """Repeated integers: one of them, or several in one field."""
+    def integers(self, value: int | Span) -> list[int]:
+        """The integers of one field of a repeated integer: one, or several."""
         if isinstance(value, int):
             return [signed(value)]
         at, end = value
-        found = []
+        numbers = []
         while at < end:
             self._count(at)
             number, at = self.varint(at, end)
-            found.append(signed(number))
-        return found
+            numbers.append(signed(number))
+        return numbers
 
-    def message(self, value: Any, at: int) -> tuple[int, int]:
-        """A field's value that must be bytes. at: its place, for errors."""
+    def message(self, value: Any, at: int) -> Span:
+        """A field's value that must be bytes."""
         if isinstance(value, int):
             raise self.error(at, "a number where a message belongs: it is no ONNX model")
-        found: tuple[int, int] = value
-        return found
+        span: Span = value
+        return span
 
     def number(self, value: Any, at: int) -> int:
         """A field's value that must be a number."""
@@ -103,14 +122,14 @@ class Wire:
         except UnicodeDecodeError:
             raise self.error(at, "a name that is not UTF-8") from None
 
-    def once(self, before: Any, value: Any, at: int, what: str) -> tuple[int, int]:
-        """A message that may stand once. before: what was found of it so far."""
+    def once(self, before: Any, value: Any, at: int, what: str) -> Span:
+        """A message that may occur once. before: the earlier occurrence, or None."""
         if before is not None:
             raise self.error(at, f"a second {what} where one belongs")
         return self.message(value, at)
 
     def error(self, at: int, message: str) -> ModelFileError:
-        """What is wrong at a place."""
+        """An error at an offset."""
         return ModelFileError(message, path=self._path, offset=at)
 
     def _count(self, at: int) -> None:
@@ -120,5 +139,5 @@ class Wire:
 
 
 def signed(value: int) -> int:
-    """An int64 out of its 64 bits."""
+    """The int64 that has these 64 bits."""
     return value - (1 << 64) if value >> 63 else value

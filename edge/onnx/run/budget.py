@@ -1,10 +1,12 @@
-"""The memory of an ONNX model, part by part, before onnxruntime takes any of it.
+"""The memory that an ONNX model will need, part by part, before onnxruntime takes any of it.
 
-weights           of every graph: onnxruntime lays those that its kernels read out anew, and
-                  holds int8 weights twice where products would be cut off
-keys and values   of all sessions that are planned for, full
-buffers           of a run: logits of each token where the graph makes them, activations
-the rest          as `edge.device.budget` counts it
+weights           of every graph; int8 weights count twice where onnxruntime converts a copy of
+                  them, see saturation.py
+keys and values   of all planned sessions, with a full context
+sessions          of onnxruntime: its data for each node, and one weight that lies in memory twice
+                  while onnxruntime brings it into another layout
+buffers           of a run: activations, and the logits of each token that the graph makes
+other parts       see `edge.device.budget`
 """
 
 from __future__ import annotations
@@ -29,21 +31,23 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxLedger"]
 
-#: onnxruntime, imported, with a session of an empty graph.
+#: Bytes of the imported onnxruntime with a session of an empty graph.
 _RUNTIME = {"onnxruntime": 32 << 20}
 
-#: What a session keeps for a node. Measured: 8 KiB with 2,000 of them.
+#: Bytes of a session for a node. Measured: 8 KiB, in a graph of 2,000 nodes.
 _NODE_BYTES = 10 << 10
 
-#: How many results of the widest matmul, and matrices of scores, there are at a time.
+#: Numbers of results of the widest matmul, and of matrices of scores, that exist at a time.
 _WIDE, _SCORES = 8, 4
 
 
 @dataclass(frozen=True)
 class OnnxLedger:
-    """The plan of a model's memory. parts: bytes by name; budget: for the whole process, None: the
-    system does not say; is_stated: the caller did; is_fixed: keys and values take the same whatever
-    the context.
+    """The plan of a model's memory.
+
+    parts: bytes by name. budget: of the whole process, None: the system does not report it.
+    is_stated: the caller stated the budget. is_fixed: the size of keys and values does not depend
+    on the context.
     """
 
     path: str
@@ -56,7 +60,10 @@ class OnnxLedger:
 
     @classmethod
     def draw_up(cls, folder: Folder, n_context: int, options: OnnxOptions) -> OnnxLedger:
-        """Add up. Raises MemoryBudgetError for a stated budget that is more than there is."""
+        """Make the plan.
+
+        Raises MemoryBudgetError for a stated budget above the available memory.
+        """
         element = np.dtype(folder.dtype).itemsize
         position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim * element
         positions = n_context if isinstance(folder, Decoder) else folder.context or n_context
@@ -84,21 +91,21 @@ class OnnxLedger:
 
     @property
     def fits(self) -> bool:
-        """Whether it does."""
+        """Whether the model fits into the budget."""
         return self.budget is None or self.needed <= self.budget
 
     def require(self) -> None:
-        """Raise MemoryBudgetError unless it fits."""
+        """Raise MemoryBudgetError unless the model fits into the budget."""
         if self.budget is None or self.fits:
             return
         kv = self.parts["keys and values"]
         listed = ", ".join(f"{name} {show(size)}" for name, size in self.parts.items() if size)
-        there = "the budget is" if self.is_stated else "there is"
+        words = "the budget is" if self.is_stated else "there is"
         over = self.needed - self.budget
         fits = int(self.context * (1 - over / kv)) if kv > over and not self.is_fixed else 0
         hint = f"Try --context {fits}" if fits else "A smaller context would not do"
         raise MemoryBudgetError(
-            f"{self.path} needs {show(self.needed)}, {there} {show(self.budget)}: {listed}. {hint}",
+            f"{self.path} needs {show(self.needed)}, {words} {show(self.budget)}: {listed}. {hint}",
             needed=self.needed,
             budget=self.budget,
             parts=self.parts,
@@ -111,7 +118,7 @@ def _size(path: Path) -> int:
 
 
 def _template(folder: Folder) -> int:
-    """Bytes of the compiled chat template; one that is missing or damaged is not compiled."""
+    """Bytes of the compiled chat template; 0 if it is missing or damaged."""
     try:
         return compiled_bytes(ChatTemplate.from_folder(folder.root).source)
     except EdgeError:
@@ -119,16 +126,14 @@ def _template(folder: Folder) -> int:
 
 
 def _sessions(folder: Folder) -> int:
-    """Bytes of the graphs themselves, and of a weight that lies there twice while it is laid out
-    anew.
-    """
+    """Bytes of the graphs' nodes, and of the largest weight, whose layout is changed in a copy."""
     graphs = folder.graphs.values()
     largest = max((t.n_bytes for graph in graphs for t in graph.tensors), default=0)
     return largest + _NODE_BYTES * sum(len(graph.nodes) for graph in graphs)
 
 
 def _buffers(folder: Folder, chunk: int, positions: int) -> int:
-    """Bytes of what a run makes: logits, the widest results of matmuls, scores of attention."""
+    """Bytes of the results of a run: logits, the widest results of matmuls, attention scores."""
     sizes = [
         sorted(t.dims)
         for graph in folder.graphs.values()
@@ -139,6 +144,6 @@ def _buffers(folder: Folder, chunk: int, positions: int) -> int:
     n_heads = min((size[1] for size in sizes), default=0) // folder.head_dim
     ops = {node.op for graph in folder.graphs.values() for node in graph.nodes}
     scores = 0 if "GroupQueryAttention" in ops else n_heads * (positions + chunk)
-    every = isinstance(folder, Decoder) and not folder.last_only
-    logits = folder.n_vocab * (chunk if every else 1)
+    has_all_logits = isinstance(folder, Decoder) and not folder.last_only
+    logits = folder.n_vocab * (chunk if has_all_logits else 1)
     return 4 * (logits + chunk * (_WIDE * widest + _SCORES * scores))

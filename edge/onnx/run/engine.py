@@ -1,4 +1,4 @@
-"""A model of ONNX graphs, run by onnxruntime: to sessions the same as the native engine."""
+"""An engine that runs ONNX graphs in onnxruntime. Sessions use it like the native engine."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DescribedFolder", "OnnxConfig", "OnnxEngine", "config_of", "fingerprint_of"]
 
-_CONTEXT = 4096  # tokens, where neither the caller nor a fixed shape says otherwise
+_CONTEXT = 4096  # tokens, if neither the caller nor a fixed shape says another number
 _SAMPLES, _SAMPLE_BYTES = 1024, 4096  # of each file, for the fingerprint
 
 
 @dataclass(frozen=True)
 class OnnxConfig:
-    """n_context: positions that a session may use; n_context_train: that the model was made for,
-    0: it does not say.
+    """n_context: positions that a session may use. n_context_train: positions that the model was
+    made for, 0: unknown.
     """
 
     n_context: int
@@ -52,10 +52,10 @@ class OnnxConfig:
 
 
 class DescribedFolder:
-    """ONNX graphs that are read and described, see `edge.backend.Described`.
+    """A folder of ONNX graphs that was read and described, see `edge.backend.Described`.
 
-    Get one with `DescribedFolder.open`. onnxruntime opens nothing before `start`, nor does a file
-    stay open. options: as given; ledger: the memory that they would take.
+    Get one with `DescribedFolder.open`. No file stays open, and onnxruntime opens nothing before
+    `start`. ledger: the memory that the model would need.
     """
 
     def __init__(self, folder: Folder, options: OnnxOptions) -> None:
@@ -68,25 +68,24 @@ class DescribedFolder:
         """Read a folder of ONNX graphs, or one .onnx file.
 
         Raises ModelFileError, UnsupportedError, ContextError, and MemoryBudgetError for a stated
-        budget that is more than there is; what needs more than its budget is for
-        `ledger.require`.
+        budget above the available memory. Whether the model fits is for `ledger.require`.
         """
         return cls(open_folder(path), options or OnnxOptions())
 
     @property
     def path(self) -> str:
-        """What the user named: the folder, or the file."""
+        """The folder, or the file, as the user named it."""
         return os.fspath(self.folder.path)
 
     def new_tokenizer(self) -> Tokenizer:
-        """Its tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
+        """Build the model's tokenizer. Raises ModelFileError, UnsupportedError."""
         from edge.tokenizer import Tokenizer
 
         folder = self.folder
         return Tokenizer.from_folder(folder.root, folder.n_vocab, folder.bos_id, folder.eos_ids)
 
     def new_template(self) -> ChatTemplate:
-        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
+        """Build the model's chat template. Raises TemplateError if it has none, ModelFileError."""
         from edge.template.budget import Limits
         from edge.template.template import ChatTemplate
 
@@ -94,7 +93,7 @@ class DescribedFolder:
         return ChatTemplate.from_folder(self.folder.root, limits)
 
     def start(self, progress: Progress | None = None) -> OnnxEngine:
-        """Have onnxruntime load the graphs. progress(bytes done, bytes in all).
+        """Load the graphs in onnxruntime. progress(bytes done, bytes in all).
 
         Raises MemoryBudgetError, ModelFileError, UnsupportedError, InputError.
         """
@@ -112,7 +111,7 @@ class DescribedFolder:
         return engine
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
     def __enter__(self) -> Self:
         return self
@@ -124,8 +123,8 @@ class DescribedFolder:
 class OnnxEngine:
     """A loaded model, see `edge.backend.Backend`; `DescribedFolder.start` makes one.
 
-    folder: what was loaded; target: what it runs on; opened: onnxruntime's sessions by graph;
-    chunk: most tokens of one call of `run`.
+    folder: the description of the model. target: the provider and device that it runs on. opened:
+    onnxruntime's sessions by graph. chunk: most tokens of one call of `run`.
     """
 
     keeps_prompts = False
@@ -150,7 +149,7 @@ class OnnxEngine:
         progress: Progress | None = None,
         **options: Unpack[LoadOptions],
     ) -> OnnxEngine:
-        """Open and start it at once, where nothing is wanted in between.
+        """Open and start a model in one call.
 
         options: see `edge.loading.Loading`. Raises what `DescribedFolder` raises.
         """
@@ -159,12 +158,12 @@ class OnnxEngine:
 
     @property
     def path(self) -> str:
-        """What the user named: the folder, or the file."""
+        """The folder, or the file, as the user named it."""
         return os.fspath(self.folder.path)
 
     @property
     def threads(self) -> int:
-        """How many onnxruntime may use; a provider off the CPU does as it likes."""
+        """The threads that onnxruntime may use; a provider of another device may ignore them."""
         return self.target.threads
 
     @property
@@ -181,7 +180,7 @@ class OnnxEngine:
             return self._fingerprint
 
     def facts(self) -> dict[str, Any]:
-        """What a session depends on, plain values for JSON."""
+        """The facts that a saved session depends on, as JSON values."""
         layout = self._running().layout
         return {
             "edge": __version__,
@@ -199,7 +198,7 @@ class OnnxEngine:
         }
 
     def info(self) -> dict[str, Any]:
-        """Facts, plain values for JSON. Sizes in bytes, contexts in tokens."""
+        """Facts about the model, as JSON values. Sizes in bytes, contexts in tokens."""
         folder, layout = self.folder, self._running().layout
         return {
             "path": self.path,
@@ -218,12 +217,12 @@ class OnnxEngine:
         }
 
     def explain(self) -> list[str]:
-        """What runs each graph, and how much of it; lines for people."""
+        """Lines for people: the provider of each graph, and how much of the graph it runs."""
         self._running()
         return explain(self.opened)
 
     def cache(self, when_full: WhenFull = "stop") -> HostCache:
-        """A new, empty cache. Raises InputError, UnsupportedError for one that should slide."""
+        """A new, empty cache. Raises InputError, UnsupportedError for `when_full` slide."""
         return self._running().cache(when_full)
 
     def run(
@@ -236,10 +235,10 @@ class OnnxEngine:
     ) -> NDArray[np.float32] | None:
         """Run 1 to `chunk` tokens behind those in the cache, and add them to it.
 
-        Returns logits (rows, n_vocab): of the last token, of all, or None. The flag to cancel is
-        looked at between runs of onnxruntime. Raises ContextError when they do not fit, InputError
-        for a token that is not in the vocabulary, CancelledError (the cache is then as it was),
-        ModelFileError when onnxruntime fails, or the logits are not finite.
+        Returns logits (rows, n_vocab) of the last token, or of all tokens, or None. `cancel` is
+        read between runs of onnxruntime. Raises ContextError if the tokens do not fit, InputError
+        for a token that is not in the vocabulary, CancelledError (the cache is then unchanged),
+        ModelFileError if onnxruntime fails, or if the logits are not finite.
         """
         n = len(tokens)
         with self._lock:
@@ -252,23 +251,24 @@ class OnnxEngine:
                 )
             start = cache.length
             cache.reserve(start + n)
-            done, rows = 0, list[NDArray[np.float32]]()
+            n_done, rows = 0, list[NDArray[np.float32]]()
             for size in runner.pieces(start, n, logits):
                 if cancel is not None and cancel.is_set():
                     raise CancelledError("the call was cancelled")
-                made = self._step(cache, start + done, tokens[done : done + size], logits)
-                done += size
-                if made is not None and (logits == "all" or done == n):
-                    rows.append(made if logits == "all" else made[-1:])
+                piece = tokens[n_done : n_done + size]
+                new = self._step(cache, start + n_done, piece, logits)
+                n_done += size
+                if new is not None and (logits == "all" or n_done == n):
+                    rows.append(new if logits == "all" else new[-1:])
             cache.append(tokens)
         if len(rows) > 1:
             return np.concatenate(rows)
         return rows[0] if rows else None
 
     def close(self) -> None:
-        """Give everything back. A run under way ends first; runs after it raise InputError.
+        """Free the model. A running call ends first; later calls raise InputError.
 
-        Nothing happens in a forked child, which has none of onnxruntime's threads to end.
+        In a forked child it does nothing, because onnxruntime's threads do not exist there.
         """
         if self._lock is forked.REFUSAL:
             return
@@ -280,7 +280,7 @@ class OnnxEngine:
         self._lock = forked.REFUSAL
 
     def _open(self, progress: Progress | None) -> None:
-        """Have onnxruntime load the graphs."""
+        """Load the graphs in onnxruntime."""
         if progress:
             progress(0, self.folder.weight_bytes)
         key = self.fingerprint if self.target.provider.compiles else None
@@ -302,17 +302,17 @@ class OnnxEngine:
     def _step(
         self, cache: HostCache, start: int, tokens: Sequence[int], logits: Want
     ) -> NDArray[np.float32] | None:
-        """One run of onnxruntime."""
+        """One run of onnxruntime; its logits (rows, n_vocab), or None. Raises ModelFileError."""
         try:
-            made = self._running().run(cache, start, tokens, logits)
-        except Exception as e:  # onnxruntime's own have no common root
+            rows = self._running().run(cache, start, tokens, logits)
+        except Exception as e:  # onnxruntime's exceptions have no common base class
             if not (isinstance(e, RuntimeError) or type(e).__module__.startswith("onnxruntime")):
                 raise
             raise ModelFileError(
                 f"onnxruntime cannot run it: {' '.join(str(e).split())}", path=self.path
             ) from e
         with np.errstate(all="ignore"):
-            is_finite = made is None or np.isfinite(made.sum())  # NaN and infinity stay in a sum
+            is_finite = rows is None or np.isfinite(rows.sum())  # a sum keeps NaN and infinity
         if not is_finite:
             cause = "the weights are damaged"
             if self.folder.dtype == "float16":
@@ -321,11 +321,11 @@ class OnnxEngine:
                     "the model's GGUF file with --kv q8"
                 )
             raise ModelFileError(f"the logits came out NaN or infinite: {cause}", path=self.path)
-        return made
+        return rows
 
 
 def config_of(folder: Folder, wanted: int | None) -> OnnxConfig:
-    """How many positions sessions have. Raises InputError, ContextError."""
+    """The positions of a session. wanted: by the caller. Raises InputError, ContextError."""
     most, is_fixed = folder.context, isinstance(folder, Static)
     if wanted is not None and most is not None and wanted > most:
         hint = f": export it anew with --context {wanted}" if is_fixed else ""
@@ -340,7 +340,7 @@ def config_of(folder: Folder, wanted: int | None) -> OnnxConfig:
 
 
 def fingerprint_of(folder: Folder) -> bytes:
-    """32 bytes over a model's files: what is in the graphs, and pieces of the weights."""
+    """A hash of 32 bytes over samples of a model's files."""
     out = blake2b(digest_size=32)
     for file in folder.files:
         try:

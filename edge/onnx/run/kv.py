@@ -1,9 +1,9 @@
-"""Keys and values of one session in memory of the host, in the shapes that its graphs take.
+"""Keys and values of one session in memory of the host, in the shapes of its graphs.
 
-FixedCache     an array of all positions for each layer's keys and values; new ones are written
-               at their position: by the graph itself, or by the host
-GrowingCache   the graph makes arrays that are one run longer out of those that there are: two
-               buffers of each, which change places
+FixedCache     arrays of all positions, for each layer's keys and values. The graph, or the host,
+               writes new keys and values at their position.
+GrowingCache   the graph reads arrays of the past positions, and writes arrays that have the new
+               positions, too. Each array has two buffers, which change places after a run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,10 @@ _LINE = 64  # bytes of a cache line
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """What a cache holds. dtype: as numpy calls it. keys_last: keys lie with their positions last,
-    (1, heads, head_dim, positions); values, and keys otherwise, as (1, heads, positions, head_dim).
+    """The arrays of a cache. dtype: numpy's name.
+
+    keys_last: the shape of keys is (1, heads, head_dim, positions). The shape of values, and of
+    other keys, is (1, heads, positions, head_dim).
     """
 
     dtype: str
@@ -49,11 +51,11 @@ class ArrayLayout:
 
     @property
     def axes(self) -> list[int]:
-        """Where positions are in each array: of layer 0's keys, its values, layer 1's keys..."""
+        """The axis of the positions in each array: layer 0's keys, its values, layer 1's keys..."""
         return [3 if self.keys_last else 2, 2] * self.n_layers
 
     def shape(self, axis: int, n: int) -> tuple[int, int, int, int]:
-        """Of an array of n positions."""
+        """The shape of an array of n positions. axis: of the positions."""
         if axis == 3:
             return 1, self.n_kv_heads, self.head_dim, n
         return 1, self.n_kv_heads, n, self.head_dim
@@ -62,9 +64,10 @@ class ArrayLayout:
 class HostCache(ABC):
     """A session's keys and values, see `edge.backend.Cache`.
 
-    tokens: those that it holds; limit: the most. A page is PAGE positions of every array one after
-    the other, zeros where there are no more. bindings: what runs have bound for it.
-    Raises UnsupportedError for a context that should slide, MemoryBudgetError.
+    tokens: the tokens in the cache. limit: the largest number of them. bindings: the io bindings
+    of its runs. A page is PAGE positions of every array, one array after the other; positions
+    without a token are zeros. Raises UnsupportedError for a context that should slide,
+    MemoryBudgetError.
     """
 
     n_groups = 1
@@ -92,12 +95,12 @@ class HostCache(ABC):
 
     @property
     def length(self) -> int:
-        """How many tokens it holds."""
+        """The number of tokens in the cache."""
         return len(self.tokens)
 
     @property
     def n_pages(self) -> int:
-        """Pages that its tokens take."""
+        """The number of pages of its tokens."""
         return -(-self.length // PAGE)
 
     @property
@@ -117,8 +120,8 @@ class HostCache(ABC):
         page = np.zeros(self.page_bytes, np.uint8)
         start = number * PAGE
         n = min(PAGE, self.length - start)
-        for there, inside in zip(self._slices(start, n), self._inside(page, n), strict=True):
-            inside[:] = there
+        for ours, piece in zip(self._slices(start, n), self._inside(page, n), strict=True):
+            piece[:] = ours
         return memoryview(page.data).toreadonly()
 
     def unseen(self, length: int) -> Sequence[range]:
@@ -130,49 +133,49 @@ class HostCache(ABC):
         return True
 
     def room(self, n_tokens: int) -> int:
-        """How many of n_tokens the next run may take: all."""
+        """The number of tokens that the next run may take: all n_tokens."""
         return n_tokens
 
     def reserve(self, n_tokens: int) -> None:
-        """Raise ContextError when it cannot hold n_tokens in all, InputError once closed."""
+        """Raise ContextError if the cache cannot hold n_tokens in all, InputError once closed."""
         self.check_open()
         if n_tokens > self.limit:
             raise too_many(n_tokens, self.limit)
 
     def append(self, tokens: Sequence[int]) -> None:
-        """The tokens were run: they are in the cache now."""
+        """Add tokens, whose keys and values a run has written."""
         self.tokens.extend(tokens)
 
     def adopt(self, tokens: Sequence[int]) -> int:
-        """Nothing is shared between caches; the length."""
+        """Return the length: these caches share no keys and values."""
         self.check_open()
         return self.length
 
     def trim(self, length: int) -> None:
-        """Keep the first `length` tokens. Raises InputError for more than there are."""
+        """Keep the first `length` tokens. Raises InputError if the cache has fewer."""
         if not 0 <= length <= self.length:
             raise InputError(f"the cache holds {self.length} tokens, cannot keep {length}")
         del self.tokens[length:]
 
     def fork(self) -> HostCache:
-        """Another cache with a copy of the content. Raises MemoryBudgetError."""
+        """A new cache with a copy of the content. Raises MemoryBudgetError."""
         self.check_open()
-        twin = type(self)(self.layout, self.limit, self.when_full)
-        twin._begin(self.length)
+        copy = type(self)(self.layout, self.limit, self.when_full)
+        copy._begin(self.length)
         n = self.length
-        for mine, its in zip(self._slices(0, n), twin._slices(0, n), strict=True):
-            its[:] = mine
-        twin.tokens = self.tokens[:]
-        return twin
+        for source, target in zip(self._slices(0, n), copy._slices(0, n), strict=True):
+            target[:] = source
+        copy.tokens = self.tokens[:]
+        return copy
 
     def keep(self, n_tokens: int) -> int:
-        """Raise InputError: there is nowhere to keep them."""
+        """Raise InputError: these caches have no store of prompts."""
         raise InputError("an ONNX model keeps no prompts: save the session instead")
 
     def restore(self, tokens: Sequence[int], pages: Sequence[bytes | memoryview | None]) -> None:
-        """Fill an empty cache with another's tokens and pages.
+        """Fill an empty cache with the tokens and pages of another one.
 
-        Raises InputError for pages that cannot be those of the tokens, ContextError.
+        Raises InputError for pages that do not fit the tokens, ContextError.
         """
         if self.length or len(pages) != -(-len(tokens) // PAGE):
             raise InputError(f"{len(pages)} pages of {len(tokens)} tokens do not fill the cache")
@@ -183,12 +186,12 @@ class HostCache(ABC):
                 raise InputError(f"page {i} is not one of {self.page_bytes} bytes")
             page = np.frombuffer(data, np.uint8)
             n = min(PAGE, len(tokens) - i * PAGE)
-            for there, inside in zip(self._slices(i * PAGE, n), self._inside(page, n), strict=True):
-                there[:] = inside
+            for ours, piece in zip(self._slices(i * PAGE, n), self._inside(page, n), strict=True):
+                ours[:] = piece
         self.append(tokens)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._closed = True
         self.tokens = array("i")
         self.bindings = {}
@@ -200,7 +203,7 @@ class HostCache(ABC):
             raise InputError("the session was closed")
 
     def _slices(self, start: int, n: int) -> list[Array]:
-        """n positions of each array."""
+        """The positions start..start + n - 1 of each array."""
         return [
             array[_positions(axis, start, n)]
             for axis, array in zip(self.layout.axes, self._arrays(), strict=True)
@@ -220,32 +223,31 @@ class HostCache(ABC):
 
     @abstractmethod
     def _begin(self, length: int) -> None:
-        """Empty, be ready for `length` positions to be written."""
+        """Prepare an empty cache for writing `length` positions."""
 
     @abstractmethod
     def _arrays(self) -> list[Array]:
-        """The arrays as they are now, in the order of `ArrayLayout.axes`."""
+        """The current arrays, in the order of `ArrayLayout.axes`."""
 
     @abstractmethod
     def _free(self) -> None:
-        """Drop the memory."""
+        """Drop the arrays."""
 
 
 class FixedCache(HostCache):
     """Arrays of all positions.
 
-    arrays: in the order of `ArrayLayout.axes`; positions behind `length` hold zeros, or what was
-    there once.
+    arrays: in the order of `ArrayLayout.axes`. Positions behind `length` hold zeros or old values.
     """
 
     arrays: list[Array]
 
     def write(self, start: int, n: int, new: Sequence[Array]) -> None:
-        """Put the first n positions of new arrays at start."""
-        places = {axis: (_positions(axis, start, n), _positions(axis, 0, n)) for axis in (2, 3)}
+        """Write the first n positions of new arrays to the positions from `start` on."""
+        indices = {axis: (_positions(axis, start, n), _positions(axis, 0, n)) for axis in (2, 3)}
         for axis, whole, piece in zip(self._axes, self.arrays, new, strict=True):
-            there, here = places[axis]
-            whole[there] = piece[here]
+            target, source = indices[axis]
+            whole[target] = piece[source]
 
     def _allocate(self) -> None:
         layout, self._axes = self.layout, self.layout.axes
@@ -262,52 +264,61 @@ class FixedCache(HostCache):
 
 
 def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
-    """Zeros that start at a cache line, as those of numpy need not: attention reads them faster."""
+    """Zeros that begin at a cache line, unlike numpy's own: attention reads these faster."""
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     block = np.zeros(n_bytes + _LINE, np.uint8)
     start = -block.ctypes.data % _LINE
     return block[start : start + n_bytes].view(dtype).reshape(shape)
 
 
-class GrowingCache(HostCache):
-    """Two buffers of all positions for each array, filled in the shape of as many as there are.
+class _Buffers(NamedTuple):
+    """used: buffers of the current arrays. spare: buffers for the next run. filled: positions."""
 
-    What is held changes in one assignment, so that an interrupt finds it whole.
+    used: list[Array]
+    spare: list[Array]
+    filled: int
+
+
+class GrowingCache(HostCache):
+    """Two buffers for each array, as large as all positions; arrays use the first part of them.
+
+    `_held` changes in one assignment, so that an interrupt never finds it half changed.
     """
 
-    _held: tuple[list[Array], list[Array], int]  # buffers in use, the others, positions
+    _held: _Buffers
 
     def step(self, start: int, n: int) -> tuple[list[Array], list[Array]]:
-        """For a run of n tokens behind the first `start`: what there is, and where it goes with
-        the new ones.
+        """The arrays for a run of n tokens behind the first `start`.
+
+        The first ones have the past positions, to read; the second ones also the new positions, to
+        write.
         """
-        now, other, filled = self._held
-        if filled != start:  # it was cut
+        used, spare, filled = self._held
+        if filled != start:  # the cache was trimmed
             kept = self._slices(0, start)
-            for there, piece in zip(self._shaped(other, start), kept, strict=True):
-                there[:] = piece
-            self._held = now, other, _ = other, now, start
-        return self._shaped(now, start), self._shaped(other, start + n)
+            for target, piece in zip(self._shaped(spare, start), kept, strict=True):
+                target[:] = piece
+            used, spare = spare, used
+            self._held = _Buffers(used, spare, start)
+        return self._shaped(used, start), self._shaped(spare, start + n)
 
     def ran(self, length: int) -> None:
-        """The run ended well: the cache is what it made."""
-        now, other, _ = self._held
-        self._held = other, now, length
+        """Take over the arrays that a run wrote, after it succeeded."""
+        used, spare, _ = self._held
+        self._held = _Buffers(spare, used, length)
 
     def _allocate(self) -> None:
         size = self.layout.n_kv_heads * self.layout.head_dim * self.limit
-        now, other = (
+        used, spare = (
             [np.empty(size, self.layout.dtype) for _ in self.layout.axes] for _ in range(2)
         )
-        self._held = now, other, 0
+        self._held = _Buffers(used, spare, 0)
 
     def _begin(self, length: int) -> None:
-        now, other, _ = self._held
-        self._held = now, other, length
+        self._held = self._held._replace(filled=length)
 
     def _arrays(self) -> list[Array]:
-        now, _, filled = self._held
-        return self._shaped(now, filled)
+        return self._shaped(self._held.used, self._held.filled)
 
     def _shaped(self, buffers: list[Array], n: int) -> list[Array]:
         layout = self.layout
@@ -318,9 +329,9 @@ class GrowingCache(HostCache):
         ]
 
     def _free(self) -> None:
-        self._held = [], [], 0
+        self._held = _Buffers([], [], 0)
 
 
 def _positions(axis: int, start: int, n: int) -> tuple[slice, ...]:
-    """An index of n positions on an axis."""
+    """The index of the positions start..start + n - 1 on an axis."""
     return (*(slice(None),) * axis, slice(start, start + n))

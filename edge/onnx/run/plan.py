@@ -1,4 +1,4 @@
-"""What a model of ONNX graphs will take, from its files alone: onnxruntime opens none of them."""
+"""The facts of `edge-run plan` for ONNX graphs, from the files alone, without onnxruntime."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edge.onnx.run.engine import DescribedFolder
 
 __all__ = ["plan"]
 
-_MOST_CONTEXT = 1 << 24  # where the model names none
+_MOST_CONTEXT = 1 << 24  # for a model that states none
 
 
 def plan(described: DescribedFolder) -> dict[str, Any]:
-    """The facts of `edge-run plan`, but for threads and speed, as JSON values, sizes in bytes."""
+    """The facts of `edge-run plan` except for threads and speed, as JSON values; sizes in bytes."""
     folder, config, budget = described.folder, described.config, described.ledger
     largest = _largest_context(described)
     position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim
@@ -63,7 +63,7 @@ def plan(described: DescribedFolder) -> dict[str, Any]:
 
 
 def _largest_context(described: DescribedFolder) -> int | None:
-    """With which the model fits; None: with none."""
+    """The largest context with which the model fits; None: there is none."""
     folder = described.folder
 
     def fits(n: int) -> bool:

@@ -1,4 +1,4 @@
-"""One run of onnxruntime after another: how graphs of each kind are fed, with nothing copied."""
+"""Runs of graphs in onnxruntime, for each kind of graph, without copies of keys and values."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Array = NDArray[Any]
 Want = Literal["none", "last", "all"]
 
 _CHUNK = 256  # most tokens of a run of a dynamic graph
-_MERGED_CHUNK = 512  # of one that takes them one by one after the first run
-_CHUNK_COSTS = 16  # a run of a chunk of n costs as much as n / 16 runs of a token, at least
+_MERGED_CHUNK = 512  # of a merged graph, which takes tokens one by one after the first run
+_CHUNK_COSTS = 16  # a run of a chunk of n tokens costs at least as much as n / 16 runs of a token
 
 
 def most_tokens(folder: Folder) -> int:
-    """Most tokens that go into one run."""
+    """The most tokens of one call of `OnnxEngine.run`."""
     if isinstance(folder, Static):
         return folder.chunk
     return _MERGED_CHUNK if isinstance(folder, Decoder) and folder.branch else _CHUNK
 
 
 class Runner(Protocol):
-    """Runs of one model. layout: of its caches."""
+    """Runs one model. layout: of its caches."""
 
     layout: ArrayLayout
 
@@ -39,18 +39,20 @@ class Runner(Protocol):
         """A new cache."""
 
     def pieces(self, start: int, n: int, want: Want) -> Iterator[int]:
-        """How n tokens behind the first `start` are divided into runs."""
+        """The numbers of tokens of the runs for n tokens behind the first `start`."""
 
     def run(self, cache: Any, start: int, tokens: Sequence[int], want: Want) -> Array | None:
-        """One of the pieces. Logits (rows, n_vocab), of the last token at least, where they are
-        wanted.
+        """Run the tokens of one piece.
+
+        Returns logits (rows, n_vocab), at least of the last token; None if they are not wanted.
         """
 
 
 @dataclass
 class _Bound:
-    """A cache's inputs and outputs. takes_token, makes_row: of the ids and the logits the runner's
-    own buffers are bound, as for the next token after this one: binding costs more than it seems.
+    """The io binding of a cache. takes_token: the runner's buffer for one token id is bound.
+    makes_row: its buffer for one row of logits is bound. They stay bound for the next token,
+    because binding is slow.
     """
 
     io: Any
@@ -59,7 +61,7 @@ class _Bound:
 
 
 class DecoderRunner:
-    """One graph that takes tokens and all keys and values, see `edge.onnx.files.folder.Decoder`."""
+    """Runs one graph, see `edge.onnx.files.folder.Decoder`."""
 
     def __init__(self, folder: Decoder, sessions: Mapping[str, Any], n_context: int) -> None:
         self._folder, self._session, self._n_context = folder, sessions["model"], n_context
@@ -80,8 +82,8 @@ class DecoderRunner:
         return kind(self.layout, self._n_context, when_full)
 
     def pieces(self, start: int, n: int, want: Want) -> Iterator[int]:
-        """All at once, but one by one where the graph has no logits of each, or (a merged one)
-        takes no more behind others.
+        """All tokens in one run. One by one if all logits are wanted but the graph makes only the
+        last, and behind other tokens if the graph is a merged one.
         """
         if (want == "all" and self._last_only) or (self._folder.branch and start):
             yield from (1 for _ in range(n))
@@ -94,7 +96,7 @@ class DecoderRunner:
         bound = cache.bindings.get("model")
         if bound is None:
             bound = _Bound(self._session.io_binding())
-            bound.io.bind_output(names.logits)  # outputs are returned in the order of the binding
+            bound.io.bind_output(names.logits)  # first: outputs come in the order of binding
             if isinstance(cache, FixedCache):
                 self._bind(bound.io, cache.arrays, cache.arrays)
             cache.bindings["model"] = bound
@@ -102,7 +104,7 @@ class DecoderRunner:
         self._token[0, 0] = tokens[0]
         if not (n == 1 and bound.takes_token):
             ids = self._token if n == 1 else np.array([tokens], self._token.dtype)
-            bound.takes_token = False  # until it is done, if an interrupt comes between
+            bound.takes_token = False  # in case an interrupt comes before the binding
             io.bind_cpu_input(names.ids, ids)
             bound.takes_token = n == 1
         io.bind_cpu_input(names.mask, self._mask[:, : start + n])
@@ -126,26 +128,26 @@ class DecoderRunner:
         self._session.run_with_iobinding(io)
         logits: Array = self._row if is_row else io.get_outputs_as_ortvaluevector()[0].numpy()
         logits = logits[0]
-        if want == "all" and len(logits) < n:  # the graph does not say so
+        if want == "all" and len(logits) < n:  # the graph did not declare it
             self._last_only = True
             one_by_one = (self.run(cache, start + i, [t], want) for i, t in enumerate(tokens))
-            return np.concatenate([made for made in one_by_one if made is not None])
+            return np.concatenate([row for row in one_by_one if row is not None])
         if isinstance(cache, GrowingCache):
             cache.ran(start + n)
         return None if want == "none" else logits.astype(np.float32)
 
     def _bind(self, io: Any, past: Sequence[Array], present: Sequence[Array]) -> None:
-        """Keys and values before a run, and where those after it go."""
-        befores = (name for layer in self._folder.kv for name in layer.past)
-        afters = (name for layer in self._folder.kv for name in layer.present)
-        for name, array in zip(befores, past, strict=True):
+        """Bind the keys and values that a run reads and writes."""
+        inputs = (name for layer in self._folder.kv for name in layer.past)
+        outputs = (name for layer in self._folder.kv for name in layer.present)
+        for name, array in zip(inputs, past, strict=True):
             io.bind_cpu_input(name, array)
-        for name, array in zip(afters, present, strict=True):
+        for name, array in zip(outputs, present, strict=True):
             _bind_output(io, name, array)
 
 
 class StaticRunner:
-    """Our export of fixed shapes: the host looks up embeddings, owns the cache, makes the mask."""
+    """Runs edge's graphs of fixed shapes: the host looks up embeddings, and owns cache and mask."""
 
     def __init__(self, folder: Static, sessions: Mapping[str, Any], n_context: int) -> None:
         self._folder, self._n_context, self._all = folder, n_context, folder.context or 0
@@ -156,14 +158,15 @@ class StaticRunner:
         self._token = _StaticGraph(folder, sessions, "token")
 
     def cache(self, when_full: WhenFull) -> HostCache:
-        """A new cache: of all positions that the graphs have, whatever the limit."""
+        """A new cache: its arrays have all positions of the graphs, even if the limit is lower."""
         cache = FixedCache(self.layout, self._all, when_full)
         cache.limit = self._n_context
         return cache
 
     def pieces(self, start: int, n: int, want: Want) -> Iterator[int]:
-        """Chunks, the last one padded, and the last token alone, since only that has logits. Few
-        tokens are run one by one: a chunk costs as much as some.
+        """A chunk, which may be padded, and then single tokens, because only they have logits.
+
+        Few tokens are run one by one, because a chunk costs as much as several tokens.
         """
         n_chunked = {"none": n, "last": n - 1, "all": 0}[want]
         if n_chunked > self._folder.chunk // _CHUNK_COSTS:
@@ -179,7 +182,7 @@ class StaticRunner:
 
 
 class _StaticGraph:
-    """chunk.onnx or token.onnx with all that it reads and writes, but for the cache."""
+    """chunk.onnx or token.onnx, with all inputs and outputs except for the cache."""
 
     def __init__(self, folder: Static, sessions: Mapping[str, Any], name: str) -> None:
         self._name, self._session = name, sessions[name]
@@ -189,10 +192,10 @@ class _StaticGraph:
         self._ins = {key: np.zeros(inputs[key], np.float32) for key in ("hidden", "cos", "sin")}
         self._mask = np.full(inputs["mask"], MASKED, np.float32)
         self._window = folder.window
-        age = np.arange(self._n)[:, None] - np.arange(self._n)  # of the run's own tokens
+        age = np.arange(self._n)[:, None] - np.arange(self._n)  # between tokens of the run
         visible = (age >= 0) & (age < self._window) if self._window else age >= 0
         self._mask[0, 0, :, self._all :][visible] = 0
-        self._seen = 0  # positions of the cache that the mask lets through
+        self._n_seen = 0  # positions of the cache that the mask shows; -1: unknown
         self._outs = {
             key: np.zeros(shape, folder.dtype if key.startswith("new") else np.float32)
             for key, shape in outputs.items()
@@ -209,11 +212,11 @@ class _StaticGraph:
 
     @property
     def logits(self) -> Array:
-        """A copy of those of the last run (1, n_vocab); token.onnx has them."""
+        """A copy of the last run's logits (1, n_vocab), of token.onnx only."""
         return np.array(self._outs["logits"][0])
 
     def run(self, cache: FixedCache, start: int, tokens: Sequence[int]) -> None:
-        """Run tokens, fewer than there is room for are padded, and put what is new in the cache."""
+        """Run tokens, with padding, and write their keys and values to the cache."""
         n = len(tokens)
         self._ids[0, :n] = tokens
         np.minimum(start + np.arange(self._n), self._all - 1, out=self._positions[0])
@@ -227,16 +230,16 @@ class _StaticGraph:
 
     def _see(self, length: int) -> None:
         """Let the mask show the first `length` positions of a cache, or those in the window."""
-        seen, self._seen = self._seen, -1  # unknown, if an interrupt comes between
-        if seen < 0 or (self._window and max(length, seen) + self._n > self._window):
+        n_seen, self._n_seen = self._n_seen, -1  # in case an interrupt comes before the end
+        if n_seen < 0 or (self._window and max(length, n_seen) + self._n > self._window):
             self._mask[..., : self._all] = MASKED
             for i, row in enumerate(self._mask[0, 0]):
                 first = max(0, length + i - self._window + 1) if self._window else 0
                 row[first:length] = 0
         else:
-            first, last = sorted((length, seen))
-            self._mask[..., first:last] = 0 if length > seen else MASKED
-        self._seen = length
+            first, last = sorted((length, n_seen))
+            self._mask[..., first:last] = 0 if length > n_seen else MASKED
+        self._n_seen = length
 
     def _bind(self, cache: FixedCache) -> Any:
         io = self._session.io_binding()
@@ -253,5 +256,5 @@ class _StaticGraph:
 
 
 def _bind_output(io: Any, name: str, array: Array) -> None:
-    """Let a run write into an array, which must live as long."""
+    """Bind an output to an array, which must outlive the binding."""
     io.bind_output(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
