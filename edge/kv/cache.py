@@ -66,7 +66,7 @@ class KVCache:
             group.window_pages = self.window_pages
         self._tables = [PageTable(pool, i, groups[i], n_pages) for i in range(self.n_groups)]
         self._handle: Any = ffi.new("edge_kv *", {"n_groups": self.n_groups, "groups": groups})
-        self._alive = groups  # the handle points to them
+        self._groups = groups  # the handle points to them
         pages = [table.pages for table in self._tables]
         weakref.finalize(self, pool.abandon, pages).atexit = False  # if nobody closes it
 

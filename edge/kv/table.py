@@ -24,7 +24,7 @@ class PageTable:
         self.index, self.group = index, pool.layout.groups[index]
         self.page_bytes = self.group.shape.page_bytes
         self.pages: list[Page | None] = []
-        self._threads, self._native = pool, native
+        self._pool, self._native = pool, native
         self._pointers = ffi.new("void *[]", max(1, n_pages))
         native.shape = self.group.shape.native[0]
         native.pages = self._pointers
@@ -36,10 +36,10 @@ class PageTable:
         if first < len(self.pages):
             page = self.pages[first]
             assert page is not None
-            if page.is_shared and (own := self._threads.own(page)) is not page:
+            if page.is_shared and (own := self._pool.own(page)) is not page:
                 self.replace(first, own)
         while len(self.pages) < n_pages:
-            self.push(self._threads.take(self.index))
+            self.push(self._pool.take(self.index))
         for i in range(first, n_pages):  # an interrupt may have come before one was entered
             page = self.pages[i]
             assert page is not None
@@ -50,7 +50,7 @@ class PageTable:
         """Page i is full: let others find it, or take the one that was there first."""
         page = self.pages[i]
         if page is not None:
-            shared = self._threads.publish(self.index, key, page)
+            shared = self._pool.publish(self.index, key, page)
             if shared is not page:
                 self.replace(i, shared)
 
@@ -58,7 +58,7 @@ class PageTable:
         """Take page i, behind the last or one that was given back, from the pool; False: it is not
         to be had.
         """
-        page = self._threads.find(self.index, key)
+        page = self._pool.find(self.index, key)
         if page is None:
             return False
         if i == len(self.pages):
@@ -82,7 +82,7 @@ class PageTable:
         old = self.pages[i]
         self._pointers[i] = page.pointer  # first: until the old one is given, either may be read
         self.pages[i] = page
-        self._threads.give([old])
+        self._pool.give([old])
 
     def give_back(self, places: range) -> None:
         """No token sees these pages any more; there may be fewer."""
@@ -94,9 +94,9 @@ class PageTable:
             page = self.pages[i]
             self.pages[i] = None  # first: what is in the table has its pointer
             self._pointers[i] = ffi.NULL
-            self._threads.give([page])
+            self._pool.give([page])
 
     def drop(self, n_pages: int) -> None:
         """Give back all pages but the first n_pages."""
         while len(self.pages) > n_pages:  # one by one: an interrupt loses no more than one
-            self._threads.give([self.pages.pop()])
+            self._pool.give([self.pages.pop()])
