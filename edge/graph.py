@@ -202,9 +202,9 @@ class Graph:
 
         rows: the n that each must have, None: any.
         """
-        wanted: Sequence[int | None] = rows or [None] * len(weights)
+        n_rows: Sequence[int | None] = rows or [None] * len(weights)
         shapes = [
-            self._matrix(weight, n, self.dims[x]) for weight, n in zip(weights, wanted, strict=True)
+            self._matrix(weight, n, self.dims[x]) for weight, n in zip(weights, n_rows, strict=True)
         ]
         return self._append(Matmul((x,), self._next(Matmul), weights), sum(n for n, _ in shapes))
 

@@ -92,8 +92,8 @@ def written(size: int) -> mmap:
 
 def buffer_bytes(cache: int | None, times: int = _CACHES) -> int:
     """Bytes to read, a multiple of 1 MiB. cache: bytes of the largest cache, None: unknown."""
-    wanted = _LEAST if cache is None else min(max(times * cache, _LEAST), _MOST)
-    return wanted >> 20 << 20
+    size = _LEAST if cache is None else min(max(times * cache, _LEAST), _MOST)
+    return size >> 20 << 20
 
 
 def largest_cache(root: str = "/sys/devices/system/cpu/cpu0/cache") -> int | None:

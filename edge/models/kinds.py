@@ -27,8 +27,8 @@ def require_model(
     kind = metadata.get("general.type", "model")
     architecture = metadata.get("general.architecture")
     if kind != "model":
-        known = isinstance(kind, str) and kind in _TYPES
-        what = _TYPES[kind] if known else f"is no model: its general.type is {brief(kind)}"
+        is_known = isinstance(kind, str) and kind in _TYPES
+        what = _TYPES[kind] if is_known else f"is no model: its general.type is {brief(kind)}"
     elif isinstance(architecture, str) and architecture in _ARCHITECTURES:
         what = _ARCHITECTURES[architecture]
     elif architecture is None:

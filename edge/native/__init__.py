@@ -106,12 +106,12 @@ def isa_index() -> int:
 
 @cache
 def _index_of(setting: str) -> int:
-    known = [name for name, _ in _compiled()]
-    wanted = setting or isas()[-1]
-    if wanted not in isas():
-        why = "this CPU cannot run it" if wanted in known else "there is none of that name"
-        raise UnsupportedError(f"EDGE_ISA={wanted}: {why}", what=wanted, supported=isas())
-    return known.index(wanted)
+    names = [name for name, _ in _compiled()]
+    isa = setting or isas()[-1]
+    if isa not in isas():
+        why = "this CPU cannot run it" if isa in names else "there is none of that name"
+        raise UnsupportedError(f"EDGE_ISA={isa}: {why}", what=isa, supported=isas())
+    return names.index(isa)
 
 
 def native_bf16(isa: int) -> bool:

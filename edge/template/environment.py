@@ -251,8 +251,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     ) -> Any:
         budget = running()
         with budget.call():
-            named = {k: v for k, v in kwargs.items() if k not in _SCOPES}
-            args = __self._checked_call(budget, __obj, args, named)
+            names = {k: v for k, v in kwargs.items() if k not in _SCOPES}
+            args = __self._checked_call(budget, __obj, args, names)
             target = __obj.function if isinstance(__obj, BoundFormat) else __obj
             result: Any = super().call(__context, target, *args, **kwargs)
         if isinstance(result, _VIEWS):

@@ -87,11 +87,11 @@ class ChatTemplate:
         config = JsonFile.find(root / "tokenizer_config.json")
         source: Any = config.values.get("chat_template")
         if isinstance(source, list):
-            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-            source = named.get("default", next(iter(named.values()), None))
-        alone = root / "chat_template.jinja"
-        if alone.exists():
-            source = read_text(alone)
+            templates = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+            source = templates.get("default", next(iter(templates.values()), None))
+        jinja_file = root / "chat_template.jinja"
+        if jinja_file.exists():
+            source = read_text(jinja_file)
         if source is None:
             raise TemplateError(f"{root} has no chat template: use `complete`, or pass a template")
         if not isinstance(source, str):

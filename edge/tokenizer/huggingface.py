@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge.errors import UnsupportedError, brief
 from edge.files.json_file import JsonFile
@@ -35,11 +35,11 @@ def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[i
     tokens, types, surplus = _tokens(file, n_vocab, is_spm)
     ids = {token: i for i, token in enumerate(tokens) if token}
 
-    def named(key: str, given: Iterable[int]) -> list[int]:
+    def named(key: str, model_ids: Iterable[int]) -> list[int]:
         text = token_text(config, key)
         if text in surplus:
             raise file.error(key, f"{brief(text)} is outside the vocabulary of {n_vocab}")
-        token_ids = [*given, *([ids[text]] if text in ids else [])]
+        token_ids = [*model_ids, *([ids[text]] if text in ids else [])]
         for token in token_ids:
             if token >= n_vocab:
                 raise file.error(key, f"token {token} is outside the vocabulary of {n_vocab}")
@@ -120,12 +120,18 @@ def _puts_space(file: JsonFile) -> bool:
     return False
 
 
-def _tokens(
-    file: JsonFile, n_vocab: int, is_spm: bool
-) -> tuple[list[str], list[int], dict[str, bool]]:
-    """(text of each id, type of each id, surplus). An id without a token is UNUSED and has no text.
-    surplus: text -> whether it is special, of the added tokens from n_vocab on.
+class _Tokens(NamedTuple):
+    """texts, types: of each id; an id without a token is UNUSED and has no text. surplus: text ->
+    whether it is special, of the added tokens from n_vocab on.
     """
+
+    texts: list[str]
+    types: list[int]
+    surplus: dict[str, bool]
+
+
+def _tokens(file: JsonFile, n_vocab: int, is_spm: bool) -> _Tokens:
+    """The tokens of tokenizer.json. Raises ModelFileError for a bad one."""
     tokens, types = [""] * n_vocab, [int(TokenType.UNUSED)] * n_vocab
     surplus = dict[str, bool]()
 
@@ -154,7 +160,7 @@ def _tokens(
         put(added.get("content"), added.get("id"), kind, "added_tokens")
     if not any(tokens):
         raise file.error("model.vocab", "the vocabulary is empty")
-    return tokens, types, surplus
+    return _Tokens(tokens, types, surplus)
 
 
 def _adds(file: JsonFile, tokens: list[str], bos_id: int | None) -> bool:

@@ -193,15 +193,15 @@ class PackedFile:
 
     def _check_versions(self) -> None:
         """Check the versions first: in a file of another version, all else may differ."""
-        wanted = {"version": VERSION, "layouts": lib.edge_layout_version()}
-        for key, want in wanted.items():
+        versions = {"version": VERSION, "layouts": lib.edge_layout_version()}
+        for key, version in versions.items():
             value = self._get(key, int)
-            if value != want:
+            if value != version:
                 raise UnsupportedError(
                     f"{self.path}: packed by another version of edge ({key} {value}, this one has "
-                    f"{want}): pack it again from its source",
+                    f"{version}): pack it again from its source",
                     what=f"packed {key} {value}",
-                    supported=[str(want)],
+                    supported=[str(version)],
                 )
         if len(self._gguf.paths) != 1 or self._gguf.alignment != ALIGN:
             raise self._error("version", f"a packed file is one file with an alignment of {ALIGN}")
@@ -209,7 +209,7 @@ class PackedFile:
     def _check_digest(self) -> None:
         (header,) = self._gguf.headers()
         digits = self._get("digest", str).encode()
-        end = self.metadata.span(_PREFIX + "digest")[1]
+        end = self.metadata.span(_PREFIX + "digest").end
         if _digest(header, end) != digits:
             raise self._error("digest", "the header's digest is wrong: the file is damaged")
 
@@ -318,8 +318,8 @@ class Header:
     def encode(self, sums: list[int]) -> bytes:
         """The bytes of the header, padded up to the data."""
         items = self.items
-        kept = [key for key in self.metadata if self._is_kept(key)]
-        entries = [bytes(self.raw[slice(*self.metadata.span(key))]) for key in kept]
+        spans = [self.metadata.span(key) for key in self.metadata if self._is_kept(key)]
+        entries = [bytes(self.raw[span.start : span.end]) for span in spans]
         entries += [
             _entry("general.alignment", UINT32, struct.pack("<I", ALIGN)),
             _entry(_PREFIX + "version", UINT32, struct.pack("<I", VERSION)),

@@ -239,7 +239,7 @@ class RawWeights(Weights):
         if layout not in LAYOUTS:
             raise InputError(f"layout {layout!r}: one of {', '.join(LAYOUTS)}")
         savings = self._savings()
-        wanted = dict.fromkeys(savings, "compact" if layout == "compact" else "fast")
+        forms = dict.fromkeys(savings, "compact" if layout == "compact" else "fast")
         if layout == "auto" and room is not None:
             step = max(1, sum(savings.values()) // _STEPS)
             fast = self.n_bytes + sum(s for i, s in savings.items() if self.forms[i] == "compact")
@@ -247,9 +247,9 @@ class RawWeights(Weights):
             missing = -(-missing // step) * step
             for i in sorted(savings, key=lambda i: -savings[i]):
                 if missing > 0 and savings[i] > 0:
-                    wanted[i] = "compact"
+                    forms[i] = "compact"
                     missing -= savings[i]
-        for i, form in wanted.items():
+        for i, form in forms.items():
             self.forms[i] = form
         self._describe()
 
@@ -286,15 +286,15 @@ class RawWeights(Weights):
             ) from error
         base = ffi.from_buffer("uint8_t[]", self._block)
         self._views.append(base)
-        done = 0
+        n_packed = 0
         for i, entry in enumerate(self.entries):
-            entry.data = base + done
+            entry.data = base + n_packed
             for part, first, offset in self._slices(i):
                 part.data = entry.data + offset
                 self._pack(i, part, first, threads)
-            done += padded(entry.n_bytes)
+            n_packed += padded(entry.n_bytes)
             if progress:
-                progress(done, self.n_bytes)
+                progress(n_packed, self.n_bytes)
 
     def pieces(
         self, threads: CData, progress: Progress | None = None
@@ -305,7 +305,7 @@ class RawWeights(Weights):
         Raises ModelFileError for NaN or infinity in a tensor, OSError, MemoryError.
         """
         size = max(part.n_bytes for i in range(len(self.names)) for part, _, _ in self._slices(i))
-        done = 0
+        n_packed = 0
         with anonymous(size) as block, ffi.from_buffer("uint8_t[]", block) as base:
             for i, entry in enumerate(self.entries):
                 for part, first, _ in self._slices(i):
@@ -314,9 +314,9 @@ class RawWeights(Weights):
                     with memoryview(block) as view, view[: part.n_bytes] as piece:
                         yield piece
                 yield memoryview(bytes(padded(entry.n_bytes) - entry.n_bytes))
-                done += padded(entry.n_bytes)
+                n_packed += padded(entry.n_bytes)
                 if progress:
-                    progress(done, self.n_bytes)
+                    progress(n_packed, self.n_bytes)
 
     @property
     def _tensors(self) -> Mapping[str, Stored]:
