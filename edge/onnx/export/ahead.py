@@ -1,6 +1,6 @@
-"""Compiling ahead of time: on any x86 machine, for the SoC of a device.
+"""Compiles graphs ahead of time, on any x86 machine, for the SoC of a device.
 
-In a process of its own for each SoC: QNN's compiler keeps the first architecture of a process.
+Each SoC has a process of its own, because QNN's compiler keeps the first architecture of a process.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from edge.onnx.run.engine import fingerprint_of
 
 __all__ = ["compile_for", "require_compiler"]
 
-_SAID = "edge: "
+_PREFIX = "edge: "  # of the process's error message
 
 
 def require_compiler(soc: str) -> None:
-    """Raise InputError for a SoC that is not known, UnsupportedError unless qnn is here."""
+    """Raise InputError for an unknown SoC, UnsupportedError unless qnn works here."""
     providers.choose("qnn", "qnn", threads=1, soc=soc)
 
 
 def compile_for(folder: str | os.PathLike[str], soc: str) -> Path:
-    """Compile an exported model of dialect npu for a SoC, into `FOLDER/compiled/SOC`: returns it.
+    """Compile an exported model of dialect npu for a SoC, into `FOLDER/compiled/SOC`.
 
-    Both graphs come into one binary and share their weights. What was there before is replaced
-    when all has gone well. Raises InputError for a SoC that is not known, ModelFileError for a
-    folder that is no such model, UnsupportedError where qnn is not here or does not take all of it.
+    Returns that folder. Both graphs are in one binary, and share their weights. An earlier folder
+    is replaced at the end. Raises InputError for an unknown SoC, ModelFileError for a folder
+    without a model, UnsupportedError if qnn does not work here or cannot run the whole model.
     """
     require_compiler(soc)
     source = os.fspath(Path(__file__).resolve().parents[2])
@@ -45,14 +45,18 @@ def compile_for(folder: str | os.PathLike[str], soc: str) -> Path:
     )
     if child.returncode:
         lines = child.stderr.decode("utf-8", "replace").splitlines() or [""]
-        said = [line[len(_SAID) :] for line in lines if line.startswith(_SAID)]
-        why = said[-1] if said else f"the compiler left with code {child.returncode}: {lines[-1]}"
+        messages = [line[len(_PREFIX) :] for line in lines if line.startswith(_PREFIX)]
+        why = (
+            messages[-1]
+            if messages
+            else f"the compiler left with code {child.returncode}: {lines[-1]}"
+        )
         raise UnsupportedError(f"cannot be compiled for {soc}: {why}", what=soc)
     return Path(os.fsdecode(folder)) / compiled.AHEAD / soc
 
 
 def _compile(path: str, soc: str) -> None:
-    """What the process does."""
+    """Compile a folder's graphs in this process."""
     folder = open_folder(path)
     if not isinstance(folder, Static):
         raise UnsupportedError(
@@ -63,15 +67,15 @@ def _compile(path: str, soc: str) -> None:
     key = fingerprint_of(folder)
     graphs = {name: folder.graphs[name] for name in ("chunk", "token")}
     place = folder.path / compiled.AHEAD / soc
-    made = place.with_name(f"{soc}.new")
-    shutil.rmtree(made, ignore_errors=True)
-    compiled.compile_into(made, graphs, target, compiled.identity(graphs, target, key), share=True)
+    new = place.with_name(f"{soc}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    compiled.compile_into(new, graphs, target, compiled.identity(graphs, target, key), share=True)
     shutil.rmtree(place, ignore_errors=True)
-    made.rename(place)
+    new.rename(place)
 
 
 if __name__ == "__main__":
     try:
         _compile(*sys.argv[1:])
     except EdgeError as error:
-        sys.exit(f"{_SAID}{' '.join(str(error).split())}")
+        sys.exit(f"{_PREFIX}{' '.join(str(error).split())}")

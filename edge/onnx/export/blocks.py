@@ -1,14 +1,15 @@
-"""Weights of a GGUF file as onnxruntime's MatMulNBits and GatherBlockQuantized hold them.
+"""Weights of a GGUF file in the form of onnxruntime's MatMulNBits and GatherBlockQuantized.
 
-A row is cut into blocks of 16 or 32 weights with one scale each, a weight is an unsigned integer q
-of 4 or 8 bits, and stands for
+A row is cut into blocks of 16 or 32 weights, and each block has a scale. A weight is an unsigned
+integer q of 4 or 8 bits, and its value is
 
-    scale * (q - 2^(bits - 1))                  exactly what it is in the file, or
-    scale * (q - 2^(bits - 1)) + offset         where the type has minima, or evenly spaced values
-                                                that 4 bits hold, but not around zero.
+    scale * (q - 2^(bits - 1))                  or
+    scale * (q - 2^(bits - 1)) + offset         if the type has minima, or evenly spaced values that
+                                                fit 4 bits, but not around zero.
 
-Which of them serves a type follows from the values that its codes can have. Nothing is quantised
-again, and no matrix is ever whole in memory: rows come in slices.
+The values that a type's codes can have decide between the two. Weights keep the values that they
+have in the file: they are not quantised again. Rows are read in slices, so that no matrix is ever
+whole in memory.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from edge.weights.weights import pack_rows
 
 __all__ = ["Blocks", "Form", "blocks", "floats", "form_of", "slices"]
 
-#: Weights of a slice: some 20 MiB of arrays while it is on its way.
+#: Weights of a slice. A slice needs some 20 MiB of arrays.
 _SLICE = 1 << 21
 _BLOCK = {t.name: t.block for t in TENSOR_TYPES.values()}
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a type's weights are held: bits of a weight, weights of a block, whether blocks have an
-    offset.
+    """The form of a type's weights: bits of a weight, weights of a block, and whether blocks have
+    an offset.
     """
 
     bits: int
@@ -48,8 +49,10 @@ class Form:
 
 
 class Blocks(NamedTuple):
-    """Rows of a matrix. codes: uint8 (n, k / block, block * bits / 8), of 4 bits weight 2 i low and
-    2 i + 1 high in byte i; scales, offsets: float32 (n, k / block).
+    """Rows of a matrix.
+
+    codes: uint8 (n, k / block, block * bits / 8); with 4 bits, byte i has weight 2 i in its low
+    and weight 2 i + 1 in its high half. scales, offsets: float32 (n, k / block).
     """
 
     codes: NDArray[np.uint8]
@@ -58,7 +61,7 @@ class Blocks(NamedTuple):
 
 
 class _Mapping(NamedTuple):
-    """A value v of the type is held as q = (v - low) / step + shift."""
+    """Stores a value v of the type as q = (v - low) / step + shift."""
 
     form: Form
     low: int
@@ -67,7 +70,7 @@ class _Mapping(NamedTuple):
 
     @property
     def bias(self) -> int:
-        """v - step * (q - zero point)."""
+        """v - step * (q - zero point), the same for every v."""
         return self.low + self.step * ((1 << self.form.bits - 1) - self.shift)
 
 
@@ -78,7 +81,7 @@ def form_of(type_name: str) -> Form | None:
 
 
 def slices(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    """First row and number of rows of the slices in which to read a matrix."""
+    """First row and number of rows of each slice of a matrix."""
     n, k = tensor.shape
     n_rows = max(1, _SLICE // k // PANEL_ROWS) * PANEL_ROWS
     for first in range(0, n, n_rows):
@@ -88,8 +91,8 @@ def slices(tensor: Tensor) -> Iterator[tuple[int, int]]:
 def blocks(tensor: Tensor, first: int, n: int) -> Blocks:
     """Rows first..first + n - 1 of a matrix of a type that has a form.
 
-    Pages of the file stay in memory: `GGUF.forget` after each slice lets go of them.
-    Raises ModelFileError for NaN or infinity in them, UnsupportedError.
+    Pages of the file stay in memory until `GGUF.forget`: call it after each slice.
+    Raises ModelFileError for NaN or infinity in the rows, UnsupportedError.
     """
     mapping = _mapping(tensor.type)
     assert mapping is not None
@@ -117,7 +120,7 @@ def floats(tensor: Tensor, first: int = 0, n: int = 1) -> NDArray[np.float32]:
     """Rows first..first + n - 1 of a tensor, (n, k) float32, of any type that edge can run.
 
     Pages of the file stay in memory, see `blocks`. Raises ModelFileError for NaN or infinity in
-    them, UnsupportedError.
+    the rows, UnsupportedError.
     """
     out = np.empty((n, tensor.shape[-1]), np.float32)
     part, _memory = _packed(tensor, first, n)
@@ -132,12 +135,15 @@ def _mapping(type_name: str) -> _Mapping | None:
     n = lib.edge_weight_values(part, values, has_min)
     if n == 0:
         return None
-    found = sorted({values[i] for i in range(n)})
-    return _least(found, lib.edge_layout_group(part.layout), bool(has_min[0]))
+    distinct = sorted({values[i] for i in range(n)})
+    return _least(distinct, lib.edge_layout_group(part.layout), bool(has_min[0]))
 
 
 def _least(values: Sequence[int], block: int, has_min: bool) -> _Mapping:
-    """The mapping of so many bits as int8 values, sorted, need; without an offset if it can be."""
+    """The mapping with the fewest bits, and if possible without an offset.
+
+    values: the type's int8 values, sorted.
+    """
     low, high = values[0], values[-1]
     step = math.gcd(*(v - low for v in values))
     levels = (high - low) // step + 1
@@ -152,7 +158,7 @@ def _least(values: Sequence[int], block: int, has_min: bool) -> _Mapping:
 
 
 def _described(type_name: str, n: int, k: int) -> CData:
-    """An edge_weight without data."""
+    """An edge_weight of n rows and k columns, without data."""
     if type_name not in supported_types():
         raise UnsupportedError(
             f"weights of type {type_name} cannot be read",
@@ -165,7 +171,7 @@ def _described(type_name: str, n: int, k: int) -> CData:
 
 
 def _packed(tensor: Tensor, first: int, n: int) -> tuple[CData, NDArray[np.uint8]]:
-    """Rows of a tensor as an edge_weight, and its memory, which must outlive it."""
+    """An edge_weight with rows of a tensor, and its memory, which must outlive it."""
     part = _described(tensor.type, n, tensor.shape[-1])
     memory = np.empty(part.n_bytes + ALIGNMENT, np.uint8)
     memory = memory[-memory.ctypes.data % ALIGNMENT :]

@@ -1,12 +1,12 @@
-"""The files beside the graphs: the tokenizer's, and what onnxruntime-genai wants to know.
+"""Writes the files beside the graphs: the tokenizer's, and the settings of onnxruntime-genai.
 
     tokenizer.json         an object of the package `tokenizers`. An added token that is `special`
-                           is a control token, the others are user-defined ones: ordinary text.
-                           A normalizer `Prepend` is SentencePiece's space before a text
-    tokenizer_config.json  add_bos_token: encoding begins with bos, whatever the post_processor
-                           says; bos_token, eos_token: their spelling; chat_template
-    genai_config.json      dialect cpu: model.eos_token_id lists all tokens that end a turn,
-                           model.context_length the positions that the graph has tables for
+                           is a control token; other added tokens are user-defined, ordinary text.
+                           The normalizer `Prepend` is SentencePiece's space before a text.
+    tokenizer_config.json  add_bos_token: encoding begins with bos, even if the post_processor adds
+                           none; bos_token, eos_token: their spelling; chat_template
+    genai_config.json      of dialect cpu. model.eos_token_id: all tokens that end a turn;
+                           model.context_length: the positions in the graph's tables
 
 `tokenizer.json` and `tokenizer_config.json` belong to both dialects.
 """
@@ -34,12 +34,12 @@ __all__ = ["GENAI", "TOKENIZER_FILES", "complete_tokenizer", "write_genai", "wri
 GENAI = "genai_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
-# What onnxruntime-genai calls a decoder of which it need not know more.
+#: onnxruntime-genai's name for a decoder of any architecture.
 _TYPE = "decoder"
 
 
 def write_tokenizer(model: GGUF, config: Config, folder: Path) -> Vocabulary:
-    """Write the tokenizer's files; returns what they were made of.
+    """Write the tokenizer's files; returns the vocabulary that is in them.
 
     Raises ModelFileError, UnsupportedError as `Tokenizer.from_metadata`; OSError.
     """
@@ -63,7 +63,7 @@ def write_tokenizer(model: GGUF, config: Config, folder: Path) -> Vocabulary:
 def write_genai(
     graph: Graph, config: Config, vocabulary: Vocabulary, folder: Path, filename: str
 ) -> None:
-    """Write genai_config.json. filename: of the graph, as `cpu` declares it. Raises OSError."""
+    """Write genai_config.json. filename: of the graph that `cpu` writes. Raises OSError."""
     ends = sorted(vocabulary.end_ids, key=lambda i: (i != vocabulary.eos_id, i))
     past, present = "past_key_values.%d", "present.%d"
     decoder = {
@@ -101,13 +101,15 @@ def write_genai(
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file of JSON for people and programs. Raises OSError."""
+    """Write a file of indented JSON. Raises OSError."""
     _write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def complete_tokenizer(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    """The object that tokenizer.json is: control tokens in a text count as such. With what edge
-    does itself and others read from the file: the way back to text, and bos.
+    """The object of tokenizer.json, which reads control tokens in a text as such.
+
+    It has a decoder to text and adds bos. edge does both itself, but other programs read them from
+    the file.
     """
     from tokenizers import decoders, processors
 

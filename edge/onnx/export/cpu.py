@@ -1,12 +1,14 @@
-"""Dialect cpu: one graph of any length on onnxruntime's own operators, in genai's layout.
+"""Dialect cpu: one graph for any number of tokens, with onnxruntime's own operators.
+
+Inputs and outputs are those that onnxruntime-genai expects:
 
     input_ids int64 (1, n), attention_mask int64 (1, total),
     past_key_values.{i}.key, .value float32 (1, n_kv_heads, past, head_dim)
     -> logits float32 (1, 1, n_vocab) of the last token,
        present.{i}.key, .value like past_key_values
 
-GroupQueryAttention writes the new keys and values at their position: past and present may be one
-buffer. How much of it is filled follows from the length of attention_mask.
+GroupQueryAttention writes the new keys and values at their position, so past and present may be one
+buffer. The length of attention_mask says how much of it is filled.
 """
 
 from __future__ import annotations
@@ -34,27 +36,29 @@ GRAPH, DATA = "model.onnx", "model.onnx.data"
 _OPSET = 21
 _PARTS = ("key", "value")
 
-# Limits of onnxruntime's CPU kernel, which it checks when it runs.
+# onnxruntime's CPU kernel requires multiples of these, and checks them when it runs.
 _HEAD_STEP, _ROTARY_STEP = 16, 16
 
 
 def write(
-    model: GGUF, graph: Graph, config: Config, folder: Path, done: Callable[[Op], None]
+    model: GGUF, graph: Graph, config: Config, folder: Path, on_op: Callable[[Op], None]
 ) -> None:
-    """Write model.onnx and its data into a folder. done: called after each op.
+    """Write model.onnx and its data into a folder. on_op: called after each op.
 
-    Raises UnsupportedError for what this dialect does not have; OSError.
+    Raises UnsupportedError for a model that this dialect cannot express; OSError.
     """
     g = GraphWriter(config.architecture, _OPSET)
     g.output("logits", g.types.FLOAT, [1, 1, graph.dims[graph.output]])
     with DataFile(folder / DATA) as data:
-        g.rename(_Lowering(graph, config, model, g, data).run(done), "logits")
+        g.rename(_CpuLowering(graph, config, model, g, data).run(on_op), "logits")
     g.save(folder / GRAPH)
 
 
-class _Lowering(Lowering):
-    """wide: the values of the graph that all tokens have; the others are made of the last token
-    alone, as no key or value depends on them.
+class _CpuLowering(Lowering):
+    """Lowers ops to onnxruntime's operators.
+
+    wide: the values that exist for all tokens. Other values are computed only for the last token,
+    because no key or value depends on them.
     """
 
     def __init__(
@@ -76,24 +80,24 @@ class _Lowering(Lowering):
         self.last_int32 = g.node("Sub", self.total_int32, g.constant(np.array([1], np.int32)))
 
     def operand(self, op: Op, value: str) -> str:
-        """Where the last token's row is enough, that."""
+        """As in Lowering; but the last token's row, where the op needs no other."""
         x = super().operand(op, value)
         if value in self.wide and op.output not in self.wide:
             return self.g.node("Gather", x, self.g.constant(np.array([-1])), axis=1)
         return x
 
     def lower_embed(self, op: Embed) -> str:
-        """Rows of the table, which stays in its blocks."""
+        """The rows of the embedding, whose weights stay in blocks."""
         return self.blocks.embedding(self.g, self.ids, op.weights[0])
 
     def lower_add(self, op: Add, x: str, y: str) -> str:
-        """x + y; a norm of it adds by itself, and then nothing needs this node."""
+        """x + y. A norm of this sum adds x and y itself, and then no node uses this one."""
         total = super().lower_add(op, x, y)
         self.sums[total] = (x, y)
         return total
 
     def lower_rms_norm(self, op: RmsNorm, x: str) -> str:
-        """One node, with the sum that it normalises where it is one."""
+        """One node, which also adds if x is a sum."""
         weight, eps = self.vector(op.weights[0]), op.eps
         if x not in self.sums:
             return self.g.node("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=eps)
@@ -108,7 +112,7 @@ class _Lowering(Lowering):
         return f"{x}.norm"
 
     def lower_rope(self, op: Rotate, x: str) -> str:
-        """Left to the attention where its kernel can."""
+        """Leave the rotation to GroupQueryAttention if its kernel supports it, else rotate here."""
         rope = op.rope
         if rope.n_rot % _ROTARY_STEP == 0:
             self.ropes[x] = rope
@@ -127,7 +131,7 @@ class _Lowering(Lowering):
         return self.g.node("Concat", head, rest, axis=-1)
 
     def lower_attention(self, op: Attention, x: str) -> str:
-        """GroupQueryAttention of q, k and v side by side."""
+        """GroupQueryAttention of x = [q | k | v]."""
         g, layer, heads = self.g, op.layer, op.heads
         if heads.head_dim % _HEAD_STEP:
             raise UnsupportedError(
@@ -159,7 +163,7 @@ class _Lowering(Lowering):
         return attended
 
     def _positions(self) -> str:
-        """The positions of this call's tokens, (1, n)."""
+        """The positions of the new tokens, (1, n)."""
         if not self.positions:
             g = self.g
             n = g.node("Shape", self.ids, start=1, end=2)

@@ -1,7 +1,7 @@
-"""From a GGUF file to a folder with ONNX graphs, in one of two dialects.
+"""Exports a GGUF file to a folder of ONNX graphs, in one of two dialects.
 
-Both read the graph that the native plan reads, so an architecture needs no code of its own here.
-The folder appears when it is complete: an export that fails or is interrupted leaves nothing.
+Both dialects read the graph that the native plan reads, so an architecture needs no code here. The
+folder appears when it is complete: an export that fails or is interrupted leaves no files.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from edge.weights.model_file import open_model
 __all__ = ["Dialect", "Recipe", "export"]
 
 Dialect = Literal["cpu", "npu"]
-#: All that an export may have written; a folder of these alone may be replaced.
+#: All files of an export. A folder that has only these may be replaced.
 _FILES = {
     *(cpu.GRAPH, cpu.DATA, beside.GENAI),
     *(*npu.GRAPHS, npu.DATA, npu.CONFIG),
     *beside.TOKENIZER_FILES,
     AHEAD,
 }
-#: One of these says that a folder is an export.
+#: A folder with one of these files is an export.
 _MARKS = {beside.GENAI, npu.CONFIG}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to export. None: the default of the dialect, or of the provider.
+    """The options of an export. None: the default of the dialect, or of the provider.
 
-    context: the most positions of a session, None: as `edge.load` has it.
-    Dialect npu alone: ep: the provider that it is made for; chunk: tokens of a prompt that go
-    through at once; weights: their form; calibration: a file of text; socs: those to compile for,
-    ahead of time.
+    context: the most positions of a session, None: as in `edge.load`.
+    Only for dialect npu: ep: the provider that runs the graphs. chunk: tokens of a prompt that are
+    run at once. weights: their form. calibration: a file of text. socs: SoCs to compile for ahead
+    of time.
     """
 
     dialect: Dialect
@@ -75,14 +75,14 @@ class Recipe:
             require_compiler(soc)
 
     def npu_options(self) -> npu.NpuOptions:
-        """What dialect npu takes of it. Raises InputError."""
-        given: dict[str, Any] = {
+        """The options of dialect npu. Raises InputError."""
+        options: dict[str, Any] = {
             "provider": self.ep,
             "weights": self.weights,
             "chunk": self.chunk,
             "calibration": self.calibration,
         }
-        return npu.NpuOptions(**{key: value for key, value in given.items() if value is not None})
+        return npu.NpuOptions(**{key: value for key, value in options.items() if value is not None})
 
 
 def export(
@@ -96,12 +96,13 @@ def export(
     """Export a GGUF file to a folder, which must be new or empty.
 
     force: replace the folder of an earlier export. progress(bytes of weights done, in all).
-    Returns facts, plain values for JSON: files: bytes by name; bytes: of all; context.
+    Returns facts as JSON values: dialect, architecture, context; bytes: of all files; files: bytes
+    by name.
 
-    Raises InputError for a packed file, or a folder that is in the way; ModelFileError for a
-    damaged file, and when the folder cannot be written; ContextError for a context beyond the
-    model's; UnsupportedError for what the dialect does not have, without the package onnx, and for
-    a SoC's compiler that is not here or does not take it.
+    Raises InputError for a packed file, or a folder that must not be replaced; ModelFileError for a
+    damaged file, and if the folder cannot be written; ContextError for a context beyond the
+    model's; UnsupportedError for a model that the dialect cannot express, if the package onnx is
+    not installed, and if a SoC's compiler does not work here or refuses the model.
     """
     onnx()
     with open_model(path) as opened:
@@ -113,12 +114,12 @@ def export(
         with _replacing(Path(os.fsdecode(folder)), force) as scratch:
             vocabulary = beside.write_tokenizer(model, config, scratch)
             model.metadata.forget()
-            done = _Meter(model, graph, progress)
+            on_op = _Meter(model, graph, progress)
             if recipe.dialect == "cpu":
                 beside.write_genai(graph, config, vocabulary, scratch, cpu.GRAPH)
-                cpu.write(model, graph, config, scratch, done)
+                cpu.write(model, graph, config, scratch, on_op)
             else:
-                npu.write(model, graph, config, scratch, recipe.npu_options(), done)
+                npu.write(model, graph, config, scratch, recipe.npu_options(), on_op)
             for soc in recipe.socs or ():
                 compile_for(scratch, soc)
             files = {
@@ -136,7 +137,7 @@ def export(
 
 
 class _Meter:
-    """Called after each op: tells how many bytes of the model's weights were written."""
+    """Called after each op: reports the bytes of the model's weights that were written."""
 
     def __init__(self, model: GGUF, graph: Graph, progress: Progress | None) -> None:
         self._left = {name: model.tensors[name].n_bytes for name in graph.weights}
@@ -151,9 +152,10 @@ class _Meter:
 
 @contextlib.contextmanager
 def _replacing(folder: Path, force: bool) -> Iterator[Path]:
-    """A scratch folder beside `folder`, which takes its place when the block ends well, and is
-    gone when it does not. Raises InputError when something is in the way, ModelFileError when the
-    disk does not take it.
+    """A scratch folder beside `folder`. It replaces `folder` if the block succeeds, else it is
+    removed.
+
+    Raises InputError if `folder` must not be replaced, ModelFileError if it cannot be written.
     """
     folder = folder.resolve()
     _check_place(folder, force)
@@ -180,15 +182,15 @@ def _replacing(folder: Path, force: bool) -> Iterator[Path]:
 
 
 def _check_place(folder: Path, force: bool) -> None:
-    """Nothing there, an empty folder, or an earlier export that may go."""
+    """Raise InputError unless the folder is new or empty, or an export that `force` replaces."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
         raise InputError(f"{folder} is there already, and no folder: name another one")
-    found = set(os.listdir(folder))
-    if not found:
+    names = set(os.listdir(folder))
+    if not names:
         return
-    if not found & _MARKS or found - _FILES:
+    if not names & _MARKS or names - _FILES:
         raise InputError(f"{folder} is not empty, and no export: name another folder")
     if not force:
         raise InputError(f"{folder} holds an export already: --force replaces it")

@@ -1,7 +1,7 @@
-"""Matrix products as the Hexagon NPU of Qualcomm's chips takes them: float16, or int8 weights.
+"""Matrix products for the Hexagon NPU of Qualcomm's chips, with float16 or int8 weights.
 
-Both are Gemm with the weights as they lie in the file, (n, k): nothing has to be transposed, here
-or when a graph is compiled, and rows go to the disk slice by slice.
+Both are Gemm with weights in the order of the file, (n, k). So no matrix is transposed, here or
+when a graph is compiled, and rows are written slice by slice.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF, Tensor
 from edge.graph import Matmul
 from edge.onnx.export.blocks import floats, slices
-from edge.onnx.export.writer import DataFile, GraphWriter, Stored, onnx
+from edge.onnx.export.writer import DataFile, GraphWriter, StoredTensor, onnx
 
 __all__ = ["Float16Linears", "Int8Linears", "Range", "Ranges"]
 
 _MOST_FLOAT16 = float(np.finfo(np.float16).max)
 _MOST_INT8 = 127
-#: Ranges are this much wider than what was seen: other texts go beyond it, and 16 bits have room.
-#: Worst KL divergence of a token of another text, SmolLM2: 0.27 at 1, 0.09 at 1.5, 0.27 at 4.
+#: Ranges are this many times as wide as measured: other texts exceed the measured ranges, and 16
+#: bits have room for that. Largest KL divergence of a token of another text, SmolLM2: 0.27 with 1,
+#: 0.09 with 1.5, 0.27 with 4.
 _MARGIN = 1.5
 
 
 class Range(NamedTuple):
-    """The least and the most of a value."""
+    """The minimum and the maximum of a value."""
 
     low: float
     high: float
 
 
 class Ranges(NamedTuple):
-    """Of a product's input and of its output."""
+    """The ranges of a product's input x and output y."""
 
     x: Range
     y: Range
@@ -44,19 +45,19 @@ class Ranges(NamedTuple):
 class Float16Linears:
     """Products of float16 in a graph whose other values are float32.
 
-    On the NPU all of it is float16, and the casts are nothing; weights written as float32 would be
-    twice as large on the disk. A weight is written at its first use.
+    The NPU computes the whole graph in float16, so the casts cost nothing there. As float32 the
+    weights would take twice the space on the disk. A weight is written at its first use.
     """
 
     def __init__(self, model: GGUF, data: DataFile) -> None:
         self._model, self._data = model, data
-        self._stored: dict[tuple[str, ...], Stored] = {}
+        self._stored: dict[tuple[str, ...], StoredTensor] = {}
 
     def apply(self, g: GraphWriter, x: str, op: Matmul) -> str:
         """x (1, n, k) @ W.T for each W, outputs side by side: (1, n, sum of rows).
 
         Raises UnsupportedError for a weight beyond float16, ModelFileError for NaN or infinity in
-        one, OSError.
+        a weight, OSError.
         """
         weights = op.weights
         if weights not in self._stored:
@@ -72,18 +73,18 @@ class Float16Linears:
 class Int8Linears:
     """Products of uint16 activations and int8 weights, with a scale for each row of weights.
 
-    Only the products are quantised: what lies between them stays float16 on the NPU. ranges: of
-    each matmul of the graph, by its output. A weight is written at its first use.
+    Only the products are quantised; values between them stay float16 on the NPU. ranges: of each
+    matmul of the graph, by the name of its output. A weight is written at its first use.
     """
 
     def __init__(self, model: GGUF, data: DataFile, ranges: Mapping[str, Ranges]) -> None:
         self._model, self._data, self._ranges = model, data, ranges
-        self._stored: dict[tuple[str, ...], tuple[Stored, Stored]] = {}
+        self._stored: dict[tuple[str, ...], tuple[StoredTensor, StoredTensor]] = {}
 
     def apply(self, g: GraphWriter, x: str, op: Matmul) -> str:
         """x (1, n, k) @ W.T for each W, outputs side by side: (1, n, sum of rows).
 
-        Raises ModelFileError for NaN or infinity in one, OSError.
+        Raises ModelFileError for NaN or infinity in a weight, OSError.
         """
         weights = op.weights
         if weights not in self._stored:
@@ -100,8 +101,8 @@ class Int8Linears:
         y = _through_uint16(g, g.node("Gemm", x, w, transB=1), ranges.y)
         return _tokens(g, y, codes)
 
-    def _write(self, weights: tuple[str, ...]) -> tuple[Stored, Stored]:
-        """Codes (n, k) and scales (n,)."""
+    def _write(self, weights: tuple[str, ...]) -> tuple[StoredTensor, StoredTensor]:
+        """Write the codes (n, k) and the scales (n,) of weights."""
         types = onnx().TensorProto
         n, k, pieces = _rows(self._model, weights)
         scales: list[NDArray[np.float32]] = []
@@ -121,7 +122,7 @@ class Int8Linears:
 def _rows(
     model: GGUF, weights: tuple[str, ...]
 ) -> tuple[int, int, Iterator[tuple[Tensor, NDArray[np.float32]]]]:
-    """The shape of some weights, one below the other, and their rows in slices."""
+    """The shape (n, k) of some weights, stacked by rows, and their rows in slices."""
     tensors = [model.tensors[name] for name in weights]
 
     def pieces() -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
@@ -144,21 +145,21 @@ def _float16(tensor: Tensor, w: NDArray[np.float32]) -> NDArray[np.float16]:
     return w.astype(np.float16)
 
 
-def _through_uint16(g: GraphWriter, x: str, seen: Range) -> str:
-    """x rounded to 65536 steps over the range that was seen of it, and a margin, 0 among them."""
-    low, high = (_MARGIN * v for v in (min(seen.low, 0.0), max(seen.high, 0.0)))
+def _through_uint16(g: GraphWriter, x: str, measured: Range) -> str:
+    """x rounded to 65536 steps over its measured range and a margin; 0 is one of the steps."""
+    low, high = (_MARGIN * v for v in (min(measured.low, 0.0), max(measured.high, 0.0)))
     step = (high - low) / 65535 or 1.0
     scale = g.constant(np.array(step, np.float32))
     zero = g.constant(np.array(round(-low / step), np.uint16))
     return g.node("DequantizeLinear", g.node("QuantizeLinear", x, scale, zero), scale, zero)
 
 
-def _matrix(g: GraphWriter, x: str, weight: Stored) -> str:
+def _matrix(g: GraphWriter, x: str, weight: StoredTensor) -> str:
     """(1, n, k) -> (n, k)."""
     return g.node("Reshape", x, _shape(g, -1, weight.shape[1]))
 
 
-def _tokens(g: GraphWriter, y: str, weight: Stored) -> str:
+def _tokens(g: GraphWriter, y: str, weight: StoredTensor) -> str:
     """(n, rows) -> (1, n, rows)."""
     return g.node("Reshape", y, _shape(g, 1, -1, weight.shape[0]))
 

@@ -1,11 +1,11 @@
-"""Matrix products on weights that stay as they are in the file: MatMulNBits.
+"""Matrix products with weights that keep the values of the file: MatMulNBits.
 
-w = scale * (q - zero) + offset, see `blocks`. The offset's part of a product is taken from the
+w = scale * (q - zero) + offset, see `blocks`. The offsets' part of a product is computed from the
 sums of the activations' blocks:
 
     y = MatMulNBits(x) + ReduceSum(x by blocks) @ C        C: (k / block, n), the offsets
 
-which onnxruntime runs at the speed of the product itself, while zero points that are floats are 70
+onnxruntime runs this nearly as fast as MatMulNBits alone. Zero points that are floats would be 70
 times slower. Milliseconds of a processor core, k 2048, n 4096, accuracy level 4, onnxruntime 1.32:
 
                           block 16           block 32
@@ -28,41 +28,41 @@ from numpy.typing import NDArray
 from edge.files.gguf import GGUF, Tensor
 from edge.graph import Matmul
 from edge.onnx.export.blocks import Form, blocks, floats, form_of, slices
-from edge.onnx.export.writer import CONTRIB, DataFile, GraphWriter, Stored, onnx
+from edge.onnx.export.writer import CONTRIB, DataFile, GraphWriter, StoredTensor, onnx
 
 __all__ = ["BlockLinears"]
 
-#: Activations are quantised to int8 in blocks; lower levels are up to 200 times slower.
+#: This level quantises activations to int8 in blocks; lower levels are up to 200 times slower.
 _ACCURACY_LEVEL = 4
 
 
 class _Matrix(NamedTuple):
-    """The stored parts of some weights, one below the other. k: shared dimension."""
+    """The stored parts of some weights, stacked by rows. n: rows of all; k: shared dimension."""
 
     name: str
     n: int
     k: int
     form: Form
-    codes: Stored  # (n, k / block, block * bits / 8)
-    scales: Stored  # (n, k / block)
-    offsets: Stored | None  # (k / block, n)
+    codes: StoredTensor  # (n, k / block, block * bits / 8)
+    scales: StoredTensor  # (n, k / block)
+    offsets: StoredTensor | None  # (k / block, n)
 
 
 class BlockLinears:
     """Writes products and embeddings into graphs, and their weights into a DataFile.
 
-    A weight is written at its first use; later uses, also in other graphs, refer to it.
+    A weight is written at its first use. Later uses refer to it, even in other graphs.
     """
 
     def __init__(self, model: GGUF, data: DataFile) -> None:
         self._model, self._data = model, data
         self._matrices: dict[tuple[str, ...], _Matrix] = {}
-        self._floats: dict[str, Stored] = {}
+        self._floats: dict[str, StoredTensor] = {}
 
     def apply(self, g: GraphWriter, x: str, op: Matmul) -> str:
         """x (1, n, k) @ W.T for each W, outputs side by side: (1, n, sum of rows).
 
-        Weights of one form that follow each other are one product.
+        Neighbouring weights of one form are one product.
         Raises ModelFileError for NaN or infinity in a weight, UnsupportedError for a type that
         edge cannot run, OSError.
         """
@@ -75,14 +75,14 @@ class BlockLinears:
         return outputs[0] if len(outputs) == 1 else g.node("Concat", *outputs, axis=2)
 
     def embedding(self, g: GraphWriter, ids: str, weight: str) -> str:
-        """Rows of a table by ids, int64 (1, n) -> float32 (1, n, k). Raises what `apply` does."""
+        """Rows of a table by ids, int64 (1, n) -> float32 (1, n, k). Raises what `apply` raises."""
         form = form_of(self._tensor(weight).type)
         if form is None:
             rows = g.node("Gather", self._float_weight(g, weight), ids)
             return g.node("Cast", rows, to=g.types.FLOAT)
         m = self._matrix((weight,), form)
-        bytes_of_row = m.k * form.bits // 8
-        codes = g.weight(f"{m.name}.rows", m.codes._replace(shape=(m.n, bytes_of_row)))
+        row_bytes = m.k * form.bits // 8
+        codes = g.weight(f"{m.name}.rows", m.codes._replace(shape=(m.n, row_bytes)))
         scales = g.weight(f"{m.name}.scales", m.scales)
         attributes = {"bits": form.bits, "block_size": form.block}
         x = g.node("GatherBlockQuantized", codes, ids, scales, domain=CONTRIB, **attributes)
@@ -114,12 +114,12 @@ class BlockLinears:
         return g.node("Add", y, correction)
 
     def _product_of_floats(self, g: GraphWriter, x: str, name: str) -> str:
-        """Cast and transposed by onnxruntime when it loads the graph."""
+        """A product with a matrix of floats: onnxruntime casts and transposes it at load."""
         w = g.node("Cast", self._float_weight(g, name), to=g.types.FLOAT)
         return g.node("MatMul", x, g.node("Transpose", w, perm=[1, 0]))
 
     def _matrix(self, names: tuple[str, ...], form: Form) -> _Matrix:
-        """Write weights of one form, one below the other, unless they are there."""
+        """The stored parts of weights of one form, stacked by rows; writes them at first use."""
         if names in self._matrices:
             return self._matrices[names]
         types = onnx().TensorProto
@@ -147,7 +147,7 @@ class BlockLinears:
         scales: NDArray[np.float32],
         offsets: NDArray[np.float32] | None,
     ) -> Iterator[NDArray[np.uint8]]:
-        """The codes of tensors, slice by slice; fills scales and offsets as it goes."""
+        """The codes of tensors, slice by slice; fills scales and offsets meanwhile."""
         row = 0
         for tensor in tensors:
             for first, n in slices(tensor):
@@ -160,7 +160,7 @@ class BlockLinears:
                 row += n
 
     def _float_weight(self, g: GraphWriter, name: str) -> str:
-        """A matrix of floats as it is in the file."""
+        """A matrix of floats, unchanged from the file."""
         tensor = self._tensor(name)
         if name not in self._floats:
             dtype = getattr(onnx().TensorProto, _FLOATS[tensor.type])
@@ -170,7 +170,7 @@ class BlockLinears:
     def _rows(self, tensor: Tensor) -> Iterator[NDArray[np.uint8]]:
         data = np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape[0], -1)
         for first, n in slices(tensor):
-            floats(tensor, first, n)  # NaN and infinity are refused
+            floats(tensor, first, n)  # raises for NaN and infinity
             yield data[first : first + n]
             self._model.forget()
 
@@ -182,5 +182,5 @@ _FLOATS = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
 
 
 def _by_blocks(g: GraphWriter, x: str, m: _Matrix) -> str:
-    """x (1, n, k) as (1, n, k / block, block)."""
+    """x (1, n, k) -> (1, n, k / block, block)."""
     return g.node("Reshape", x, g.constant(np.array([0, 0, m.k // m.form.block, m.form.block])))

@@ -1,4 +1,4 @@
-"""A graph's ops as ONNX nodes: what both dialects share."""
+"""Lowers a graph's ops to ONNX nodes: the part that both dialects share."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ __all__ = ["Linears", "Lowering", "read_vector", "rotations"]
 
 Floats = NDArray[np.float32]
 
-#: Positions of which `rotations` makes rows at a time.
+#: Positions of a piece of `rotations`.
 _PIECE = 4096
 
 
 class Linears(Protocol):
-    """A form of weight matrices."""
+    """Writes matrix products with weights of one form."""
 
     def apply(self, g: GraphWriter, x: str, op: Matmul) -> str:
         """[x W0^T | x W1^T | ...]: x (1, n, k) -> (1, n, rows of all)."""
 
 
 class Lowering(ABC):
-    """Walks a graph's ops. A dialect says what the abstract methods here leave open.
+    """Walks a graph's ops. A dialect implements the abstract methods.
 
-    Such a method takes the op and the names of its inputs, and returns the name of its output.
+    Each of them takes the op and the names of its inputs, and returns the name of its output.
     Values are (1, tokens, dim) float32. values: a value of the graph -> its name in g.
     """
 
@@ -54,14 +54,14 @@ class Lowering(ABC):
         self.graph, self.model, self.g, self.linears = graph, model, g, linears
         self.values: dict[str, str] = {}
 
-    def run(self, done: Callable[[Op], None]) -> str:
-        """Lower all ops; returns the name of the graph's output. done: called after each op.
+    def run(self, on_op: Callable[[Op], None]) -> str:
+        """Lower all ops; returns the name of the graph's output. on_op: called after each op.
 
-        Raises UnsupportedError for an op that this dialect does not have.
+        Raises UnsupportedError for an op that this dialect cannot express.
         """
         for op in self.graph.ops:
             self.values[op.output] = self._lower(op, [self.operand(op, x) for x in op.inputs])
-            done(op)
+            on_op(op)
         return self.values[self.graph.output]
 
     def _lower(self, op: Op, inputs: list[str]) -> str:
@@ -84,12 +84,12 @@ class Lowering(ABC):
                 assert_never(op)
 
     def operand(self, op: Op, value: str) -> str:
-        """What op takes as its input `value`: a name in g."""
+        """The name in g of the op's input `value`."""
         return self.values[value]
 
     @abstractmethod
     def lower_embed(self, op: Embed) -> str:
-        """Rows of the table."""
+        """The rows of the embedding."""
 
     @abstractmethod
     def lower_rms_norm(self, op: RmsNorm, x: str) -> str:
@@ -97,7 +97,7 @@ class Lowering(ABC):
 
     @abstractmethod
     def lower_rope(self, op: Rotate, x: str) -> str:
-        """The first heads of x rotated, or left to the attention."""
+        """Rotate the first heads of x, or leave that to `lower_attention`."""
 
     @abstractmethod
     def lower_attention(self, op: Attention, x: str) -> str:
@@ -124,12 +124,12 @@ class Lowering(ABC):
         return self.g.node("Add", x, y)
 
     def vector(self, name: str) -> str:
-        """A vector of the model as a constant."""
+        """A constant with a vector of the model."""
         return self.g.constant(read_vector(self.model, name))
 
 
 def read_vector(model: GGUF, name: str) -> Floats:
-    """A vector of the model.
+    """A vector of the model, (k,).
 
     Raises ModelFileError for NaN and infinity, UnsupportedError for a type that edge cannot run.
     """
@@ -138,9 +138,10 @@ def read_vector(model: GGUF, name: str) -> Floats:
 
 
 def rotations(model: GGUF, rope: Rope, n: int) -> Iterator[tuple[Floats, Floats]]:
-    """cos and sin of the positions 0..n-1 in pieces: (rows, n_rot / 2) each, magnitude included.
+    """cos and sin of the positions 0..n-1, times the magnitude, in pieces (rows, n_rot / 2).
 
-    Computed in float64, then rounded. Raises ModelFileError for absurd divisors of frequencies.
+    They are computed in float64, then rounded. Raises ModelFileError for divisors of frequencies
+    that are out of range.
     """
     pair = np.arange(rope.n_rot // 2, dtype=np.float64)
     frequency = rope.scale * rope.base ** (-2 * pair / rope.n_rot)

@@ -1,20 +1,20 @@
-"""Dialect npu: static graphs of plain operators, made to lie on an NPU as one piece.
+"""Dialect npu: graphs of fixed shapes and plain operators, which an NPU can run as a whole.
 
-Three graphs, which share one file of weights:
+Three graphs share one file of weights:
 
     embedding.onnx  input_ids, position_ids [1, n]  ->  hidden [1, n, dim], cos, sin [1, n, n_rot/2]
-                    on the CPU: tables never enter the NPU
-    chunk.onnx      n = chunk: what a prompt leaves in the cache, no logits
-    token.onnx      n = 1: the same of one token, and its logits
+                    It runs on the CPU, so that tables never enter the NPU.
+    chunk.onnx      n = chunk: keys and values of a part of a prompt, no logits
+    token.onnx      n = 1: keys and values of one token, and its logits
 
     chunk, token    hidden, cos, sin, mask [1, 1, n, S + n],
                     past_key.{i} [1, Hkv, D, S], past_value.{i} [1, Hkv, S, D]
                     ->  new_key.{i} [1, Hkv, D, n], new_value.{i} [1, Hkv, n, D], logits [1, 1, V]
 
-S is the context. The mask is added to scores: its first S columns are those of the cache, the last
-n those of the call's own tokens. The caller owns the cache and writes the new slices into it; keys
-lie transposed there, so that no graph turns or copies the cache. Within a head the rotated
-dimensions come in an order of the graphs' own, the same for queries and keys.
+S is the context. The mask is added to scores: its first S columns belong to the cache, its last n
+columns to the new tokens. The caller owns the cache, and writes the new keys and values into it.
+Keys are transposed there, so that no graph transposes or copies the cache. Within a head, the
+rotated dimensions have an order of their own, the same for queries and keys.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ _PLAIN = FUSED_NORM - 2  # the opset of graphs without that operator
 
 @dataclass(frozen=True)
 class NpuOptions:
-    """provider: one of RUNNERS; weights: one of its forms, None: the best; chunk: tokens of
-    chunk.onnx; calibration: a file of text on which int8 finds the ranges of activations, None: a
-    text of edge's own.
+    """Options of an export of dialect npu.
 
-    Raises InputError for a provider, or a form, that there is not.
+    provider: one of RUNNERS. weights: one of the provider's forms, None: the best. chunk: tokens of
+    chunk.onnx. calibration: a file of text with which int8 measures the ranges of activations,
+    None: edge's own text. Raises InputError for an unknown provider or form.
     """
 
     provider: str = "qnn"
@@ -80,8 +80,10 @@ class NpuOptions:
 
     @property
     def opset(self) -> int:
-        """QNN computes the norm in float16, where squares overflow: as one operator it is right.
-        OpenVINO 1.24 refuses a graph with that operator.
+        """The opset of the graphs, which decides whether the norm is one operator.
+
+        QNN computes in float16, where the squares of a norm overflow; one operator avoids that.
+        OpenVINO 1.24 refuses graphs with that operator.
         """
         return FUSED_NORM if self.provider == "qnn" else _PLAIN
 
@@ -92,13 +94,13 @@ def write(
     config: Config,
     folder: Path,
     options: NpuOptions,
-    done: Callable[[Op], None],
+    on_op: Callable[[Op], None],
 ) -> None:
     """Write the graphs, their weights and edge.json into a folder.
 
-    done: called after each op of each graph.
-    Raises UnsupportedError for what this dialect does not have, and for weights that the form
-    cannot hold; InputError for a chunk that is longer than the context; OSError.
+    on_op: called after each op of each graph.
+    Raises UnsupportedError for a model that this dialect cannot express, and for weights that the
+    form cannot hold; InputError for a chunk that is longer than the context; OSError.
     """
     if options.chunk > config.n_context:
         raise InputError(
@@ -121,7 +123,7 @@ def write(
         _write_embedding(model, graph, shape, blocks, data).save(folder / "embedding.onnx")
         for name, n in (("chunk", options.chunk), ("token", 1)):
             g = GraphWriter(name, options.opset)
-            logits = StepLowering(graph, model, g, linears, shape=shape, n=n).run(done)
+            logits = StepLowering(graph, model, g, linears, shape=shape, n=n).run(on_op)
             if n == 1:
                 g.output(
                     g.rename(logits, "logits"), g.types.FLOAT, (1, 1, graph.dims[graph.output])
@@ -133,7 +135,7 @@ def write(
 def _write_embedding(
     model: GGUF, graph: Graph, shape: Shape, blocks: BlockLinears, data: DataFile
 ) -> GraphWriter:
-    """Rows of the embedding, and of the rotations of all positions."""
+    """The graph that looks up rows of the embedding, and of cos and sin by position."""
     g = GraphWriter("embedding", _PLAIN)
     first = graph.ops[0]
     ids = g.input("input_ids", g.types.INT64, (1, "n"))
@@ -149,7 +151,7 @@ def _write_embedding(
 
 
 def _facts(model: GGUF, config: Config, shape: Shape, options: NpuOptions) -> dict[str, Any]:
-    """What edge.json says."""
+    """The content of edge.json."""
     vocabulary = Vocabulary.from_metadata(model.metadata, model.path)
     model.metadata.forget()
     return {

@@ -1,8 +1,9 @@
-"""The graphs of dialect npu that run on an NPU: a step of n tokens behind a cache, see `npu`."""
+"""The graphs of dialect npu that run on the NPU: n tokens behind a cache, see `npu`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,15 +15,15 @@ from edge.onnx.export.writer import GraphWriter
 
 __all__ = ["FUSED_NORM", "Shape", "StepLowering", "shape_of"]
 
-#: The opset that has the norm as one operator.
+#: The first opset with RMSNormalization as one operator.
 FUSED_NORM = 23
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What all layers of a model share, and its graphs are made for.
+    """The properties that all layers of a model share, and that its graphs depend on.
 
-    half_cache: keys and values are float16: half the bytes to read for a token, where a provider
+    half_cache: keys and values are float16. A token then reads half the bytes, and the provider
     computes in float16 anyway.
     """
 
@@ -42,24 +43,34 @@ class Shape:
         return self.rope.n_rot // 2
 
 
+class _Layer(NamedTuple):
+    """The properties of a layer. rope: None: queries and keys are not rotated together."""
+
+    heads: Heads
+    window: int
+    scale: float
+    rope: Rope | None
+
+
 def shape_of(graph: Graph, context: int, *, half_cache: bool = False) -> Shape:
     """The shape of a model's layers.
 
-    Raises UnsupportedError where they differ in heads, window, scale or rotation, or where queries
-    and keys are not rotated together.
+    Raises UnsupportedError if they differ in heads, window, scale or rotation, or if queries and
+    keys are not rotated together.
     """
     rotations = {op.output: op for op in graph.ops if isinstance(op, Rotate)}
-    found = set[tuple[Heads, int, float, Rope | None]]()
+    kinds = set[_Layer]()
     for op in graph.attentions:
-        turn = rotations.get(op.inputs[0])
-        alike = turn is not None and turn.n_heads == op.heads.n_heads + op.heads.n_kv_heads
-        found.add((op.heads, op.window, op.scale, turn.rope if turn and alike else None))
+        rotate = rotations.get(op.inputs[0])
+        alike = rotate is not None and rotate.n_heads == op.heads.n_heads + op.heads.n_kv_heads
+        rope = rotate.rope if rotate and alike else None
+        kinds.add(_Layer(op.heads, op.window, op.scale, rope))
     layers = [op.layer for op in graph.attentions]
-    if len(found) != 1 or len(rotations) != len(layers) or layers != list(range(len(layers))):
+    if len(kinds) != 1 or len(rotations) != len(layers) or layers != list(range(len(layers))):
         raise UnsupportedError(
             f"{graph.path}: its layers differ in heads, window or rotation", what="dialect npu"
         )
-    heads, window, scale, rope = found.pop()
+    heads, window, scale, rope = kinds.pop()
     if rope is None:
         raise UnsupportedError(
             f"{graph.path}: queries and keys are not rotated alike", what="dialect npu"
@@ -78,10 +89,10 @@ def shape_of(graph: Graph, context: int, *, half_cache: bool = False) -> Shape:
 
 
 class StepLowering(Lowering):
-    """The graph of n tokens behind a cache, see the module.
+    """Lowers the graph of n tokens behind a cache.
 
-    g: its opset says whether the norm is one operator. Heads are values [1, heads, n, D], those
-    that share a key head are the rows of one matrix, so that no key or value is repeated.
+    The opset of g says whether the norm is one operator. Heads are values [1, heads, n, D]. The
+    heads that share a key head are rows of one matrix, so that no key or value is repeated.
     """
 
     def __init__(
@@ -101,7 +112,7 @@ class StepLowering(Lowering):
         self.mask = g.node("Concat", *[mask] * self.group, axis=2) if self.group > 1 else mask
 
     def lower_embed(self, op: Embed) -> str:
-        """The rows come from outside."""
+        """The input `hidden`, which has the rows already."""
         return self.hidden
 
     def lower_rms_norm(self, op: RmsNorm, x: str) -> str:
@@ -115,12 +126,12 @@ class StepLowering(Lowering):
         return g.node("Mul", g.node("Div", x, rms), weight)
 
     def lower_rope(self, op: Rotate, x: str) -> str:
-        """The heads [1, heads of q, k and v, n, D], of which `lower_attention` turns q and k."""
+        """The heads [1, heads of q, k and v, n, D]; `lower_attention` rotates those of q and k."""
         n_all = self.graph.dims[op.output] // self.shape.head_dim
         return self.heads_first(x, n_all)
 
     def lower_attention(self, op: Attention, heads: str) -> str:
-        """softmax(scale q k^T + mask) v, over the cache and the call's own tokens."""
+        """softmax(scale q k^T + mask) v, over the cache and the new tokens."""
         g, s, i = self.g, self.shape, op.layer
         n_turned = s.n_heads + s.n_kv_heads
         turned = self.turn(self.slice(heads, 0, n_turned, 1))
@@ -132,12 +143,12 @@ class StepLowering(Lowering):
         past_k, past_v = self.cache(i, k, v)
         scores = g.node("Concat", self.of_cache(q, past_k), g.node("MatMul", q, k), axis=-1)
         p = g.node("Softmax", g.node("Add", scores, self.mask), axis=-1)
-        seen = self.of_cache(self.slice(p, 0, s.context, 3), past_v)
-        own = g.node("MatMul", self.slice(p, s.context, s.context + self.n, 3), v)
-        return self.heads_last(g.node("Add", seen, own))
+        past = self.of_cache(self.slice(p, 0, s.context, 3), past_v)
+        new = g.node("MatMul", self.slice(p, s.context, s.context + self.n, 3), v)
+        return self.heads_last(g.node("Add", past, new))
 
     def cache(self, i: int, k: str, v: str) -> tuple[str, str]:
-        """Declare what layer i reads of the cache, and what it adds; the names of the former."""
+        """Declare the inputs and outputs of layer i for the cache; returns the inputs' names."""
         g, s, heads, d = self.g, self.shape, self.shape.n_kv_heads, self.shape.head_dim
         if s.half_cache:
             k, v = (g.node("Cast", value, to=self.kv) for value in (k, v))
@@ -148,17 +159,17 @@ class StepLowering(Lowering):
         return past_k, past_v
 
     def of_cache(self, x: str, cached: str) -> str:
-        """x @ cached, in the cache's type: x is the smaller one."""
+        """x @ cached, in the cache's type: x is the smaller matrix to convert."""
         if not self.shape.half_cache:
             return self.g.node("MatMul", x, cached)
         product = self.g.node("MatMul", self.g.node("Cast", x, to=self.kv), cached)
         return self.g.node("Cast", product, to=self.g.types.FLOAT)
 
     def turn(self, x: str) -> str:
-        """Heads [1, heads, n, D] rotated.
+        """Rotate heads [1, heads, n, D].
 
-        Pairs that lie side by side end as halves: queries and keys alike, their products are the
-        same.
+        Dimensions that rotate as adjacent pairs come out as two halves. Queries and keys have the
+        same new order, so their products do not change.
         """
         g, n_rot, d, half = self.g, self.shape.rope.n_rot, self.shape.head_dim, self.shape.n_angles
         if self.shape.rope.interleaved:
@@ -195,7 +206,7 @@ class StepLowering(Lowering):
         return self.g.node("Transpose", k, perm=[0, 1, 3, 2])
 
     def reshape(self, x: str, *shape: int) -> str:
-        """x in another shape."""
+        """Give x another shape."""
         return self.g.node("Reshape", x, self.g.constant(np.array(shape, np.int64)))
 
     def slice(self, x: str, first: int, end: int, axis: int, *, step: int = 1) -> str:

@@ -1,6 +1,6 @@
-"""Writing ONNX files: graphs node by node, weights streamed into a file beside them.
+"""Writes ONNX files: graphs node by node, and weights piece by piece into a file beside them.
 
-The package `onnx` is needed here, and nowhere else in edge.
+Only this file needs the package `onnx`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from edge.extras import install
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CONTRIB", "DataFile", "GraphWriter", "Stored", "onnx"]
+__all__ = ["CONTRIB", "DataFile", "GraphWriter", "StoredTensor", "onnx"]
 
 #: The domain of onnxruntime's own operators.
 CONTRIB = "com.microsoft"
 
 _ALIGN = 4096  # so that a runtime can map a tensor
-_IR_VERSION = 10  # the least that has all that is written here
+_IR_VERSION = 10  # the lowest version with everything that is written here
 
 
 def onnx() -> Any:
-    """The package. Raises UnsupportedError where it is not installed."""
+    """The package onnx. Raises UnsupportedError if it is not installed."""
     try:
         import onnx as package
     except ImportError as e:
@@ -38,7 +38,7 @@ def onnx() -> Any:
     return package
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor in a DataFile. dtype: an onnx TensorProto.DataType; shape: of the whole tensor."""
 
     file: str
@@ -55,7 +55,7 @@ class DataFile:
         self.path = path
         self._file = path.open("wb")
 
-    def add(self, dtype: int, shape: Sequence[int], pieces: Iterable[NDArray[Any]]) -> Stored:
+    def add(self, dtype: int, shape: Sequence[int], pieces: Iterable[NDArray[Any]]) -> StoredTensor:
         """Write a tensor. pieces: its bytes in order, as arrays of any shape and type."""
         start = self._file.tell()
         start += -start % _ALIGN
@@ -63,10 +63,10 @@ class DataFile:
         for piece in pieces:
             self._file.write(np.ascontiguousarray(piece).data)
         n_bytes = self._file.tell() - start
-        return Stored(self.path.name, dtype, tuple(shape), start, n_bytes)
+        return StoredTensor(self.path.name, dtype, tuple(shape), start, n_bytes)
 
     def close(self) -> None:
-        """Write what is left, to the disk itself."""
+        """Flush the file to the disk, and close it."""
         if not self._file.closed:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -82,7 +82,7 @@ class DataFile:
 class GraphWriter:
     """A graph under construction. Values are named by strings, as in `onnx`.
 
-    opset: of the standard operators. name: the graph's.
+    name: of the graph. opset: of the standard operators.
     """
 
     def __init__(self, name: str, opset: int) -> None:
@@ -101,12 +101,12 @@ class GraphWriter:
         return name
 
     def output(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
-        """Declare an output: a value that a node makes, see `named`."""
+        """Declare an output: the output of a node, see `named`."""
         self._outputs.append(self._helper.make_tensor_value_info(name, dtype, list(shape)))
         return name
 
     def constant(self, value: NDArray[Any]) -> str:
-        """A small tensor, kept in the graph's own file; the same value is kept once."""
+        """A small tensor in the graph's own file; equal tensors are written once."""
         array = np.ascontiguousarray(value)
         key = (array.dtype.str, value.shape, array.tobytes())
         if key not in self._constants:
@@ -116,8 +116,8 @@ class GraphWriter:
             self._constants[key] = name
         return self._constants[key]
 
-    def weight(self, name: str, stored: Stored) -> str:
-        """A tensor that lies in a DataFile in the graph's folder; once under each name."""
+    def weight(self, name: str, stored: StoredTensor) -> str:
+        """A tensor in a DataFile in the graph's folder. A name that exists already is not added."""
         if name not in self._initializers:
             tensor = self.types(name=name, data_type=stored.dtype, dims=stored.shape)
             tensor.data_location = self.types.EXTERNAL
@@ -134,7 +134,7 @@ class GraphWriter:
     def nodes(
         self, op: str, *inputs: str, n_outputs: int, domain: str = "", **attributes: Any
     ) -> list[str]:
-        """Append a node with several outputs. An input "" is left out."""
+        """Append a node with several outputs; returns their names. An input "" means no input."""
         name = f"{op}.{len(self._nodes)}"
         outputs = [f"{name}.{i}" if i else name for i in range(n_outputs)]
         return self.named(op, *inputs, outputs=outputs, domain=domain, **attributes)
@@ -142,9 +142,7 @@ class GraphWriter:
     def named(
         self, op: str, *inputs: str, outputs: list[str], domain: str = "", **attributes: Any
     ) -> list[str]:
-        """Append a node whose outputs have names already, such as those of the graph; "" is left
-        out. Returns the names.
-        """
+        """Append a node with given names of its outputs; returns the names. "" means no output."""
         name = f"{op}.{len(self._nodes)}"
         node = self._helper.make_node(op, inputs, outputs, name, domain=domain, **attributes)
         self._nodes.append(node)
@@ -156,8 +154,9 @@ class GraphWriter:
         return name
 
     def save(self, path: Path) -> None:
-        """Write the graph; its DataFiles must lie in the same folder. What no output needs is
-        left out.
+        """Write the graph. Its DataFiles must be in the same folder.
+
+        Nodes, inputs and weights that no output needs are left out.
         """
         nodes, used = self._needed()
         graph = self._helper.make_graph(
@@ -178,7 +177,7 @@ class GraphWriter:
             os.fsync(file.fileno())
 
     def _needed(self) -> tuple[list[Any], set[str]]:
-        """The nodes that lead to an output, in order, and all values that they take."""
+        """The nodes that an output depends on, in order, and the names of all used values."""
         used = {output.name for output in self._outputs}
         nodes = []
         for node in reversed(self._nodes):

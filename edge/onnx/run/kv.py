@@ -318,7 +318,8 @@ class GrowingCache(HostCache):
         self._held = self._held._replace(filled=length)
 
     def _arrays(self) -> list[Array]:
-        return self._shaped(self._held.used, self._held.filled)
+        used, _, filled = self._held
+        return self._shaped(used, filled)
 
     def _shaped(self, buffers: list[Array], n: int) -> list[Array]:
         layout = self.layout
