@@ -48,7 +48,7 @@ def roofline(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
     rows = [(r, row) for r in reports for row in r.rows if "macs_per_byte" in row]
     xs = [row["macs_per_byte"] for _, row in rows]
     span = (min(xs) / 3, max(xs) * 3)
-    threads = sorted({one.threads for report in reports for one in report.measured})
+    threads = sorted({m.threads for report in reports for m in report.measured})
     colours = {n: _COLOURS[i % len(_COLOURS)] for i, n in enumerate(threads)}
     for n in threads:
         _draw_roofs(axes, n, [roofs(m) for r in reports for m in r.measured], span, colours[n])

@@ -35,7 +35,7 @@ class Report:
     def __init__(self, model: str, measured: Sequence[Measurement], settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.measured = list(measured)
-        self.rows = [row for one in self.measured for row in _rows(one, settings)]
+        self.rows = [row for measurement in self.measured for row in _rows(measurement, settings)]
 
     def json(self) -> Row:
         """The report as JSON values.
@@ -52,13 +52,13 @@ class Report:
             "kv": first.kv,
             "builds": self.builds(),
             "rounds": self.settings.rounds,
-            "roofs": [roofs(one) for one in self.measured],
+            "roofs": [roofs(measurement) for measurement in self.measured],
             "results": self.rows,
         }
 
     def builds(self) -> dict[str, str]:
         """Runtime -> its version and the instruction sets that it was compiled for."""
-        outcomes = [(name, o) for one in self.measured for name, o in _flat(one)]
+        outcomes = [(name, o) for measurement in self.measured for name, o in _flat(measurement)]
         return {name: o.build for name, o in outcomes if o.error is None}
 
     def lines(self) -> list[str]:
@@ -67,10 +67,10 @@ class Report:
         weights = f"{'packed weights' if first.work else 'weights'} {show(first.weight_bytes)}"
         kv = f"keys and values {first.kv}"
         lines = [f"{self.model}: kernels {first.isa}, {weights}, {kv}"]
-        for one in self.measured:
-            roof = roofs(one)
+        for measurement in self.measured:
+            roof, threads = roofs(measurement), _threads(measurement.threads)
             lines.append(
-                f"this machine, {_threads(one.threads)}: reads {roof['read'] / _GIGA:.1f} GB/s "
+                f"this machine, {threads}: reads {roof['read'] / _GIGA:.1f} GB/s "
                 f"({roof['read_min'] / _GIGA:.1f} to {roof['read_max'] / _GIGA:.1f}), int8 peak "
                 f"{roof['dot'] / _GIGA:,.0f} GMAC/s"
             )
@@ -89,38 +89,38 @@ class Report:
         return max(len(row["runtime"]) for row in self.rows) + 1
 
 
-def roofs(one: Measurement) -> Row:
+def roofs(measurement: Measurement) -> Row:
     """The roofs as a row: threads; read and dot: medians, in bytes and multiply-adds per second;
     read_min, read_max, dot_min, dot_max.
     """
-    row: Row = {"threads": one.threads}
+    row: Row = {"threads": measurement.threads}
     for name in ("read", "dot"):
-        values = [getattr(roof, name) for roof in one.roofs]
+        values = [getattr(roof, name) for roof in measurement.roofs]
         row |= {name: statistics.median(values)}
         row |= {f"{name}_min": min(values), f"{name}_max": max(values)}
     return row
 
 
-def _flat(one: Measurement) -> list[tuple[str, Outcome]]:
-    return [(name, o) for name, outcomes in one.rounds.items() for o in outcomes]
+def _flat(measurement: Measurement) -> list[tuple[str, Outcome]]:
+    return [(name, o) for name, outcomes in measurement.rounds.items() for o in outcomes]
 
 
-def _rows(one: Measurement, settings: Settings) -> list[Row]:
+def _rows(measurement: Measurement, settings: Settings) -> list[Row]:
     rows = []
     names = ["edge", *(peer.name for peer in settings.peers)]
     for i, case in enumerate(settings.cases):
         for name in names:
-            row: Row = {"threads": one.threads, "runtime": name, "test": case.kind}
+            row: Row = {"threads": measurement.threads, "runtime": name, "test": case.kind}
             row |= {"tokens": case.tokens, "depth": case.depth}
-            outcomes = [o for o in one.rounds[name] if o.error is None]
+            outcomes = [o for o in measurement.rounds[name] if o.error is None]
             if outcomes:
                 row |= _speeds([o.speeds[i] for o in outcomes])
                 if name != "edge":
-                    row |= _ratios(one, name, i)
-                elif one.work:
-                    row |= _against_machine(one, i, row)
+                    row |= _ratios(measurement, name, i)
+                elif measurement.work:
+                    row |= _against_machine(measurement, i, row)
             else:
-                row["error"] = one.rounds[name][0].error
+                row["error"] = measurement.rounds[name][0].error
             rows.append(row)
     return rows
 
@@ -130,8 +130,8 @@ def _speeds(speeds: list[float]) -> Row:
     return {**spread, "tokens_per_second": speeds}
 
 
-def _against_machine(one: Measurement, i: int, row: Row) -> Row:
-    work, roof = one.work[i], roofs(one)
+def _against_machine(measurement: Measurement, i: int, row: Row) -> Row:
+    work, roof = measurement.work[i], roofs(measurement)
     dots, reads = row["median"] * work.macs, row["median"] * work.bytes
     return {
         "gmacs_per_second": dots / _GIGA,
@@ -143,8 +143,8 @@ def _against_machine(one: Measurement, i: int, row: Row) -> Row:
     }
 
 
-def _ratios(one: Measurement, name: str, i: int) -> Row:
-    pairs = zip(one.rounds["edge"], one.rounds[name], strict=True)
+def _ratios(measurement: Measurement, name: str, i: int) -> Row:
+    pairs = zip(measurement.rounds["edge"], measurement.rounds[name], strict=True)
     ratios = [ours.speeds[i] / peer.speeds[i] for ours, peer in pairs if peer.error is None]
     extremes = {"ratio_min": min(ratios), "ratio_max": max(ratios)}
     return {"ratio": statistics.median(ratios), **extremes, "ratios": ratios}

@@ -132,8 +132,8 @@ def measure(path: str, settings: Settings, progress: Progress | None = None) -> 
     if not is_onnx(path):  # raise errors of the file here, not in another process
         DescribedFile.open(path, NativeOptions(context=settings.context)).close()
     report = progress or (lambda what, done, total: None)
-    one = _with_peers if settings.peers else _alone
-    return [one(path, threads, settings, report) for threads in settings.threads]
+    measure_threads = _with_peers if settings.peers else _alone
+    return [measure_threads(path, threads, settings, report) for threads in settings.threads]
 
 
 def _alone(path: str, threads: int | None, settings: Settings, progress: Progress) -> Measurement:

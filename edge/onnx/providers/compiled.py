@@ -245,14 +245,14 @@ def compile_into(
             return entries | (_shared(i, len(graphs)) if share else {})
 
         opened = _compile(graphs, target, config)
-        partitions = {name: one.partition for name, one in opened.items()}
+        partitions = {name: graph.partition for name, graph in opened.items()}
         _seal(scratch, wanted, partitions, share)
         scratch.rename(path)
         atomic.sync_folder(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     source = f"compiled now, kept in {path}"
-    return {name: dataclasses.replace(one, source=source) for name, one in opened.items()}
+    return {name: dataclasses.replace(graph, source=source) for name, graph in opened.items()}
 
 
 def _compile(

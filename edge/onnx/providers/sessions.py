@@ -142,13 +142,13 @@ def _spared_stdout() -> Iterator[None]:
 
 def explain(opened: Mapping[str, OpenedGraph]) -> list[str]:
     """Lines for people: the provider of each graph, and how much of the graph it runs."""
-    targets = dict.fromkeys(str(one.target) for name, one in opened.items() if name != ON_CPU)
+    targets = dict.fromkeys(str(graph.target) for name, graph in opened.items() if name != ON_CPU)
     lines = [f"runs on {target}" for target in targets]
-    for name, one in opened.items():
-        place = f"{one.target.provider.name} on {one.target.device}"
-        lines.append(f"{name}: {place}: {one.partition}")
-        if one.source:
-            lines.append(f"{name}: {one.source}")
-    if any(one.target.provider.name == "coreml" for one in opened.values()):
+    for name, graph in opened.items():
+        place = f"{graph.target.provider.name} on {graph.target.device}"
+        lines.append(f"{name}: {place}: {graph.partition}")
+        if graph.source:
+            lines.append(f"{name}: {graph.source}")
+    if any(graph.target.provider.name == "coreml" for graph in opened.values()):
         lines.append("Core ML may run parts of that on the CPU itself, and does not tell")
     return lines
