@@ -18,7 +18,7 @@ from edge.engine.engine import DescribedFile, Engine
 from edge.engine.plan import CHUNK
 from edge.errors import MemoryBudgetError
 from edge.kv.cache import KVCache
-from edge.kv.shape import PAGE, KVLayout, LayerGroup, kv_types, pages_of
+from edge.kv.shape import PAGE, KVLayout, KVShape, LayerGroup, kv_types, pages_of
 from edge.loading import NativeOptions
 
 pytestmark = pytest.mark.native
@@ -110,6 +110,20 @@ def test_what_one_group_is_in_files_stays(tiny_gguf: Tiny) -> None:
         shape = {"n_layers": c.n_layers, "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
         assert loaded.facts()["kv"] == {"type": "f16", **shape}
         loaded.close()
+
+
+@pytest.mark.parametrize("window", [1, 2, 64, 65, 66, 100, 128, 500])
+def test_a_group_needs_what_its_tokens_see(window: int) -> None:
+    group = LayerGroup((0,), window, KVShape("f16", 1, 1, 16))
+    for chunk in (1, 7, 64, CHUNK):
+        most = 0
+        for position in range(700):
+            seen = max(0, position - window + 1) // PAGE
+            first = group.first_page(position)
+            assert first == min(seen, max(0, position // PAGE - 1))
+            most = max(most, pages_of(position + chunk) - first)
+        assert group.most_pages(10_000, chunk) == most
+    assert group.most_pages(PAGE, CHUNK) == 1
 
 
 # ---- the same bits ----

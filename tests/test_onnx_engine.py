@@ -217,7 +217,8 @@ def test_what_caches_do_not_do(engine_of: Any) -> None:
     engine = engine_of("static")
     cache = engine.cache()
     assert not engine.keeps_prompts and cache.adopt([1, 2]) == 0
-    assert list(cache.unseen(100)) == [] and cache.room(50) == 50
+    assert [list(gap) for gap in cache.unseen(100)] == [[]] and cache.room(50) == 50
+    assert cache.holds(0)
     with pytest.raises(InputError, match="keeps no prompts"):
         cache.keep(0)
     with pytest.raises(UnsupportedError, match="cannot slide"):

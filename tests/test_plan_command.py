@@ -99,6 +99,28 @@ def test_text(tiny_gguf: Tiny) -> None:
         assert word in result.stdout
 
 
+def test_layer_groups(tiny_gguf: Tiny) -> None:
+    half = (("llama.attention.sliding_window_pattern", (True, False)),)
+    path = tiny_gguf("llama", window=100, context=8192, extra=half)
+    facts = plan(path, "--context", "8192")
+    windowed, whole = facts["kv_groups"]
+    assert (windowed["layers"], windowed["window"], whole["layers"], whole["window"]) == (
+        *([0], 100),
+        *([1], 0),
+    )
+    assert windowed["bytes_per_token"] == whole["bytes_per_token"] == 2 * 2 * 16 * 2
+    assert windowed["bytes"] < whole["bytes"] == 8192 * whole["bytes_per_token"]
+    assert facts["parts"]["keys_and_values"] == windowed["bytes"] + whole["bytes"]
+    lines = run("plan", str(path), "--context", "8192").stdout.splitlines()
+    table = [line.split() for line in lines]
+    at = table.index(["layers", "window", "bytes/token", "in", "all"])
+    assert [row[:3] for row in table[at + 1 : at + 3]] == [
+        ["1", "100", "128"],
+        ["1", "none", "128"],
+    ]
+    assert "layers" not in run("plan", str(tiny_gguf())).stdout
+
+
 def test_it_agrees_with_loading(tiny_gguf: Tiny) -> None:
     path = tiny_gguf("llama")
     facts = plan(path, "--context", "100")

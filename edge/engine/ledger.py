@@ -3,7 +3,8 @@
 The total is an upper bound of what the whole process ever has resident:
 
     weights           packed, all of them: checking their sums brings in every page
-    keys and values   the pages of all sessions that are planned for, full
+    keys and values   the pages of all sessions that are planned for, full; where layers have a
+                      window, those that it reaches from any chunk of tokens
     buffers           of the activations
     logits            a row of them, and what the sampler makes of it
     tokenizer         by the sizes of its lists; building it takes more than it keeps, of which what

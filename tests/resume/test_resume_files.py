@@ -100,6 +100,7 @@ def change(file: Path, **meta: Any) -> None:
         ({"fingerprint": "00", "factors": "x"}, "load it with a context of 2048"),
         ({"kv": {"type": "q3"}}, "keys and values as q3, .* load it with --kv q3"),
         ({"kv": {"type": "f16", "n_layers": 9}}, "--kv f16"),
+        ({"kv": {"type": "f16", "groups": [{"layers": [0]}, 5]}}, "--kv f16"),
         ({"native_bf16": True}, "EDGE_NATIVE_BF16=1"),
         ({"defaults": {"reuse": 1, "nothing": 2}}, "does not hold what a session file holds"),
         ({"defaults": 5}, "does not hold what a session file holds"),
