@@ -52,7 +52,7 @@ def test_struct_by_names_in_order_and_as_a_copy(ffi: Any) -> None:
 
 
 def test_struct_in_a_struct_is_copied(ffi: Any) -> None:
-    shape, cache = ffi.new("edge_kv_shape *", [1, 2, 3, 64]), ffi.new("edge_kv *")
+    shape, cache = ffi.new("edge_kv_shape *", [1, 2, 3, 64]), ffi.new("edge_kv_group *")
     cache.shape = shape[0]
     shape.n_layers = 9
     assert (cache.shape.n_layers, cache.shape.head_dim) == (2, 64)
@@ -60,7 +60,7 @@ def test_struct_in_a_struct_is_copied(ffi: Any) -> None:
     assert cache.shape.n_layers == 5
     cache.shape = {"n_kv_heads": 4}
     assert cache.shape.n_kv_heads == 4
-    assert ffi.new("edge_kv *", {"shape": {"type": 1}}).shape.type == 1
+    assert ffi.new("edge_kv_group *", {"shape": {"type": 1}}).shape.type == 1
 
 
 def test_array_of_structs(ffi: Any) -> None:
@@ -114,7 +114,7 @@ def test_table_of_addresses(ffi: Any) -> None:
     table, longer = ffi.new("void *[]", 2), ffi.new("void *[]", 4)
     table[1] = page + 8
     longer[0:2] = table[0:2]
-    cache = ffi.new("edge_kv *", {"pages": longer})
+    cache = ffi.new("edge_kv_group *", {"pages": longer})
     assert cache.pages[0] == ffi.NULL and cache.pages[2] == ffi.NULL
     addresses = [int(ffi.cast("uintptr_t", x)) for x in (cache.pages[1], page)]
     assert addresses[0] - addresses[1] == 8

@@ -165,7 +165,7 @@ def read_phases(path: Path, base: int) -> Iterator[Counter[int]]:
 def write_plan(model: Path, target: Path) -> None:
     """An edge_plan_spec for edge.c and all that it points to; pointers are offsets in the file."""
     engine = Engine.load(model, threads=1)
-    spec, (ops, buffers) = engine._spec(0)
+    spec, (ops, buffers, shapes) = engine._spec(0)
     weights = ffi.new("edge_weight[]", spec.n_weights)
     ffi.memmove(weights, spec.weights, ffi.sizeof(weights))
     with target.open("wb") as file:
@@ -179,6 +179,7 @@ def write_plan(model: Path, target: Path) -> None:
         put(ffi.buffer(spec))
         for weight in weights:
             weight.data = ffi.cast("void *", put(ffi.buffer(weight.data, weight.n_bytes)))
+        spec.kv = ffi.cast("edge_kv_shape *", put(ffi.buffer(shapes)))
         spec.ops = ffi.cast("edge_op *", put(ffi.buffer(ops)))
         spec.buffers = ffi.cast("edge_buffer *", put(ffi.buffer(buffers)))
         spec.weights = ffi.cast("edge_weight *", put(ffi.buffer(weights)))

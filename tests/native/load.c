@@ -84,7 +84,8 @@ static edge_plan *plan_of(int32_t isa, const edge_weight *weights, const edge_kv
                                    {EDGE_BUFFER_LOGITS, N, 1, 0}};
     const edge_plan_spec spec = {.isa = isa,
                                  .max_tokens = TOKENS,
-                                 .kv = *kv,
+                                 .n_kv_groups = 1,
+                                 .kv = kv,
                                  .n_ops = 4,
                                  .n_buffers = 4,
                                  .n_weights = 2,
@@ -109,7 +110,8 @@ int main(int n_args, char **args) {
     const edge_weight weights[] = {packed(threads, F32), packed(threads, Q4_0)};
     const edge_kv_shape shape = {EDGE_KV_F16, 1, 1, 16};
     void *pages[] = {memory(CALL(edge_page_bytes, &shape))};
-    const edge_kv kv = {shape, 1, 0, 0, pages};
+    const edge_kv_group group = {shape, 1, 0, 0, pages};
+    const edge_kv kv = {1, &group};
     int32_t tokens[TOKENS];
     for (int i = 0; i < TOKENS; i++) {
         tokens[i] = (int32_t)(random_bits() % N);

@@ -413,11 +413,11 @@ static void test_cache(const cache_case *c, data_kind kind) {
     for (int32_t i = 0; i <= (c->n - 1) / PAGE_POSITIONS; i++) {
         same_bytes(got_pages[i], want_pages[i], 2 * kv_head_bytes(c->type, c->head_dim));
     }
-    const edge_kv cache = {{c->type, 1, 2, c->head_dim},
-                           (c->n - 1) / PAGE_POSITIONS + 1,
-                           c->sink_pages,
-                           c->window_pages,
-                           got_pages};
+    const edge_kv_group cache = {{c->type, 1, 2, c->head_dim},
+                                 (c->n - 1) / PAGE_POSITIONS + 1,
+                                 c->sink_pages,
+                                 c->window_pages,
+                                 got_pages};
     for (int32_t rows = 1; rows <= 9 && rows <= c->n; rows += rows < 3 ? 1 : 3) {
         begin("%s attention, head_dim %d, %d queries a key, %d rows of %d, window %d, %s",
               kv_type_table[c->type].name, (int)c->head_dim, (int)c->group, (int)rows, (int)c->n,

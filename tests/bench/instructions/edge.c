@@ -24,6 +24,7 @@ struct session {
     edge_plan *plan;
     edge_threads *threads;
     edge_kv kv;
+    edge_kv_group group;
     float *logits;
 };
 
@@ -53,6 +54,7 @@ static edge_plan_spec *read_spec(const char *path) {
     edge_weight *weights = (edge_weight *)(base + (uintptr_t)spec->weights);
     for (int i = 0; i < spec->n_weights; i++) weights[i].data = base + (uintptr_t)weights[i].data;
     spec->weights = weights;
+    spec->kv = (const edge_kv_shape *)(base + (uintptr_t)spec->kv);
     spec->ops = (const edge_op *)(base + (uintptr_t)spec->ops);
     spec->buffers = (const edge_buffer *)(base + (uintptr_t)spec->buffers);
     spec->arena = aligned(spec->arena_bytes);
@@ -82,10 +84,13 @@ static void set_up(struct session *s, const edge_plan_spec *spec, int n_tokens) 
     edge_error error;
     check(edge_threads_new(1, NULL, 0, &s->threads, &error), &error);
     check(edge_plan_new(spec, &s->plan, &error), &error);
-    s->kv.shape = spec->kv;
-    s->kv.n_pages = (n_tokens - 1) / edge_page_positions() + 1;
-    s->kv.pages = pages;
-    for (int i = 0; i < s->kv.n_pages; i++) pages[i] = aligned(edge_page_bytes(&spec->kv));
+    if (spec->n_kv_groups != 1) fail("PLAN has several layer groups");
+    s->group.shape = spec->kv[0];
+    s->group.n_pages = (n_tokens - 1) / edge_page_positions() + 1;
+    s->group.pages = pages;
+    s->kv.n_groups = 1;
+    s->kv.groups = &s->group;
+    for (int i = 0; i < s->group.n_pages; i++) pages[i] = aligned(edge_page_bytes(spec->kv));
     for (int i = 0; i < spec->n_buffers; i++)
         if (spec->buffers[i].kind == EDGE_BUFFER_LOGITS)
             s->logits = aligned(spec->buffers[i].dim * (int64_t)sizeof(float));
