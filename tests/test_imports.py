@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -188,3 +189,13 @@ def test_oldest_versions_are_those_that_edge_asks_for() -> None:
     oldest = dict(line.split("==") for line in lines)
     assert oldest.keys() == least.keys()
     assert all(oldest[name].startswith(version) for name, version in least.items())
+
+
+def test_no_two_classes_have_one_name() -> None:
+    names = [
+        node.name
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name, n in Counter(names).items() if n > 1] == []

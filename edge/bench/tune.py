@@ -209,9 +209,9 @@ class _Chain:
         ]
         spec.buffers, spec.ops, spec.weights = arrays
         spec.n_buffers, spec.n_ops, spec.n_weights = map(len, arrays)
-        made = ffi.new("edge_plan **")
-        native.check(lib.edge_plan_new(spec, made, error), error)
-        self._plan = ffi.gc(made[0], lib.edge_plan_free)
+        plan = ffi.new("edge_plan **")
+        native.check(lib.edge_plan_new(spec, plan, error), error)
+        self._plan = ffi.gc(plan[0], lib.edge_plan_free)
         # No op looks at keys and values: any memory is a page.
         self._pages = ffi.new("void *[]", [self._pointers[1]])
         self._group = ffi.new("edge_kv_group *", {"n_pages": 1, "pages": self._pages})

@@ -22,7 +22,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError, brief
-from edge.onnx.files.protobuf import MOST_TEXT, Span, Wire, signed
+from edge.onnx.files.protobuf import MOST_TEXT, ByteSpan, Wire, signed
 
 __all__ = ["External", "OnnxFile", "OnnxNode", "OnnxTensor", "Value"]
 
@@ -233,7 +233,7 @@ class _Reader(Wire):
     def model(self) -> None:
         """Read the whole file."""
         graph = None
-        for number, value, at in self.fields(Span(0, len(self.data))):
+        for number, value, at in self.fields(ByteSpan(0, len(self.data))):
             if number == 7:
                 graph = self.once(graph, value, at, "graph")
             elif number == 2:
@@ -251,7 +251,7 @@ class _Reader(Wire):
         for name in self._model.initializers:
             self._model.inputs.pop(name, None)  # old files list initializers as inputs, too
 
-    def _graph(self, message: Span, level: int) -> None:
+    def _graph(self, message: ByteSpan, level: int) -> None:
         """Read a graph; of an inner graph, only its tensors and nodes."""
         if level > _MOST_LEVELS:
             raise self.error(message[0], f"graphs inside graphs, more than {_MOST_LEVELS} levels")
@@ -272,14 +272,14 @@ class _Reader(Wire):
                 declared = self._value(self.message(value, at))
                 (model.inputs if number == 11 else model.outputs)[declared.name] = declared
 
-    def _function(self, message: Span) -> None:
+    def _function(self, message: ByteSpan) -> None:
         for number, value, at in self.fields(message):
             if number == 7:
                 self._model.inner_nodes.append(self._node(self.message(value, at), 1))
             elif number == 11:
                 self._attribute(self.message(value, at), 1)
 
-    def _node(self, message: Span, level: int) -> OnnxNode:
+    def _node(self, message: ByteSpan, level: int) -> OnnxNode:
         inputs, outputs, attributes = list[str](), list[str](), dict[str, Any]()
         texts = {3: "", 4: "", 7: ""}
         for number, value, at in self.fields(message):
@@ -293,13 +293,13 @@ class _Reader(Wire):
                     attributes[name] = attribute
         return OnnxNode(texts[4], texts[7], texts[3], tuple(inputs), tuple(outputs), attributes)
 
-    def _attribute(self, message: Span, level: int) -> tuple[str, Any]:
+    def _attribute(self, message: ByteSpan, level: int) -> tuple[str, Any]:
         """The name and the value of an attribute; None for a value that edge does not need.
 
         Tensors and graphs in it are read.
         """
         name, result, numbers = "", None, list[int]()
-        once: dict[int, Span] = {}
+        once: dict[int, ByteSpan] = {}
         for number, value, at in self.fields(message):
             if number == 1:
                 name = self.text(value, at)
@@ -320,7 +320,7 @@ class _Reader(Wire):
                 self._graph(self.message(value, at), level + 1)
             elif number == 23:
                 self._sparse(self.message(value, at))
-        readers: dict[int, Callable[[Span], Any]] = {
+        readers: dict[int, Callable[[ByteSpan], Any]] = {
             5: self._tensor,
             6: lambda m: self._graph(m, level + 1),
             22: self._sparse,
@@ -329,12 +329,12 @@ class _Reader(Wire):
             readers[number](inner)
         return name, tuple(numbers) if numbers else result
 
-    def _sparse(self, message: Span) -> None:
+    def _sparse(self, message: ByteSpan) -> None:
         for number, value, at in self.fields(message):
             if number in (1, 2):
                 self._tensor(self.message(value, at))
 
-    def _tensor(self, message: Span) -> OnnxTensor:
+    def _tensor(self, message: ByteSpan) -> OnnxTensor:
         dims, kind, name, place = list[int](), 0, "", dict[str, str]()
         is_external = False
         for number, value, at in self.fields(message):
@@ -375,7 +375,7 @@ class _Reader(Wire):
             raise self.error(at, f"{what}: {length} bytes of external data, it has {n_bytes}")
         return External(place.get("location", ""), offset, length)
 
-    def _value(self, message: Span) -> Value:
+    def _value(self, message: ByteSpan) -> Value:
         name, kind = "", None
         for number, value, at in self.fields(message):
             if number == 1:
@@ -393,7 +393,7 @@ class _Reader(Wire):
                 shape = self.once(shape, value, at, "shape")
         return Value(name, dtype, None if shape is None else self._dims(shape))
 
-    def _dims(self, shape: Span) -> tuple[int | str, ...]:
+    def _dims(self, shape: ByteSpan) -> tuple[int | str, ...]:
         dims: list[int | str] = []
         for number, value, at in self.fields(shape):
             if number == 1:
@@ -406,7 +406,7 @@ class _Reader(Wire):
                 dims.append(dim)
         return tuple(dims)
 
-    def _only(self, message: Span, wanted: int) -> Span | None:
+    def _only(self, message: ByteSpan, wanted: int) -> ByteSpan | None:
         """The message with this field number, which may occur once; None: it does not occur."""
         span = None
         for number, value, at in self.fields(message):
@@ -414,7 +414,7 @@ class _Reader(Wire):
                 span = self.once(span, value, at, "type")
         return span
 
-    def _opset(self, message: Span) -> None:
+    def _opset(self, message: ByteSpan) -> None:
         domain, version = "", 0
         for number, value, at in self.fields(message):
             if number == 1:
@@ -423,7 +423,7 @@ class _Reader(Wire):
                 version = signed(self.number(value, at))
         self._model.opsets[domain] = version
 
-    def _entry(self, message: Span) -> tuple[str, str]:
+    def _entry(self, message: ByteSpan) -> tuple[str, str]:
         """The key and the value of a StringStringEntryProto."""
         texts = {1: "", 2: ""}
         for number, value, at in self.fields(message):

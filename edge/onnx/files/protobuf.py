@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from edge.errors import ModelFileError
 
-__all__ = ["MOST_TEXT", "Field", "Span", "Wire", "signed"]
+__all__ = ["MOST_TEXT", "ByteSpan", "Field", "Wire", "signed"]
 
 MOST_TEXT = 1 << 16  # bytes of a name
 
@@ -21,7 +21,7 @@ _MOST_FIELDS = 4_000_000  # of the whole file: the largest decoders have some 10
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-class Span(NamedTuple):
+class ByteSpan(NamedTuple):
     """The bytes start..end - 1 of a file: a message, a text, or repeated integers."""
 
     start: int
@@ -29,7 +29,7 @@ class Span(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A field. value: an int, or the Span of its bytes. at: the field's offset in the file."""
+    """A field. value: an int, or the ByteSpan of its bytes. at: the field's offset in the file."""
 
     number: int
     value: Any
@@ -46,7 +46,7 @@ class Wire:
         self.data, self._path = data, path
         self._left = _MOST_FIELDS
 
-    def fields(self, message: Span) -> Iterator[Field]:
+    def fields(self, message: ByteSpan) -> Iterator[Field]:
         """The fields of a message."""
         at, end = message
         while at < end:
@@ -68,7 +68,7 @@ class Wire:
             if length > end - at:
                 raise self.error(start, f"a field of {length} bytes where {end - at} are left")
             if wire == _BYTES:
-                yield Field(number, Span(at, at + length), start)
+                yield Field(number, ByteSpan(at, at + length), start)
             else:
                 fixed = int.from_bytes(self.data[at : at + length], "little")
                 yield Field(number, fixed, start)
@@ -87,7 +87,7 @@ class Wire:
                 return value & (1 << 64) - 1, at
         raise self.error(start, "a number that does not end")
 
-    def integers(self, value: int | Span) -> list[int]:
+    def integers(self, value: int | ByteSpan) -> list[int]:
         """The integers of one field of a repeated integer: one, or several."""
         if isinstance(value, int):
             return [signed(value)]
@@ -99,11 +99,11 @@ class Wire:
             numbers.append(signed(number))
         return numbers
 
-    def message(self, value: Any, at: int) -> Span:
+    def message(self, value: Any, at: int) -> ByteSpan:
         """A field's value that must be bytes."""
         if isinstance(value, int):
             raise self.error(at, "a number where a message belongs: it is no ONNX model")
-        span: Span = value
+        span: ByteSpan = value
         return span
 
     def number(self, value: Any, at: int) -> int:
@@ -122,7 +122,7 @@ class Wire:
         except UnicodeDecodeError:
             raise self.error(at, "a name that is not UTF-8") from None
 
-    def once(self, before: Any, value: Any, at: int, what: str) -> Span:
+    def once(self, before: Any, value: Any, at: int, what: str) -> ByteSpan:
         """A message that may occur once. before: the earlier occurrence, or None."""
         if before is not None:
             raise self.error(at, f"a second {what} where one belongs")
