@@ -9,6 +9,7 @@ from edge.device import memory
 from edge.errors import MemoryBudgetError
 from edge.sizes import show
 from edge.template.budget import Limits
+from edge.tokenizer.cost import TokenizerBytes
 
 __all__ = ["MARGIN_BYTES", "budget_of", "logits_bytes", "program_bytes", "text_parts"]
 
@@ -38,14 +39,11 @@ def logits_bytes(n_vocab: int) -> int:
     return 4 * _ROWS * n_vocab
 
 
-def text_parts(tokenizer: tuple[int, int], template: int, context: int) -> dict[str, int]:
-    """Bytes that text takes, by part. tokenizer: (bytes while it is built, bytes afterwards), see
-    `edge.tokenizer.cost.TokenizerBytes`; template: bytes when compiled, 0: there is none.
-    """
-    building, built = tokenizer
+def text_parts(tokenizer: TokenizerBytes, template: int, context: int) -> dict[str, int]:
+    """Bytes that text takes, by part. template: bytes when compiled, 0: there is none."""
     later = {"prompt": _PROMPT_TOKEN_BYTES * context + _PIECE_BYTES}
     later["template"] = template + Limits.of_context(context).total_bytes if template else 0
-    return {"tokenizer": max(built, building - sum(later.values())), **later}
+    return {"tokenizer": max(tokenizer.built, tokenizer.building - sum(later.values())), **later}
 
 
 def program_bytes(more: Mapping[str, int] | None = None) -> int:

@@ -1,10 +1,10 @@
 """The native engine: a graph planned, packed and run.
 
     plan.py      the graph as native ops and buffers
-    ledger.py    what it takes of the memory
-    predict.py   how fast it will be
+    ledger.py    the memory that a model takes
+    predict.py   how fast a model will be
     describe.py  a file described: its graph, plan and ledger
-    engine.py    the model loaded, and the one call that runs tokens
+    engine.py    the loaded model, and the one call that runs tokens
 
 Each imports from those above it.
 """

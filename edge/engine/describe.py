@@ -52,9 +52,9 @@ class Description:
 def describe(model: ModelFile, options: NativeOptions | None = None) -> Description:
     """What this build would run of a file, from its header alone; nothing is packed.
 
-    Raises UnsupportedError, ModelFileError, ContextError for a file that it cannot run, but not
-    for one that needs too much memory: that is for `ledger.require`. MemoryBudgetError for a
-    stated budget that is more than there is.
+    Raises UnsupportedError, ModelFileError, ContextError for a file that it cannot run, and
+    MemoryBudgetError for a stated budget above the available memory. A file that needs too much
+    memory raises nothing here: `ledger.require` does that.
     """
     options = options or NativeOptions()
     graph, config = _graph_of(model, options.context)
@@ -72,11 +72,11 @@ def pack(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Pack a GGUF file into a file that runs without it; one that is there is replaced.
+    """Pack a GGUF file into a file that runs without it. An existing target is replaced.
 
-    progress(bytes done, bytes in all). Returns the file's bytes.
-    Raises what `describe` raises, InputError for a file that is packed already or the source
-    itself as the target, ModelFileError when the target cannot be written.
+    progress(bytes done, bytes in all). Returns the size of the target in bytes.
+    Raises what `describe` raises, InputError for a file that is packed already or a target that
+    is the source itself, ModelFileError when the target cannot be written.
     """
     choice, target = cores.choose(threads), Path(check.path("target", target))
     path, layout = check.path("path", path), cast(Layout, check.choice("layout", layout, LAYOUTS))
@@ -100,7 +100,7 @@ def pack(
 
 
 def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:
-    """The graph of a file, which this build can run."""
+    """The graph of a file, and its configuration. Raises UnsupportedError, ModelFileError."""
     shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
     graph, config = models.build(model.metadata, shapes, context=context, path=model.path)
     if config.head_dim % 16 or config.head_dim > 256:
@@ -112,7 +112,7 @@ def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:
 
 
 def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
-    """The plan. It is the same for all forms of the weights, see `Weights.takes_q8`."""
+    """Lower the graph. The plan is the same for all forms of weights, see `Weights.takes_q8`."""
     return plan.lower(
         graph,
         weights.takes_q8,
@@ -123,11 +123,12 @@ def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
 def _settle(
     weights: Weights, config: Config, graph: Graph, buffers: int, options: NativeOptions
 ) -> Ledger:
-    """Choose the type of keys and values and the forms of the weights; what all will take.
+    """Choose the type of keys and values and the forms of the weights. Returns their ledger.
 
-    With kv "auto" the most precise type with which the context fits is taken, even when that means
-    the compact layout: a layout costs speed where a type costs precision. Nothing is refused for
-    being too much, but a stated budget that is more than there is (MemoryBudgetError).
+    With kv "auto" this takes the most precise type with which the context fits, even when the
+    weights must then be compact: a compact layout costs speed, a smaller type costs precision. A
+    model that does not fit is no error here. A stated budget above the available memory is one
+    (MemoryBudgetError).
     """
     template = config.keys.metadata.get("tokenizer.chat_template")
     layouts = _layouts(graph, config, options.kv)

@@ -1,4 +1,4 @@
-"""The native engine: a model file that is opened, then started, and the call that runs tokens."""
+"""The native engine: it opens a model file, starts it, and runs tokens."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ __all__ = ["DescribedFile", "Engine"]
 #: Where EDGE_TRACE=1 sends its lines.
 _trace_log = logging.getLogger("edge.trace")
 
-#: Rises whenever the bytes of a page of keys and values change their meaning.
+#: The version of the bytes in a page of keys and values; a change of their meaning raises it.
 _PAGES_VERSION = 1
 
 
 class DescribedFile:
     """A model file that is open and described, see `edge.backend.Described`.
 
-    Get one with `DescribedFile.open`. file: open until `close`, or until the engine that it was
-    started as is closed; description: what would run of it.
+    Get one with `DescribedFile.open`. file: open until `close`, or after `start` until the engine
+    is closed; description: what would run of the file.
     """
 
     def __init__(self, file: ModelFile, options: NativeOptions) -> None:
@@ -74,8 +74,7 @@ class DescribedFile:
         """Open and check a GGUF file or a packed one. header_only: see `edge.files.gguf.GGUF.open`.
 
         Raises ModelFileError, UnsupportedError, ContextError, and MemoryBudgetError for a stated
-        budget that is more than there is; what needs more than its budget is for
-        `ledger.require`.
+        budget above the available memory. `ledger.require` raises for a model above its budget.
         """
         file = open_model(path, header_only=header_only)
         try:
@@ -91,11 +90,11 @@ class DescribedFile:
 
     @property
     def ledger(self) -> Ledger:
-        """The memory that it would take."""
+        """The memory that the model would take."""
         return self.description.ledger
 
     def new_tokenizer(self) -> Tokenizer:
-        """Its tokenizer, built anew. Raises ModelFileError, UnsupportedError."""
+        """Build the tokenizer. Raises ModelFileError, UnsupportedError."""
         from edge.tokenizer import Tokenizer
 
         metadata, graph = self.file.metadata, self.description.graph
@@ -104,7 +103,7 @@ class DescribedFile:
         return tokenizer
 
     def new_template(self) -> ChatTemplate:
-        """Its chat template. Raises TemplateError where it has none, ModelFileError."""
+        """Compile the chat template. Raises TemplateError if there is none, ModelFileError."""
         from edge.template.budget import Limits
         from edge.template.template import ChatTemplate
 
@@ -112,9 +111,9 @@ class DescribedFile:
         return ChatTemplate.from_metadata(self.file.metadata, self.path, limits)
 
     def start(self, progress: Progress | None = None) -> Engine:
-        """Take the memory: threads, weights, which are packed or verified, the plan, pages.
+        """Take the memory: threads, weights (packed or verified), the plan, pages.
 
-        progress(bytes done, bytes in all). May be called once; the file is the engine's from then
+        progress(bytes done, bytes in all). May be called once; the engine owns the file from then
         on. Raises MemoryBudgetError, ModelFileError, UnsupportedError, InputError.
         """
         if self._is_started:
@@ -134,7 +133,7 @@ class DescribedFile:
         return engine
 
     def close(self) -> None:
-        """Close the file, unless it is an engine's."""
+        """Close the file, unless an engine owns it."""
         if not self._is_started:
             self.file.close()
 
@@ -146,14 +145,14 @@ class DescribedFile:
 
 
 class Engine:
-    """A loaded model: `DescribedFile.start` makes one; `run` may be called from any thread.
+    """A loaded model. `DescribedFile.start` makes one. Any thread may call `run`.
 
-    gguf, graph, config: what was loaded; threads, isa: what it runs on; cores: the threads, where
-    they run and why; layouts: tensor name -> layout in memory; packed_bytes, arena_bytes: memory
-    of the weights and of the buffers.
+    gguf, graph, config: the loaded file, its graph and its configuration; threads: how many; isa:
+    the instruction set; cores: the threads, where they run and why; layouts: tensor name -> layout
+    in memory; packed_bytes, arena_bytes: memory of the weights and of the buffers.
 
     With EDGE_TRACE=1 each run logs a line per operation to the logger "edge.trace". The level is
-    WARNING: where nobody set up `logging`, Python shows that on stderr, and nothing below it.
+    WARNING, the lowest that Python shows on stderr when nobody set up `logging`.
     """
 
     chunk = CHUNK
@@ -188,7 +187,7 @@ class Engine:
         progress: Progress | None = None,
         **options: Unpack[LoadOptions],
     ) -> Engine:
-        """Open and start it at once, where nothing is wanted in between.
+        """Open a model and start it at once.
 
         options: see `edge.loading.Loading`. Raises what `DescribedFile` raises.
         """
@@ -203,12 +202,12 @@ class Engine:
 
     @property
     def threads(self) -> int:
-        """How many it runs on."""
+        """How many threads it runs on."""
         return self.cores.threads
 
     @property
     def refused(self) -> str | None:
-        """Why the system did not keep threads on the cores that were chosen; None: it did."""
+        """Why the system did not keep threads on the chosen cores; None: it did."""
         with self._lock:
             return None if self._threads is None else native.refused(self._threads)
 
@@ -221,7 +220,7 @@ class Engine:
         return self.kv.bytes(n_tokens)
 
     def resident(self) -> dict[str, int | None]:
-        """Bytes of its parts that are in memory; None where the system does not tell."""
+        """Bytes of each part that are in memory; None where the system does not tell."""
         with self._lock:
             if self._plan is None or self._arena is None:
                 raise InputError("the model was closed")
@@ -243,17 +242,17 @@ class Engine:
 
     @property
     def page_bytes(self) -> Sequence[int]:
-        """Bytes of a page of keys and values, of each layer group."""
+        """Bytes of a page of keys and values, for each layer group."""
         return [group.shape.page_bytes for group in self.kv.groups]
 
     @property
     def keeps_prompts(self) -> bool:
-        """Whether caches can `keep` what they hold for later runs."""
+        """Whether caches can `keep` their pages for later processes."""
         return self.pool.store is not None
 
     @property
     def fingerprint(self) -> bytes:
-        """What tells this model from others, see `edge.weights.fingerprint`; 32 bytes."""
+        """32 bytes that identify this model, see `edge.weights.fingerprint`."""
         with self._lock:
             if self._fingerprint is None:
                 if self._plan is None:
@@ -262,7 +261,7 @@ class Engine:
             return self._fingerprint
 
     def facts(self) -> dict[str, Any]:
-        """What a session depends on, plain values for JSON."""
+        """The facts that a session depends on, as plain values for JSON."""
         name = str(self.gguf.metadata.get("general.name") or "")
         file = os.path.basename(self.path)
         factors = (rope.factors for rope in self.graph.ropes if rope.factors is not None)
@@ -271,16 +270,16 @@ class Engine:
             "model": f"{name} ({file})" if name else file,
             "fingerprint": self.fingerprint.hex(),
             "kv": self.kv.facts(),
-            # the tensor of rotary factors in use: with LongRoPE the context limit chooses it
+            # name of the rotary factors in use; with LongRoPE the context limit chooses them
             "factors": next(map(shown_name, factors), None),
             "native_bf16": self.isa.endswith("+bf16"),
             "context": int(self.config.n_context),
         }
 
     def info(self) -> dict[str, Any]:
-        """Facts, plain values for JSON. Sizes in bytes, contexts in tokens.
+        """Facts about the model, as plain values for JSON. Sizes in bytes, contexts in tokens.
 
-        types, layouts: how many tensors are of each type in the file, of each layout in memory.
+        types, layouts: how many tensors have each type in the file, and each layout in memory.
         """
         gguf, config = self.gguf, self.config
         return {
@@ -303,7 +302,7 @@ class Engine:
         }
 
     def cache(self, when_full: WhenFull = "stop") -> KVCache:
-        """A new, empty cache: one per session. when_full: see `KVCache`. Raises InputError."""
+        """A new, empty cache for one session. when_full: see `KVCache`. Raises InputError."""
         config = self.config
         return KVCache(
             self.pool, config.n_context, when_full=when_full, n_positions=config.n_positions
@@ -317,13 +316,13 @@ class Engine:
         logits: Literal["none", "last", "all"] = "last",
         cancel: Cancel | None = None,
     ) -> NDArray[np.float32] | None:
-        """Run 1 to `chunk` tokens behind those in the cache, and add them to it.
+        """Run 1 to `chunk` tokens behind the tokens in the cache, and add them to it.
 
-        Returns logits (rows, n_vocab): of the last token, of all, or None.
-        Raises ContextError when they do not fit, InputError for a token that is not in the
+        Returns logits (rows, n_vocab) of the last token or of all tokens, or None.
+        Raises ContextError when the tokens do not fit, InputError for a token that is not in the
         vocabulary, CancelledError (the cache is then as it was), MemoryBudgetError,
         ModelFileError when the weights make numbers that are not finite, UnsupportedError when
-        they make keys or values that the cache's type does not hold.
+        they make keys or values that the cache's type cannot hold.
         """
         n = len(tokens)
         if not 1 <= n <= self.chunk:
@@ -355,9 +354,9 @@ class Engine:
         return out if rows else None
 
     def close(self) -> None:
-        """Give everything back. A run under way ends first; runs after it raise InputError.
+        """Give all memory back, after the current run has ended. Later runs raise InputError.
 
-        Nothing happens in a forked child, where a run under way would never end.
+        In a forked child this does nothing: a run of the parent would never end there.
         """
         if self._lock is forked.REFUSAL:
             return
@@ -379,8 +378,8 @@ class Engine:
         self._lock = forked.REFUSAL
 
     def __del__(self) -> None:
-        """What nobody closed: in order, before a collector takes it apart in any."""
-        with contextlib.suppress(Exception):  # it may not be whole
+        """Close what nobody closed, before the garbage collector frees parts in any order."""
+        with contextlib.suppress(Exception):  # the object may be incomplete
             self.close()
 
     def _start(self, choice: Choice, isa: int, progress: Progress | None) -> None:
@@ -391,7 +390,7 @@ class Engine:
         self.isa += "+bf16" if native_bf16 else ""
         self._weights.load(self._threads, progress)
         self._check_factors()
-        error, made = ffi.new("edge_error *"), ffi.new("edge_plan **")
+        error, plan = ffi.new("edge_error *"), ffi.new("edge_plan **")
         try:
             self._arena = memory.anonymous(self.arena_bytes)
         except (OSError, MemoryError) as e:
@@ -401,18 +400,18 @@ class Engine:
                 budget=memory.available() or 0,
                 parts={"buffers": self.arena_bytes},
             ) from e
-        spec, alive = self._spec(isa)
+        spec, arrays = self._spec(isa)
         spec.native_bf16 = int(native_bf16)
         with ffi.from_buffer("uint8_t[]", self._arena) as arena:
             spec.arena = arena
-        native.check(lib.edge_plan_new(spec, made, error), error)
-        del alive
-        self._plan = ffi.gc(made[0], lib.edge_plan_free)
+        native.check(lib.edge_plan_new(spec, plan, error), error)
+        del arrays  # the plan has copies of them
+        self._plan = ffi.gc(plan[0], lib.edge_plan_free)
 
     def _new_pool(self, store: PageStore | None) -> PagePool:
-        """Pages for the sessions that are planned."""
+        """The pages of the planned sessions."""
         root = b""
-        if store is not None:  # all that the bits in its pages depend on
+        if store is not None:  # everything that the bits of a page depend on
             groups = self.kv.groups
             kv = groups[0].shape if len(groups) == 1 else groups
             versions = f"{__version__} {_PAGES_VERSION} {kv} {self.isa.endswith('+bf16')}"
@@ -421,12 +420,12 @@ class Engine:
         return PagePool(self.kv, planned, most_bytes=most, store=store, root=root)
 
     def _check_factors(self) -> None:
-        """Rotary factors divide frequencies."""
+        """Check rotary factors, which divide frequencies. Raises ModelFileError."""
         for name in {rope.factors for rope in self.graph.ropes if rope.factors is not None}:
             check_factors(name, self._weights.vector(name).tolist(), self.gguf.path)
 
     def _not_finite(self, cache: KVCache) -> EdgeError:
-        """The error of logits that are NaN or infinite. The weights are finite: packing looked."""
+        """The error for logits that are NaN or infinite. Packing found all weights finite."""
         layer = cache.overflowed_layer()
         if layer is not None:
             others = [t for t in kv_types()[1:] if self.kv.with_type(t).is_possible]

@@ -1,24 +1,24 @@
-"""The ledger: what a model will take of the memory, part by part, before anything is loaded.
+"""The ledger: the memory that a model will take, part by part, before anything is loaded.
 
-The total is an upper bound of what the whole process ever has resident:
+The total is an upper bound of the resident memory of the whole process at any time:
 
-    weights           packed, all of them: checking their sums brings in every page
-    keys and values   the pages of all sessions that are planned for, full; where layers have a
-                      window, those that it reaches from any chunk of tokens
-    buffers           of the activations
-    logits            a row of them, and what the sampler makes of it
-    tokenizer         by the sizes of its lists; building it takes more than it keeps, of which what
-                      comes afterwards counts as its own
-    template          the chat template, compiled, and what one rendering may make
-    prompt            as long as the context: its text, its tokens, and what encoding it takes
-    history           what sessions that slide keep of the tokens beyond the context
-    program           what the process has now, and what it has still to import
-    packing           a first start needs it while the keys and values are not there yet: what it
-                      needs beyond them
-    margin            stacks, the allocator's own, what is in a page's other half
+    weights           all of them, packed: checking their sums brings every page into memory
+    keys and values   the pages of all planned sessions, full; layers with a window need only the
+                      pages that a chunk of tokens reaches
+    buffers           the buffers of activations
+    logits            a row of logits, and the sampler's copies of it
+    tokenizer         by the sizes of its lists; building it takes more than it keeps, and the
+                      prompt and the template use that memory afterwards
+    template          the compiled chat template, and what one rendering may take
+    prompt            a prompt as long as the context: its text, its tokens, and the encoding
+    history           the tokens beyond the context that sliding sessions keep
+    program           the process now, and the modules that it will still import
+    packing           what packing at a first start needs beyond the keys and values, buffers and
+                      logits, which are not in memory yet
+    margin            stacks, the allocator's own memory, unused halves of pages
 
-When it does not fit, types of keys and values, layouts and contexts are looked through for what
-would; nothing is guessed.
+When a model does not fit, the ledger tries other types of keys and values, layouts and contexts,
+and counts each of them; it guesses nothing.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from edge.errors import MemoryBudgetError
 from edge.kv.shape import PAGE, KVLayout, kv_types
 from edge.loading import Layout
 from edge.sizes import show
+from edge.tokenizer.cost import TokenizerBytes
 
 __all__ = ["Ledger", "Option"]
 
-#: Memory for each token beyond the context, which a session that slides goes on to: its id in the
-#: session and in its cache, 4 bytes each, and some 5 bytes of text while its answer is under way.
+#: Bytes for each token beyond the context in a session that slides: its id in the session and in
+#: the cache, 4 bytes each, and about 5 bytes of text while its answer is generated.
 _HISTORY_TOKEN_BYTES = 16
 
-#: One part in so many of the budget: what one process of a program may have resident more than
-#: another, before it does anything.
+#: 1 / _ROOM of the budget: how much more one process of a program may have resident than another,
+#: before it does anything.
 _ROOM = 128
 
 
@@ -56,12 +57,11 @@ class Option:
 class Ledger:
     """The plan of a model's memory; sizes in bytes. It counts, and changes nothing.
 
-    weights: packed, in the layout that was chosen; least_weights: in the compact one throughout,
-    where that can be chosen. context: tokens of each of the sessions; most_context: positions that
-    the model was made for; positions: those that a session which slides goes on to. n_vocab:
-    tokens; tokenizer: bytes while it is built and afterwards; template: bytes, compiled. packing:
-    what packing needs besides the weights. budget: for the whole process, None: the system does not
-    say; is_stated: the caller did.
+    weights: packed, in the chosen layout; least_weights: all in the compact layout, where that can
+    be chosen. context: tokens of each session; most_context: positions that the model was made for;
+    positions: the most that a session which slides reaches. n_vocab: tokens; template: bytes,
+    compiled. packing: what packing needs besides the weights. budget: for the whole process; None:
+    the system does not tell; is_stated: the caller stated it.
     """
 
     path: str
@@ -75,7 +75,7 @@ class Ledger:
     sessions: int
     buffers: int
     n_vocab: int
-    tokenizer: tuple[int, int]
+    tokenizer: TokenizerBytes
     template: int
     packing: int
     program: int
@@ -112,12 +112,12 @@ class Ledger:
 
     @property
     def fits(self) -> bool:
-        """Whether that is within the budget."""
+        """Whether `needed` is within the budget."""
         return self.budget is None or self.needed <= self.budget
 
     @property
     def planned_pages(self) -> list[int]:
-        """Pages of keys and values of all sessions, of each layer group."""
+        """Pages of keys and values of all sessions, for each layer group."""
         groups = self.kv.groups
         return [self.sessions * group.most_pages(self.context, CHUNK) for group in groups]
 
@@ -128,20 +128,20 @@ class Ledger:
 
     @property
     def most_kv_bytes(self) -> int | None:
-        """Bytes of keys and values that a stated budget holds, as more sessions may want them;
-        None: it is not.
+        """The most bytes of keys and values within a stated budget, for more sessions than were
+        planned; None: no budget was stated.
         """
         if self.budget is None or not self.is_stated:
             return None
         return self._kv_bytes + max(0, self.budget - self.needed)
 
     def with_kv(self, type_name: str) -> Ledger:
-        """The same with another type of keys and values."""
+        """The same ledger with another type of keys and values."""
         return replace(self, kv=self.kv.with_type(type_name))
 
     def largest_context(self) -> int:
-        """The most tokens that each session can have, 0: none. Layout "auto" may become compact,
-        and is not asked for otherwise.
+        """The most tokens that each session can have; 0: none. Layout "auto" may become compact; a
+        stated layout stays.
         """
         auto = self._least() if self.layout == "auto" else self
         low, high = 0, -(-self.most_context // PAGE)
@@ -152,35 +152,36 @@ class Ledger:
         return min(low * PAGE, self.most_context)
 
     def options(self) -> list[Option]:
-        """What would fit where this does not: changes of one thing, and of all that can change
-        when that leaves a longer context than a shorter context alone. With a little room: the
-        next process may find more pages of its libraries in memory.
+        """Options that would fit, when this ledger does not: first those that change one thing. If
+        none of these keeps the context, one that changes all it can, if its context is longer than
+        with a shorter context alone. They leave a little room: the next process may find more
+        pages of its libraries in memory.
         """
         if self.budget is None:
             return []
         return replace(self, budget=self.budget - self.budget // _ROOM)._options()
 
     def _options(self) -> list[Option]:
-        found = list(self._single_changes())
-        if not any("--context" not in option.flags for option in found):
-            both = [self._least().with_kv(name) for name in self.types()]
-            whole = [ledger for ledger in both if ledger.fits]
-            longest = max(both, key=Ledger.largest_context)
+        options = list(self._single_changes())
+        if not any("--context" not in option.flags for option in options):
+            smallest = [self._least().with_kv(name) for name in self.types()]
+            fitting = [ledger for ledger in smallest if ledger.fits]
+            longest = max(smallest, key=Ledger.largest_context)
             context = longest.largest_context()
-            if whole:
-                found.append(self._option(whole[0]))
+            if fitting:
+                options.append(self._option(fitting[0]))
             elif context > self.largest_context():
-                found.append(self._option(replace(longest, context=context)))
-        return found
+                options.append(self._option(replace(longest, context=context)))
+        return options
 
     def least(self) -> Option:
-        """The least with which the model runs at all."""
+        """The option with the least memory with which the model runs at all."""
         least = self._least().with_kv(self.types()[-1])
         least = replace(least, context=min(self.context, PAGE), sessions=1)
         return self._option(least)
 
     def require(self) -> None:
-        """Raise MemoryBudgetError, with what would fit, unless this does."""
+        """Raise MemoryBudgetError, with options that would fit, unless this ledger fits."""
         if self.fits or self.budget is None:
             return
         names = {"keys and values": f"keys and values of {self._tokens()} in {self.kv.type}"}
@@ -191,9 +192,9 @@ class Ledger:
         hint = f"Try {options}" if options else f"The least that runs is {show(least.needed)}"
         if not options and least.flags:
             hint += f", with {least.flags}"
-        there = "the budget is" if self.is_stated else "there is"
+        limit = "the budget is" if self.is_stated else "there is"
         raise MemoryBudgetError(
-            f"{self.path} needs {show(self.needed)}, {there} {show(self.budget)}: {listed}. {hint}",
+            f"{self.path} needs {show(self.needed)}, {limit} {show(self.budget)}: {listed}. {hint}",
             needed=self.needed,
             budget=self.budget,
             parts=self.parts,
@@ -215,17 +216,17 @@ class Ledger:
                 yield self._option(ledger)
 
     def _most_sessions(self) -> int:
-        """How many have room in the budget. Layout "auto" may become compact."""
+        """How many sessions fit in the budget. Layout "auto" may become compact."""
         one = replace(self._least() if self.layout == "auto" else self, sessions=1)
         rest = replace(one, sessions=0, packing=0).needed
         return max(0, (self.budget or 0) - rest) // (one._kv_bytes + one._history)
 
     def _auto(self, ledger: Ledger) -> Ledger:
-        """The layout that "auto" would take, at worst."""
+        """A ledger with the smallest layout that "auto" may take, where it needs that to fit."""
         return ledger._least() if self.layout == "auto" and not ledger.fits else ledger
 
     def _least(self) -> Ledger:
-        """In the compact layout, where there is a choice."""
+        """The same ledger in the compact layout, where there is a choice."""
         return replace(self, weights=self.least_weights)
 
     def types(self) -> list[str]:
@@ -233,7 +234,7 @@ class Ledger:
         return [name for name in kv_types() if self.kv.with_type(name).is_possible]
 
     def _option(self, other: Ledger) -> Option:
-        """What another ledger does differently."""
+        """The option for another ledger: flags for what differs from this one."""
         flags = []
         if other.context != self.context:
             flags.append(f"--context {other.context}")

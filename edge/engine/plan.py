@@ -1,8 +1,8 @@
 """The plan: a graph lowered to what the native library runs.
 
-Lowering chooses where quantised activations are made, fuses what saves a pass over memory
-(norm + quantise, gate_up + activation, matmul + residual, rope + cache write), drops the tokens
-whose logits nobody wants after the last attention, and lays the buffers out in one arena.
+Lowering chooses where activations are quantised, and fuses ops where that saves a pass over memory
+(norm + quantise, gate_up + activation, matmul + residual, rope + cache write). After the last
+attention it drops the tokens whose logits nobody wants. It lays the buffers out in one arena.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from edge.native import ALIGNMENT, PANEL_ROWS, ffi, lib
 
 __all__ = ["CHUNK", "F32", "LOGITS", "Q8", "Q8X2", "Buffer", "Lowered", "PlanOp", "lower"]
 
-#: Most tokens in one native call: enough to keep the matmuls busy, few enough for a live
-#: progress bar.
+#: The most tokens in one native call: enough to keep the matmuls busy, few enough for a progress
+#: bar that moves.
 CHUNK = 256
 
 F32: int = lib.EDGE_BUFFER_F32
@@ -48,8 +48,8 @@ _Kind = TypeVar("_Kind", Matmul, Rotate, Attention, Gated, Add)
 class Buffer:
     """A value in the arena: (rows, dim).
 
-    kind: F32, Q8, Q8X2 or LOGITS; logit_rows: rows of the tokens whose logits are wanted, else of
-    all; first, last: the ops that write it first and read it last.
+    kind: F32, Q8, Q8X2 or LOGITS; logit_rows: it has rows for the tokens whose logits are wanted,
+    else for all tokens; first, last: the ops that write it first and read it last; offset: bytes.
     """
 
     kind: int
@@ -62,7 +62,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class _PlanOp:
-    """What every native op has. Fields of its own have the names that they have in edge_op.
+    """The fields of every native op. Further fields of a subclass are named as in edge_op.
 
     kind: the name in edge_op_kind, lower case; inputs, output: buffers; weights: their names.
     """
@@ -75,7 +75,7 @@ class _PlanOp:
     def native(
         self, index: Mapping[str, int], places: Mapping[int, tuple[int, int]]
     ) -> dict[str, int | float | list[int]]:
-        """Its edge_op, by field. index: of each weight; places: see `KVLayout.places`."""
+        """The fields of its edge_op. index: weight -> index; places: see `KVLayout.places`."""
         fields: dict[str, int | float | list[int]] = asdict(self)
         for name in ("inputs", "output", "weights"):
             del fields[name]
@@ -89,7 +89,7 @@ class _PlanOp:
 
 @dataclass(frozen=True)
 class PlanEmbed(_PlanOp):
-    """Rows of a table, by token."""
+    """The row of a table for each token."""
 
     kind = "embed"
 
@@ -107,7 +107,7 @@ class PlanAngles(_PlanOp):
 
 @dataclass(frozen=True)
 class PlanNorm(_PlanOp):
-    """An RMS norm, quantised where the output is."""
+    """An RMS norm; quantised if the output buffer is."""
 
     kind = "norm"
     eps: float
@@ -122,7 +122,7 @@ class PlanQuantize(_PlanOp):
 
 @dataclass(frozen=True)
 class PlanMatmul(_PlanOp):
-    """Products side by side, from `column` of the output on, plus the second input if any."""
+    """Products side by side, from `column` of the output on, plus the second input, if any."""
 
     kind = "matmul"
     column: int
@@ -138,7 +138,7 @@ class PlanGatedMatmul(_PlanOp):
 
 @dataclass(frozen=True)
 class PlanGated(_PlanOp):
-    """activation(gate) * up, of [gate | up]."""
+    """activation(gate) * up; the input is [gate | up]."""
 
     kind = "gated"
     activation: int
@@ -153,7 +153,7 @@ class PlanAdd(_PlanOp):
 
 @dataclass(frozen=True)
 class _PlanHeads(_PlanOp):
-    """An op on [q | k | v] of a layer."""
+    """An op on the [q | k | v] of a layer."""
 
     layer: int
     n_heads: int
@@ -170,7 +170,7 @@ class _PlanHeads(_PlanOp):
 
 @dataclass(frozen=True)
 class PlanStore(_PlanHeads):
-    """Queries and keys rotated in place by the second input, if any; keys and values stored."""
+    """Rotate queries and keys in place by the second input, if any; store keys and values."""
 
     kind = "store"
     n_rot: int = 0
@@ -211,7 +211,7 @@ PlanOp = (
 
 @dataclass
 class Lowered:
-    """The ops in order, the buffers they name, and the bytes that the buffers share."""
+    """The ops in order, the buffers that they name, and the bytes of the arena."""
 
     ops: list[PlanOp]
     buffers: list[Buffer]
@@ -250,10 +250,10 @@ class _Lowering:
                 self.readers.setdefault(value, []).append(op)
         attentions = [i for i, op in enumerate(graph.ops) if isinstance(op, Attention)]
         self.last_attention = attentions[-1] if attentions else -1
-        self.gathering = False  # past the last attention: only rows whose logits are wanted
-        self.at: dict[tuple[str, int, bool], int] = {}  # value, kind, logit rows -> buffer
+        self.gathering = False  # behind the last attention: only rows whose logits are wanted
+        self.buffer_of: dict[tuple[str, int, bool], int] = {}  # value, kind, logit rows -> buffer
         self.angles: dict[Rope, int] = {}
-        self.done: set[str] = set()  # values that a fused op has made already
+        self.done: set[str] = set()  # values that a fused op computes
 
     def run(self) -> None:
         for i, op in enumerate(self.graph.ops):
@@ -278,24 +278,24 @@ class _Lowering:
         """A fresh buffer for a value."""
         rows = self.gathering or kind == LOGITS
         self.buffers.append(Buffer(kind, self.graph.dims[value], rows))
-        self.at[value, kind, rows] = len(self.buffers) - 1
+        self.buffer_of[value, kind, rows] = len(self.buffers) - 1
         return len(self.buffers) - 1
 
     def _get(self, value: str, kind: int = F32) -> int:
-        """The buffer of a value in a form; makes the form where it is not there yet."""
-        found = self.at.get((value, kind, self.gathering))
-        if found is not None:
-            return found
+        """The buffer of a value in a form. A form that does not exist yet is made."""
+        buffer = self.buffer_of.get((value, kind, self.gathering))
+        if buffer is not None:
+            return buffer
         if kind in (Q8, Q8X2):
             source = self._get(value)
             return self._emit(PlanQuantize((source,), self._new(value, kind), ()))
-        if self.gathering and (value, F32, False) in self.at:
-            source = self.at[value, F32, False]
+        if self.gathering and (value, F32, False) in self.buffer_of:
+            source = self.buffer_of[value, F32, False]
             return self._emit(PlanGather((source,), self._new(value), ()))
         raise NativeError(f"value {value} is read before it is made")
 
     def _only_reader(self, value: str, kind: type[_Kind]) -> _Kind | None:
-        """The one op that reads a value, if it is of this kind and the value is no result."""
+        """The op that reads a value, if it is the only one and of this kind."""
         readers = self.readers.get(value, [])
         reader = readers[0] if len(readers) == 1 else None
         return reader if isinstance(reader, kind) else None
@@ -313,7 +313,7 @@ class _Lowering:
                 self._rms_norm(op)
             case Matmul():
                 self._matmul(op)
-            case Rotate():  # left to the attention that reads it: it rotates as it stores
+            case Rotate():  # the attention that reads it lowers it: its store op rotates
                 if self._only_reader(op.output, Attention) is None:
                     raise NativeError("the plan rotates only what an attention reads")
             case Attention():
@@ -329,7 +329,7 @@ class _Lowering:
                 assert_never(op)
 
     def _rms_norm(self, op: RmsNorm) -> None:
-        """Quantised at once where every reader is a matmul that wants it so."""
+        """Quantise in the same op where every reader is a matmul that takes this form."""
         forms = {
             self._form(reader, weight) if isinstance(reader, Matmul) else F32
             for reader in self.readers.get(op.output, [])
@@ -340,11 +340,11 @@ class _Lowering:
         self._emit(PlanNorm((source,), output, op.weights, op.eps))
 
     def _form(self, matmul: Matmul, weight: str) -> int:
-        """The form of the input that a matmul wants.
+        """The form of its input that a matmul takes.
 
-        The output head's is quantised twice: its weights are read for few columns, so a second
-        one costs nothing, and the KL divergence to exact activations falls from 0.0031 to 0.0023
-        (SmolLM2 in Q4_1 with a Q8_0 head, 2,000 tokens of English).
+        The input of the output head is quantised twice (Q8X2). Its weights are read for few
+        columns, so a second column costs nothing, and the KL divergence to exact activations falls
+        from 0.0031 to 0.0023 (SmolLM2 in Q4_1 with a Q8_0 head, 2,000 tokens of English).
         """
         if not self.takes_q8(weight):
             return F32
@@ -358,7 +358,7 @@ class _Lowering:
         result, residual = op.output, None
         if add is not None and add.inputs[0] != add.inputs[1]:
             other = next(v for v in add.inputs if v != op.output)
-            if (other, F32, False) in self.at or (other, F32, True) in self.at:
+            if (other, F32, False) in self.buffer_of or (other, F32, True) in self.buffer_of:
                 result, residual = add.output, self._get(other)
                 self.done.add(add.output)
         output = self._new(result, LOGITS if self._is_logits(result) else F32)
@@ -370,7 +370,7 @@ class _Lowering:
             column += sum(self.graph.weights[w][0] for w in weights)
 
     def _gated_matmul(self, op: Matmul, gated: Gated) -> bool:
-        """matmul and gated in one, where panels of gate and up pair off. False: they do not."""
+        """Fuse a matmul and its activation. False: panels of gate and up do not pair off."""
         dim = self.graph.dims[gated.output]
         rows = [self.graph.weights[w][0] for w in op.weights]
         pairs = rows == [dim, dim] or (rows == [2 * dim] and dim % PANEL_ROWS == 0)
@@ -383,15 +383,15 @@ class _Lowering:
         return True
 
     def _attention(self, op: Attention) -> None:
-        made = self.makers[op.inputs[0]]
+        source_op = self.makers[op.inputs[0]]
         heads = (op.layer, op.heads.n_heads, op.heads.n_kv_heads, op.heads.head_dim)
-        if isinstance(made, Rotate):
-            if made.n_heads != op.heads.n_heads + op.heads.n_kv_heads:
+        if isinstance(source_op, Rotate):
+            if source_op.n_heads != op.heads.n_heads + op.heads.n_kv_heads:
                 raise NativeError("the plan rotates all heads of queries and keys, or none")
-            if self._only_reader(made.inputs[0], Rotate) is None:
+            if self._only_reader(source_op.inputs[0], Rotate) is None:
                 raise NativeError("the plan rotates in place: nothing else may read the value")
-            rope = made.rope
-            source = self._get(made.inputs[0])
+            rope = source_op.rope
+            source = self._get(source_op.inputs[0])
             inputs = (source, self._angles(rope))
             self._emit(PlanStore(inputs, source, (), *heads, rope.n_rot, rope.interleaved))
         else:
@@ -401,7 +401,7 @@ class _Lowering:
         self._emit(PlanAttention((source,), output, (), *heads, op.window, op.scale))
 
     def _angles(self, rope: Rope) -> int:
-        """cos and sin of every position, made once for all layers."""
+        """The buffer of cos and sin of every position; all layers with this rope share it."""
         if rope not in self.angles:
             self.buffers.append(Buffer(F32, rope.n_rot, logit_rows=False))
             output, factors = len(self.buffers) - 1, () if rope.factors is None else (rope.factors,)
@@ -411,12 +411,12 @@ class _Lowering:
 
 
 def _number_of(activation: Activation) -> int:
-    """An edge_activation."""
+    """The edge_activation of a name."""
     return int(getattr(lib, f"EDGE_ACTIVATION_{activation.upper()}"))
 
 
 def _runs(weights: Sequence[str], takes_q8: Callable[[str], bool]) -> list[list[str]]:
-    """Neighbours that take the same input form, at most _MAX_WEIGHTS together."""
+    """Split weights into runs of the same input form, of at most _MAX_WEIGHTS each."""
     runs: list[list[str]] = []
     for weight in weights:
         if runs and len(runs[-1]) < _MAX_WEIGHTS and takes_q8(runs[-1][0]) == takes_q8(weight):
@@ -427,7 +427,7 @@ def _runs(weights: Sequence[str], takes_q8: Callable[[str], bool]) -> list[list[
 
 
 def _lay_out(buffers: Sequence[Buffer], buffer_bytes: Callable[[int, int], int]) -> int:
-    """Offsets such that buffers alive at the same op do not overlap; the bytes in all."""
+    """Set offsets such that buffers alive at the same op do not overlap. Returns the bytes."""
     placed: list[tuple[int, int, Buffer]] = []  # begin, end
     total = ALIGNMENT
     for buffer in sorted(buffers, key=lambda b: -buffer_bytes(b.kind, b.dim)):

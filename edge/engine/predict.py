@@ -1,16 +1,16 @@
 """How fast a model will decode on this machine, before it is loaded.
 
-A token reads all weights and the keys and values of the tokens before it, and each operation has
-to be handed to the threads:
+A token reads all weights and the keys and values of the tokens before it, and each operation must
+be handed to the threads:
 
     seconds = weights / (WEIGHTS_SHARE * bandwidth) + cache / (CACHE_SHARES[type] * bandwidth)
               + operations * OP_SECONDS
 
-The bandwidth is measured on the machine that it is for; the constants were fitted to SmolLM2 and to
-a model of Phi-4-mini's shape, at depths from 0 to 8,192 with one thread and two on an idle machine:
-4 % off on average, 23 % at most. Attention does more per byte than a matmul: the
-shares of its types are lower, that of q4 most. The last measurement is kept in the cache folder, so
-that after a run `--report` can say how wrong its prediction was.
+The bandwidth is measured on the machine itself. The constants were fitted to SmolLM2 and to a model
+of Phi-4-mini's shape, at depths from 0 to 8,192 with one and two threads on an idle machine; they
+are 4 % off on average, 23 % at most. Attention computes more per byte than a matmul, so its types
+have lower shares; q4 has the lowest. The last measurement is kept in the cache folder, so that
+`--report` can tell after a run how wrong its prediction was.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ class Planned(Protocol):
 
 @dataclass(frozen=True)
 class Demand:
-    """What a decoded token needs. weights: bytes that it reads; n_ops: operations."""
+    """What a decoded token needs. weights: bytes of weights that it reads; n_ops: operations."""
 
     weights: int
     n_ops: int
     kv: KVLayout
 
     def cache_bytes(self, depth: int) -> int:
-        """Bytes of keys and values that the token behind `depth` others reads."""
+        """Bytes of keys and values that a token behind `depth` others reads."""
         return self.kv.bytes(depth + 1)
 
 
 def demand_of(model: Planned) -> Demand:
-    """Of a model that is loaded, or described."""
+    """The demand of a loaded or described model."""
     ops = model.lowered.ops
     matmuls = [op for op in ops if isinstance(op, (PlanMatmul, PlanGatedMatmul))]
     weights = sum(model.weight_bytes(name) for op in matmuls for name in op.weights)
@@ -70,27 +70,27 @@ def demand_of(model: Planned) -> Demand:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """The bandwidth of this machine. read: bytes per second with so many threads."""
+    """The bandwidth of this machine. read: bytes per second with this number of threads."""
 
     threads: int
     read: float
 
     @classmethod
     def now(cls, threads: int) -> Bandwidth:
-        """Measure it, a few times. Raises MemoryBudgetError, UnsupportedError."""
+        """The median of five measurements. Raises MemoryBudgetError, UnsupportedError."""
         with Machine(threads, small=True) as machine:
             return cls(threads, statistics.median(machine.measure().read for _ in range(5)))
 
     @classmethod
     def load(cls, threads: int) -> Bandwidth | None:
-        """The last measurement on this machine with so many threads, None: there is none."""
+        """The last measurement on this machine with `threads` threads; None: there is none."""
         read = _stored().get(str(threads))
         if isinstance(read, (int, float)) and 0 < read < 1e15:
             return cls(threads, float(read))
         return None
 
     def store(self) -> None:
-        """Keep it in the cache folder. Raises OSError, UnsupportedError without a home folder."""
+        """Write it to the cache folder. Raises OSError, UnsupportedError without a home folder."""
         content = {"version": _VERSION, "cpu": cpu_name()}
         content["read"] = {**_stored(), str(self.threads): self.read}
         path = _path()
@@ -100,7 +100,7 @@ class Bandwidth:
 
 
 def tokens_per_second(demand: Demand, depth: int, measured: Bandwidth) -> float:
-    """The speed of decoding behind `depth` tokens."""
+    """Tokens per second when decoding behind `depth` tokens."""
     seconds = demand.weights / (WEIGHTS_SHARE * measured.read)
     seconds += demand.cache_bytes(depth) / (CACHE_SHARES[demand.kv.type] * measured.read)
     return 1 / (seconds + demand.n_ops * OP_SECONDS)
@@ -111,7 +111,7 @@ def _path() -> Path:
 
 
 def _stored() -> dict[str, Any]:
-    """Threads -> bytes per second, as stored; {} for anything but what `store` wrote here."""
+    """Threads -> bytes per second, as stored; {} unless `store` wrote the file on this CPU."""
     try:
         content = json.loads(_path().read_bytes())
         if content["version"] == _VERSION and content["cpu"] == cpu_name():

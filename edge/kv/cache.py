@@ -6,33 +6,34 @@ import struct
 import weakref
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 from edge import check
 from edge.errors import InputError, MemoryBudgetError
 from edge.kv.pool import PagePool
 from edge.kv.shape import PAGE, LayerGroup, WhenFull, pages_of, too_many
 from edge.kv.table import PageTable
-from edge.native import ffi
+from edge.native import CData, ffi
 
 __all__ = ["KVCache"]
 
 _SINK_PAGES = 1
-_LEAST_PAGES = 4  # of a context that slides: the sinks, and a window worth the name
+_LEAST_PAGES = 4  # of a context that slides: one of sinks, three of window
 _FULL_PAGE = struct.Struct(f"<{PAGE}i")
 
 
 class KVCache:
-    """Keys and values of the tokens of one session, in pages that come as needed.
+    """Keys and values of the tokens of one session, in pages that are taken when they are needed.
 
-    tokens: those that it holds; limit: the most that it can hold. A cached key was rotated for its
-    position, so tokens can be dropped from the end only.
+    tokens: the tokens in the cache; limit: the most that it can hold. Tokens can be dropped from
+    the end only, since a cached key was rotated for its position.
 
-    when_full: "stop": it holds n_context tokens. "slide": n_positions, in the memory of n_context.
-    Tokens keep their true positions. Each sees the first page (64 tokens, the sinks) and the last
-    n_context / 64 - 1 pages up to its own, as far as a window of its layer lets it; what it sees
-    depends on its position alone, so the numbers do not depend on how tokens are run. Pages that no
-    later token sees, behind this window or that of a layer group, are given back.
+    when_full: "stop": the cache holds n_context tokens. "slide": it holds n_positions tokens in the
+    memory of n_context. Tokens keep their true positions. Each token sees the first page (64
+    tokens, the sinks) and the last n_context / 64 - 1 pages, its own included; a layer with a
+    window sees the part of these that is in its window. What a token sees depends on its position
+    alone, so the results do not depend on how tokens are split into runs. The cache gives back
+    pages that no later token sees, because of this window or that of a layer group.
 
     Pages have numbers: number i * n_groups + g is group g's page of the positions from i * 64 on.
     Raises InputError for a context that is too small to slide.
@@ -58,43 +59,43 @@ class KVCache:
             self.limit, self.window_pages = n_positions, n_pages - _SINK_PAGES
         self.pool, self.n_context, self.when_full = pool, n_context, when_full
         self.tokens = array("i")
-        self._keys: list[bytes] = []  # of its first whole pages in the pool, as far as asked for
+        self._keys: list[bytes] = []  # of the first whole pages, see _key
         self.n_groups = len(pool.layout.groups)
         groups = ffi.new("edge_kv_group[]", self.n_groups)
         for group in groups:
             group.sink_pages = _SINK_PAGES if self.window_pages else 0
             group.window_pages = self.window_pages
         self._tables = [PageTable(pool, i, groups[i], n_pages) for i in range(self.n_groups)]
-        self._handle: Any = ffi.new("edge_kv *", {"n_groups": self.n_groups, "groups": groups})
+        self._handle: CData = ffi.new("edge_kv *", {"n_groups": self.n_groups, "groups": groups})
         self._groups = groups  # the handle points to them
         pages = [table.pages for table in self._tables]
         weakref.finalize(self, pool.abandon, pages).atexit = False  # if nobody closes it
 
     @property
     def length(self) -> int:
-        """How many tokens it holds."""
+        """How many tokens are in the cache."""
         return len(self.tokens)
 
     @property
-    def handle(self) -> Any:
-        """The edge_kv. Raises InputError once closed."""
+    def handle(self) -> CData:
+        """The native edge_kv. Raises InputError once closed."""
         if self._handle is None:
             raise InputError("the session was closed")
         return self._handle
 
     def room(self, n_tokens: int) -> int:
-        """How many of n_tokens the next run may take so that memory stays that of the context."""
+        """How many of n_tokens the next run may take without more memory than the context has."""
         if not self.window_pages:
             return n_tokens
-        edge = max(self._full_pages, self.length // PAGE + 1) * PAGE
-        return min(n_tokens, edge - self.length)
+        end = max(self._full_pages, self.length // PAGE + 1) * PAGE
+        return min(n_tokens, end - self.length)
 
     def reserve(self, n_tokens: int) -> None:
         """Make room for n_tokens in all. Raises ContextError, MemoryBudgetError."""
         if n_tokens > self.limit:
             raise too_many(n_tokens, self.limit)
         _ = self.handle
-        self._drop(pages_of(self.length))  # what an interrupt or an error left behind the tokens
+        self._drop(pages_of(self.length))  # pages that an interrupt or an error left
         for table in self._tables:
             table.give_back(self._unseen(table.group, self.length))
         try:
@@ -105,7 +106,7 @@ class KVCache:
             raise
 
     def append(self, tokens: Sequence[int]) -> None:
-        """The tokens were run: they are in the cache now. Pages that are full are published."""
+        """Add tokens that were run, and publish the pages that are full now."""
         first = self.length // PAGE
         self.tokens.extend(tokens)
         for i in range(first, min(self.length // PAGE, self._full_pages)):
@@ -113,11 +114,11 @@ class KVCache:
                 table.publish(i, self._key(i))
 
     def trim(self, length: int) -> None:
-        """Keep the first `length` tokens, or fewer: what the next token would see may have been
-        given back. Where the pool does not have it any more, the most is kept with which nothing
-        is missing, and the rest must be run again.
+        """Keep the first `length` tokens, or fewer.
 
-        Raises InputError for more than there are.
+        The next token may need pages that were given back. If the pool does not have them any more,
+        the cache keeps the most tokens with which no page is missing; the caller must run the rest
+        again. Raises InputError for more tokens than the cache holds.
         """
         if not 0 <= length <= self.length:
             raise InputError(f"the cache holds {self.length} tokens, cannot keep {length}")
@@ -128,7 +129,7 @@ class KVCache:
         self._drop(pages_of(length))
 
     def holds(self, length: int) -> bool:
-        """Whether `trim` to this length keeps it all, as far as can be said without doing it."""
+        """Whether `trim` would keep this length; a stored page may still turn out damaged."""
         return all(
             table.pages[i] is not None or (self._is_public(i) and self.pool.has(g, self._key(i)))
             for g, table in enumerate(self._tables)
@@ -136,10 +137,10 @@ class KVCache:
         )
 
     def adopt(self, tokens: Sequence[int]) -> int:
-        """Take over published pages that go on as `tokens` do: as many whole ones as every layer
-        group can serve, of which one with a window needs only what later tokens see.
+        """Take over published whole pages of `tokens`: as many as every layer group can provide.
+        A group with a window needs only the pages that later tokens see.
 
-        tokens: from the first on, beginning with those that it holds. Returns the new length.
+        tokens: from the first on, beginning with those in the cache. Returns the new length.
         """
         _ = self.handle
         if array("i", tokens[: self.length]) != self.tokens:
@@ -147,7 +148,7 @@ class KVCache:
         first, keys = self.length // PAGE, list[bytes]()
         n_pages = min(len(tokens) // PAGE, self._full_pages)
 
-        def is_there(group: int, i: int) -> bool:
+        def pool_has_page(group: int, i: int) -> bool:
             if i == len(keys):
                 keys.append(self._key_after(keys[-1] if keys else self.pool.root, i, tokens))
             return self.pool.has(group, keys[i])
@@ -155,7 +156,7 @@ class KVCache:
         keys += (self._key(i) for i in range(first))
         while True:
             self._drop(pages_of(self.length))
-            n_pages = self._reach(range(first, n_pages), is_there)
+            n_pages = self._reach(range(first, n_pages), pool_has_page)
             if n_pages <= first:
                 return self.length
             missing = self._take(keys, range(first, n_pages))
@@ -163,23 +164,23 @@ class KVCache:
                 self.tokens.extend(tokens[self.length : n_pages * PAGE])
                 self._keys = keys[:n_pages]
                 return self.length
-            n_pages = missing  # it was gone when we came for it
+            n_pages = missing  # it left the pool in the meantime
 
     def fork(self) -> KVCache:
         """Another cache with the same content, in the same memory until one of them writes."""
         _ = self.handle
         twin = KVCache(self.pool, self.n_context, when_full=self.when_full, n_positions=self.limit)
-        for mine, its in zip(self._tables, twin._tables, strict=True):
-            for page in mine.pages[: pages_of(self.length)]:
-                its.push(page and self.pool.share(page))
+        for table, copy in zip(self._tables, twin._tables, strict=True):
+            for page in table.pages[: pages_of(self.length)]:
+                copy.push(page and self.pool.share(page))
         twin.tokens = self.tokens[:]
         return twin
 
     def keep(self, n_tokens: int) -> int:
-        """Write the whole pages of the first n_tokens to the pool's store; returns of how many
-        tokens it has all that later ones need.
+        """Write the whole pages of the first n_tokens to the pool's store. Returns the number of
+        first tokens for which the store has every page that later tokens need.
 
-        Raises InputError when the pool has none, or it cannot be written.
+        Raises InputError when the pool has no store, or it cannot be written.
         """
         if self.pool.store is None:
             raise InputError("nothing can be kept: load the model with prefix_cache=FOLDER")
@@ -189,7 +190,7 @@ class KVCache:
 
     @property
     def n_pages(self) -> int:
-        """Pages that its tokens take, those that were given back included."""
+        """Pages of all tokens, those that were given back included."""
         return pages_of(self.length) * self.n_groups
 
     def has_page(self, number: int) -> bool:
@@ -198,8 +199,8 @@ class KVCache:
         return self._tables[group].pages[i] is not None
 
     def page(self, number: int) -> memoryview:
-        """The bytes of a page, to be read before the cache is used again. Raises InputError for a
-        page that it does not have.
+        """The bytes of a page, valid until the cache is used again. Raises InputError for a page
+        that is not in memory.
         """
         _ = self.handle
         i, group = divmod(number, self.n_groups)
@@ -209,47 +210,47 @@ class KVCache:
         return self.pool.view(page).toreadonly()
 
     def overflowed_layer(self) -> int | None:
-        """The first layer with a key or value that became infinite when it was stored as f16, of
-        the positions that room was made for; None: there is none, or they are of another type.
+        """The first layer with a key or value that became infinite when it was stored as f16.
+        Positions that were reserved count. None: no layer, or the cache has another type.
         """
         import numpy as np
 
         layers = list[int]()
-        if self.pool.layout.type == "f16":  # all of a page are float16, layers one after the other
+        if self.pool.layout.type == "f16":  # a page is float16, one layer after the other
             for table in self._tables:
                 for page in filter(None, table.pages):
                     halves = np.frombuffer(self.pool.view(page), np.float16)
-                    strange = np.flatnonzero(~np.isfinite(halves))
-                    if len(strange) and np.isinf(halves[strange[0]]):  # what it makes is NaN
+                    not_finite = np.flatnonzero(~np.isfinite(halves))
+                    if len(not_finite) and np.isinf(halves[not_finite[0]]):  # NaN follows from it
                         members = table.group.layers
-                        layers.append(members[int(strange[0]) * len(members) // len(halves)])
+                        layers.append(members[int(not_finite[0]) * len(members) // len(halves)])
         return min(layers, default=None)
 
     def unseen(self, length: int) -> tuple[range, ...]:
-        """Of each layer group, numbers of the pages that no token behind the first `length` sees;
-        a gap between those that are seen, or all up to the first that is.
+        """For each layer group, the numbers of the pages that no token behind the first `length`
+        sees: a gap between pages that are seen, or all pages before the first that is seen.
         """
         n = self.n_groups
         gaps = [self._unseen(table.group, length) for table in self._tables]
         return tuple(range(gap.start * n + g, gap.stop * n + g, n) for g, gap in enumerate(gaps))
 
     def restore(self, tokens: Sequence[int], pages: Sequence[bytes | memoryview | None]) -> None:
-        """Fill an empty cache with what another one held: its tokens, and `page` of each number, or
-        None for one that it had given back.
+        """Fill an empty cache with the content of another one: its tokens, and its `page` of each
+        number, or None for a page that it had given back.
 
-        Raises InputError for pages that cannot be those of the tokens, MemoryBudgetError,
-        ContextError; it is empty then.
+        Raises InputError for pages that do not fit the tokens, MemoryBudgetError, ContextError; the
+        cache is empty then.
         """
         if self.length or len(pages) != pages_of(len(tokens)) * self.n_groups:
             raise InputError(f"{len(pages)} pages of {len(tokens)} tokens do not fill the cache")
         if len(tokens) > self.limit:
-            self.reserve(len(tokens))  # says so
+            self.reserve(len(tokens))  # raises ContextError
         self._drop(0)
-        gone = self.unseen(len(tokens))
+        unseen = self.unseen(len(tokens))
         try:
             for number, data in enumerate(pages):
                 table = self._tables[number % self.n_groups]
-                if data is None and number in gone[table.index]:
+                if data is None and number in unseen[table.index]:
                     table.push(None)
                     continue
                 if data is None or memoryview(data).nbytes != table.page_bytes:
@@ -275,12 +276,12 @@ class KVCache:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    # ---- inside; pages are counted in each group ----
+    # ---- inside; page i is the i-th page of a group ----
 
     @property
     def _full_pages(self) -> int:
-        """Pages from the start that hold the same in every cache with these tokens: when a context
-        slides, positions in later ones do not see all before them.
+        """How many first pages hold the same in every cache with these tokens. When a context
+        slides, positions in later pages do not see all positions before them.
         """
         return _SINK_PAGES + self.window_pages if self.window_pages else pages_of(self.limit)
 
@@ -289,19 +290,19 @@ class KVCache:
         return i < min(self.length // PAGE, self._full_pages)
 
     def _key(self, i: int) -> bytes:
-        """The key of page i, a whole one. They are made when they are first asked for."""
+        """The key of page i, which is whole. Keys are computed when they are first needed."""
         while len(self._keys) <= i:
             before = self._keys[-1] if self._keys else self.pool.root
             self._keys.append(self._key_after(before, len(self._keys), self.tokens))
         return self._keys[i]
 
     def _key_after(self, before: bytes, i: int, tokens: Sequence[int]) -> bytes:
-        """The key of page i of these tokens, behind a page with the key `before`."""
+        """The key of page i of these tokens; the page before it has the key `before`."""
         return self.pool.key_after(before, _FULL_PAGE.pack(*tokens[i * PAGE : (i + 1) * PAGE]))
 
     def _unseen(self, group: LayerGroup, length: int) -> range:
-        """Pages of a group that no token behind the first `length` sees: a gap behind the sinks,
-        where those are seen.
+        """Pages of a group that no token behind the first `length` sees; the gap begins behind the
+        sinks when these are seen.
         """
         start, stop = 0, group.first_page(length)
         if self.window_pages:
@@ -310,13 +311,13 @@ class KVCache:
         return range(start, max(start, stop))
 
     def _needed(self, group: LayerGroup, length: int) -> list[int]:
-        """The other pages of the first `length` tokens."""
+        """Pages of the first `length` tokens that tokens behind them need."""
         gap, n_pages = self._unseen(group, length), pages_of(length)
         return [*range(min(gap.start, n_pages)), *range(gap.stop, n_pages)]
 
     def _fetch(self, length: int) -> int | None:
-        """Bring back from the pool what a token behind the first `length` needs and was given back.
-        The first page that is not to be had; None: all are there.
+        """Take back from the pool the pages that a token behind the first `length` needs and that
+        were given back. Returns the first page that the pool lacks, None: it lacks none.
         """
         for table in self._tables:
             for i in self._needed(table.group, length):
@@ -326,16 +327,17 @@ class KVCache:
                     return i
         return None
 
-    def _reach(self, places: range, is_there: Callable[[int, int], bool]) -> int:
-        """How many first pages can be had such that no group lacks one that later tokens need, at
-        most places.stop; those before places.start are there.
+    def _reach(self, places: range, has_page: Callable[[int, int], bool]) -> int:
+        """The largest number of first pages, at most places.stop, with which no group lacks a page
+        that later tokens need. Pages before places.start are in the cache.
 
-        is_there(group, i): whether a group's page i is to be had.
+        has_page(group, i): whether page i of a group is available.
         """
-        reach, begins = places.start, [0] * self.n_groups  # of what is there without a gap
+        reach = places.start
+        begins = [0] * self.n_groups  # of each group, the page behind its last missing one
         for i in places:
             for table in self._tables:
-                if not is_there(table.index, i):
+                if not has_page(table.index, i):
                     begins[table.index] = i + 1
                     if not table.group.window:
                         return reach
@@ -348,9 +350,9 @@ class KVCache:
         return reach
 
     def _take(self, keys: Sequence[bytes], places: range) -> int | None:
-        """Put pages of the pool behind those of the tokens, where later tokens need them, and in
-        the place of one that is full in part: in all groups, or it would count as whole in one
-        where it is not. The first that is not to be had; None: all are there.
+        """Append pages of the pool, where later tokens need them. A last page that is full in part
+        is replaced in all groups: else it would count as whole in a group where it is not.
+        Returns the first page that the pool lacks, None: it lacks none.
         """
         for table in self._tables:
             gap = self._unseen(table.group, places.stop * PAGE)

@@ -1,12 +1,12 @@
-"""Memory in pages of one size: what is planned, what was taken beyond it, and who refers to it.
+"""Memory in pages of one size: planned pages, pages beyond them, and how many tables have each.
 
     free        memory that holds nothing
     referenced  in the table of one cache or more; private, or published and never written again
-    cached      published, in no table; in planned memory only
+    cached      published, in the table of no cache; in planned memory only
 
-An interrupt may come between any two steps. So they are in an order that never lets two have a page
-that one of them writes to: what is cut short may leave a planned page in no list, which is found
-again when there is no other.
+An interrupt may come between any two steps. Their order makes sure that no cache writes to a page
+that another one has. An interrupted call may leave a planned page in no list; `_recover` finds it
+when no other page is free.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ import heapq
 import mmap
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 from edge.device import memory
-from edge.native import ffi
+from edge.native import CData, ffi
 
 __all__ = ["Page", "PageMemory"]
 
 
 class Page:
-    """One page. refs: how many tables it is in; key: what it is published under, or None; group:
-    the index of its layer group.
+    """One page. refs: how many tables have it; key: the key that it is published under, or None;
+    group: the index of its layer group; used: whether it was written to since it was mapped.
     """
 
     __slots__ = ("block", "group", "key", "number", "offset", "pointer", "refs", "used")
 
-    def __init__(self, number: int, group: int, block: mmap.mmap, place: tuple[int, Any]) -> None:
+    def __init__(self, number: int, group: int, block: mmap.mmap, place: tuple[int, CData]) -> None:
         self.number, self.group, self.block = number, group, block
         self.offset, self.pointer = place
         self.refs = 0
@@ -40,16 +39,16 @@ class Page:
 
     @property
     def is_shared(self) -> bool:
-        """Whether others may read it: it must be copied before it is written to."""
+        """Whether others may read the page: it must be copied before it is written to."""
         return self.refs > 1 or self.key is not None
 
 
 class PageMemory:
-    """The pages of one layer group. The pool that has it holds its lock in every call.
+    """The pages of one layer group. Its pool holds the lock of the pool in every call.
 
-    planned: pages that are set aside at once, as addresses: the system gives the memory when they
-    are first used. published: key -> page. spill: called with a published page before it leaves
-    the memory. Raises OSError, MemoryError, OverflowError and ValueError for too many.
+    planned: pages that are reserved at once, as addresses: the system gives the memory when a page
+    is first used. published: key -> page. spill: called with a published page before it leaves the
+    memory. Raises OSError, MemoryError, OverflowError and ValueError for too many pages.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class PageMemory:
         self._group, self._spill = group, spill
         self._cached: OrderedDict[int, Page] = OrderedDict()  # least recently used first
         self._n_touched, self._n_most = 0, 0
-        self._blocks: dict[int, tuple[mmap.mmap, Any]] = {}  # by their first page's number
+        self._blocks: dict[int, tuple[mmap.mmap, CData]] = {}  # by the number of the first page
         self._next_number = planned
         self._free: list[int] = []  # a heap of numbers: low ones first keeps memory together
         self._pages: list[Page] = []
@@ -96,12 +95,12 @@ class PageMemory:
 
     @property
     def is_full(self) -> bool:
-        """Whether all that was planned is referenced."""
+        """Whether caches refer to all planned pages."""
         return not self._free and not self._cached
 
     @property
     def touched_bytes(self) -> int:
-        """The most memory that the pages ever took from the system at once."""
+        """The most bytes that the pages ever took from the system at once."""
         return self._n_most * self.page_bytes
 
     @property
@@ -112,7 +111,7 @@ class PageMemory:
     # ---- pages ----
 
     def planned_page(self) -> Page | None:
-        """A planned page that is free, or the one that is missed least; None: all are in use."""
+        """A free planned page, else the least recently used cached one; None: all are in use."""
         if self.is_full:
             self._recover()
         if not self._free and self._cached:
@@ -133,12 +132,12 @@ class PageMemory:
         return Page(number, self._group, block, (0, base))
 
     def refer(self, page: Page) -> None:
-        """One more table has a published page."""
+        """Count one more table that has this published page."""
         self._cached.pop(page.number, None)
         page.refs += 1
 
     def retire(self, page: Page) -> None:
-        """No table has the page any more."""
+        """Free or cache a page that no table has any more."""
         if page.number >= len(self._pages):
             if page.key is not None:
                 self._move(page)
@@ -149,7 +148,7 @@ class PageMemory:
             heapq.heappush(self._free, page.number)
 
     def unpublish(self, page: Page) -> None:
-        """Nobody finds the page any more."""
+        """Remove the key of the page, so that nobody finds it any more."""
         if page.key is not None and self.published.get(page.key) is page:
             del self.published[page.key]
         page.key = None
@@ -164,7 +163,7 @@ class PageMemory:
     # ---- inside ----
 
     def _evict(self) -> None:
-        """Free the cached page that was not used for longest."""
+        """Free the least recently used cached page."""
         page = next(iter(self._cached.values()))
         self._spill(page)
         self.unpublish(page)
@@ -172,13 +171,13 @@ class PageMemory:
         heapq.heappush(self._free, page.number)
 
     def _recover(self) -> None:
-        """Find planned pages that an interrupt left in no list."""
+        """List planned pages again that an interrupt left in no list."""
         for page in self._pages:
             if page.refs == 0:
                 self.retire(page)
 
     def _move(self, page: Page) -> None:
-        """What was published beyond the planned memory goes to a planned page, or is lost."""
+        """Copy a published page beyond the planned ones to a planned page, or else spill it."""
         target, key = self.planned_page(), page.key
         if target is None or key is None:
             self._spill(page)
@@ -190,8 +189,8 @@ class PageMemory:
         self._cached[target.number] = target
         self.published[key], page.key = target, None
 
-    def _map(self, number: int, n_pages: int) -> tuple[mmap.mmap, Any]:
-        """A block of pages from `number` on, and its address."""
+    def _map(self, number: int, n_pages: int) -> tuple[mmap.mmap, CData]:
+        """A block for the pages from `number` on, and its address."""
         block = memory.anonymous(n_pages * self.page_bytes)
         base = ffi.from_buffer("uint8_t[]", block)
         self._blocks[number] = block, base
@@ -200,5 +199,5 @@ class PageMemory:
     def _unmap(self, number: int) -> None:
         block, base = self._blocks.pop(number)
         ffi.release(base)
-        with contextlib.suppress(BufferError):  # somebody looks at a page: it goes with the view
+        with contextlib.suppress(BufferError):  # a view of a page is alive: the block goes with it
             block.close()

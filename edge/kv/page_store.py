@@ -1,11 +1,11 @@
-"""Pages of computed prompts in a folder, so that they outlive the memory, and the process.
+"""Pages of computed prompts in a folder, where they outlive the process.
 
     <folder>/<key, hex>.page    header, then the page as it is in memory
 
-The key is a hash of all that decides a page's bytes: the model, the form of its pages, and every
-token up to the page's last. So files are never changed, only added and removed, and several
-processes may share a folder. The least recently used ones make room for new ones. Pages give the
-text away that they were computed of: they are for their owner alone.
+The key is a hash of all that a page's bytes depend on: the model, the form of its pages, and every
+token up to the page's last. So files are added and removed, but never changed, and several
+processes may share a folder. The least recently used files are removed for new ones. A page reveals
+the text that it was computed from, so only its owner may read it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _SUFFIX, _SCRATCH = ".page", ".page-"
 
 
 class PageStore:
-    """A folder of pages; made when it is missing. Safe for several threads and processes.
+    """A folder of pages, made if it is missing. Safe for several threads and processes.
 
-    error: why the last page could not be written, None after one that was.
+    error: why the last page could not be written; None: it was written.
     Raises InputError for a folder that cannot be made or written to, or that others can write to.
     """
 
@@ -51,7 +51,7 @@ class PageStore:
         try:
             make_folder(self.folder, 0o700)
             with (
-                contextlib.suppress(TimeoutError),  # whoever writes there makes room
+                contextlib.suppress(TimeoutError),  # the process that writes there makes room
                 only_one(self.folder / ".lock", seconds=0) as is_only,
             ):
                 self._make_room(0, is_only)
@@ -59,14 +59,14 @@ class PageStore:
             raise self._error(error) from error
 
     def has(self, key: bytes) -> bool:
-        """Whether there is a file for this key; it may still turn out to be damaged."""
+        """Whether this key has a file; the file may still turn out to be damaged."""
         return self._path(key).exists()
 
     def read(self, key: bytes, page: memoryview) -> bool:
-        """Fill `page` with the page of this key, whole; False: it is not there.
+        """Fill `page` with the page of this key. False: there is no file, or it is damaged.
 
-        A file with anything wrong is removed; the page's bytes are undefined then. Raises
-        InputError once closed.
+        A damaged file is removed; the bytes of `page` are undefined then. Raises InputError once
+        closed.
         """
         path = self._path(key)
         try:
@@ -78,18 +78,18 @@ class PageStore:
                     return True
         except FileNotFoundError:
             return False
-        except OSError:  # a disk that fails to read, or a file that is not ours to touch
+        except OSError:  # the disk cannot be read, or the file is not ours
             pass
         with contextlib.suppress(OSError):
             path.unlink()
         return False
 
     def write(self, key: bytes, page: memoryview, *, durable: bool = False) -> None:
-        """Keep a page. durable: it survives a power cut from now on; without, the cut may leave a
-        damaged file, which `read` removes, and a page is passed over, instead of waiting,
-        while another process writes one.
+        """Write a page. durable: the page survives a power cut once this returns. Else a power cut
+        may leave a damaged file, which `read` removes, and the page is skipped while another
+        process writes one.
 
-        Raises InputError when it cannot be written: nothing is left of it then.
+        Raises InputError when the page cannot be written; no part of it is left then.
         """
         path, n_bytes = self._path(key), _HEADER.size + len(page)
         try:
@@ -123,7 +123,7 @@ class PageStore:
         return self.folder / f"{key.hex()}{_SUFFIX}"
 
     def _header(self, key: bytes, page: memoryview) -> bytes:
-        """The header that a page's file has. Raises InputError once closed."""
+        """The header of a page's file. Raises InputError once closed."""
         total = ffi.new("uint64_t[2]")
         with self._lock, ffi.from_buffer("uint8_t[]", page) as data:
             if self._threads is None:
@@ -138,20 +138,20 @@ class PageStore:
 
     def _make_room(self, n_bytes: int, is_only: bool) -> None:
         """Remove the least recently used files until n_bytes more fit, and scratch files that a
-        process left behind. is_only: nobody writes one at present.
+        process left behind. is_only: no other process writes a file now.
         """
         sweep(self.folder, _SCRATCH, is_only, Path.unlink)
-        if not make_room(n_bytes, self.limit, self._held(), _remove):
+        if not make_room(n_bytes, self.limit, self._page_files(), _remove):
             raise OSError(f"a page of {show(n_bytes)}, the limit is {show(self.limit)}")
 
-    def _held(self) -> list[tuple[Path, int]]:
-        """The files of pages and their bytes, the least recently used first."""
-        found = list[tuple[int, int, Path]]()
+    def _page_files(self) -> list[tuple[Path, int]]:
+        """The files of pages and their sizes in bytes, the least recently used first."""
+        files = list[tuple[int, int, Path]]()  # time of last use, bytes
         for path in self.folder.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):  # another process removed it
                 stats = path.lstat()
-                found.append((stats.st_mtime_ns, stats.st_size, path))
-        return [(path, size) for _, size, path in sorted(found)]
+                files.append((stats.st_mtime_ns, stats.st_size, path))
+        return [(path, size) for _, size, path in sorted(files)]
 
     def _error(self, error: OSError) -> InputError:
         return InputError(
@@ -161,7 +161,7 @@ class PageStore:
 
 
 def _remove(path: Path) -> int:
-    """Remove a page; the bytes that went."""
+    """Remove a page. Returns the bytes that this freed."""
     try:
         n_bytes = path.lstat().st_size
         path.unlink()
@@ -171,10 +171,10 @@ def _remove(path: Path) -> int:
 
 
 def _touch(path: Path, n_bytes: int) -> bool:
-    """Mark a file as used now; False: it is not there, or not whole."""
+    """Mark a file as used now. False: there is no such file, or it is not whole."""
     try:
-        found = path.lstat()
-        if found.st_size != n_bytes or not stat.S_ISREG(found.st_mode):
+        stats = path.lstat()
+        if stats.st_size != n_bytes or not stat.S_ISREG(stats.st_mode):
             return False
         os.utime(path)
     except FileNotFoundError:

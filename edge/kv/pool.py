@@ -1,12 +1,14 @@
 """The memory of keys and values: pages of one model, shared by its sessions.
 
-A page that is full is *published* under a key: a hash of the model and of all tokens up to its
-last. Who has the same tokens from the start has the same keys, finds the pages there and shares
-them. Each layer group has its own pages; one key stands for a page of each, and any of these may be
-missing. Pages count who refers to them; a published page that nobody refers to any more stays, for
-the next to come, until its memory is needed: least recently used first, and the last pages of a
-text before its first ones. With a store, what leaves the memory goes to disk and comes back from
-there.
+A full page is *published* under a key: a hash of the model and of all tokens up to the page's last.
+Sessions with the same tokens from the start have the same keys, so they find these pages and share
+them. Each layer group has its own pages; one key stands for one page of each group, and any of
+these may be missing.
+
+Each page counts the tables that have it. A published page that no table has stays for later
+sessions until its memory is needed: the least recently used page goes first, and the last pages of
+a text go before its first ones. With a store, pages that leave the memory go to disk and are read
+from there again.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ _ZEROS = bytes(1 << 16)
 class PagePool:
     """The pages of one model. Any thread may call any method.
 
-    planned: of each layer group, pages that are set aside at once. most_bytes: that all pages may
-    ever take; None: as many as the system has memory for. Beyond the planned ones memory is taken
-    for caches that live, and given back with them. store: where pages go that leave the memory.
-    root: what pages depend on besides tokens.
+    planned: pages of each layer group that are reserved at once. Pages beyond these are taken while
+    caches need them, and given back with the caches. most_bytes: the most bytes that all pages may
+    take; None: as many as the system has memory for. store: pages that leave the memory go there.
+    root: everything besides tokens that pages depend on.
     Raises MemoryBudgetError.
     """
 
@@ -71,7 +73,7 @@ class PagePool:
 
     @property
     def planned(self) -> int:
-        """Pages that were planned."""
+        """Pages that were reserved at first."""
         return sum(each.planned for each in self._memories)
 
     @property
@@ -118,7 +120,7 @@ class PagePool:
         """A page of zeros for one table. Raises MemoryBudgetError, InputError once closed."""
         with self.lock:
             page = self._take(group)
-            if page.used:  # what another session wrote is nobody's business
+            if page.used:  # no session may see what another one wrote
                 size = self._memories[group].page_bytes
                 for start in range(0, size, len(_ZEROS)):
                     n = min(len(_ZEROS), size - start)
@@ -127,14 +129,14 @@ class PagePool:
             return page
 
     def share(self, page: Page) -> Page:
-        """One more table has the page."""
+        """Count one more table that has the page."""
         with self.lock:
             page.refs += 1
             return page
 
     def give(self, pages: Iterable[Page | None]) -> None:
-        """A table has these pages no more. In the order of the text: its first pages are kept
-        longest.
+        """Take back pages that a table had. pages: in the order of the text, whose first pages
+        stay longest.
         """
         if self.lock is forked.REFUSAL:
             return
@@ -148,11 +150,11 @@ class PagePool:
                         self._memories[page.group].retire(page)
 
     def own(self, page: Page) -> Page:
-        """A page with the same content that may be written to, for the table that has this one;
-        which stays that table's until it gives it.
+        """A page with the same content that the table may write to. The table still has the old
+        page, too, until it gives it back.
 
-        It is the page itself, published no more, when nobody else has it and a copy would take
-        more memory than was planned. Raises MemoryBudgetError.
+        The result is the page itself, no longer published, when no other table has it and a copy
+        would take more memory than was planned. Raises MemoryBudgetError.
         """
         with self.lock:
             self._collect()
@@ -169,8 +171,8 @@ class PagePool:
     def publish(self, group: int, key: bytes, page: Page) -> Page:
         """Let others find a full page.
 
-        Returns the page that the table shall have in its place: with the same key, the one that
-        was there first. The table gives its own then.
+        Returns the page that the table must use from now on: the page that was published under
+        this key before, if any. The table gives its own page back then.
         """
         with self.lock:
             if self.closed:
@@ -178,7 +180,7 @@ class PagePool:
             pages = self._memories[group]
             first = pages.published.get(key)
             if first is None:
-                page.key = key  # first: others may find it from the next step on
+                page.key = key  # first: after the next line others may find the page
                 pages.published[key] = page
             elif first is not page:
                 pages.refer(first)
@@ -186,7 +188,7 @@ class PagePool:
             return page
 
     def has(self, group: int, key: bytes) -> bool:
-        """Whether a page is published or in the store, where it may still turn out damaged."""
+        """Whether a page is published or stored; a stored page may still turn out damaged."""
         with self.lock:
             if self.closed:
                 return False
@@ -195,8 +197,8 @@ class PagePool:
             return self.store is not None and self.store.has(self._store_key(group, key))
 
     def find(self, group: int, key: bytes) -> Page | None:
-        """The page that is published under this key, for one table; None: there is none, in memory
-        or in the store.
+        """The page that is published under this key, for one table; None: neither the memory nor
+        the store has it.
         """
         with self.lock:
             if self.closed:
@@ -215,8 +217,8 @@ class PagePool:
                 return None
             page.used = True
             with self.view(page) as data:
-                found = self.store.read(name, data)
-            if not found:
+                is_read = self.store.read(name, data)
+            if not is_read:
                 self.give([page])
                 return None
             page.key = key
@@ -224,7 +226,7 @@ class PagePool:
             return page
 
     def keep(self, group: int, key: bytes) -> bool:
-        """Write a published page to the store; False: it is neither in memory nor there.
+        """Write a published page to the store. False: neither the memory nor the store has it.
 
         Raises InputError when there is no store, or it cannot be written.
         """
@@ -238,7 +240,7 @@ class PagePool:
                 return self.store.has(name)
             pages.refer(page)
         try:
-            with self.view(page) as data:  # nobody writes to it, and others need not wait
+            with self.view(page) as data:  # without the lock: a published page does not change
                 self.store.write(name, data, durable=True)
         finally:
             self.give([page])
@@ -253,13 +255,13 @@ class PagePool:
             return memoryview(page.block)[page.offset : end]
 
     def abandon(self, tables: Sequence[list[Page | None]]) -> None:
-        """The owner of these tables is gone. Takes no lock: a garbage collector may call at any
-        moment.
+        """Note the tables of an owner that was never closed. Takes no lock: the garbage collector
+        may call this at any moment.
         """
         self._orphans.append(tables)
 
     def close(self) -> None:
-        """Give the memory back. Caches that live can be closed, and nothing else."""
+        """Give the memory back. Caches that still exist can only be closed."""
         if self.lock is forked.REFUSAL:
             return
         with self.lock:
@@ -273,7 +275,7 @@ class PagePool:
     def _forked(self) -> None:
         self.lock = forked.REFUSAL
 
-    # ---- inside; all with the lock held ----
+    # ---- inside; the caller holds the lock ----
 
     def _collect(self) -> None:
         """Take back the pages of tables that nobody closed."""
@@ -283,7 +285,7 @@ class PagePool:
                 table.clear()
 
     def _take(self, group: int) -> Page:
-        """A page for one table, with whatever was in it."""
+        """A page for one table; it may hold the bytes of its last use."""
         if self.closed:
             raise InputError("the model was closed")
         self._collect()
@@ -306,13 +308,13 @@ class PagePool:
             raise self._too_much(size, memory.available() or 0) from error
 
     def _spill(self, page: Page) -> None:
-        """Write a page to the store: for later, so a disk that refuses hurts nobody now."""
+        """Write a published page to the store, if that works; nothing depends on it."""
         if self.store is not None and self.store.error is None and page.key is not None:
             with contextlib.suppress(InputError), self.view(page) as data:
                 self.store.write(self._store_key(page.group, page.key), data)
 
     def _store_key(self, group: int, key: bytes) -> bytes:
-        """What a page is called in the store: its key, where there is one group."""
+        """The key of a page in the store: with one group, the key itself."""
         if len(self._memories) == 1:
             return key
         return blake2b(key + group.to_bytes(4, "little"), digest_size=32).digest()

@@ -1,8 +1,8 @@
-"""The shape of the cache of keys and values: what a page holds, and how much that takes.
+"""The shape of the cache of keys and values: what a page holds, and how many bytes it takes.
 
-A page holds PAGE positions of a *group* of layers: those that see the same positions and have keys
-and values of the same shape. Most models are one group. Where some layers have a window and others
-have none, the first give back pages that the others still need.
+A page holds PAGE positions of a *group* of layers. The layers of a group see the same positions and
+have keys and values of the same shape. Most models have one group. Where only some layers have a
+window, these give back pages that the other layers still need.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from edge import native
 from edge.errors import ContextError
 from edge.graph import Graph
-from edge.native import ffi, lib
+from edge.native import CData, ffi, lib
 
 __all__ = [
     "PAGE",
@@ -42,7 +42,7 @@ def kv_types() -> list[str]:
 
 
 def too_many(n_tokens: int, limit: int) -> ContextError:
-    """The error of a cache that cannot hold so many."""
+    """The error for n_tokens in a cache that holds `limit`."""
     return ContextError(
         f"{n_tokens} tokens are {n_tokens - limit} more than the context of {limit} holds",
         needed=n_tokens,
@@ -51,7 +51,7 @@ def too_many(n_tokens: int, limit: int) -> ContextError:
 
 
 def pages_of(n_tokens: int) -> int:
-    """Pages that so many positions take."""
+    """Pages that n_tokens positions take."""
     return -(-n_tokens // PAGE)
 
 
@@ -65,14 +65,14 @@ class KVShape:
     head_dim: int
 
     @property
-    def native(self) -> Any:
-        """An edge_kv_shape."""
+    def native(self) -> CData:
+        """The shape as an edge_kv_shape."""
         numbers = [kv_types().index(self.type), self.n_layers, self.n_kv_heads, self.head_dim]
         return ffi.new("edge_kv_shape *", numbers)
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page, -1: the type cannot keep such heads."""
+        """Bytes of a page; -1: the type cannot keep heads of this size."""
         return int(lib.edge_page_bytes(self.native))
 
 
@@ -80,8 +80,8 @@ class KVShape:
 class LayerGroup:
     """Layers that share pages.
 
-    layers: their numbers in the model, in the order in which a page has them. window: how many last
-    positions a token sees, itself included; 0: all. shape: what a page of the group holds.
+    layers: their numbers in the model, in the order of a page. window: how many last positions a
+    token sees, its own included; 0: all. shape: what a page of the group holds.
     """
 
     layers: tuple[int, ...]
@@ -89,15 +89,15 @@ class LayerGroup:
     shape: KVShape
 
     def first_page(self, position: int) -> int:
-        """The first page that a token at this position needs: one that it sees, or the page before
-        its own, which some types keep keys relative to.
+        """The first page that a token at this position needs: the first that it sees, but at most
+        the page before its own, since some types keep keys relative to that page.
         """
         return max(0, position - max(self.window - 1, PAGE)) // PAGE if self.window else 0
 
     def most_pages(self, n_context: int, chunk: int) -> int:
-        """The most pages that a cache of n_context tokens has at once, when runs take no more than
-        `chunk` tokens: so many, and those that the first of them needs, may begin anywhere in a
-        page.
+        """The most pages that a cache of n_context tokens has at once, when a run takes at most
+        `chunk` tokens. With a window these are the pages of the run and of the positions that its
+        first token needs, which may begin anywhere in a page.
         """
         n_pages = pages_of(n_context)
         if self.window:
@@ -108,17 +108,17 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class KVLayout:
-    """The groups of a model, in the order of their first layers; all keep one type."""
+    """The groups of a model, in the order of their first layers; all have one type."""
 
     groups: tuple[LayerGroup, ...]
 
     @classmethod
     def of(cls, graph: Graph, n_positions: int, kv: str = "f16") -> KVLayout:
-        """The groups of a graph's layers. n_positions: those that the model was made for; a window
-        that is not below them is none.
+        """The groups of a graph's layers. n_positions: positions that the model was made for; a
+        window of at least so many counts as none.
 
-        They do not depend on the context of the sessions, and so session files and kept prompts
-        do not, either.
+        The groups do not depend on the context of the sessions, so session files and kept prompts
+        do not depend on it, either.
         """
         layers: dict[tuple[int, int, int], list[int]] = {}
         for op in graph.attentions:
@@ -149,12 +149,12 @@ class KVLayout:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of PAGE positions in all layers: of one page of each group."""
+        """Bytes of PAGE positions in all layers: one page of each group."""
         return sum(group.shape.page_bytes for group in self.groups)
 
     @property
     def places(self) -> dict[int, tuple[int, int]]:
-        """Layer of the model -> its group, and its index in a page of it."""
+        """Layer of the model -> (its group, its index in a page of that group)."""
         return {
             layer: (i, j)
             for i, group in enumerate(self.groups)
@@ -162,8 +162,8 @@ class KVLayout:
         }
 
     def bytes(self, n_tokens: int) -> int:
-        """Bytes of the pages that n_tokens positions take; of a group with a window, that so many
-        last ones take.
+        """Bytes of the pages of n_tokens positions; in a group with a window, of the last positions
+        within the window.
         """
         return sum(
             pages_of(min(n_tokens, group.window or n_tokens)) * group.shape.page_bytes
@@ -171,8 +171,8 @@ class KVLayout:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What pages depend on, plain values for JSON: of one group its shape alone, in which a
-        window makes no difference.
+        """The facts that pages depend on, as plain values for JSON. For one group they are its
+        shape alone, since its window does not change what a page holds.
         """
         if len(self.groups) == 1:
             return asdict(self.groups[0].shape)

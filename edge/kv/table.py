@@ -1,26 +1,24 @@
-"""The pages of one layer group that a cache has, by their place in the text."""
+"""The pages of one layer group in one cache, in the order of the text."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from edge.kv.page_memory import Page
 from edge.kv.pool import PagePool
-from edge.native import ffi
+from edge.native import CData, ffi
 
 __all__ = ["PageTable"]
 
 
 class PageTable:
-    """One group's pages, in the pool and as the native library sees them.
+    """The pages of one group: as pages of the pool, and as pointers for the native library.
 
-    index: of the group. pages: page i holds positions from i * PAGE on; None: it was given back,
-    since no later token sees it. It may be longer than the tokens of its cache: an interrupt or an
-    error left pages behind them, which hold nothing.
+    index: the index of the group. pages: page i holds the positions from i * PAGE on; None: it was
+    given back, since no later token sees it. After an interrupt or an error there may be more
+    pages than the tokens take; these hold nothing.
     """
 
-    def __init__(self, pool: PagePool, index: int, native: Any, n_pages: int) -> None:
-        """native: the edge_kv_group to fill. n_pages: that are expected."""
+    def __init__(self, pool: PagePool, index: int, native: CData, n_pages: int) -> None:
+        """native: the edge_kv_group to fill. n_pages: how many pages are expected."""
         self.index, self.group = index, pool.layout.groups[index]
         self.page_bytes = self.group.shape.page_bytes
         self.pages: list[Page | None] = []
@@ -30,8 +28,8 @@ class PageTable:
         native.pages = self._pointers
 
     def reserve(self, first: int, n_pages: int) -> None:
-        """Have n_pages, of which those from `first` on may be written to. Raises MemoryBudgetError:
-        some may be there then.
+        """Make the table n_pages long, and pages from `first` on writable. Raises
+        MemoryBudgetError; some of the pages may have been added then.
         """
         if first < len(self.pages):
             page = self.pages[first]
@@ -40,14 +38,14 @@ class PageTable:
                 self.replace(first, own)
         while len(self.pages) < n_pages:
             self.push(self._pool.take(self.index))
-        for i in range(first, n_pages):  # an interrupt may have come before one was entered
+        for i in range(first, n_pages):  # an interrupt may have left a pointer unset
             page = self.pages[i]
             assert page is not None
             self._pointers[i] = page.pointer
         self._native.n_pages = n_pages
 
     def publish(self, i: int, key: bytes) -> None:
-        """Page i is full: let others find it, or take the one that was there first."""
+        """Publish page i, which is full, or take the page that others published before."""
         page = self.pages[i]
         if page is not None:
             shared = self._pool.publish(self.index, key, page)
@@ -55,8 +53,8 @@ class PageTable:
                 self.replace(i, shared)
 
     def fetch(self, i: int, key: bytes) -> bool:
-        """Take page i, behind the last or one that was given back, from the pool; False: it is not
-        to be had.
+        """Take page i from the pool: a new last page, or one that was given back. False: the pool
+        does not have it.
         """
         page = self._pool.find(self.index, key)
         if page is None:
@@ -68,7 +66,7 @@ class PageTable:
         return True
 
     def push(self, page: Page | None) -> None:
-        """One more page, of ours."""
+        """Append a page that the pool counts for this table; None: a page that was given back."""
         n = len(self.pages)
         if n == len(self._pointers):
             longer = ffi.new("void *[]", 2 * n)
@@ -78,21 +76,21 @@ class PageTable:
         self.pages.append(page)
 
     def replace(self, i: int, page: Page) -> None:
-        """Put a page of ours in the place of page i, which is given back."""
+        """Replace page i by a page that the pool counts for this table; give the old one back."""
         old = self.pages[i]
-        self._pointers[i] = page.pointer  # first: until the old one is given, either may be read
+        self._pointers[i] = page.pointer  # first: both may be read until the old one is given back
         self.pages[i] = page
         self._pool.give([old])
 
     def give_back(self, places: range) -> None:
-        """No token sees these pages any more; there may be fewer."""
+        """Give back these pages, which no later token sees; the table may be shorter."""
         end = min(places.stop, len(self.pages))
         start = end
         while start > places.start and self.pages[start - 1] is not None:
-            start -= 1  # before it they were given back already
+            start -= 1  # pages before a None were given back already
         for i in range(start, end):  # one by one: an interrupt loses no more than one
             page = self.pages[i]
-            self.pages[i] = None  # first: what is in the table has its pointer
+            self.pages[i] = None  # first: every page in the table must have its pointer
             self._pointers[i] = ffi.NULL
             self._pool.give([page])
 

@@ -24,7 +24,7 @@ from edge.onnx.providers.saturation import exact_bytes
 from edge.onnx.run.runners import most_tokens
 from edge.sizes import show
 from edge.template.template import ChatTemplate, compiled_bytes
-from edge.tokenizer.cost import folder_tokenizer_bytes
+from edge.tokenizer.cost import TokenizerBytes, folder_tokenizer_bytes
 
 if TYPE_CHECKING:
     from edge.loading import OnnxOptions
@@ -68,14 +68,15 @@ class OnnxLedger:
         position = 2 * folder.n_layers * folder.n_kv_heads * folder.head_dim * element
         positions = n_context if isinstance(folder, Decoder) else folder.context or n_context
         copies = 2 if isinstance(folder, Decoder) and not folder.is_shared else 1
-        tokenizer = folder_tokenizer_bytes(folder.n_vocab, _size(folder.root / "tokenizer.json"))
+        n_bytes = folder_tokenizer_bytes(folder.n_vocab, _size(folder.root / "tokenizer.json"))
+        tokenizer = TokenizerBytes(building=n_bytes, built=n_bytes)
         parts = {
             "weights": folder.weight_bytes + sum(map(exact_bytes, folder.graphs.values())),
             "keys and values": copies * options.sessions * positions * position,
             "sessions": _sessions(folder),
             "buffers": _buffers(folder, most_tokens(folder), positions),
             "logits": logits_bytes(folder.n_vocab),
-            **text_parts((tokenizer, tokenizer), _template(folder), n_context),
+            **text_parts(tokenizer, _template(folder), n_context),
             "program": program_bytes(_RUNTIME),
             "margin": MARGIN_BYTES,
         }
