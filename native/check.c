@@ -1,4 +1,4 @@
-/* The plan check: run once, so that the ops need no checks of their own. */
+/* The checks of a plan. They run once, so that the ops need no checks when they run. */
 #include "check.h"
 
 #include <stddef.h>
@@ -25,7 +25,7 @@ int64_t edge_buffer_bytes(int32_t kind, int32_t dim, int32_t rows) {
     }
 }
 
-/* The first thing that is wrong with an op, or NULL. */
+/* Each check_* function returns the first condition that does not hold, or NULL. */
 #define REQUIRE(condition)                                                                         \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
@@ -103,7 +103,7 @@ static const char *check_quantize(const checked *c) {
     return check_no_overlap(c, c->in, c->out);
 }
 
-/* Every weight is a matrix over in, in the form that its layout takes. */
+/* Every weight is a matrix with k = in->dim, and its layout takes the form of in. */
 static const char *check_matrices(const checked *c) {
     REQUIRE(c->in != NULL && c->in->kind != EDGE_BUFFER_LOGITS && c->op->w[0] >= 0);
     REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
@@ -236,7 +236,8 @@ static const char *check_op(const checked *c) {
     return "an op kind that exists";
 }
 
-/* The dim of the first buffer of logits; there is one. edge_step holds rows of one length. */
+/* The dim of the first buffer of logits; at least one exists. All must have the same dim, since
+ * edge_step holds rows of one length. */
 static int32_t logits_dim(const edge_plan_spec *s) {
     int32_t i = 0;
     while (s->buffers[i].kind != EDGE_BUFFER_LOGITS) {
@@ -283,7 +284,7 @@ static const char *check_spec(const edge_plan_spec *s) {
     return NULL;
 }
 
-/* Indices first, so that check_op may follow them. */
+/* Runs before check_op, which uses the indices. */
 static const char *check_indices(const edge_plan_spec *s, const edge_op *op) {
     REQUIRE(op->out >= 0 && op->out < s->n_buffers);
     REQUIRE(op->in >= -1 && op->in < s->n_buffers && op->in2 >= -1 && op->in2 < s->n_buffers);

@@ -4,21 +4,23 @@
  * page = [n_layers][n_kv_heads] x { keys | values | q4: base }
  *
  * Keys are 4 panels of 16 positions, in a layout of layouts.h with k = head_dim: a lane is a
- * position, so a score needs no horizontal sum, as a matmul panel needs none.
+ * position, so a score needs no horizontal sum, just as in a matmul panel.
  *
- * Values lie by position, as each is multiplied with one number:
+ * Values are stored by position, because attention multiplies each of them with one number:
  *   f16   f16 [64][head_dim]
  *   q8    per 32 elements: | f16 scale[64] | i8 code[64][32] |
  *   q4    | f16 scale[64] per block | u8 code[head_dim / 32][64][16] |   byte i: code of element i
  *         of the 32 low, of element 16 + i high nibble; a block is as in kernels/store.c
  *
  * q4 rotates heads by a Hadamard matrix. The base of a page has two vectors of head_dim codes: the
- * mean key of the page before, and the direction of queries, most of which point much the same way.
- * Codes hold a key minus the mean. A number of 16 bits per key, `missed`, says how far the codes
- * are off in that direction. base   | f16 missed[64] | f16 scale[2][head_dim / 32] | i8
- * code[2][head_dim] | key = mean + codes + missed * direction
+ * mean key of the page before, and the direction of queries; most queries have a similar direction.
+ * The codes of a key hold the key minus the mean. `missed`, 16 bits per key, is the error of these
+ * codes in the direction of queries.
  *
- * Bits a number, for heads of 64 and 128: q8 8.5, 8.5; q4 4.69, 4.53. */
+ *   base  | f16 missed[64] | f16 scale[2][head_dim / 32] | i8 code[2][head_dim] |
+ *   key = mean + codes + missed * direction
+ *
+ * Bits per number, for heads of 64 and 128: q8 8.5, 8.5; q4 4.69, 4.53. */
 #ifndef EDGE_KV_H
 #define EDGE_KV_H
 
@@ -32,14 +34,15 @@ typedef struct {
     bool based;            /* rotated, and relative to a base */
 } kv_type_info;
 
-/* It stands in a header, so that the compiler knows the type that it makes a kernel for. */
+/* In a header, so that the compiler knows the type when it compiles a kernel. */
 static const kv_type_info kv_type_table[EDGE_N_KV_TYPES] = {
     [EDGE_KV_F16] = {"f16", EDGE_LAYOUT_F16, EDGE_TABLE_NONE, 16, false},
     [EDGE_KV_Q8] = {"q8", EDGE_LAYOUT_C8H32, EDGE_TABLE_NONE, 8, false},
     [EDGE_KV_Q4] = {"q4", EDGE_LAYOUT_C4H32, EDGE_TABLE_IQ4_NL, 4, true},
 };
 
-/* Elements that a Hadamard matrix rotates together: the largest power of two that divides. */
+/* Elements that a Hadamard matrix rotates together: the largest power of two that divides
+ * head_dim. */
 static inline int32_t kv_block(int32_t head_dim) { return head_dim & -head_dim; }
 
 /* Elements of a value that share a scale. */
@@ -47,15 +50,15 @@ static inline int32_t kv_value_group(int32_t type, int32_t head_dim) {
     return kv_type_table[type].based ? kv_block(head_dim) : GROUP;
 }
 
-/* Bytes of such a group in a page, scales included. */
+/* Bytes of such a group for all positions of a page, scales included. */
 static inline int64_t kv_group_bytes(int32_t type, int32_t head_dim) {
     const int bits = kv_type_table[type].bits;
     const int32_t group = kv_value_group(type, head_dim);
     return PAGE_POSITIONS * (bits == 16 ? 2 * group : 2 + group * bits / 8);
 }
 
-/* From the start of a layer and head, in bytes: where its values begin, where its base begins, and
- * where it ends. */
+/* Offsets in bytes from the start of a layer and head: of its values, of its base, and of its
+ * end. */
 static inline int64_t kv_values_at(int32_t type, int32_t head_dim) {
     return PAGE_POSITIONS / PANEL_ROWS * panel_bytes(kv_type_table[type].layout, head_dim);
 }

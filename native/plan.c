@@ -32,11 +32,11 @@ static double *frequencies_of(const edge_plan *plan, const edge_op *op) {
     return out;
 }
 
-/* How many last positions the ops of each layer group look at, 0: all. */
+/* How many last positions the attention ops of each layer group see; 0: all. */
 static int32_t *windows_of(const edge_plan_spec *spec) {
     int32_t *out = malloc((size_t)spec->n_kv_groups * sizeof *out);
     for (int32_t i = 0; out != NULL && i < spec->n_kv_groups; i++) {
-        out[i] = 1; /* its own */
+        out[i] = 1; /* a position sees itself */
     }
     for (int32_t i = 0; out != NULL && i < spec->n_ops; i++) {
         const edge_op *op = &spec->ops[i];

@@ -1,7 +1,7 @@
 /* One step of a plan.
  *
- * Each op is split into chunks over rows, panels or heads; threads.c hands them out. What a chunk
- * computes does not depend on how many there are. */
+ * Each op is split into chunks over rows, panels or heads; threads.c hands them out. What a
+ * chunk computes does not depend on the number of chunks or threads. */
 #include <string.h>
 
 #include "clock.h"
@@ -12,14 +12,14 @@
 #include "plan.h"
 #include "threads.h"
 
-/* One edge_run on its way. */
+/* The state of one edge_run. */
 typedef struct {
     const edge_plan *plan;
     const edge_kv *kv;
     const edge_step *step;
     int32_t n_threads;
-    int32_t n_ops;   /* the first ones of the plan */
-    int64_t last_ns; /* when the op that is running began */
+    int32_t n_ops;   /* how many first ops of the plan run */
+    int64_t last_ns; /* when the current op began */
 } run;
 
 /* ---- places in buffers ------------------------------------------------------------------- */
@@ -96,7 +96,7 @@ static void run_angles(const run *r, const edge_op *op, int64_t row) {
     }
 }
 
-/* Row `row` of `rows`, quantised on the way when out is. */
+/* Row `row` of `rows`; quantised if the output buffer is. */
 static void run_norm(const run *r, const edge_op *op, int64_t row, int64_t rows) {
     const edge_kernels *kernels = r->plan->kernels;
     const float *weight = r->plan->weights[op->w[0]].data, *x = row_of(r, op->in, row);
@@ -173,7 +173,7 @@ static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_pane
     }
 }
 
-/* How many panels to run at once, from panel i of a weight on: `left` are wanted. */
+/* How many panels to run at once, from panel i of a weight on: 1 or 2 of the `left` ones. */
 static int panels_at_once(const edge_plan *plan, const edge_weight *w, int64_t i, int64_t left,
                           int32_t columns) {
     return left > 1 && columns == plan->kernels->tile && (i + 2) * PANEL_ROWS <= w->n &&
@@ -188,7 +188,8 @@ typedef struct {
     int64_t first_row;
 } matmul_part;
 
-/* Panels from i_panel on times column tile t into out; returns how many of `left`: 1 or 2.
+/* Multiply panels from i_panel on with column tile t into out. Returns how many of the `left`
+ * panels are done: 1 or 2.
  *
  * x: (k, columns), with Q8X2 two columns per token; out, residual: (tokens, dim). */
 static int matmul_tile(const run *r, const edge_op *op, matmul_part part, int64_t i_panel,
@@ -206,8 +207,8 @@ static int matmul_tile(const run *r, const edge_op *op, matmul_part part, int64_
         run_tile(r->plan, w, i_panel, panels, x, (tile_target){out, stride, residual});
         return panels;
     }
-    /* into a tile of its own, (columns, 16): two columns per token are to be added, or the last
-     * panel is not full */
+    /* use a separate tile, (columns, 16): two columns per token must be added, or the last panel
+     * is not full */
     float tile[MAX_TILE * PANEL_ROWS];
     run_tile(r->plan, w, i_panel, 1, x, (tile_target){tile, PANEL_ROWS, NULL});
     const int64_t n = w->n - row < PANEL_ROWS ? w->n - row : PANEL_ROWS;
@@ -237,7 +238,8 @@ static int64_t matmul_panels(const run *r, const edge_op *op) {
     return n;
 }
 
-/* Few enough chunks that taking one costs nothing, enough that a slow thread holds up nobody. */
+/* Chunks must be few enough that taking one costs little, and enough that a slow thread does not
+ * delay the others. */
 static int64_t panels_per_chunk(const run *r, const edge_op *op) {
     const int64_t share = matmul_panels(r, op) / (r->n_threads * 8);
     const int64_t most = rows_of(r, op) > 1 ? 8 : 64;
@@ -263,8 +265,8 @@ static void run_matmul(const run *r, const edge_op *op, int64_t first_panel, int
     }
 }
 
-/* out = activation(gate in) * (up in), panels first_panel .. last_panel - 1 of gate and of up. With
- * one weight, up begins at panel up_panel of it. */
+/* out = activation(gate in) * (up in), panels first_panel .. last_panel - 1 of gate and of up. If
+ * gate and up are one weight, up begins at its panel up_panel. */
 static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_panel,
                              int64_t last_panel) {
     const edge_kernels *kernels = r->plan->kernels;
@@ -275,7 +277,7 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
     for (int64_t t = 0; t < tile_count(r, op); t++) {
         const column_tile x = tile_of(r, op->in, t, rows_of(r, op));
         for (int64_t i = first_panel, panels; i < last_panel; i += panels) {
-            /* gate in, up in, and what becomes of both: (columns, 16 or 32 rows) */
+            /* g: gate in; u: up in; both: the result. Each: (columns, 16 or 32 rows) */
             float g[2 * MAX_TILE * PANEL_ROWS], u[2 * MAX_TILE * PANEL_ROWS];
             float both[2 * MAX_TILE * PANEL_ROWS];
             const int64_t left = last_panel - i, row = i * PANEL_ROWS;
@@ -302,8 +304,9 @@ static int64_t kv_offset(const run *r, const edge_op *op, int32_t head) {
            kv_head_bytes(r->kv->groups[op->group].shape.type, op->head_dim);
 }
 
-/* All rows of one key head and of the query heads that share it, in order: what a page keeps of a
- * position may depend on the positions before. x: rows of [q heads | k heads | v heads]. */
+/* Store all rows of one key head, and rotate them and the query heads that share it. Rows run in
+ * order, since what a page holds of a position may depend on earlier positions.
+ * in: rows of [q heads | k heads | v heads]. */
 static void run_store(const run *r, const edge_op *op, int32_t head) {
     const edge_kernels *kernels = r->plan->kernels;
     const edge_kv_group *kv = &r->kv->groups[op->group];
@@ -360,15 +363,15 @@ static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
 
 /* ---- chunks ------------------------------------------------------------------------------ */
 
-/* Fewer rows than this are not worth a chunk per head. */
+/* With fewer rows than this, one chunk stores all heads. */
 enum { STORE_ROWS = 8 };
 
 static int cancelled(const run *r) {
     return r->step->cancel != NULL && __atomic_load_n(r->step->cancel, __ATOMIC_RELAXED) != 0;
 }
 
-/* How many chunks an op has; no chunks once the run is cancelled. One thread calls it when the op
- * before is done. */
+/* How many chunks an op has; none after the run was cancelled. One thread calls this when the
+ * previous op is done. */
 static uint32_t run_chunks(void *context, uint32_t stage) {
     run *r = context;
     if (r->step->op_ns != NULL) {
@@ -393,7 +396,7 @@ static uint32_t run_chunks(void *context, uint32_t stage) {
     }
 }
 
-/* One chunk of an op, on any thread. */
+/* Run one chunk of an op; any thread may call this. */
 static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
     const run *r = context;
     if (cancelled(r)) {
@@ -427,7 +430,8 @@ static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
 static int32_t max(int32_t x, int32_t y) { return x > y ? x : y; }
 static int32_t min(int32_t x, int32_t y) { return x < y ? x : y; }
 
-/* Every page of a group that the step looks at is there. window: of the group's ops, 0: none. */
+/* Check that every page of a group that the step reads or writes exists. window: of the group's
+ * ops; 0: none. */
 static int32_t check_pages(const edge_kv_group *kv, int32_t window, const edge_step *s,
                            edge_error *error) {
     if (kv->n_pages < 0 || kv->n_pages > INT32_MAX / PAGE_POSITIONS || kv->sink_pages < 0 ||
@@ -440,7 +444,7 @@ static int32_t check_pages(const edge_kv_group *kv, int32_t window, const edge_s
     }
     const int32_t page = s->start / PAGE_POSITIONS,
                   last = (s->start + s->n_tokens - 1) / PAGE_POSITIONS;
-    const int32_t before = max(page - 1, 0); /* a base is made of it */
+    const int32_t before = max(page - 1, 0); /* the base of a page comes from it */
     const int32_t sight = window > 0 ? max(s->start - window + 1, 0) / PAGE_POSITIONS : 0;
     const int32_t gap_end = min(kv_first_page(kv, page), before);
     for (int32_t i = min(sight, before); i <= last; i++) {
