@@ -198,8 +198,8 @@ class _Chain:
         self._pointers = [ffi.from_buffer("uint8_t[]", b) for b in (self._block, self._arena)]
         spec = ffi.new("edge_plan_spec *")
         spec.isa, spec.max_tokens = native.isa_index(), TOKENS
-        shape = ffi.new("edge_kv_shape *", [lib.EDGE_KV_F16, 1, 1, 16])
-        spec.kv, spec.n_kv_groups = shape, 1
+        shapes = ffi.new("edge_kv_shape[]", [(lib.EDGE_KV_F16, 1, 1, 16)])
+        spec.kv, spec.n_kv_groups = shapes, len(shapes)
         spec.arena, spec.arena_bytes = self._pointers[1], len(self._arena)
         buffers = [{"kind": F32, "dim": DIM}, {"kind": Q8, "dim": DIM, "offset": sizes[0]}]
         ops, weights = self._layers(weight)
@@ -214,9 +214,9 @@ class _Chain:
         self._plan = ffi.gc(plan[0], lib.edge_plan_free)
         # No op looks at keys and values: any memory is a page.
         self._pages = ffi.new("void *[]", [self._pointers[1]])
-        self._group = ffi.new("edge_kv_group *", {"n_pages": 1, "pages": self._pages})
-        self._group.shape = shape[0]
-        self._kv = ffi.new("edge_kv *", {"n_groups": 1, "groups": self._group})
+        self._groups = ffi.new("edge_kv_group[]", [{"n_pages": 1, "pages": self._pages}])
+        self._groups[0].shape = shapes[0]
+        self._kv = ffi.new("edge_kv *", {"n_groups": 1, "groups": self._groups})
         self._tokens = ffi.new("int32_t[]", TOKENS)
 
     def _layers(self, weight: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
