@@ -13,7 +13,7 @@ import pytest
 from edge.device import memory
 from edge.engine import describe, plan
 from edge.engine.engine import DescribedFile, Engine
-from edge.errors import InputError, MemoryBudgetError
+from edge.errors import InputError, MemoryBudgetError, UnsupportedError
 from edge.loading import Loading, NativeOptions, OnnxOptions
 from edge.native import ffi, lib
 from edge.weights import packed
@@ -169,3 +169,9 @@ def test_options_of_files_alone(option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(option))} is an option of GGUF models: "):
         Loading.of(option).for_onnx()
     assert Loading.of(option).for_native("m") == NativeOptions(**option)
+
+
+def test_a_wrong_isa_comes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_ISA", "i9")
+    with pytest.raises(UnsupportedError, match="EDGE_ISA=i9"):
+        DescribedFile.open(tmp_path / "missing.gguf")

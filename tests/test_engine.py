@@ -87,7 +87,7 @@ def test_every_op_gives_the_referees_value(
     values = referee_values(engine, tokens)
     lowering = plan._Lowering(engine.graph, lambda name: False)
     lowering.run()
-    made = {buffer: value for (value, _, _), buffer in lowering.at.items()}
+    made = {buffer: value for (value, _, _), buffer in lowering.buffer_of.items()}
     rotated = {op.inputs[0]: op.output for op in engine.graph.ops if isinstance(op, Rotate)}
     compared = 0
     for i, op in enumerate(engine.lowered.ops):

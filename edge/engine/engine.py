@@ -73,9 +73,12 @@ class DescribedFile:
     ) -> Self:
         """Open and check a GGUF file or a packed one. header_only: see `edge.files.gguf.GGUF.open`.
 
-        Raises ModelFileError, UnsupportedError, ContextError, and MemoryBudgetError for a stated
-        budget above the available memory. `ledger.require` raises for a model above its budget.
+        Raises ModelFileError, ContextError, UnsupportedError, the last also for a wrong
+        EDGE_ISA, and MemoryBudgetError for a stated budget above the available memory.
+        `ledger.require` raises for a model above its budget.
         """
+        if not header_only:
+            native.isa_index()  # first: what EDGE_ISA says can be wrong of any file
         file = open_model(path, header_only=header_only)
         try:
             return cls(file, options or NativeOptions())
