@@ -11,7 +11,7 @@ Each kind of op is a class, and `Op` is any of them. A reader matches on the cla
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NoReturn
 
 from edge.errors import ModelFileError
@@ -19,17 +19,26 @@ from edge.errors import ModelFileError
 #: The most elements that a value, or a row or column of a weight, may have.
 MAX_DIM = 1 << 24
 
-#: Activation functions of a gate: the names of the enum edge_activation, in lower case.
-Activation = Literal["silu"]
+#: Activation functions: the names of the enum edge_activation, in lower case.
+#:
+#: silu: x / (1 + exp(-x)). gelu_tanh: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x ** 3))).
+#: gelu_erf: x / 2 * (1 + erf(x / sqrt(2))). relu2: max(x, 0) ** 2. sigmoid: 1 / (1 + exp(-x)).
+#: swiglu_oai: of a gate only, with the up beside it (gpt-oss): g / (1 + exp(-1.702 g)) * (u + 1),
+#: g = min(gate, 7), u = up within -7 .. 7.
+Activation = Literal["silu", "gelu_tanh", "gelu_erf", "relu2", "sigmoid", "tanh"]
+#: Of a `Gated` op.
+GateActivation = Activation | Literal["swiglu_oai"]
 
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary embedding: how positions become angles.
 
-    angle(position, i) = position * scale / factors[i] * base ** (-2 i / n_rot), i < n_rot / 2;
-    cos and sin are multiplied by magnitude. Source: RoFormer (Su et al. 2021); factors and
-    magnitude: LongRoPE (Ding et al. 2024), Llama 3.1.
+    angle(position, i) = position * s(i) / factors[i] * base ** (-2 i / n_rot), i < n_rot / 2;
+    cos and sin are multiplied by magnitude. s(i) is scale, or with a ramp (low, high), YaRN's:
+    r + (1 - r) * scale, where r = 1 - (i - low) / max(0.001, high - low), within 0 .. 1.
+    Source: RoFormer (Su et al. 2021); factors and magnitude: LongRoPE (Ding et al. 2024), Llama
+    3.1; ramp: YaRN (Peng et al. 2023).
     """
 
     n_rot: int
@@ -38,6 +47,7 @@ class Rope:
     factors: str | None = None  # a vector of n_rot / 2 divisors
     scale: float = 1.0
     magnitude: float = 1.0
+    ramp: tuple[float, float] | None = field(default=None, repr=False)
 
 
 def check_factors(weight: str, factors: Sequence[float], path: str) -> None:
@@ -56,6 +66,16 @@ class Heads:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How an attention turns products of queries and keys into weights; see `Attention`."""
+
+    window: int = 0
+    scale: float = 0.0
+    softcap: float = 0.0
+    sinks: str | None = None
 
 
 def shown_name(tensor: str) -> str:
@@ -95,10 +115,53 @@ class RmsNorm(_Op):
 
 
 @dataclass(frozen=True)
+class LayerNorm(_Op):
+    """(x - mean(x)) / sqrt(var(x) + eps) * w (+ b), over each token's vector.
+
+    weights: w, or w and b.
+    """
+
+    kind = "layer_norm"
+    eps: float
+
+
+@dataclass(frozen=True)
+class HeadNorm(_Op):
+    """A norm of each of n_heads heads of head_dim elements from element `first` on; the other
+    elements stay.
+
+    is_centred: as `LayerNorm` (without b), else as `RmsNorm`. weights: none; or one of head_dim
+    elements, for all heads; or of shape (n_heads, head_dim). n_heads 1: a norm over a range.
+    """
+
+    kind = "head_norm"
+    first: int
+    n_heads: int
+    head_dim: int
+    eps: float
+    is_centred: bool
+
+
+@dataclass(frozen=True)
 class Matmul(_Op):
     """[x W0.T | x W1.T | ...], W of shape (n, k), x of shape (tokens, k)."""
 
     kind = "matmul"
+
+
+@dataclass(frozen=True)
+class Bias(_Op):
+    """x + [0 | b0 | b1 | ... | 0], where b0 begins at element `first`. At most 3 weights."""
+
+    kind = "bias"
+    first: int
+
+
+@dataclass(frozen=True)
+class Gain(_Op):
+    """x * w; w has as many elements as x, or one."""
+
+    kind = "gain"
 
 
 @dataclass(frozen=True)
@@ -115,11 +178,27 @@ class Rotate(_Op):
 
 
 @dataclass(frozen=True)
+class Temperature(_Op):
+    """The first n elements of x, times 1 + beta * log(1 + floor(position / length)).
+
+    Source: Llama 4's and Ministral 3's scaling of queries at far positions.
+    """
+
+    kind = "temperature"
+    n: int
+    beta: float
+    length: int
+
+
+@dataclass(frozen=True)
 class Attention(_Op):
     """softmax(scale q k.T + mask) v over the cache, after writing k and v to it; x = [q | k | v].
 
     window: how many last positions a token sees, its own included; 0: all. scale: 0: 1 /
-    sqrt(head_dim), the scale of Vaswani et al. 2017.
+    sqrt(head_dim), the scale of Vaswani et al. 2017. softcap: 0, or scores become softcap *
+    tanh(score / softcap) (Gemma 2). weights: none, or the sinks (n_heads,): one more score for each
+    head, which takes part in the sum of the softmax alone (gpt-oss). reads_only: x = [q], keys and
+    values are those that an earlier op of this `layer` wrote.
     """
 
     kind = "attention"
@@ -127,6 +206,8 @@ class Attention(_Op):
     heads: Heads
     window: int
     scale: float
+    softcap: float = 0.0
+    reads_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +215,45 @@ class Gated(_Op):
     """activation(gate) * up, x = [gate | up]."""
 
     kind = "gated"
+    activation: GateActivation
+
+
+@dataclass(frozen=True)
+class Activate(_Op):
+    """activation(x)."""
+
+    kind = "activate"
     activation: Activation
+
+
+@dataclass(frozen=True)
+class Xielu(_Op):
+    """x > 0: alpha_p x ** 2 + beta x; else alpha_n (expm1(min(x, eps)) - x) + beta x.
+
+    Source: Apertus; Huang & Schlag 2024.
+    """
+
+    kind = "xielu"
+    alpha_p: float
+    alpha_n: float
+    beta: float
+    eps: float
+
+
+@dataclass(frozen=True)
+class Scale(_Op):
+    """x * factor."""
+
+    kind = "scale"
+    factor: float
+
+
+@dataclass(frozen=True)
+class Softcap(_Op):
+    """cap * tanh(x / cap)."""
+
+    kind = "softcap"
+    cap: float
 
 
 @dataclass(frozen=True)
@@ -144,8 +263,42 @@ class Add(_Op):
     kind = "add"
 
 
+@dataclass(frozen=True)
+class Multiply(_Op):
+    """x * y; y has as many elements as x, or one for each token."""
+
+    kind = "multiply"
+
+
+@dataclass(frozen=True)
+class Slice(_Op):
+    """Elements first .. first + n - 1 of x, where n is the dim of the output."""
+
+    kind = "slice"
+    first: int
+
+
 #: Any op.
-Op = Embed | RmsNorm | Matmul | Rotate | Attention | Gated | Add
+Op = (
+    Embed
+    | RmsNorm
+    | LayerNorm
+    | HeadNorm
+    | Matmul
+    | Bias
+    | Gain
+    | Rotate
+    | Temperature
+    | Attention
+    | Gated
+    | Activate
+    | Xielu
+    | Scale
+    | Softcap
+    | Add
+    | Multiply
+    | Slice
+)
 
 
 def assert_never(op: NoReturn) -> NoReturn:
@@ -177,8 +330,8 @@ class Graph:
 
     @property
     def attentions(self) -> list[Attention]:
-        """The attention of each layer."""
-        return [op for op in self.ops if isinstance(op, Attention)]
+        """The attentions that write keys and values: one for each layer that has its own."""
+        return [op for op in self.ops if isinstance(op, Attention) and not op.reads_only]
 
     @property
     def ropes(self) -> list[Rope]:
@@ -196,6 +349,50 @@ class Graph:
         """x / sqrt(mean(x ** 2) + eps) * weight, over each token's vector."""
         self._vector(weight, self.dims[x])
         return self._append(RmsNorm((x,), self._next(RmsNorm), (weight,), eps), self.dims[x])
+
+    def layer_norm(self, x: str, weight: str, eps: float, bias: str | None = None) -> str:
+        """(x - mean(x)) / sqrt(var(x) + eps) * weight (+ bias), over each token's vector."""
+        weights = (weight,) if bias is None else (weight, bias)
+        for name in weights:
+            self._vector(name, self.dims[x])
+        return self._append(LayerNorm((x,), self._next(LayerNorm), weights, eps), self.dims[x])
+
+    def head_norm(
+        self,
+        x: str,
+        weight: str | None,
+        eps: float,
+        heads: tuple[int, int, int],
+        *,
+        is_centred: bool = False,
+    ) -> str:
+        """A norm of each head; the other elements stay. heads: first element, number, elements of
+        each. weight: of the elements of a head, or a row for each head; None: no weight.
+        """
+        first, n_heads, head_dim = heads
+        if weight is not None and len(self.shapes.get(weight, ())) == 2:
+            self._vector(weight, n_heads, head_dim)
+        elif weight is not None:
+            self._vector(weight, head_dim)
+        weights = () if weight is None else (weight,)
+        op = HeadNorm(
+            (x,), self._next(HeadNorm), weights, first, n_heads, head_dim, eps, is_centred
+        )
+        return self._append(op, self.dims[x])
+
+    def bias(self, x: str, *weights: str, dims: Sequence[int] | None = None, first: int = 0) -> str:
+        """x + [0 | weights side by side | 0], from element `first` on. dims: of each weight; None:
+        of the only one, all of x.
+        """
+        for weight, n in zip(weights, dims or [self.dims[x]], strict=True):
+            self._vector(weight, n)
+        return self._append(Bias((x,), self._next(Bias), weights, first), self.dims[x])
+
+    def gain(self, x: str, weight: str) -> str:
+        """x * weight, a vector, or a vector of one element."""
+        n = 1 if self.shapes.get(weight) == (1,) else self.dims[x]
+        self._vector(weight, n)
+        return self._append(Gain((x,), self._next(Gain), (weight,)), self.dims[x])
 
     def matmul(self, x: str, *weights: str, rows: Sequence[int] | None = None) -> str:
         """x @ W.T for each W of shape (n, k), outputs side by side: [W0 x | W1 x | ...].
@@ -216,33 +413,84 @@ class Graph:
         op = Rotate((x,), self._next(Rotate), weights, n_heads, head_dim, rope)
         return self._append(op, self.dims[x])
 
+    def temperature(self, x: str, n: int, beta: float, length: int) -> str:
+        """The first n elements of x, times 1 + beta * log(1 + floor(position / length))."""
+        op = Temperature((x,), self._next(Temperature), (), n, beta, length)
+        return self._append(op, self.dims[x])
+
     def attention(
-        self, x: str, layer: int, heads: Heads, *, window: int = 0, scale: float = 0.0
+        self,
+        x: str,
+        layer: int,
+        heads: Heads,
+        scores: Scores | None = None,
+        *,
+        reads_only: bool = False,
     ) -> str:
         """Causal attention of q over the cache, after writing k and v to it.
 
-        x = [q: n_heads | k: n_kv_heads | v: n_kv_heads] heads of head_dim. window: how many last
-        positions a token sees, its own included; 0: all. scale: the factor of scores, 0: 1 /
-        sqrt(head_dim).
+        x = [q: n_heads | k: n_kv_heads | v: n_kv_heads] heads of head_dim. reads_only: x = [q], and
+        nothing is written: keys and values are those of an earlier attention of this `layer`.
+        scores: None: no window, and the scale 1 / sqrt(head_dim).
         """
         n_heads, n_kv_heads, head_dim = heads.n_heads, heads.n_kv_heads, heads.head_dim
-        want = (n_heads + 2 * n_kv_heads) * head_dim
+        n_written = 0 if reads_only else 2 * n_kv_heads
+        want = (n_heads + n_written) * head_dim
         if self.dims[x] != want:
             raise ModelFileError(
                 f"layer {layer} has {self.dims[x]} query, key and value rows, "
-                f"its {n_heads} + 2 x {n_kv_heads} heads of {head_dim} need {want}",
+                f"its {n_heads} + {n_written} heads of {head_dim} need {want}",
                 path=self.path,
             )
-        op = Attention((x,), self._next(Attention), (), layer, heads, window, scale)
+        scores = scores or Scores()
+        weights = () if scores.sinks is None else (scores.sinks,)
+        for sinks in weights:
+            self._vector(sinks, n_heads)
+        op = Attention(
+            (x,),
+            self._next(Attention),
+            weights,
+            layer,
+            heads,
+            scores.window,
+            scores.scale,
+            scores.softcap,
+            reads_only,
+        )
         return self._append(op, n_heads * head_dim)
 
-    def gated(self, x: str, activation: Activation) -> str:
+    def gated(self, x: str, activation: GateActivation) -> str:
         """activation(gate) * up, where x = [gate | up]."""
         return self._append(Gated((x,), self._next(Gated), (), activation), self.dims[x] // 2)
+
+    def activate(self, x: str, activation: Activation) -> str:
+        """activation(x)."""
+        return self._append(Activate((x,), self._next(Activate), (), activation), self.dims[x])
+
+    def xielu(self, x: str, alpha_p: float, alpha_n: float, beta: float, eps: float) -> str:
+        """The activation of `Xielu`."""
+        op = Xielu((x,), self._next(Xielu), (), alpha_p, alpha_n, beta, eps)
+        return self._append(op, self.dims[x])
+
+    def scale(self, x: str, factor: float) -> str:
+        """x * factor."""
+        return self._append(Scale((x,), self._next(Scale), (), factor), self.dims[x])
+
+    def softcap(self, x: str, cap: float) -> str:
+        """cap * tanh(x / cap)."""
+        return self._append(Softcap((x,), self._next(Softcap), (), cap), self.dims[x])
 
     def add(self, x: str, y: str) -> str:
         """x + y."""
         return self._append(Add((x, y), self._next(Add), ()), self.dims[x])
+
+    def multiply(self, x: str, y: str) -> str:
+        """x * y; y has as many elements as x, or one."""
+        return self._append(Multiply((x, y), self._next(Multiply), ()), self.dims[x])
+
+    def slice(self, x: str, first: int, n: int) -> str:
+        """Elements first .. first + n - 1 of x."""
+        return self._append(Slice((x,), self._next(Slice), (), first), n)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.ops))
@@ -269,12 +517,12 @@ class Graph:
         self.weights[weight] = shape
         return shape[0], shape[1]
 
-    def _vector(self, weight: str, n: int) -> None:
-        """Note that the graph reads this vector, of n elements."""
+    def _vector(self, weight: str, *want: int) -> None:
+        """Note that the graph reads this vector of floats, of shape (n,), or of rows (heads, n)."""
         shape = self.shapes.get(weight)
-        if shape != (n,):
-            self._fault(weight, shape, f"({n},)")
-        self.weights[weight] = (n,)
+        if shape != want:
+            self._fault(weight, shape, f"({', '.join(map(str, want))}{',' * (len(want) == 1)})")
+        self.weights[weight] = want
 
     def _fault(self, weight: str, shape: tuple[int, ...] | None, want: str) -> None:
         if self.fault is None:

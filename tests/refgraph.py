@@ -6,24 +6,36 @@ Exact in float32 to about 1e-5 of a logit, in float64 to all digits that matter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import refmath
 
 from edge.graph import (
+    Activate,
     Activation,
     Add,
     Attention,
+    Bias,
     Embed,
+    Gain,
     Gated,
     Graph,
+    HeadNorm,
+    LayerNorm,
     Matmul,
+    Multiply,
     Op,
     RmsNorm,
     Rotate,
+    Scale,
+    Slice,
+    Softcap,
+    Temperature,
+    Xielu,
     assert_never,
 )
 
@@ -39,6 +51,9 @@ class Run:
     weights: Mapping[str, Array]
     quantised: Mapping[str, Rounding]  # tensor -> what becomes of its matmul's input
     cache: type[np.floating[Any]]  # what keys and values are rounded to
+    dims: Mapping[str, int] = field(default_factory=dict)  # of the graph's values
+    # layer -> its keys and values, (n_kv_heads, t, d) each
+    kept: dict[int, tuple[Array, Array]] = field(default_factory=dict)
 
 
 def run(
@@ -60,7 +75,7 @@ def run(
     held = {name: np.asarray(weights[name], dtype) for name in graph.weights}
     if not isinstance(quantised, Mapping):
         quantised = dict.fromkeys(quantised, q8)
-    state = Run(np.asarray(tokens), held, quantised, cache or dtype)
+    state = Run(np.asarray(tokens), held, quantised, cache or dtype, graph.dims)
     last = {name: i for i, op in enumerate(graph.ops) for name in op.inputs}
     values: dict[str, Array] = {}
     for i, op in enumerate(graph.ops):
@@ -78,16 +93,39 @@ def evaluate(r: Run, op: Op, inputs: Sequence[Array]) -> Array:
             return embed(r, op)
         case RmsNorm():
             return rms_norm(r, op, *inputs)
+        case LayerNorm():
+            return layer_norm(r, op, *inputs)
+        case HeadNorm():
+            return head_norm(r, op, *inputs)
         case Matmul():
             return matmul(r, op, *inputs)
+        case Bias():
+            return bias(r, op, *inputs)
+        case Gain():
+            return inputs[0] * r.weights[op.weights[0]]
         case Rotate():
             return rope(r, op, *inputs)
+        case Temperature():
+            return temperature(op, *inputs)
         case Attention():
             return attention(r, op, *inputs)
         case Gated():
             return gated(op, *inputs)
+        case Activate():
+            return ACTIVATIONS[op.activation](*inputs)
+        case Xielu():
+            return xielu(op, *inputs)
+        case Scale():
+            return inputs[0] * inputs[0].dtype.type(op.factor)
+        case Softcap():
+            cap = inputs[0].dtype.type(op.cap)
+            return cap * np.tanh(inputs[0] / cap)
         case Add():
             return add(*inputs)
+        case Multiply():
+            return inputs[0] * inputs[1]
+        case Slice():
+            return inputs[0][:, op.first : op.first + r.dims[op.output]]
         case _:
             assert_never(op)
 
@@ -129,6 +167,57 @@ def rms_norm(r: Run, op: RmsNorm, x: Array) -> Array:
     return x / np.sqrt(mean + x.dtype.type(op.eps)) * r.weights[op.weights[0]]
 
 
+def layer_norm(r: Run, op: LayerNorm, x: Array) -> Array:
+    """(x - mean) / std * w (+ b)."""
+    out = centred(x, op.eps) * r.weights[op.weights[0]]
+    return out + r.weights[op.weights[1]] if len(op.weights) > 1 else out
+
+
+def centred(x: Array, eps: float) -> Array:
+    """(x - mean) / sqrt(var + eps) over the last axis."""
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+
+
+def head_norm(r: Run, op: HeadNorm, x: Array) -> Array:
+    """The norm of each head in a range of elements."""
+    out = x.copy()
+    n = op.n_heads * op.head_dim
+    heads = x[:, op.first : op.first + n].reshape(len(x), op.n_heads, op.head_dim)
+    if op.is_centred:
+        normed = centred(heads, op.eps)
+    else:
+        mean = (heads * heads).mean(-1, keepdims=True)
+        normed = heads / np.sqrt(mean + x.dtype.type(op.eps))
+    for weight in op.weights:
+        normed = normed * r.weights[weight]
+    out[:, op.first : op.first + n] = normed.reshape(len(x), n)
+    return out
+
+
+def bias(r: Run, op: Bias, x: Array) -> Array:
+    """x plus the weights, side by side from an element on."""
+    out = x.copy()
+    added = np.concatenate([r.weights[name] for name in op.weights])
+    out[:, op.first : op.first + len(added)] += added
+    return out
+
+
+def temperature(op: Temperature, x: Array) -> Array:
+    """The first elements, scaled by the position."""
+    out = x.copy()
+    factor = 1 + op.beta * np.log1p(np.arange(len(x)) // op.length)
+    out[:, : op.n] *= factor[:, None].astype(x.dtype)
+    return out
+
+
+def xielu(op: Xielu, x: Array) -> Array:
+    """The two branches of xIELU."""
+    above = op.alpha_p * x * x + op.beta * x
+    below = op.alpha_n * (np.expm1(np.minimum(x, op.eps)) - x) + op.beta * x
+    return np.where(x > 0, above, below).astype(x.dtype)
+
+
 def matmul(r: Run, op: Matmul, x: Array) -> Array:
     """[x W0^T | x W1^T | ...]."""
     parts = []
@@ -147,7 +236,12 @@ def rope(r: Run, op: Rotate, x: Array) -> Array:
     turned = heads[:, : op.n_heads, : p.n_rot]  # a view
     pair = np.arange(p.n_rot // 2)
     a, b = (2 * pair, 2 * pair + 1) if p.interleaved else (pair, pair + p.n_rot // 2)
-    frequency = p.scale * p.base ** (-2.0 * pair / p.n_rot)
+    scale = np.full(p.n_rot // 2, p.scale)
+    if p.ramp is not None:
+        low, high = p.ramp
+        share = 1 - np.clip((pair - low) / max(0.001, high - low), 0, 1)
+        scale = share + (1 - share) * p.scale
+    frequency = scale * p.base ** (-2.0 * pair / p.n_rot)
     if p.factors is not None:
         frequency = frequency / r.weights[p.factors]
     angle = np.arange(len(x))[:, None, None] * frequency  # float64: exact enough for any position
@@ -164,21 +258,33 @@ def attention(r: Run, op: Attention, x: Array) -> Array:
     heads = x.reshape(len(x), -1, d).swapaxes(0, 1)  # (head, t, d)
     scale = x.dtype.type(op.scale) or 1 / np.sqrt(x.dtype.type(d))
     q, k, v = np.split(heads, (n_heads, n_heads + n_kv))
-    k, v = (a.astype(r.cache).astype(x.dtype) for a in (k, v))
+    if not op.reads_only:
+        r.kept[op.layer] = (k.astype(r.cache).astype(x.dtype), v.astype(r.cache).astype(x.dtype))
+    k, v = r.kept[op.layer]
     age = np.arange(len(x))[:, None] - np.arange(len(x))
     hidden = (age < 0) | ((age >= op.window) if op.window else False)
     out = np.empty_like(q)
     for i in range(n_heads):
         j = i * n_kv // n_heads
         score = q[i] @ k[j].T * scale
+        if op.softcap:
+            cap = x.dtype.type(op.softcap)
+            score = cap * np.tanh(score / cap)
         score[hidden] = -np.inf
-        out[i] = softmax(score) @ v[j]
+        if op.weights:
+            sink = np.full((len(x), 1), r.weights[op.weights[0]][i])
+            out[i] = softmax(np.hstack([score, sink]))[:, :-1] @ v[j]
+        else:
+            out[i] = softmax(score) @ v[j]
     return out.swapaxes(0, 1).reshape(len(x), -1)
 
 
 def gated(op: Gated, x: Array) -> Array:
     """activation(gate) * up of x = [gate | up]."""
     gate, up = np.split(x, 2, -1)
+    if op.activation == "swiglu_oai":
+        gate = np.minimum(gate, 7)
+        return gate / (1 + np.exp(-1.702 * gate)) * (np.clip(up, -7, 7) + 1)
     return ACTIVATIONS[op.activation](gate) * up
 
 
@@ -205,4 +311,33 @@ def silu(x: Array) -> Array:
     return x * half * (1 + np.tanh(half * x))
 
 
-ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"silu": silu}
+def gelu_tanh(x: Array) -> Array:
+    """The approximation by tanh (Hendrycks & Gimpel 2016)."""
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    return (x / 2 * (1 + np.tanh(inner))).astype(x.dtype)
+
+
+def gelu_erf(x: Array) -> Array:
+    """x times the normal distribution's cumulative function."""
+    return (x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))).astype(x.dtype)
+
+
+def relu2(x: Array) -> Array:
+    """The square of the positive part."""
+    return np.maximum(x, 0) ** 2
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), by tanh so that no exp overflows."""
+    half = x.dtype.type(0.5)
+    return half * (1 + np.tanh(half * x))
+
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "silu": silu,
+    "gelu_tanh": gelu_tanh,
+    "gelu_erf": gelu_erf,
+    "relu2": relu2,
+    "sigmoid": sigmoid,
+    "tanh": np.tanh,
+}

@@ -17,7 +17,7 @@ from tiny import Tiny, tensors, write_tiny
 
 from edge.errors import ContextError, EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Graph
+from edge.graph import Graph, Heads
 from edge.models import architectures, build
 from edge.models.common import DEFAULT_CONTEXT, Config
 
@@ -134,8 +134,8 @@ def test_config_of_a_model() -> None:
         "rope.dimension_count": None,  # all of a head
     }
     graph, config = built(change, n_layers=3, n_kv_heads=4, head_dim=32)
-    assert (config.n_layers, config.dim, config.n_heads) == (3, 64, 4)
-    assert (config.n_kv_heads, config.head_dim) == (4, 32)
+    assert (config.n_layers, config.dim) == (3, 64)
+    assert config.heads == (Heads(4, 4, 32),) * 3
     assert (config.n_context_train, config.n_context) == (8192, DEFAULT_CONTEXT)
     assert graph.dims[graph.output] == 288
     assert len(str(graph).splitlines()) == len(graph.ops)

@@ -103,11 +103,13 @@ def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:
     """The graph of a file, and its configuration. Raises UnsupportedError, ModelFileError."""
     shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
     graph, config = models.build(model.metadata, shapes, context=context, path=model.path)
-    if config.head_dim % 16 or config.head_dim > 256:
-        raise UnsupportedError(
-            f"{model.path}: heads of {config.head_dim}: multiples of 16 up to 256 run",
-            what=f"head_dim {config.head_dim}",
-        )
+    for op in graph.attentions:
+        head_dim = op.heads.head_dim
+        if head_dim % 16 or head_dim > 256:
+            raise UnsupportedError(
+                f"{model.path}: heads of {head_dim}: multiples of 16 up to 256 run",
+                what=f"head_dim {head_dim}",
+            )
     return graph, config
 
 
@@ -167,8 +169,9 @@ def _layouts(graph: Graph, config: Config, wanted: str) -> list[KVLayout]:
     names = kv_types() if wanted == "auto" else [wanted]
     layouts = [kv for name in names if (kv := layout.with_type(name)).is_possible]
     if not layouts:
+        head_dims = sorted({group.shape.head_dim for group in layout.groups})
         raise UnsupportedError(
-            f"{config.path}: keys and values of heads of {config.head_dim} cannot be {wanted}",
+            f"{config.path}: keys and values of heads of {head_dims[0]} cannot be {wanted}",
             what=f"kv {wanted}",
             supported=[t for t in kv_types() if layout.with_type(t).is_possible],
         )

@@ -13,17 +13,28 @@ from typing import ClassVar, TypeVar
 
 from edge.errors import NativeError
 from edge.graph import (
-    Activation,
+    Activate,
     Add,
     Attention,
+    Bias,
     Embed,
+    Gain,
+    GateActivation,
     Gated,
     Graph,
+    HeadNorm,
+    LayerNorm,
     Matmul,
+    Multiply,
     Op,
     RmsNorm,
     Rope,
     Rotate,
+    Scale,
+    Slice,
+    Softcap,
+    Temperature,
+    Xielu,
     assert_never,
     shown_name,
 )
@@ -325,6 +336,11 @@ class _Lowering:
             case Add():
                 inputs = tuple(self._get(value) for value in op.inputs)
                 self._emit(PlanAdd(inputs, self._new(op.output), ()))
+            case (
+                LayerNorm() | HeadNorm() | Bias() | Gain() | Temperature() | Activate() | Xielu()
+                | Scale() | Softcap() | Multiply() | Slice()
+            ):  # fmt: skip
+                raise NotImplementedError(op)
             case _:
                 assert_never(op)
 
@@ -410,7 +426,7 @@ class _Lowering:
         return self.angles[rope]
 
 
-def _number_of(activation: Activation) -> int:
+def _number_of(activation: GateActivation) -> int:
     """The edge_activation of a name."""
     return int(getattr(lib, f"EDGE_ACTIVATION_{activation.upper()}"))
 

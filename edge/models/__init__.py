@@ -10,15 +10,19 @@ from typing import Any
 
 from edge.errors import UnsupportedError, brief
 from edge.graph import Graph
-from edge.models.common import Config, decoder
+from edge.models.common import Config, Ends, decoder
 from edge.models.kinds import require_model
 
 _SHARED = ("common", "keys", "kinds")  # modules that are not an architecture
+#: Names that are spelled with a hyphen; their files have an underscore.
+_HYPHENATED = ("command-r", "ernie4_5-moe", "gpt-oss", "hunyuan-dense", "hunyuan-moe")
+_SPELLED = {name.replace("-", "_"): name for name in _HYPHENATED}
 
 
 def architectures() -> list[str]:
     """The names of the architectures that `build` knows."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
+    modules = (m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
+    return sorted(_SPELLED.get(name, name) for name in modules)
 
 
 def build(
@@ -44,13 +48,13 @@ def build(
             what=brief(name),
             supported=architectures(),
         )
-    module = importlib.import_module(f"edge.models.{name}")
-    config = Config.read(metadata, context, path)
+    module = importlib.import_module(f"edge.models.{name.replace('-', '_')}")
+    config = Config.read(metadata, context, path, getattr(module, "KEYS", ()))
     graph = Graph(shapes, path)
     if hasattr(module, "n_positions"):
         config = dataclasses.replace(config, n_positions=module.n_positions(graph, config))
-    decoder(graph, config, module.layer)
-    known = graph.weights.keys() | module.OPTIONAL
+    decoder(graph, config, module.layer, module.ends(config) if hasattr(module, "ends") else Ends())
+    known = graph.weights.keys() | getattr(module, "OPTIONAL", frozenset())
     strange = [tensor for tensor in shapes if tensor not in known]
     if strange:
         raise UnsupportedError(

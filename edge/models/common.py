@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from edge.errors import ContextError, InputError, UnsupportedError, brief
-from edge.graph import MAX_DIM, Activation, Graph, Heads, Rope
+from edge.graph import MAX_DIM, Activation, GateActivation, Graph, Heads, Rope, Scores
 from edge.models.keys import Keys
 
 #: Positions of a session by default: enough for a chat, and small on a device.
@@ -20,16 +20,16 @@ MAX_COUNT = 4096
 
 @dataclass(frozen=True)
 class Config:
-    """The numbers of a model, from GGUF metadata (`<architecture>.<key>`)."""
+    """The numbers of a model, from GGUF metadata (`<architecture>.<key>`).
+
+    heads: of each layer; ffn: the width of each layer's feed-forward network.
+    """
 
     architecture: str
     n_layers: int
     dim: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    ffn: int  # width of the feed-forward network
-    norm_eps: float
+    heads: tuple[Heads, ...]
+    ffn: tuple[int, ...]
     n_context_train: int  # positions that the model was trained for
     n_context: int  # positions that a session may use
     n_positions: int  # positions that the rotary embedding serves
@@ -38,40 +38,30 @@ class Config:
     path: str
 
     @classmethod
-    def read(cls, metadata: Mapping[str, Any], context: int | None, path: str) -> Config:
-        """Read and check the metadata.
+    def read(
+        cls, metadata: Mapping[str, Any], context: int | None, path: str, own: Collection[str] = ()
+    ) -> Config:
+        """Read and check the metadata. own: the keys that the architecture's file reads.
 
         Raises ModelFileError, ContextError, InputError; UnsupportedError for a part of a model that
         is not built.
         """
         arch = metadata["general.architecture"]
         keys = Keys(metadata, arch, path)
-        keys.check()
+        keys.check(own)
         n_layers = keys.whole("block_count", most=MAX_COUNT)
         dim = keys.whole("embedding_length", most=MAX_DIM)
-        n_heads = keys.whole("attention.head_count", most=MAX_COUNT, n_layers=n_layers)
-        n_kv_heads = keys.whole("attention.head_count_kv", n_heads, n_layers=n_layers)
-        head_dim = keys.whole("attention.key_length", dim // n_heads)
-        if keys.whole("attention.value_length", head_dim) != head_dim:
-            raise keys.not_built("attention.value_length", "keys and values differ in size")
-        if n_heads % n_kv_heads:
-            raise keys.error(
-                "attention.head_count_kv",
-                f"{n_heads} heads do not share {n_kv_heads} key heads evenly",
-            )
+        heads = _heads(keys, n_layers, dim)
         scale = keys.number("attention.scale", 0, least=0, most=1000)
-        if math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
+        if math.isclose(scale, heads[0].head_dim ** -0.5, rel_tol=1e-6):
             scale = 0  # it is the default, rounded in another way
         trained = keys.whole("context_length")
         return cls(
             architecture=arch,
             n_layers=n_layers,
             dim=dim,
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
-            ffn=keys.whole("feed_forward_length", most=MAX_DIM, n_layers=n_layers),
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon", least=0, most=0.1),
+            heads=heads,
+            ffn=tuple(keys.wholes("feed_forward_length", n_layers, most=MAX_DIM)),
             n_context_train=trained,
             n_context=_context(context, trained, path),
             n_positions=trained,
@@ -79,6 +69,34 @@ class Config:
             keys=keys,
             path=path,
         )
+
+    @property
+    def rms_eps(self) -> float:
+        """What RMS norms add to the mean of the squares."""
+        return self.keys.number("attention.layer_norm_rms_epsilon", least=0, most=0.1)
+
+    @property
+    def layer_eps(self) -> float:
+        """What layer norms add to the variance."""
+        return self.keys.number("attention.layer_norm_epsilon", least=0, most=0.1)
+
+
+def _heads(keys: Keys, n_layers: int, dim: int) -> tuple[Heads, ...]:
+    """The heads of each layer."""
+    n_heads = keys.wholes("attention.head_count", n_layers, most=MAX_COUNT)
+    n_kv_heads = [
+        n or n_heads[i]
+        for i, n in enumerate(keys.wholes("attention.head_count_kv", n_layers, 0, least=0))
+    ]
+    head_dim = keys.whole("attention.key_length", dim // n_heads[0])
+    if keys.whole("attention.value_length", head_dim) != head_dim:
+        raise keys.not_built("attention.value_length", "keys and values differ in size")
+    for n, n_kv in zip(n_heads, n_kv_heads, strict=True):
+        if n % n_kv:
+            raise keys.error(
+                "attention.head_count_kv", f"{n} heads do not share {n_kv} key heads evenly"
+            )
+    return tuple(Heads(n, n_kv, head_dim) for n, n_kv in zip(n_heads, n_kv_heads, strict=True))
 
 
 def _context(wanted: int | None, trained: int, path: str) -> int:
@@ -99,79 +117,178 @@ def _context(wanted: int | None, trained: int, path: str) -> int:
 #: Appends layer i to a graph: x (tokens, dim) -> (tokens, dim).
 Layer = Callable[[Graph, str, int, Config], str]
 
+#: Appends a norm: graph, x, the tensor's name without `.weight`.
+Norm = Callable[[Graph, str, str, Config], str]
 
-def decoder(g: Graph, c: Config, layer: Layer) -> None:
-    """Append embedding, layers, last norm and output head to a graph. A file without an output head
-    uses the embedding as its head.
+
+def rms(g: Graph, x: str, name: str, c: Config) -> str:
+    """x / rms(x) * weight."""
+    return g.rms_norm(x, f"{name}.weight", c.rms_eps)
+
+
+def layer_norm(g: Graph, x: str, name: str, c: Config) -> str:
+    """(x - mean(x)) / std(x) * weight, plus the bias where the file has one."""
+    bias = f"{name}.bias"
+    return g.layer_norm(x, f"{name}.weight", c.layer_eps, bias if g.has(bias) else None)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What is before the first layer, and behind the last.
+
+    embedding_scale: of the embedding. norm: appends the last norm. head: the tensor of the output
+    head, "tied": the embedding; "own": the file's; "any": the file's, else the embedding.
+    logit_scale, softcap: of the logits; 0: no softcap.
     """
+
+    embedding_scale: float = 1.0
+    norm: Norm = rms
+    head: Literal["tied", "own", "any"] = "any"
+    logit_scale: float = 1.0
+    softcap: float = 0.0
+
+
+def decoder(g: Graph, c: Config, layer: Layer, ends: Ends) -> None:
+    """Append embedding, layers, last norm and output head to a graph."""
     embedding, head = "token_embd.weight", "output.weight"
     x = g.embed(embedding, c.dim)
+    if ends.embedding_scale != 1:
+        x = g.scale(x, ends.embedding_scale)
     for i in range(c.n_layers):
         x = layer(g, x, i, c)
-    x = g.rms_norm(x, "output_norm.weight", c.norm_eps)
+    x = ends.norm(g, x, "output_norm", c)
     n_vocab = g.weights[embedding][0]
-    g.matmul(x, head if g.has(head) else embedding, rows=[n_vocab])
+    if ends.head == "tied" or (ends.head == "any" and not g.has(head)):
+        head = embedding
+    x = g.matmul(x, head, rows=[n_vocab])
+    if g.has("output.bias"):
+        x = g.bias(x, "output.bias")
+    if ends.logit_scale != 1:
+        x = g.scale(x, ends.logit_scale)
+    if ends.softcap:
+        g.softcap(x, ends.softcap)
     if n_vocab and c.keys.whole("vocab_size", n_vocab) != n_vocab:
         raise c.keys.error("vocab_size", f"the embedding has {n_vocab} rows, not as many")
 
 
 @dataclass(frozen=True)
-class Positions:
-    """How a layer uses positions. rope: how they rotate queries and keys; window: how many last
-    positions a token sees, its own included; 0: all.
+class Attend:
+    """What is special about the attention of a layer.
+
+    rope: how positions rotate queries and keys; None: not at all. scores: window, scale, cap and
+    sinks. norm: of queries and keys before they are rotated: of each head, or of all heads at once;
+    "none". is_centred: these norms subtract the mean. norm_last: they come after the rotation.
+    temperature: (beta, length) of `Temperature`.
     """
 
-    rope: Rope
-    window: int
+    rope: Rope | None
+    scores: Scores
+    norm: Literal["none", "head", "whole"] = "none"
+    is_centred: bool = False
+    norm_last: bool = False
+    temperature: tuple[float, int] | None = None
 
 
-def attention(
-    g: Graph, x: str, i: int, c: Config, positions: Positions, *, qkv: Sequence[str]
-) -> str:
-    """Wo attention(rope(Wqkv x)): (tokens, dim) -> (tokens, dim). qkv: one fused weight, or the
-    weights of q, k and v.
+def attention(g: Graph, x: str, i: int, c: Config, a: Attend) -> str:
+    """Wo attention(rope(Wqkv x)): (tokens, dim) -> (tokens, dim).
+
+    The file has one fused matrix for queries, keys and values, or three; biases are added where it
+    has them, and the results are multiplied by `.scale` where it has that.
     """
-    heads = Heads(c.n_heads, c.n_kv_heads, c.head_dim)
-    h = _fused(g, x, qkv, [n * c.head_dim for n in (c.n_heads, c.n_kv_heads, c.n_kv_heads)])
-    h = g.rope(h, c.n_heads + c.n_kv_heads, c.head_dim, positions.rope)
-    h = g.attention(h, i, heads, window=positions.window, scale=c.attention_scale)
-    return g.matmul(h, f"blk.{i}.attn_output.weight", rows=[c.dim])
+    heads, blk = c.heads[i], f"blk.{i}."
+    n_q, n_k = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
+    n_heads = heads.n_heads + heads.n_kv_heads
+    names = ["attn_qkv"] if g.has(f"{blk}attn_qkv.weight") else ["attn_q", "attn_k", "attn_v"]
+    h = linear(g, x, [blk + name for name in names], [n_q, n_k, n_k])
+    if not a.norm_last:
+        h = _query_key_norms(g, h, i, c, a)
+    if a.rope is not None:
+        h = g.rope(h, n_heads, heads.head_dim, a.rope)
+    if a.norm_last:
+        h = _query_key_norms(g, h, i, c, a)
+    if a.temperature is not None:
+        h = g.temperature(h, n_q, *a.temperature)
+    h = g.attention(h, i, heads, a.scores)
+    if g.has(f"{blk}attn_sub_norm.weight"):  # BitNet
+        h = g.rms_norm(h, f"{blk}attn_sub_norm.weight", c.rms_eps)
+    return linear(g, h, [f"{blk}attn_output"], [c.dim])
 
 
-def gated_mlp(
-    g: Graph, x: str, i: int, c: Config, *, gate_up: Sequence[str], activation: Activation
-) -> str:
-    """Wdown (activation(Wgate x) * Wup x): (tokens, dim) -> (tokens, dim). gate_up: one fused
-    weight, or two.
+def _query_key_norms(g: Graph, x: str, i: int, c: Config, a: Attend) -> str:
+    heads = c.heads[i]
+    eps = c.layer_eps if a.is_centred else c.rms_eps
+    first = 0
+    for part, n in (("q", heads.n_heads), ("k", heads.n_kv_heads)):
+        if a.norm != "none":
+            each = (
+                (first, n, heads.head_dim) if a.norm == "head" else (first, 1, n * heads.head_dim)
+            )
+            weight = f"blk.{i}.attn_{part}_norm.weight"
+            x = g.head_norm(x, weight, eps, each, is_centred=a.is_centred)
+        first += n * heads.head_dim
+    return x
+
+
+def gated_mlp(g: Graph, x: str, i: int, c: Config, activation: GateActivation = "silu") -> str:
+    """Wdown (activation(Wgate x) * Wup x): (tokens, dim) -> (tokens, dim). The file has two
+    matrices, or one fused one named up; biases are added where it has them.
     """
-    h = _fused(g, x, gate_up, [c.ffn, c.ffn])
-    return g.matmul(g.gated(h, activation), f"blk.{i}.ffn_down.weight", rows=[c.dim])
+    blk = f"blk.{i}."
+    names = ["ffn_gate", "ffn_up"] if g.has(f"{blk}ffn_gate.weight") else ["ffn_up"]
+    h = linear(g, x, [blk + name for name in names], [c.ffn[i], c.ffn[i]])
+    h = g.gated(h, activation)
+    if g.has(f"{blk}ffn_sub_norm.weight"):  # BitNet
+        h = g.rms_norm(h, f"{blk}ffn_sub_norm.weight", c.rms_eps)
+    return linear(g, h, [f"{blk}ffn_down"], [c.dim])
 
 
-def _fused(g: Graph, x: str, weights: Sequence[str], rows: list[int]) -> str:
-    """The products of x with some weights, side by side: (tokens, sum of rows). rows: of each
-    weight; a single fused weight has the rows of all.
+def mlp(g: Graph, x: str, i: int, c: Config, activation: Activation) -> str:
+    """Wdown activation(Wup x): (tokens, dim) -> (tokens, dim), with biases where the file has
+    them.
     """
-    return g.matmul(x, *weights, rows=rows if len(weights) > 1 else [sum(rows)])
+    h = linear(g, x, [f"blk.{i}.ffn_up"], [c.ffn[i]])
+    return linear(g, g.activate(h, activation), [f"blk.{i}.ffn_down"], [c.dim])
 
 
-def window_of(c: Config, i: int) -> int:
-    """How many last positions a token of layer i sees, by the metadata; 0: all.
+def linear(g: Graph, x: str, names: Sequence[str], rows: Sequence[int]) -> str:
+    """[W0 x + b0 | W1 x + b1 | ...]: (tokens, k) -> (tokens, sum of rows).
 
-    The pattern says which layers have the window: a list of true or false for each layer, or else
-    0 or true, which mean all layers.
+    names: of the layers, without `.weight` or `.bias`; rows: of each, a single fused one has the
+    rows of all. A bias is added where the file has one.
     """
-    window = c.keys.whole("attention.sliding_window", 0, least=0)
+    sizes = list(rows) if len(names) == len(rows) else [sum(rows)]
+    h = g.matmul(x, *(f"{name}.weight" for name in names), rows=sizes)
+    biases = [f"{name}.bias" for name in names]
+    if all(map(g.has, biases)):
+        return g.bias(h, *biases, dims=sizes)
+    first = 0
+    for bias, n in zip(biases, sizes, strict=True):
+        if g.has(bias):
+            h = g.bias(h, bias, dims=[n], first=first)
+        first += n
+    return h
+
+
+def window_of(c: Config, i: int, *, period: int = 0, default: int = 0) -> int:
+    """How many last positions a token of layer i sees; 0: all.
+
+    default: where the metadata does not say. The pattern says which layers have the window: a list
+    of true or false for each layer; or a number n: all but every n-th, where 0 means all layers.
+    period: that number, where the metadata does not say.
+    """
+    window = c.keys.whole("attention.sliding_window", default, least=0)
     key = "attention.sliding_window_pattern"
-    pattern = c.keys.get(key)
+    pattern = c.keys.get(key, period)
     if not window:
         return 0
     if isinstance(pattern, list) and all(isinstance(value, bool) for value in pattern):
         if len(pattern) != c.n_layers:
             raise c.keys.error(key, f"{len(pattern)} values for {c.n_layers} layers")
         return window if pattern[i] else 0
-    c.keys.neutral(key, (0, True))
-    return window
+    if pattern is True:
+        return window
+    n = c.keys.whole(key, period, least=0)
+    return window if n == 0 or i % n < n - 1 else 0
 
 
 def rope_of(
@@ -188,10 +305,11 @@ def rope_of(
     name, "linear" is the default. With each but "none", positions are divided by the file's factor.
     """
     keys = c.keys
-    n_rot = keys.whole("rope.dimension_count", c.head_dim)
-    if n_rot % 2 or n_rot > c.head_dim:
+    head_dim = c.heads[0].head_dim
+    n_rot = keys.whole("rope.dimension_count", head_dim)
+    if n_rot % 2 or n_rot > head_dim:
         raise keys.error(
-            "rope.dimension_count", f"{n_rot} rotated dimensions of a head of {c.head_dim}"
+            "rope.dimension_count", f"{n_rot} rotated dimensions of a head of {head_dim}"
         )
     base = keys.number("rope.freq_base", 10000.0, least=1.001, most=1e11)
     kind = keys.get("rope.scaling.type", "linear")

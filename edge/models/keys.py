@@ -8,7 +8,7 @@ llama.cpp reads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from edge.errors import ModelFileError, UnsupportedError, brief
@@ -20,6 +20,7 @@ READ = frozenset(
         "attention.head_count",
         "attention.head_count_kv",
         "attention.key_length",
+        "attention.layer_norm_epsilon",
         "attention.layer_norm_rms_epsilon",
         "attention.scale",
         "attention.sliding_window",
@@ -71,7 +72,6 @@ HARMLESS = {
             "rope.scaling.yarn_ext_factor",
             "rope.scaling.yarn_log_multiplier",
         ),
-        "of the other kind of norm": ("attention.layer_norm_epsilon",),
         "how it was trained": ("rope.scaling.finetuned",),
         "of embeddings of whole texts": ("pooling_type", "classifier.output_labels"),
     }.items()
@@ -187,6 +187,30 @@ class Keys:
             raise self.error(key, f"{value} must be whole")
         return int(value)
 
+    def wholes(
+        self,
+        key: str,
+        n_layers: int,
+        default: int | None = None,
+        *,
+        least: int = 1,
+        most: int = 2**31 - 1,
+    ) -> list[int]:
+        """A whole number for each layer: the file has one for all, or a list. Errors: as of
+        `number`.
+        """
+        value = self.get(key)
+        if not isinstance(value, list):
+            return [self.whole(key, default, least=least, most=most)] * n_layers
+        if len(value) != n_layers:
+            raise self.error(key, f"{len(value)} values for {n_layers} layers")
+        for number in value:
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise self.error(key, f"{brief(number)} must be whole")
+            if not least <= number <= most:
+                raise self.error(key, f"{number} is out of range")
+        return value
+
     def neutral(self, key: str, values: tuple[Any, ...]) -> None:
         """Raise UnsupportedError for a key that the file has with another value than these."""
         value = self.get(key)
@@ -194,18 +218,21 @@ class Keys:
             return
         raise self.not_built(key, f"{brief(value)} is not built, it must be {values[-1]!r}")
 
-    def check(self) -> None:
-        """Raise UnsupportedError for a key that changes the arithmetic and is not built."""
+    def check(self, own: Collection[str] = ()) -> None:
+        """Raise UnsupportedError for a key that changes the arithmetic and is not built. own: keys
+        that the architecture's file reads.
+        """
         n_experts = self.get("expert_count", 0)
-        if n_experts != 0:
+        if n_experts != 0 and "expert_count" not in own:
             raise self.not_built(
                 "expert_count",
                 f"a mixture of {brief(n_experts)} experts, which is not built: take a dense model",
             )
         for key, values in NEUTRAL.items():
-            self.neutral(key, values)
+            if key not in own:
+                self.neutral(key, values)
         for key, other in SAME.items():
-            value = self.get(key)
+            value = None if key in own else self.get(key)
             if value is not None and value != self.get(other):
                 raise self.not_built(key, f"{brief(value)} is not built, it must be as {other}")
         version = self.metadata.get("general.quantization_version", _QUANTIZATION)
@@ -215,7 +242,7 @@ class Keys:
                 what=f"quantization version {brief(version)}",
                 supported=[str(_QUANTIZATION)],
             )
-        known = READ | HARMLESS.keys() | NEUTRAL.keys() | SAME.keys()
+        known = READ | HARMLESS.keys() | NEUTRAL.keys() | SAME.keys() | set(own)
         prefix = f"{self.architecture}."
         for field in self.metadata:
             if field.startswith(_ELSEWHERE) or (

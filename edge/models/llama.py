@@ -1,11 +1,9 @@
-"""Llama, SmolLM2, Mistral, TinyLlama: separate q, k, v, gate and up."""
+"""Llama, SmolLM2, Mistral, TinyLlama, DeepSeek's distilled Llamas."""
 
 from __future__ import annotations
 
-from edge.graph import Graph, Rope
-from edge.models.common import Config, Positions, attention, gated_mlp, rope_of, window_of
-
-OPTIONAL: frozenset[str] = frozenset()
+from edge.graph import Graph, Rope, Scores
+from edge.models.common import Attend, Config, attention, gated_mlp, rms, rope_of, window_of
 
 
 def rope(g: Graph, c: Config) -> Rope:
@@ -18,10 +16,6 @@ def rope(g: Graph, c: Config) -> Rope:
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
-    positions = Positions(rope(g, c), window_of(c, i))
-    h = g.rms_norm(x, f"blk.{i}.attn_norm.weight", c.norm_eps)
-    qkv = [f"blk.{i}.attn_{part}.weight" for part in "qkv"]
-    x = g.add(attention(g, h, i, c, positions, qkv=qkv), x)
-    h = g.rms_norm(x, f"blk.{i}.ffn_norm.weight", c.norm_eps)
-    gate_up = [f"blk.{i}.ffn_{part}.weight" for part in ("gate", "up")]
-    return g.add(gated_mlp(g, h, i, c, gate_up=gate_up, activation="silu"), x)
+    a = Attend(rope(g, c), Scores(window_of(c, i), c.attention_scale))
+    x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
+    return g.add(gated_mlp(g, rms(g, x, f"blk.{i}.ffn_norm", c), i, c), x)

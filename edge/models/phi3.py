@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from decimal import Context, Decimal
 
-from edge.graph import Graph, Rope
-from edge.models.common import Config, Positions, attention, gated_mlp, rope_of, window_of
+from edge.graph import Graph, Rope, Scores
+from edge.models.common import Attend, Config, attention, gated_mlp, rms, rope_of, window_of
 
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 OPTIONAL = frozenset({_LONG, _SHORT})
@@ -62,9 +62,6 @@ def _magnitude(trained: int, original: int) -> float:
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
-    positions = Positions(rope(g, c), window_of(c, i))
-    h = g.rms_norm(x, f"blk.{i}.attn_norm.weight", c.norm_eps)
-    x = g.add(attention(g, h, i, c, positions, qkv=[f"blk.{i}.attn_qkv.weight"]), x)
-    h = g.rms_norm(x, f"blk.{i}.ffn_norm.weight", c.norm_eps)
-    gate_up = [f"blk.{i}.ffn_up.weight"]
-    return g.add(gated_mlp(g, h, i, c, gate_up=gate_up, activation="silu"), x)
+    a = Attend(rope(g, c), Scores(window_of(c, i), c.attention_scale))
+    x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
+    return g.add(gated_mlp(g, rms(g, x, f"blk.{i}.ffn_norm", c), i, c), x)

@@ -50,7 +50,8 @@ def fingerprint(metadata: Metadata, graph: Graph, weights: Weights) -> bytes:
 
 
 def _text(rope: Rope) -> str:
-    return repr(replace(rope, factors=rope.factors and shown_name(rope.factors)))
+    text = repr(replace(rope, factors=rope.factors and shown_name(rope.factors)))
+    return text if rope.ramp is None else f"{text} {rope.ramp}"
 
 
 def _numbers(metadata: Metadata) -> Mapping[str, Any]:

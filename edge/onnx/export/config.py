@@ -68,7 +68,7 @@ def write_genai(
     past, present = "past_key_values.%d", "present.%d"
     decoder = {
         "filename": filename,
-        "head_size": config.head_dim,
+        "head_size": config.heads[0].head_dim,
         "hidden_size": config.dim,
         "inputs": {
             "attention_mask": "attention_mask",
@@ -76,9 +76,9 @@ def write_genai(
             "past_key_names": f"{past}.key",
             "past_value_names": f"{past}.value",
         },
-        "num_attention_heads": config.n_heads,
+        "num_attention_heads": config.heads[0].n_heads,
         "num_hidden_layers": config.n_layers,
-        "num_key_value_heads": config.n_kv_heads,
+        "num_key_value_heads": config.heads[0].n_kv_heads,
         "outputs": {
             "logits": "logits",
             "present_key_names": f"{present}.key",

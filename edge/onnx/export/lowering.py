@@ -12,16 +12,27 @@ from numpy.typing import NDArray
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import (
+    Activate,
     Add,
     Attention,
+    Bias,
     Embed,
+    Gain,
     Gated,
     Graph,
+    HeadNorm,
+    LayerNorm,
     Matmul,
+    Multiply,
     Op,
     RmsNorm,
     Rope,
     Rotate,
+    Scale,
+    Slice,
+    Softcap,
+    Temperature,
+    Xielu,
     assert_never,
     check_factors,
 )
@@ -80,8 +91,28 @@ class Lowering(ABC):
                 return self.lower_gated(op, *inputs)
             case Add():
                 return self.lower_add(op, *inputs)
+            case (
+                LayerNorm()
+                | HeadNorm()
+                | Bias()
+                | Gain()
+                | Temperature()
+                | Activate()
+                | Xielu()
+                | Scale()
+                | Softcap()
+                | Multiply()
+                | Slice()
+            ):
+                raise self.missing(op.kind)
             case _:
                 assert_never(op)
+
+    def missing(self, what: str) -> UnsupportedError:
+        """The error for an op, or a form of one, that this dialect lacks."""
+        return UnsupportedError(
+            f"{self.graph.path}: the model needs {what}, which has no ONNX form yet", what=what
+        )
 
     def operand(self, op: Op, value: str) -> str:
         """The name in g of the op's input `value`."""
