@@ -159,9 +159,13 @@ class Bias(_Op):
 
 @dataclass(frozen=True)
 class Gain(_Op):
-    """x * w; w has as many elements as x, or one."""
+    """Elements first .. first + n - 1 of x, times w; the other elements stay. w has n elements, or
+    one.
+    """
 
     kind = "gain"
+    first: int
+    n: int
 
 
 @dataclass(frozen=True)
@@ -388,11 +392,13 @@ class Graph:
             self._vector(weight, n)
         return self._append(Bias((x,), self._next(Bias), weights, first), self.dims[x])
 
-    def gain(self, x: str, weight: str) -> str:
-        """x * weight, a vector, or a vector of one element."""
-        n = 1 if self.shapes.get(weight) == (1,) else self.dims[x]
-        self._vector(weight, n)
-        return self._append(Gain((x,), self._next(Gain), (weight,)), self.dims[x])
+    def gain(self, x: str, weight: str, n: int | None = None, first: int = 0) -> str:
+        """Elements first .. first + n - 1 of x, times weight, a vector of n or of one element; the
+        other elements stay. n: None: all of x.
+        """
+        n = self.dims[x] if n is None else n
+        self._vector(weight, 1 if self.shapes.get(weight) == (1,) else n)
+        return self._append(Gain((x,), self._next(Gain), (weight,), first, n), self.dims[x])
 
     def matmul(self, x: str, *weights: str, rows: Sequence[int] | None = None) -> str:
         """x @ W.T for each W of shape (n, k), outputs side by side: [W0 x | W1 x | ...].

@@ -102,7 +102,7 @@ def evaluate(r: Run, op: Op, inputs: Sequence[Array]) -> Array:
         case Bias():
             return bias(r, op, *inputs)
         case Gain():
-            return inputs[0] * r.weights[op.weights[0]]
+            return gain(r, op, *inputs)
         case Rotate():
             return rope(r, op, *inputs)
         case Temperature():
@@ -200,6 +200,13 @@ def bias(r: Run, op: Bias, x: Array) -> Array:
     out = x.copy()
     added = np.concatenate([r.weights[name] for name in op.weights])
     out[:, op.first : op.first + len(added)] += added
+    return out
+
+
+def gain(r: Run, op: Gain, x: Array) -> Array:
+    """Some elements of x, times the weight."""
+    out = x.copy()
+    out[:, op.first : op.first + op.n] *= r.weights[op.weights[0]]
     return out
 
 

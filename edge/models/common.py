@@ -251,13 +251,18 @@ def mlp(g: Graph, x: str, i: int, c: Config, activation: Activation) -> str:
 
 
 def linear(g: Graph, x: str, names: Sequence[str], rows: Sequence[int]) -> str:
-    """[W0 x + b0 | W1 x + b1 | ...]: (tokens, k) -> (tokens, sum of rows).
+    """[s0 W0 x + b0 | s1 W1 x + b1 | ...]: (tokens, k) -> (tokens, sum of rows).
 
-    names: of the layers, without `.weight` or `.bias`; rows: of each, a single fused one has the
-    rows of all. A bias is added where the file has one.
+    names: of the layers, without `.weight`, `.scale` or `.bias`; rows: of each, a single fused one
+    has the rows of all. Scales (one number each) and biases take part where the file has them.
     """
     sizes = list(rows) if len(names) == len(rows) else [sum(rows)]
     h = g.matmul(x, *(f"{name}.weight" for name in names), rows=sizes)
+    first = 0
+    for name, n in zip(names, sizes, strict=True):
+        if g.has(f"{name}.scale"):
+            h = g.gain(h, f"{name}.scale", n, first)
+        first += n
     biases = [f"{name}.bias" for name in names]
     if all(map(g.has, biases)):
         return g.bias(h, *biases, dims=sizes)
