@@ -7,13 +7,14 @@ that everything from the reader to the chat runs on it. Same options, same bytes
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gguf
 import libgguf
 import numpy as np
+from arches import arch_of, common
+from arches.common import Tiny, filled
 
 BLOCKS = Path(__file__).parent / "data" / "blocks.npz"
 CHAT_TEMPLATE = (
@@ -26,35 +27,6 @@ MERGES = [  # words of "the world and a hello", as GPT-2 spells them: Ġ is a sp
     *("Ġ t", "h e", "i n", "r e", "o n", "Ġ a", "e r", "Ġt he", "l l", "o r", "Ġ w", "Ġw or"),
     *("in g", "Ġa n", "Ġan d", "l d", "Ġwor ld", "H e", "ll o", "He llo"),
 ]
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """What a tiny model is made of. Widths are multiples of 32, head_dim one of 16."""
-
-    arch: str = "llama"
-    type: str | Callable[[str], str] = "F32"  # of all matrices, or tensor name -> type
-    seed: int = 0
-    n_layers: int = 2
-    dim: int = 64
-    n_heads: int = 4
-    n_kv_heads: int = 2
-    head_dim: int | None = None  # None: dim / n_heads
-    ffn: int = 96
-    vocab: int = 288  # at least 256 + merges + control tokens
-    tied: bool = True
-    context: int = 256
-    window: int = 0  # sliding window, 0: none
-    n_rot: int | None = None  # rotated dimensions of a head, None: all
-    freq_base: float = 10000.0
-    original_context: int | None = None  # LongRoPE: short and long factors as tensors (phi3)
-    rope_freqs: bool = False  # Llama 3.1's divisors as a tensor (llama)
-    extra: tuple[tuple[str, Any], ...] = field(default=())  # more metadata: (key, value)
-
-    @property
-    def d_head(self) -> int:
-        """Dimensions of a head."""
-        return self.head_dim if self.head_dim is not None else self.dim // self.n_heads
 
 
 def write_tiny(path: str | Path, arch: str = "llama", **options: Any) -> Path:
@@ -71,45 +43,41 @@ def write_split(path: str | Path, n_shards: int = 3, **options: Any) -> list[Pat
 
 
 def tensors(t: Tiny) -> dict[str, np.ndarray]:
-    """The weights in float32, before quantisation: name -> (n, k) or (n,)."""
-    rng = np.random.default_rng(t.seed)
+    """The weights in float32, before quantisation: name -> (n, k), (n,), or (experts, n, k)."""
+    arch = arch_of(t.arch)
+    return filled(arch.tensors(t), t.seed, getattr(arch, "SPREAD", 0.4))
 
-    def matrix(n: int, k: int) -> np.ndarray:
-        return (rng.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32)
 
-    def vector(n: int, mean: float = 1.0, spread: float = 0.1) -> np.ndarray:
-        return (mean + spread * rng.standard_normal(n)).astype(np.float32)
+def metadata(t: Tiny) -> dict[str, Any]:
+    """The metadata of the model itself, without the vocabulary: key -> value."""
+    arch = arch_of(t.arch)
+    own = arch.metadata(t) if hasattr(arch, "metadata") else {}
+    keys = common.metadata(t) | own
+    out = {f"{t.arch}.{key}": value for key, value in keys.items() if value is not None}
+    return out | dict(t.extra)
 
-    q, kv = t.n_heads * t.d_head, t.n_kv_heads * t.d_head
-    out = {"token_embd.weight": matrix(t.vocab, t.dim)}
-    for i in range(t.n_layers):
-        layer = {"attn_norm": vector(t.dim)}
-        if t.arch == "phi3":
-            layer["attn_qkv"] = matrix(q + 2 * kv, t.dim)
-        else:
-            layer |= {"attn_q": matrix(q, t.dim), "attn_k": matrix(kv, t.dim)}
-            layer["attn_v"] = matrix(kv, t.dim)
-        layer |= {"attn_output": matrix(t.dim, q), "ffn_norm": vector(t.dim)}
-        if t.arch == "phi3":
-            layer["ffn_up"] = matrix(2 * t.ffn, t.dim)  # rows: gate, then up
-        else:
-            layer |= {"ffn_gate": matrix(t.ffn, t.dim), "ffn_up": matrix(t.ffn, t.dim)}
-        layer["ffn_down"] = matrix(t.dim, t.ffn)
-        out |= {f"blk.{i}.{name}.weight": w for name, w in layer.items()}
-    out["output_norm.weight"] = vector(t.dim)
-    if not t.tied:
-        out["output.weight"] = matrix(t.vocab, t.dim)
-    half = (t.n_rot or t.d_head) // 2
-    if t.original_context is not None:
-        out["rope_factors_short.weight"] = np.abs(vector(half, 1.0, 0.05))
-        out["rope_factors_long.weight"] = np.linspace(1, 8, half, dtype=np.float32)
-    if t.rope_freqs:
-        out["rope_freqs.weight"] = np.geomspace(1, 8, half).astype(np.float32)
-    return out
+
+#: Parts of the names of matrices that converters leave in float32.
+_FLOATS = (
+    "norm",
+    "ffn_gate_inp",
+    "conv",
+    "position_embd",
+    "token_types",
+    "altup",
+    "ssm_a",
+    "ssm_d",
+)
+
+
+def is_quantised(name: str, data: np.ndarray) -> bool:
+    """Whether a tensor gets the type of the model's matrices."""
+    is_matrix = data.ndim > 1 and name.endswith(".weight")
+    return is_matrix and not any(part in name for part in _FLOATS)
 
 
 def quantise(data: np.ndarray, type_name: str) -> np.ndarray:
-    """float32 (n, k) -> the type's bytes (n, row_bytes), or an array of floats.
+    """float32 (..., k) -> the type's bytes (..., row_bytes), or an array of floats.
 
     Types of small grids get blocks of other normal numbers, of make_blocks.py: setting up their
     quantiser takes seconds.
@@ -119,21 +87,24 @@ def quantise(data: np.ndarray, type_name: str) -> np.ndarray:
         return gguf.quants.quantize(data, kind)
     except NotImplementedError:
         if not type_name.startswith(("IQ1", "IQ2", "IQ3")):
-            return libgguf.quantize_rows(data, int(kind))
+            rows = libgguf.quantize_rows(data.reshape(-1, data.shape[-1]), int(kind))
+            return rows.reshape(*data.shape[:-1], -1)
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.load(BLOCKS)[type_name].reshape(-1, block_bytes)
     rng = np.random.default_rng(int(np.abs(data).sum()))
-    chosen = rng.integers(0, len(blocks), (data.shape[0], data.shape[1] // block))
-    return blocks[chosen].reshape(data.shape[0], -1)
+    chosen = rng.integers(0, len(blocks), (*data.shape[:-1], data.shape[-1] // block))
+    return blocks[chosen].reshape(*data.shape[:-1], -1)
 
 
 def _write(path: Path, t: Tiny, split_max_tensors: int = 0) -> Path:
     writer = gguf.GGUFWriter(path, t.arch, split_max_tensors=split_max_tensors)
-    _add_metadata(writer, t)
+    writer.add_name(f"tiny {t.arch}")
+    for key, value in metadata(t).items():
+        _add(writer, key, value)
     _add_vocabulary(writer, t)
     for name, data in tensors(t).items():
         kind = "F32"
-        if data.ndim == 2:
+        if is_quantised(name, data):
             kind = t.type if isinstance(t.type, str) else t.type(name)
         writer.add_tensor(name, quantise(data, kind), raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
@@ -143,32 +114,8 @@ def _write(path: Path, t: Tiny, split_max_tensors: int = 0) -> Path:
     return path
 
 
-def _add_metadata(writer: gguf.GGUFWriter, t: Tiny) -> None:
-    writer.add_name(f"tiny {t.arch}")
-    writer.add_block_count(t.n_layers)
-    writer.add_context_length(t.context)
-    writer.add_embedding_length(t.dim)
-    writer.add_feed_forward_length(t.ffn)
-    writer.add_head_count(t.n_heads)
-    writer.add_head_count_kv(t.n_kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(t.freq_base)
-    writer.add_rope_dimension_count(t.n_rot or t.d_head)
-    writer.add_vocab_size(t.vocab)
-    if t.head_dim is not None:
-        writer.add_key_length(t.head_dim)
-        writer.add_value_length(t.head_dim)
-    if t.window:
-        writer.add_sliding_window(t.window)
-    if t.original_context is not None:
-        writer.add_rope_scaling_orig_ctx_len(t.original_context)
-    for key, value in t.extra:
-        _add(writer, key, value)
-
-
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    """Add a metadata value by its Python type; an earlier value of the key is replaced."""
-    writer.kv_data[0].pop(key, None)
+    """Add a metadata value by its Python type."""
     by_type: dict[type, Callable[[str, Any], None]] = {
         bool: writer.add_bool,
         int: writer.add_uint32,
