@@ -232,7 +232,7 @@ def test_contradictory_longrope(change: dict[str, Any]) -> None:
 def test_unknown_architecture(name: Any) -> None:
     metadata, shapes = described()
     metadata["general.architecture"] = name
-    with pytest.raises(UnsupportedError, match="llama, .*phi3") as caught:
+    with pytest.raises(UnsupportedError, match=r"llama, .*phi3") as caught:
         build(metadata, shapes)
     assert caught.value.supported == tuple(architectures())
 
@@ -297,7 +297,8 @@ def test_wrong_shape(arch: str, change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["blk.0.attn_q.bias", "blk.2.attn_norm.weight", "blk.0.attn_q_norm.weight", "surprise"]
+    "name",
+    ["blk.0.attn_norm.bias", "blk.2.attn_norm.weight", "blk.0.attn_q_norm.weight", "surprise"],
 )
 def test_tensor_without_a_place(name: str) -> None:
     metadata, shapes = described()

@@ -198,7 +198,9 @@ def attention(g: Graph, x: str, i: int, c: Config, a: Attend) -> str:
     heads, blk = c.heads[i], f"blk.{i}."
     n_q, n_k = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
     n_heads = heads.n_heads + heads.n_kv_heads
-    names = ["attn_qkv"] if g.has(f"{blk}attn_qkv.weight") else ["attn_q", "attn_k", "attn_v"]
+    names = ["attn_q", "attn_k", "attn_v"]
+    if not any(g.has(f"{blk}{name}.weight") for name in names):
+        names = ["attn_qkv"]
     h = linear(g, x, [blk + name for name in names], [n_q, n_k, n_k])
     if not a.norm_last:
         h = _query_key_norms(g, h, i, c, a)
@@ -231,10 +233,14 @@ def _query_key_norms(g: Graph, x: str, i: int, c: Config, a: Attend) -> str:
 
 def gated_mlp(g: Graph, x: str, i: int, c: Config, activation: GateActivation = "silu") -> str:
     """Wdown (activation(Wgate x) * Wup x): (tokens, dim) -> (tokens, dim). The file has two
-    matrices, or one fused one named up; biases are added where it has them.
+    matrices, or one of twice the rows, which is named up; biases are added where it has them.
     """
     blk = f"blk.{i}."
-    names = ["ffn_gate", "ffn_up"] if g.has(f"{blk}ffn_gate.weight") else ["ffn_up"]
+    names = ["ffn_gate", "ffn_up"]
+    if not g.has(f"{blk}ffn_gate.weight") and g.shapes.get(f"{blk}ffn_up.weight", ())[:1] != (
+        c.ffn[i],
+    ):
+        names = ["ffn_up"]
     h = linear(g, x, [blk + name for name in names], [c.ffn[i], c.ffn[i]])
     h = g.gated(h, activation)
     if g.has(f"{blk}ffn_sub_norm.weight"):  # BitNet
@@ -278,7 +284,7 @@ def window_of(c: Config, i: int, *, period: int = 0, default: int = 0) -> int:
     """How many last positions a token of layer i sees; 0: all.
 
     default: where the metadata does not say. The pattern says which layers have the window: a list
-    of true or false for each layer; or a number n: all but every n-th, where 0 means all layers.
+    of true or false (or 1, 0) for each layer; or a number n: all but every n-th, 0: all layers.
     period: that number, where the metadata does not say.
     """
     window = c.keys.whole("attention.sliding_window", default, least=0)
@@ -286,7 +292,7 @@ def window_of(c: Config, i: int, *, period: int = 0, default: int = 0) -> int:
     pattern = c.keys.get(key, period)
     if not window:
         return 0
-    if isinstance(pattern, list) and all(isinstance(value, bool) for value in pattern):
+    if isinstance(pattern, list) and all(value in (0, 1) for value in pattern):
         if len(pattern) != c.n_layers:
             raise c.keys.error(key, f"{len(pattern)} values for {c.n_layers} layers")
         return window if pattern[i] else 0

@@ -153,19 +153,14 @@ class Keys:
         *,
         least: float,
         most: float = 2**31 - 1,
-        n_layers: int = 0,
     ) -> float:
-        """A number from `least` to `most`. n_layers: the value may also be a list of so many equal
-        numbers, one for each layer; 0: no lists.
+        """A number from `least` to `most`.
 
-        Raises ModelFileError for any other value, and for a missing key without a default;
-        UnsupportedError for layers that differ.
+        Raises ModelFileError for any other value, and for a missing key without a default.
         """
         value = self.get(key, default)
         if value is None:
             raise self.error(key, "the key is missing")
-        if isinstance(value, list) and n_layers:
-            value = self._of_all(key, value, n_layers)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, "must be one number")
         if not least <= value <= most:  # NaN fails too
@@ -179,10 +174,9 @@ class Keys:
         *,
         least: int = 1,
         most: int = 2**31 - 1,
-        n_layers: int = 0,
     ) -> int:
-        """A whole number from `least` to `most`; n_layers and errors: as of `number`."""
-        value = self.number(key, default, least=least, most=most, n_layers=n_layers)
+        """A whole number from `least` to `most`; errors: as of `number`."""
+        value = self.number(key, default, least=least, most=most)
         if value != int(value):
             raise self.error(key, f"{value} must be whole")
         return int(value)
@@ -254,19 +248,6 @@ class Keys:
                     "(gguf-new-metadata --remove-metadata)",
                     what=brief(field),
                 )
-
-    def _of_all(self, key: str, values: list[Any], n_layers: int) -> Any:
-        """The one value that a list repeats for each layer."""
-        if len(values) != n_layers:
-            raise self.error(key, f"{len(values)} values for {n_layers} layers")
-        i = next((i for i, value in enumerate(values) if value != values[0]), None)
-        if i is not None:
-            raise self.not_built(
-                key,
-                f"layer 0 has {brief(values[0])}, layer {i} has {brief(values[i])}: layers that "
-                "differ are not built",
-            )
-        return values[0]
 
 
 def _listed(value: Any) -> list[Any]:
