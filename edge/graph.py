@@ -245,6 +245,27 @@ class Xielu(_Op):
 
 
 @dataclass(frozen=True)
+class Sparsify(_Op):
+    """max(0, x - mean - factor * std) of the first n elements, mean and std taken over these; the
+    other elements stay. std: sqrt(mean((x - mean) ** 2)).
+
+    Source: Gemma 3n, whose factor keeps the largest 5 % of a normal distribution.
+    """
+
+    kind = "sparsify"
+    n: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class Rescale(_Op):
+    """x * sqrt(mean(y ** 2)) / sqrt(max(mean(x ** 2), floor)): x, as large as y."""
+
+    kind = "rescale"
+    floor: float
+
+
+@dataclass(frozen=True)
 class Scale(_Op):
     """x * factor."""
 
@@ -297,6 +318,8 @@ Op = (
     | Gated
     | Activate
     | Xielu
+    | Sparsify
+    | Rescale
     | Scale
     | Softcap
     | Add
@@ -411,6 +434,14 @@ class Graph:
         ]
         return self._append(Matmul((x,), self._next(Matmul), weights), sum(n for n, _ in shapes))
 
+    def matmul_stack(self, x: str, weight: str, n: int) -> str:
+        """[W0 x | W1 x | ...] for a tensor that holds n square matrices, (n, dim, dim)."""
+        dim, shape = self.dims[x], self.shapes.get(weight)
+        if shape != (n, dim, dim):
+            self._fault(weight, shape, f"({n}, {dim}, {dim})")
+        self.weights[weight] = (n * dim, dim)
+        return self._append(Matmul((x,), self._next(Matmul), (weight,)), n * dim)
+
     def rope(self, x: str, n_heads: int, head_dim: int, rope: Rope) -> str:
         """Rotate the first n_heads heads of x by the token's position; keep the other heads."""
         weights = () if rope.factors is None else (rope.factors,)
@@ -477,6 +508,14 @@ class Graph:
         """The activation of `Xielu`."""
         op = Xielu((x,), self._next(Xielu), (), alpha_p, alpha_n, beta, eps)
         return self._append(op, self.dims[x])
+
+    def sparsify(self, x: str, n: int, factor: float) -> str:
+        """max(0, x - mean - factor * std) of the first n elements; the other elements stay."""
+        return self._append(Sparsify((x,), self._next(Sparsify), (), n, factor), self.dims[x])
+
+    def rescale(self, x: str, y: str, floor: float) -> str:
+        """x * sqrt(mean(y ** 2)) / sqrt(max(mean(x ** 2), floor))."""
+        return self._append(Rescale((x, y), self._next(Rescale), (), floor), self.dims[x])
 
     def scale(self, x: str, factor: float) -> str:
         """x * factor."""

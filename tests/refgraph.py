@@ -29,11 +29,13 @@ from edge.graph import (
     Matmul,
     Multiply,
     Op,
+    Rescale,
     RmsNorm,
     Rotate,
     Scale,
     Slice,
     Softcap,
+    Sparsify,
     Temperature,
     Xielu,
     assert_never,
@@ -115,6 +117,10 @@ def evaluate(r: Run, op: Op, inputs: Sequence[Array]) -> Array:
             return ACTIVATIONS[op.activation](*inputs)
         case Xielu():
             return xielu(op, *inputs)
+        case Sparsify():
+            return sparsify(op, *inputs)
+        case Rescale():
+            return rescale(op, *inputs)
         case Scale():
             return inputs[0] * inputs[0].dtype.type(op.factor)
         case Softcap():
@@ -225,6 +231,22 @@ def xielu(op: Xielu, x: Array) -> Array:
     return np.where(x > 0, above, below).astype(x.dtype)
 
 
+def sparsify(op: Sparsify, x: Array) -> Array:
+    """What the first elements are above their mean by more than some standard deviations."""
+    out = x.copy()
+    part = out[:, : op.n]  # a view
+    mean = part.mean(-1, keepdims=True)
+    std = np.sqrt(((part - mean) ** 2).mean(-1, keepdims=True))
+    part[:] = np.maximum(part - (mean + x.dtype.type(op.factor) * std), 0)
+    return out
+
+
+def rescale(op: Rescale, x: Array, y: Array) -> Array:
+    """x, as large as y."""
+    target = np.sqrt((y * y).mean(-1, keepdims=True))
+    return x * target / np.sqrt(np.maximum((x * x).mean(-1, keepdims=True), x.dtype.type(op.floor)))
+
+
 def matmul(r: Run, op: Matmul, x: Array) -> Array:
     """[x W0^T | x W1^T | ...]."""
     parts = []
@@ -232,7 +254,8 @@ def matmul(r: Run, op: Matmul, x: Array) -> Array:
         seen = x
         if name in r.quantised:
             seen = r.quantised[name](x)
-        parts.append(seen @ r.weights[name].T)
+        weight = r.weights[name]  # or a stack of some
+        parts.append(seen @ weight.reshape(-1, weight.shape[-1]).T)
     return np.concatenate(parts, -1)
 
 

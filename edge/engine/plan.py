@@ -27,12 +27,14 @@ from edge.graph import (
     Matmul,
     Multiply,
     Op,
+    Rescale,
     RmsNorm,
     Rope,
     Rotate,
     Scale,
     Slice,
     Softcap,
+    Sparsify,
     Temperature,
     Xielu,
     assert_never,
@@ -338,7 +340,7 @@ class _Lowering:
                 self._emit(PlanAdd(inputs, self._new(op.output), ()))
             case (
                 LayerNorm() | HeadNorm() | Bias() | Gain() | Temperature() | Activate() | Xielu()
-                | Scale() | Softcap() | Multiply() | Slice()
+                | Sparsify() | Rescale() | Scale() | Softcap() | Multiply() | Slice()
             ):  # fmt: skip
                 raise NotImplementedError(op)
             case _:

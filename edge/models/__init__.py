@@ -10,7 +10,7 @@ from typing import Any
 
 from edge.errors import UnsupportedError, brief
 from edge.graph import Graph
-from edge.models.common import Config, Ends, decoder
+from edge.models.common import Config, Ends, chain, decoder
 from edge.models.kinds import require_model
 
 _SHARED = ("common", "keys", "kinds")  # modules that are not an architecture
@@ -53,7 +53,8 @@ def build(
     graph = Graph(shapes, path)
     if hasattr(module, "n_positions"):
         config = dataclasses.replace(config, n_positions=module.n_positions(graph, config))
-    decoder(graph, config, module.layer, module.ends(config) if hasattr(module, "ends") else Ends())
+    layers = module.layers if hasattr(module, "layers") else chain(module.layer)
+    decoder(graph, config, layers, module.ends(config) if hasattr(module, "ends") else Ends())
     known = graph.weights.keys() | getattr(module, "OPTIONAL", frozenset())
     strange = [tensor for tensor in shapes if tensor not in known]
     if strange:

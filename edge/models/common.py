@@ -82,21 +82,28 @@ class Config:
 
 
 def _heads(keys: Keys, n_layers: int, dim: int) -> tuple[Heads, ...]:
-    """The heads of each layer."""
+    """The heads of each layer. Layers with a window may have heads of another size (Gemma 4)."""
     n_heads = keys.wholes("attention.head_count", n_layers, most=MAX_COUNT)
     n_kv_heads = [
         n or n_heads[i]
         for i, n in enumerate(keys.wholes("attention.head_count_kv", n_layers, 0, least=0))
     ]
     head_dim = keys.whole("attention.key_length", dim // n_heads[0])
-    if keys.whole("attention.value_length", head_dim) != head_dim:
-        raise keys.not_built("attention.value_length", "keys and values differ in size")
+    windowed = keys.whole("attention.key_length_swa", head_dim)
+    for key, n in (("attention.value_length", head_dim), ("attention.value_length_swa", windowed)):
+        if keys.whole(key, n) != n:
+            raise keys.not_built(key, "keys and values differ in size")
     for n, n_kv in zip(n_heads, n_kv_heads, strict=True):
         if n % n_kv:
             raise keys.error(
                 "attention.head_count_kv", f"{n} heads do not share {n_kv} key heads evenly"
             )
-    return tuple(Heads(n, n_kv, head_dim) for n, n_kv in zip(n_heads, n_kv_heads, strict=True))
+    pattern = keys.get("attention.sliding_window_pattern")
+    has_two = windowed != head_dim and isinstance(pattern, list) and len(pattern) == n_layers
+    return tuple(
+        Heads(n, n_kv, windowed if has_two and pattern[i] else head_dim)
+        for i, (n, n_kv) in enumerate(zip(n_heads, n_kv_heads, strict=True))
+    )
 
 
 def _context(wanted: int | None, trained: int, path: str) -> int:
@@ -116,6 +123,9 @@ def _context(wanted: int | None, trained: int, path: str) -> int:
 
 #: Appends layer i to a graph: x (tokens, dim) -> (tokens, dim).
 Layer = Callable[[Graph, str, int, Config], str]
+
+#: Appends all layers to a graph: x (tokens, dim) -> (tokens, dim).
+Layers = Callable[[Graph, str, Config], str]
 
 #: Appends a norm: graph, x, the tensor's name without `.weight`.
 Norm = Callable[[Graph, str, str, Config], str]
@@ -148,14 +158,24 @@ class Ends:
     softcap: float = 0.0
 
 
-def decoder(g: Graph, c: Config, layer: Layer, ends: Ends) -> None:
+def chain(layer: Layer) -> Layers:
+    """Layers that hand one value from each to the next."""
+
+    def layers(g: Graph, x: str, c: Config) -> str:
+        for i in range(c.n_layers):
+            x = layer(g, x, i, c)
+        return x
+
+    return layers
+
+
+def decoder(g: Graph, c: Config, layers: Layers, ends: Ends) -> None:
     """Append embedding, layers, last norm and output head to a graph."""
     embedding, head = "token_embd.weight", "output.weight"
     x = g.embed(embedding, c.dim)
     if ends.embedding_scale != 1:
         x = g.scale(x, ends.embedding_scale)
-    for i in range(c.n_layers):
-        x = layer(g, x, i, c)
+    x = layers(g, x, c)
     x = ends.norm(g, x, "output_norm", c)
     n_vocab = g.weights[embedding][0]
     if ends.head == "tied" or (ends.head == "any" and not g.has(head)):
@@ -178,7 +198,9 @@ class Attend:
     rope: how positions rotate queries and keys; None: not at all. scores: window, scale, cap and
     sinks. norm: of queries and keys before they are rotated: of each head, or of all heads at once;
     "none". is_centred: these norms subtract the mean. norm_last: they come after the rotation.
-    temperature: (beta, length) of `Temperature`.
+    temperature: (beta, length) of `Temperature`. values: "normed": each head has a norm without
+    weights; "keys": they are the keys before their norm, normed so. owner: the layer whose keys and
+    values it reads, None: its own.
     """
 
     rope: Rope | None
@@ -187,6 +209,8 @@ class Attend:
     is_centred: bool = False
     norm_last: bool = False
     temperature: tuple[float, int] | None = None
+    values: Literal["plain", "normed", "keys"] = "plain"
+    owner: int | None = None
 
 
 def attention(g: Graph, x: str, i: int, c: Config, a: Attend) -> str:
@@ -197,37 +221,44 @@ def attention(g: Graph, x: str, i: int, c: Config, a: Attend) -> str:
     """
     heads, blk = c.heads[i], f"blk.{i}."
     n_q, n_k = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
-    n_heads = heads.n_heads + heads.n_kv_heads
-    names = ["attn_q", "attn_k", "attn_v"]
+    names = ["attn_q", "attn_k", "attn_k" if a.values == "keys" else "attn_v"]
     if not any(g.has(f"{blk}{name}.weight") for name in names):
         names = ["attn_qkv"]
-    h = linear(g, x, [blk + name for name in names], [n_q, n_k, n_k])
+    is_reader = a.owner is not None
+    rows = [n_q] if is_reader else [n_q, n_k, n_k]
+    h = linear(g, x, [blk + name for name in names[: len(rows)]], rows)
     if not a.norm_last:
-        h = _query_key_norms(g, h, i, c, a)
+        h = _head_norms(g, h, i, c, a)
     if a.rope is not None:
-        h = g.rope(h, n_heads, heads.head_dim, a.rope)
+        n_rotated = heads.n_heads + (0 if is_reader else heads.n_kv_heads)
+        h = g.rope(h, n_rotated, heads.head_dim, a.rope)
     if a.norm_last:
-        h = _query_key_norms(g, h, i, c, a)
+        h = _head_norms(g, h, i, c, a)
     if a.temperature is not None:
         h = g.temperature(h, n_q, *a.temperature)
-    h = g.attention(h, i, heads, a.scores)
+    owner = i if a.owner is None else a.owner
+    h = g.attention(h, owner, heads, a.scores, reads_only=is_reader)
     if g.has(f"{blk}attn_sub_norm.weight"):  # BitNet
         h = g.rms_norm(h, f"{blk}attn_sub_norm.weight", c.rms_eps)
     return linear(g, h, [f"{blk}attn_output"], [c.dim])
 
 
-def _query_key_norms(g: Graph, x: str, i: int, c: Config, a: Attend) -> str:
-    heads = c.heads[i]
+def _head_norms(g: Graph, x: str, i: int, c: Config, a: Attend) -> str:
+    """Norms of queries and keys, and of values."""
+    if a.norm == "none":
+        return x
+    heads, first = c.heads[i], 0
     eps = c.layer_eps if a.is_centred else c.rms_eps
-    first = 0
-    for part, n in (("q", heads.n_heads), ("k", heads.n_kv_heads)):
-        if a.norm != "none":
-            each = (
-                (first, n, heads.head_dim) if a.norm == "head" else (first, 1, n * heads.head_dim)
-            )
+    n_kv_heads = heads.n_kv_heads if a.owner is None else 0
+    for part, n in (("q", heads.n_heads), ("k", n_kv_heads)):
+        size = n * heads.head_dim
+        each = (first, n, heads.head_dim) if a.norm == "head" else (first, 1, size)
+        if n:
             weight = f"blk.{i}.attn_{part}_norm.weight"
             x = g.head_norm(x, weight, eps, each, is_centred=a.is_centred)
-        first += n * heads.head_dim
+        first += size
+    if a.values != "plain" and n_kv_heads:
+        x = g.head_norm(x, None, eps, (first, n_kv_heads, heads.head_dim))
     return x
 
 
@@ -309,14 +340,15 @@ def rope_of(
     factors: str | None,
     magnitude: float = 1.0,
     scalings: tuple[str, ...] = ("none", "linear"),
+    layer: int = 0,
 ) -> Rope:
-    """The rotary embedding that the metadata asks for.
+    """The rotary embedding that the metadata asks for, of the heads of a layer.
 
     magnitude: the default where the file has none. scalings: the types of scaling that the file may
     name, "linear" is the default. With each but "none", positions are divided by the file's factor.
     """
     keys = c.keys
-    head_dim = c.heads[0].head_dim
+    head_dim = c.heads[layer].head_dim
     n_rot = keys.whole("rope.dimension_count", head_dim)
     if n_rot % 2 or n_rot > head_dim:
         raise keys.error(

@@ -25,12 +25,14 @@ from edge.graph import (
     Matmul,
     Multiply,
     Op,
+    Rescale,
     RmsNorm,
     Rope,
     Rotate,
     Scale,
     Slice,
     Softcap,
+    Sparsify,
     Temperature,
     Xielu,
     assert_never,
@@ -99,6 +101,8 @@ class Lowering(ABC):
                 | Temperature()
                 | Activate()
                 | Xielu()
+                | Sparsify()
+                | Rescale()
                 | Scale()
                 | Softcap()
                 | Multiply()
