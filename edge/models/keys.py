@@ -120,7 +120,8 @@ SAME = {
     "rope.freq_base_swa": "rope.freq_base",
 }
 
-#: Prefixes of keys that change the arithmetic, but do not begin with the architecture's name.
+#: Prefixes of keys that change the arithmetic, but do not begin with the architecture's name. An
+#: architecture that reads such keys names them whole.
 _ELSEWHERE = ("xielu.", "diffusion.")
 
 #: `general.quantization_version`: the version of the formats of the weight types.
@@ -205,6 +206,22 @@ class Keys:
                 raise self.error(key, f"{number} is out of range")
         return value
 
+    def numbers(
+        self, key: str, n_layers: int, default: float | None = None, *, least: float, most: float
+    ) -> list[float]:
+        """A number for each layer: the file has one for all, or a list. Errors: as of `number`."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            return [self.number(key, default, least=least, most=most)] * n_layers
+        if len(value) != n_layers:
+            raise self.error(key, f"{len(value)} values for {n_layers} layers")
+        for number in value:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise self.error(key, f"{brief(number)} must be a number")
+            if not least <= number <= most:  # NaN fails too
+                raise self.error(key, f"{number} is out of range")
+        return value
+
     def neutral(self, key: str, values: tuple[Any, ...]) -> None:
         """Raise UnsupportedError for a key that the file has with another value than these."""
         value = self.get(key)
@@ -239,9 +256,8 @@ class Keys:
         known = READ | HARMLESS.keys() | NEUTRAL.keys() | SAME.keys() | set(own)
         prefix = f"{self.architecture}."
         for field in self.metadata:
-            if field.startswith(_ELSEWHERE) or (
-                field.startswith(prefix) and field.removeprefix(prefix) not in known
-            ):
+            key = field.removeprefix(prefix)
+            if field.startswith((prefix, *_ELSEWHERE)) and key not in known:
                 raise UnsupportedError(
                     f"{self.path}: the key {brief(field)} is not known, it may change what the "
                     "model computes; if it does not, write the file without it "

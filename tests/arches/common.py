@@ -122,6 +122,16 @@ def gated(t: Tiny, *, biases: bool = False) -> dict[str, Filling]:
     return out
 
 
+def mlp(t: Tiny, *, biases: bool = False) -> dict[str, Filling]:
+    """The matrices of a feed-forward network without a gate."""
+    return {name: n for name, n in gated(t, biases=biases).items() if "gate" not in name}
+
+
+def layer_norms(n: int, *names: str) -> dict[str, Filling]:
+    """Weights and biases of layer norms of n elements."""
+    return {f"{name}.{part}": (n,) for name in names for part in ("weight", "bias")}
+
+
 def norms(n: int, *names: str) -> dict[str, Filling]:
     """Weights of norms of n elements."""
     return {f"{name}.weight": (n,) for name in names}
@@ -149,6 +159,9 @@ def filled(tensors: Mapping[str, Filling], seed: int, spread: float) -> dict[str
 
 
 # ---- metadata ----
+
+#: `metadata` of a model with layer norms.
+LAYER_EPS = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5}
 
 
 def metadata(t: Tiny) -> dict[str, Any]:
@@ -237,7 +250,7 @@ def hf_rope(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
     rope = {"rope_type": "default", "rope_theta": t.freq_base}
     if t.n_rot is not None:
         rope["partial_rotary_factor"] = t.n_rot / t.d_head
-    if "rope.scaling.type" in m:
+    if m.get("rope.scaling.type", "none") != "none":
         rope |= {"rope_type": m["rope.scaling.type"], "factor": m["rope.scaling.factor"]}
     if "rope.scaling.original_context_length" in m:
         rope["original_max_position_embeddings"] = m["rope.scaling.original_context_length"]

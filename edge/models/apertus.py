@@ -1,0 +1,47 @@
+"""Apertus: norms of the heads of q and k, and the activation xIELU, with numbers of each layer."""
+
+from __future__ import annotations
+
+from decimal import Context, Decimal
+
+from edge.graph import Graph, Scores
+from edge.models.common import Attend, Config, Ends, attention, linear, rms, rope_of
+from edge.models.keys import Keys
+
+KEYS = frozenset({"xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps"})
+_FACTORS = "rope_freqs.weight"
+
+
+def ends(c: Config) -> Ends:
+    """The head is never the embedding."""
+    return Ends(head="own")
+
+
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
+    """x: (tokens, dim) -> (tokens, dim)."""
+    rope = rope_of(c, interleaved=False, factors=_FACTORS if g.has(_FACTORS) else None)
+    a = Attend(rope, Scores(scale=c.attention_scale), norm="head")
+    x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
+    h = linear(g, rms(g, x, f"blk.{i}.ffn_norm", c), [f"blk.{i}.ffn_up"], [c.ffn[i]])
+    h = g.xielu(h, *_xielu(c, i))
+    return g.add(linear(g, h, [f"blk.{i}.ffn_down"], [c.dim]), x)
+
+
+def _xielu(c: Config, i: int) -> tuple[float, float, float, float]:
+    """alpha_p, alpha_n, beta and eps of layer i. The file has the alphas as they were trained, which
+    the softplus makes positive.
+    """
+    keys = Keys(c.keys.metadata, "xielu", c.path)
+    alpha_p, alpha_n, beta, eps = (
+        keys.numbers(key, c.n_layers, least=-1000, most=1000)[i]
+        for key in ("alpha_p", "alpha_n", "beta", "eps")
+    )
+    return _softplus(alpha_p), beta + _softplus(alpha_n), beta, eps
+
+
+def _softplus(x: float) -> float:
+    """log(1 + exp(x)), in decimal arithmetic: its bits are the same on every machine, those of libm
+    are not.
+    """
+    exact = Context(prec=30)
+    return float(exact.ln(exact.add(1, exact.exp(Decimal(x)))))

@@ -1,0 +1,26 @@
+"""GLM-4-0414 and the text part of GLM-4.1V: norms before and behind attention and feed-forward
+network, half of a head rotated.
+
+Neighbouring elements are pairs. The converter moves them to the halves of a head where the model
+also reads pictures, and then writes the sections of their positions; a text has one position for
+all sections.
+"""
+
+from __future__ import annotations
+
+from edge.graph import Graph, Scores
+from edge.models.common import Attend, Config, attention, gated_mlp, rms, rope_of
+
+KEYS = frozenset({"rope.dimension_sections"})
+
+
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
+    """x: (tokens, dim) -> (tokens, dim)."""
+    blk = f"blk.{i}."
+    has_sections = any(c.keys.wholes("rope.dimension_sections", 4, 0, least=0))
+    rope = rope_of(c, interleaved=not has_sections, factors=None)
+    a = Attend(rope, Scores(scale=c.attention_scale))
+    h = attention(g, rms(g, x, f"{blk}attn_norm", c), i, c, a)
+    x = g.add(rms(g, h, f"{blk}post_attention_norm", c), x)
+    h = gated_mlp(g, rms(g, x, f"{blk}ffn_norm", c), i, c)
+    return g.add(rms(g, h, f"{blk}post_ffw_norm", c), x)

@@ -1,0 +1,69 @@
+"""Apertus: norms of the heads of q and k, xIELU with numbers of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from arches.common import Case, Filling, Tiny, decoder, hf_state, norms, qkvo
+from arches.llama import LLAMA3, llama3_divisors
+
+CONFIG = "ApertusConfig"
+NAMES = {"attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"}
+
+#: The activation's numbers, as they were trained.
+XIELU = {
+    "alpha_p": [0.5, -1.25],
+    "alpha_n": [0.25, 1.5],
+    "beta": [0.5, 0.75],
+    "eps": [-1e-6, -0.125],
+}
+
+
+def extra(n_layers: int = 2) -> tuple[tuple[str, Any], ...]:
+    """`Tiny.extra`: these keys do not begin with the architecture's name."""
+    return tuple((f"xielu.{key}", values[:n_layers]) for key, values in XIELU.items())
+
+
+CASES = {
+    "apertus": Case(Tiny("apertus", seed=1, extra=extra())),
+    "apertus-rope-freqs": Case(
+        Tiny("apertus", seed=2, rope_freqs=True, context=4096, extra=extra())
+    ),
+}
+LARGEST = {"rope_freqs": True, "extra": extra(1)}
+
+
+def tensors(t: Tiny) -> dict[str, Filling]:
+    """The divisors of frequencies are those of Llama 3.1."""
+    out = decoder(t, layer, head="own")
+    if t.rope_freqs:
+        out["rope_freqs.weight"] = llama3_divisors(t)
+    return out
+
+
+def layer(t: Tiny, i: int) -> dict[str, Filling]:
+    """The tensors of a layer."""
+    heads = norms(t.d_head, "attn_q_norm", "attn_k_norm")
+    ffn: dict[str, Filling] = {"ffn_up.weight": (t.ffn, t.dim), "ffn_down.weight": (t.dim, t.ffn)}
+    return norms(t.dim, "attn_norm", "ffn_norm") | qkvo(t, biases="qkvo") | heads | ffn
+
+
+def config(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
+    """The biases, and the divisors."""
+    out: dict[str, Any] = {"attention_bias": True}
+    if t.rope_freqs:
+        out["rope_parameters"] = LLAMA3 | {"rope_theta": t.freq_base}
+    return out
+
+
+def state(t: Tiny, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The activation's numbers are tensors there."""
+    out = hf_state(t, weights, NAMES)
+    for key, values in XIELU.items():
+        for i in range(t.n_layers):
+            shape = (1,) if key.startswith("alpha") else ()
+            out[f"model.layers.{i}.mlp.act_fn.{key}"] = np.full(shape, values[i], np.float32)
+    return out
