@@ -77,6 +77,9 @@ static const char *check_angles(const checked *c) {
     REQUIRE(op->n_rot > 0 && op->n_rot % 2 == 0 && c->out->dim == op->n_rot);
     REQUIRE(op->base > 1.0f && op->base < 1e12f);
     REQUIRE(op->scale > 0.0f && op->scale <= 1e4f && op->magnitude > 0.0f && op->magnitude < 1e4f);
+    REQUIRE(op->has_ramp == 0 || op->has_ramp == 1);
+    REQUIRE(op->ramp_low >= -1e6f && op->ramp_low <= 1e6f);
+    REQUIRE(op->ramp_high >= -1e6f && op->ramp_high <= 1e6f);
     if (w != NULL) {
         REQUIRE(w->layout == EDGE_LAYOUT_VECTOR && w->k == op->n_rot / 2);
         const float *factors = w->data;
@@ -171,7 +174,44 @@ static const char *check_add(const checked *c) {
     return wrong != NULL ? wrong : check_same_or_apart(c, c->in2, c->out);
 }
 
-/* in holds [q | k | v] heads that fit the cache. */
+/* in is overwritten. */
+static const char *check_in_place(const checked *c) {
+    REQUIRE(c->in != NULL && c->in == c->out);
+    REQUIRE(c->in->kind == EDGE_BUFFER_F32 && !c->in->is_logit_rows);
+    return NULL;
+}
+
+/* in2 holds angles, by which heads of in are rotated. */
+static const char *check_rotation(const checked *c) {
+    REQUIRE(c->in2 != NULL && c->in2->kind == EDGE_BUFFER_F32 && !c->in2->is_logit_rows);
+    REQUIRE(c->op->n_rot > 0 && c->op->n_rot % 2 == 0 && c->op->n_rot <= c->op->head_dim);
+    REQUIRE(c->in2->dim == c->op->n_rot);
+    return check_no_overlap(c, c->in, c->in2);
+}
+
+static const char *check_rotate(const checked *c) {
+    const edge_op *op = c->op;
+    const char *wrong = check_in_place(c);
+    if (wrong != NULL) {
+        return wrong;
+    }
+    REQUIRE(op->head_dim > 0 && op->head_dim <= MAX_DIM && op->n_heads > 0);
+    REQUIRE(op->n_heads <= c->in->dim / op->head_dim);
+    return check_rotation(c);
+}
+
+static const char *check_temperature(const checked *c) {
+    REQUIRE(c->op->n > 0 && c->op->length > 0);
+    REQUIRE(c->op->beta > -1e4f && c->op->beta < 1e4f);
+    const char *wrong = check_in_place(c);
+    if (wrong != NULL) {
+        return wrong;
+    }
+    REQUIRE(c->op->n <= c->in->dim);
+    return NULL;
+}
+
+/* in holds heads that fit the cache: [q | k | v], or q alone. */
 static const char *check_heads(const checked *c) {
     const edge_op *op = c->op;
     const edge_plan_spec *s = c->spec;
@@ -181,22 +221,25 @@ static const char *check_heads(const checked *c) {
     REQUIRE(op->layer >= 0 && op->layer < kv->n_layers);
     REQUIRE(op->head_dim == kv->head_dim && op->n_kv_heads == kv->n_kv_heads);
     REQUIRE(op->n_heads > 0 && op->n_heads <= 4096 && op->n_heads % op->n_kv_heads == 0);
-    REQUIRE(c->in->dim == (op->n_heads + 2 * op->n_kv_heads) * op->head_dim);
     return NULL;
+}
+
+/* Elements of [q | k | v]. check_heads bounds the numbers. */
+static int32_t heads_dim(const edge_op *op) {
+    return (op->n_heads + 2 * op->n_kv_heads) * op->head_dim;
 }
 
 static const char *check_store(const checked *c) {
     REQUIRE(c->in == c->out);
-    if (c->in2 != NULL) {
-        REQUIRE(c->in2->kind == EDGE_BUFFER_F32 && !c->in2->is_logit_rows);
-        REQUIRE(c->op->n_rot > 0 && c->op->n_rot % 2 == 0 && c->op->n_rot <= c->op->head_dim);
-        REQUIRE(c->in2->dim == c->op->n_rot);
-        const char *wrong = check_no_overlap(c, c->in, c->in2);
-        if (wrong != NULL) {
-            return wrong;
-        }
+    const char *wrong = check_heads(c);
+    if (wrong == NULL && c->in2 != NULL) {
+        wrong = check_rotation(c);
     }
-    return check_heads(c);
+    if (wrong != NULL) {
+        return wrong;
+    }
+    REQUIRE(c->in->dim == heads_dim(c->op));
+    return NULL;
 }
 
 static const char *check_attention(const checked *c) {
@@ -206,7 +249,12 @@ static const char *check_attention(const checked *c) {
     }
     REQUIRE(c->out->kind == EDGE_BUFFER_F32 && !c->out->is_logit_rows);
     REQUIRE(c->out->dim == c->op->n_heads * c->op->head_dim);
-    REQUIRE(c->op->window >= 0);
+    REQUIRE(c->in->dim == heads_dim(c->op) || c->in->dim == c->out->dim);
+    const edge_weight *sinks = weight_of(c, 0);
+    if (sinks != NULL) {
+        REQUIRE(sinks->layout == EDGE_LAYOUT_VECTOR && sinks->k == c->op->n_heads);
+    }
+    REQUIRE(c->op->window >= 0 && c->op->softcap >= 0.0f && c->op->softcap < 1e6f);
     REQUIRE(c->op->attention_scale >= 0.0f && c->op->attention_scale < 1e4f);
     return check_no_overlap(c, c->in, c->out);
 }
@@ -231,6 +279,8 @@ static const char *check_op(const checked *c) {
     case EDGE_OP_STORE: return check_store(c);
     case EDGE_OP_ATTENTION: return check_attention(c);
     case EDGE_OP_GATHER: return check_gather(c);
+    case EDGE_OP_ROTATE: return check_rotate(c);
+    case EDGE_OP_TEMPERATURE: return check_temperature(c);
     case EDGE_N_OPS: break;
     }
     return "an op kind that exists";

@@ -235,9 +235,12 @@ typedef enum {
     EDGE_OP_GATED = 6,        /* out = activation(gate) * up, in = [gate | up] */
     EDGE_OP_ADD = 7,          /* out = in + in2 */
     EDGE_OP_STORE = 8,        /* rotate q, k of in by in2 in place; k and v to the cache */
-    EDGE_OP_ATTENTION = 9,    /* out = attention of q of in over the cache */
+    EDGE_OP_ATTENTION = 9,    /* out = attention of q of in over the cache; w[0]: sinks */
     EDGE_OP_GATHER = 10,      /* out = the rows of in whose logits are wanted */
-    EDGE_N_OPS = 11
+    EDGE_OP_ROTATE = 11,      /* the first n_heads heads of in by in2, in place: out is in */
+    EDGE_OP_TEMPERATURE = 12, /* the first n of in, times 1 + beta log(1 + position / length), in
+                                 place: out is in */
+    EDGE_N_OPS = 13
 } edge_op_kind;
 
 typedef enum { EDGE_ACTIVATION_SILU = 0, EDGE_N_ACTIVATIONS = 1 } edge_activation;
@@ -255,6 +258,11 @@ typedef struct {
     float eps;
     float base, scale, magnitude; /* rotary: see edge/graph.py */
     float attention_scale;        /* of scores; 0: 1 / sqrt(head_dim) */
+    float softcap;                /* of scores, 0: none */
+    int32_t has_ramp;             /* 1: rotary frequencies between two numbers of a pair are */
+    float ramp_low, ramp_high;    /* scaled in part: see edge/graph.py */
+    int32_t n, length;
+    float beta;
 } edge_op;
 
 typedef struct {

@@ -19,6 +19,18 @@ static void *copy(const void *src, int32_t n, size_t size) {
     return p;
 }
 
+/* How pair i of a rotary embedding scales positions. */
+static double scale_of(const edge_op *op, int32_t i) {
+    const double scale = (double)op->scale;
+    if (!op->has_ramp) {
+        return scale;
+    }
+    const double width = (double)op->ramp_high - (double)op->ramp_low;
+    const double along = (i - (double)op->ramp_low) / (width > 0.001 ? width : 0.001);
+    const double kept = 1.0 - (along < 0.0 ? 0.0 : along > 1.0 ? 1.0 : along);
+    return kept + (1.0 - kept) * scale;
+}
+
 /* Radians per position: scale / factor * base^(-2 i / n_rot). */
 static double *frequencies_of(const edge_plan *plan, const edge_op *op) {
     const uint32_t mode = cpu_float_mode();
@@ -26,7 +38,7 @@ static double *frequencies_of(const edge_plan *plan, const edge_op *op) {
     const float *factors = op->w[0] >= 0 ? plan->weights[op->w[0]].data : NULL;
     for (int32_t i = 0; out != NULL && i < op->n_rot / 2; i++) {
         const double power = number_exp(-2.0 * i / op->n_rot * number_log((double)op->base));
-        out[i] = power * (double)op->scale / (factors != NULL ? (double)factors[i] : 1.0);
+        out[i] = power * scale_of(op, i) / (factors != NULL ? (double)factors[i] : 1.0);
     }
     cpu_float_restore(mode);
     return out;

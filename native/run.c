@@ -108,6 +108,25 @@ static void run_norm(const run *r, const edge_op *op, int64_t row, int64_t rows)
     }
 }
 
+/* Rotate the first heads of a row in place. */
+static void run_rotate(const run *r, const edge_op *op, int64_t row) {
+    const rotate_args heads = {row_of(r, op->in, 0),  r->plan->buffers[op->in].dim,
+                               row_of(r, op->in2, 0), op->n_rot,
+                               op->interleaved,       op->n_heads,
+                               op->head_dim};
+    r->plan->kernels->rotate(&heads, row);
+}
+
+/* Multiply the first elements of a row in place, by a factor that grows with its position. */
+static void run_temperature(const run *r, const edge_op *op, int64_t row) {
+    const int64_t times = (r->step->start + row) / op->length;
+    const float factor = (float)(1.0 + (double)op->beta * number_log(1.0 + (double)times));
+    float *x = row_of(r, op->in, row);
+    for (int32_t i = 0; i < op->n; i++) {
+        x[i] *= factor;
+    }
+}
+
 /* One row of an op whose rows are independent. */
 static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) {
     const edge_kernels *kernels = r->plan->kernels;
@@ -134,6 +153,8 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
         memcpy(row_of(r, op->out, row),
                row_of(r, op->in, r->step->n_tokens - r->step->n_logits + row), (size_t)dim * 4);
         break;
+    case EDGE_OP_ROTATE: run_rotate(r, op, row); break;
+    case EDGE_OP_TEMPERATURE: run_temperature(r, op, row); break;
     case EDGE_OP_MATMUL: /* not row by row: see run_chunk */
     case EDGE_OP_GATED_MATMUL:
     case EDGE_OP_STORE:
@@ -354,6 +375,8 @@ static void run_attention(const run *r, const edge_op *op, uint32_t chunk) {
         .head_dim = op->head_dim,
         .window = op->window,
         .scale = op->attention_scale,
+        .softcap = op->softcap,
+        .sinks = op->w[0] >= 0 ? r->plan->weights[op->w[0]].data : NULL,
         .i_kv_head = head,
         .kv = &r->kv->groups[op->group],
         .kv_offset = kv_offset(r, op, head),

@@ -10,7 +10,7 @@ import pytest
 import refgraph
 import refkv
 import refmath
-from native_plan import Plan, Spec, on_all_isas
+from native_plan import Plan, Spec, evaluate, on_all_isas, vector
 from test_kernels import EXTREMES, normal
 
 from edge import graph, native
@@ -36,6 +36,13 @@ class Heads:
     sinks: int = 0  # pages
     sliding: int = 0  # pages, 0: all
     scale: float = 0.0  # of scores, 0: 1 / sqrt(dim)
+    softcap: float = 0.0  # of scores, 0: none
+    has_sinks: bool = False  # another score for each head
+
+    @property
+    def sink_scores(self) -> np.ndarray:
+        """(n,): below, among and above the scores."""
+        return np.resize(np.array([-3, 0, 1.5, 9], np.float32), self.n)
 
     def spec(self, isa: str, x: np.ndarray) -> tuple[Spec, int, int]:
         """store and attention of x = [q | k | v]; the spec, and the buffers of x and the result."""
@@ -50,8 +57,9 @@ class Heads:
         rotary = {"n_rot": self.n_rot, "interleaved": int(self.interleaved)}
         spec.op("store", inputs, source, **heads, **rotary)
         out = spec.buffer(F32, self.n * self.dim)
-        sight = {"window": self.window, "attention_scale": self.scale}
-        spec.op("attention", (source,), out, **heads, **sight)
+        sight = {"window": self.window, "attention_scale": self.scale, "softcap": self.softcap}
+        sinks = [vector(self.sink_scores)] if self.has_sinks else []
+        spec.op("attention", (source,), out, sinks, **heads, **sight)
         return spec, source, out
 
     def run(self, isa: str, x: np.ndarray, chunk: int, threads: int = 1) -> np.ndarray:
@@ -74,8 +82,10 @@ class Heads:
     def exact(self, x: np.ndarray) -> np.ndarray:
         """By the referee, in float64 with a float16 cache."""
         heads = graph.Heads(self.n, self.n_kv, self.dim)
-        op = graph.Attention((), "", (), 0, heads, self.window, self.scale)
-        run = refgraph.Run(np.arange(len(x)), {}, {}, np.float16)
+        weights = {"sinks": self.sink_scores.astype("f8")} if self.has_sinks else {}
+        scores = (self.window, self.scale, self.softcap)
+        op = graph.Attention((), "", tuple(weights), 0, heads, *scores)
+        run = refgraph.Run(np.arange(len(x)), weights, {}, np.float16)
         return refgraph.attention(run, op, x.astype(np.float64))
 
     def qkv(self, t: int) -> np.ndarray:
@@ -92,6 +102,9 @@ class Heads:
         Heads(1, 1, 16),
         Heads(8, 1, 48, 33),
         Heads(2, 1, 32, scale=0.25),
+        *(Heads(3, 1, 32, softcap=cap) for cap in (0.5, 2, 50)),
+        *(Heads(6, 2, 32, window, has_sinks=True) for window in (0, 5)),
+        Heads(4, 2, 64, 40, scale=0.5, softcap=3, has_sinks=True),
     ],
     ids=str,
 )
@@ -150,6 +163,81 @@ def test_store_rotates_queries_and_keys(n_rot: int, interleaved: bool) -> None:
     rotated = Heads(3, 1, 32).exact(got)
     attended = on_all_isas(lambda isa: heads.run(isa, x, 7))
     np.testing.assert_allclose(attended, rotated, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("n_rot, interleaved", [(32, False), (24, True), (2, False)])
+@pytest.mark.parametrize("n_heads", [1, 3])
+def test_rotate_in_place(n_heads: int, n_rot: int, interleaved: bool) -> None:
+    x = normal(70, 4 * 32)
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa, max_tokens=70)
+        source, angles = spec.given(x), spec.buffer(F32, n_rot)
+        spec.op("angles", (), angles, n_rot=n_rot, base=1e4, scale=1.0, magnitude=1.0)
+        rotary = {"n_rot": n_rot, "interleaved": int(interleaved)}
+        spec.op("rotate", (source, angles), source, n_heads=n_heads, head_dim=32, **rotary)
+        return evaluate(spec, source, 70)
+
+    op = graph.Rotate((), "", (), n_heads, 32, graph.Rope(n_rot, 1e4, interleaved))
+    state = refgraph.Run(np.arange(70), {}, {}, np.float16)
+    got = on_all_isas(run)
+    np.testing.assert_allclose(got, refgraph.rope(state, op, x.astype("f8")), rtol=1e-5, atol=2e-6)
+    np.testing.assert_array_equal(got[:, n_heads * 32 :], x[:, n_heads * 32 :])
+
+
+@pytest.mark.parametrize("low, high", [(0, 0), (0, 15), (3, 3), (2, 9), (2.5, 9.25), (9, 2)])
+def test_angles_of_a_ramp(low: float, high: float) -> None:
+    x = normal(70, 32)
+    rope = graph.Rope(32, 1e4, False, scale=0.125, magnitude=1.25, ramp=(low, high))
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa, max_tokens=70)
+        source, angles = spec.given(x), spec.buffer(F32, 32)
+        ramp = {"has_ramp": 1, "ramp_low": low, "ramp_high": high}
+        numbers = {"n_rot": 32, "base": 1e4, "scale": 0.125, "magnitude": 1.25}
+        spec.op("angles", (), angles, **numbers, **ramp)
+        spec.op("rotate", (source, angles), source, n_heads=1, head_dim=32, n_rot=32)
+        return evaluate(spec, source, 70)
+
+    op = graph.Rotate((), "", (), 1, 32, rope)
+    state = refgraph.Run(np.arange(70), {}, {}, np.float16)
+    want = refgraph.rope(state, op, x.astype("f8"))
+    np.testing.assert_allclose(on_all_isas(run), want, rtol=1e-5, atol=2e-6)
+
+
+def test_temperature_of_far_positions() -> None:
+    x = normal(70, 48)
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa, max_tokens=70)
+        source = spec.given(x)
+        spec.op("temperature", (source,), source, n=33, beta=0.5, length=16)
+        return evaluate(spec, source, 70)
+
+    got = on_all_isas(run)
+    want = refgraph.temperature(graph.Temperature((), "", (), 33, 0.5, 16), x)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_array_equal(got[:16], x[:16])
+    np.testing.assert_array_equal(got[:, 33:], x[:, 33:])
+    assert np.abs(got[:, :33] - x[:, :33]).max() > 0.1
+
+
+def test_queries_alone_read_what_an_earlier_op_stored() -> None:
+    """Queries of another matrix over the keys and values of a layer below."""
+    heads = Heads(3, 1, 32, 40)
+    x = heads.qkv(70)
+    own = x[:, : 3 * 32]
+
+    def run(isa: str) -> np.ndarray:
+        spec, _, _ = heads.spec(isa, x)
+        alone = spec.given(own[:, ::-1].copy())
+        out = spec.buffer(F32, 3 * 32)
+        numbers = {"layer": 1, "n_heads": 3, "n_kv_heads": 1, "head_dim": 32, "window": 40}
+        spec.op("attention", (alone,), out, **numbers)
+        return evaluate(spec, out, 70)
+
+    want = heads.exact(np.hstack([own[:, ::-1], x[:, 3 * 32 :]]))
+    np.testing.assert_allclose(on_all_isas(run), want, rtol=2e-5, atol=2e-6)
 
 
 def test_cache_keeps_float16_to_nearest_even() -> None:

@@ -107,7 +107,12 @@ def test_what_one_group_is_in_files_stays(tiny_gguf: Tiny) -> None:
     for options in ({}, ALL | SHAPE):
         loaded = Engine.load(tiny_gguf(**options), threads=1)
         c = loaded.config
-        shape = {"n_layers": c.n_layers, "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
+        heads = c.heads[0]
+        shape = {
+            "n_layers": c.n_layers,
+            "n_kv_heads": heads.n_kv_heads,
+            "head_dim": heads.head_dim,
+        }
         assert loaded.facts()["kv"] == {"type": "f16", **shape}
         loaded.close()
 

@@ -332,6 +332,60 @@ def test_wrong_op_is_refused(op: int, name: str, value: Any) -> None:
     assert (caught.value.code, caught.value.op) == (lib.EDGE_BAD_PLAN, op)
 
 
+def in_place_ops() -> Spec:
+    """A right spec of the ops around an attention that overwrite their input; 64 wide."""
+    spec = Spec(ISAS[-1], max_tokens=8)
+    x = spec.given(normal(9, 64) / 8)
+    rotary = {"n_rot": 16, "base": 1e4, "scale": 0.5, "magnitude": 1.0}
+    ramp = {"has_ramp": 1, "ramp_low": 1.0, "ramp_high": 5.0}
+    angles = spec.op("angles", (), spec.buffer(F32, 16), **rotary, **ramp)
+    spec.op("rotate", (x, angles), x, n_heads=3, head_dim=16, n_rot=16, interleaved=1)
+    spec.op("temperature", (x,), x, n=32, length=4, beta=0.5)
+    spec.op("store", (x,), x, **HEADS)
+    h = spec.buffer(F32, 32)
+    spec.op("attention", (x,), h, [vector(np.zeros(2))], softcap=5.0, **HEADS)
+    spec.op("attention", (h,), spec.buffer(F32, 32), [vector(np.zeros(2))], **HEADS)
+    spec.op("gather", (h,), spec.buffer(F32, 32, logit_rows=True))
+    spec.op("matmul", (4,), spec.buffer(LOGITS, 5), [rows_weight(normal(5, 32))])
+    return spec
+
+
+@pytest.mark.native
+def test_right_ops_in_place_run() -> None:
+    plan = Plan(in_place_ops())
+    plan.run(range(8), n_logits=3)
+    assert plan.run([8], start=8, n_logits=1).shape == (1, 5)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    "op, name, value",
+    [
+        *((1, "has_ramp", value) for value in (-1, 2)),
+        *((1, name, value) for name in ("ramp_low", "ramp_high") for value in (np.nan, 1e7)),
+        *((2, "n_rot", value) for value in (0, -2, 15, 18)),
+        *((2, "n_heads", value) for value in (0, -1, 5, 2**31 - 1)),
+        *((2, "head_dim", value) for value in (0, -16, 32, 2**31 - 1)),
+        *((2, "in2", value) for value in (-1, 0, 2)),
+        *((i, "out", 2) for i in (2, 3)),
+        *((i, "in", value) for i in (2, 3) for value in (-1, 2)),
+        *((3, "n", value) for value in (0, -1, 65)),
+        *((3, "length", value) for value in (0, -1)),
+        *((3, "beta", value) for value in (np.nan, np.inf, 1e5)),
+        *((i, "softcap", value) for i in (5, 6) for value in (-1.0, np.nan, np.inf)),
+        *((i, "w", [0, -1, -1]) for i in (5, 6)),
+        (6, "in", 1),  # neither q alone nor q, k and v
+        (6, "out", 2),  # its own input
+    ],
+    ids=str,
+)
+def test_wrong_op_in_place_is_refused(op: int, name: str, value: Any) -> None:
+    spec = in_place_ops()
+    spec.ops[op][name] = value
+    with pytest.raises(NativeError, match=rf"^op {op} \(kind -?\d+\) needs "):
+        Plan(spec)
+
+
 WRONG_BUFFERS: list[tuple[str, Any]] = [
     *(("kind", value) for value in (-1, 4, 2**31 - 1)),
     *(("dim", value) for value in (0, -1, 2**24 + 1, 2**31 - 1)),

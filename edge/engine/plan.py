@@ -116,6 +116,9 @@ class PlanAngles(_PlanOp):
     base: float
     scale: float
     magnitude: float
+    has_ramp: bool = False
+    ramp_low: float = 0.0
+    ramp_high: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -192,11 +195,33 @@ class PlanStore(_PlanHeads):
 
 @dataclass(frozen=True)
 class PlanAttention(_PlanHeads):
-    """Attention of the queries over the cache."""
+    """Attention of the queries over the cache. weights: the sinks, if any."""
 
     kind = "attention"
     window: int
     attention_scale: float
+    softcap: float
+
+
+@dataclass(frozen=True)
+class PlanRotate(_PlanOp):
+    """Rotate the first heads in place by the second input."""
+
+    kind = "rotate"
+    n_heads: int
+    head_dim: int
+    n_rot: int
+    interleaved: bool
+
+
+@dataclass(frozen=True)
+class PlanTemperature(_PlanOp):
+    """The first n elements times a factor of the position, in place."""
+
+    kind = "temperature"
+    n: int
+    beta: float
+    length: int
 
 
 @dataclass(frozen=True)
@@ -218,6 +243,8 @@ PlanOp = (
     | PlanAdd
     | PlanStore
     | PlanAttention
+    | PlanRotate
+    | PlanTemperature
     | PlanGather
 )
 
@@ -326,9 +353,11 @@ class _Lowering:
                 self._rms_norm(op)
             case Matmul():
                 self._matmul(op)
-            case Rotate():  # the attention that reads it lowers it: its store op rotates
-                if self._only_reader(op.output, Attention) is None:
-                    raise NativeError("the plan rotates only what an attention reads")
+            case Rotate():
+                self._rotate(op)
+            case Temperature():
+                buffer = self._overwrite(op)
+                self._emit(PlanTemperature((buffer,), buffer, (), op.n, op.beta, op.length))
             case Attention():
                 self._attention(op)
             case Gated():
@@ -339,8 +368,8 @@ class _Lowering:
                 inputs = tuple(self._get(value) for value in op.inputs)
                 self._emit(PlanAdd(inputs, self._new(op.output), ()))
             case (
-                LayerNorm() | HeadNorm() | Bias() | Gain() | Temperature() | Activate() | Xielu()
-                | Sparsify() | Rescale() | Scale() | Softcap() | Multiply() | Slice()
+                LayerNorm() | HeadNorm() | Bias() | Gain() | Activate() | Xielu() | Sparsify()
+                | Rescale() | Scale() | Softcap() | Multiply() | Slice()
             ):  # fmt: skip
                 raise NotImplementedError(op)
             case _:
@@ -400,23 +429,43 @@ class _Lowering:
         self.done.add(gated.output)
         return True
 
+    def _overwrite(self, op: Op) -> int:
+        """The buffer of the op's input, which becomes that of its output."""
+        (value,) = op.inputs
+        if len(self.readers[value]) > 1:
+            raise NativeError(
+                f"the plan computes {op.kind} in place: nothing else may read {value}"
+            )
+        buffer = self._get(value)
+        self.buffer_of[op.output, F32, self.gathering] = buffer
+        return buffer
+
+    def _stores(self, op: Rotate) -> Attention | None:
+        """The attention whose store op rotates, too: it alone reads all rotated heads."""
+        attention = self._only_reader(op.output, Attention)
+        if attention is None or attention.reads_only:
+            return None
+        n_heads = attention.heads.n_heads + attention.heads.n_kv_heads
+        return attention if op.n_heads == n_heads else None
+
+    def _rotate(self, op: Rotate) -> None:
+        angles, buffer = self._angles(op.rope), self._overwrite(op)
+        if self._stores(op) is None:
+            heads = (op.n_heads, op.head_dim, op.rope.n_rot, op.rope.interleaved)
+            self._emit(PlanRotate((buffer, angles), buffer, (), *heads))
+
     def _attention(self, op: Attention) -> None:
-        source_op = self.makers[op.inputs[0]]
         heads = (op.layer, op.heads.n_heads, op.heads.n_kv_heads, op.heads.head_dim)
-        if isinstance(source_op, Rotate):
-            if source_op.n_heads != op.heads.n_heads + op.heads.n_kv_heads:
-                raise NativeError("the plan rotates all heads of queries and keys, or none")
-            if self._only_reader(source_op.inputs[0], Rotate) is None:
-                raise NativeError("the plan rotates in place: nothing else may read the value")
-            rope = source_op.rope
-            source = self._get(source_op.inputs[0])
+        source, rotation = self._get(op.inputs[0]), self.makers[op.inputs[0]]
+        if isinstance(rotation, Rotate) and self._stores(rotation) is not None:
+            rope = rotation.rope
             inputs = (source, self._angles(rope))
             self._emit(PlanStore(inputs, source, (), *heads, rope.n_rot, rope.interleaved))
-        else:
-            source = self._get(op.inputs[0])
+        elif not op.reads_only:
             self._emit(PlanStore((source,), source, (), *heads))
+        scores = (op.window, op.scale, op.softcap)
         output = self._new(op.output)
-        self._emit(PlanAttention((source,), output, (), *heads, op.window, op.scale))
+        self._emit(PlanAttention((source,), output, op.weights, *heads, *scores))
 
     def _angles(self, rope: Rope) -> int:
         """The buffer of cos and sin of every position; all layers with this rope share it."""
@@ -424,7 +473,8 @@ class _Lowering:
             self.buffers.append(Buffer(F32, rope.n_rot, logit_rows=False))
             output, factors = len(self.buffers) - 1, () if rope.factors is None else (rope.factors,)
             numbers = (rope.n_rot, rope.base, rope.scale, rope.magnitude)
-            self.angles[rope] = self._emit(PlanAngles((), output, factors, *numbers))
+            ramp = () if rope.ramp is None else (True, *rope.ramp)
+            self.angles[rope] = self._emit(PlanAngles((), output, factors, *numbers, *ramp))
         return self.angles[rope]
 
 

@@ -27,6 +27,7 @@ _Static_assert(QUERIES <= TILE, "the queries of a tile are columns of a matmul")
 
 /* QUERIES queries at most, on their way over the keys. */
 typedef struct {
+    float softcap;                         /* of scores, 0: none */
     float q[QUERIES][MAX_HEAD_DIM];        /* scaled by 1 / sqrt(head_dim) */
     float p[QUERIES][PAGE_POSITIONS];      /* of the block: scores, then exp(score - most) */
     float scaled[QUERIES][PAGE_POSITIONS]; /* p times the scales of a group of values */
@@ -151,6 +152,17 @@ ONCE void add_base(tile *t, kv_base base, int32_t head_dim, int n) {
             float *p = &t->p[i][slot];
             const vf missed = vf_fma(vf_from_half(base.missed + slot), along, mean);
             vf_store(p, vf_add(vf_load(p), missed));
+        }
+    }
+}
+
+/* p = softcap * tanh(p / softcap), the scores of n queries in a block. */
+ONCE void cap_scores(tile *t, int n) {
+    const vf cap = vf_set1(t->softcap);
+    for (int i = 0; i < n; i++) {
+        for (int slot = 0; slot < PAGE_POSITIONS; slot += 16) {
+            float *p = &t->p[i][slot];
+            vf_store(p, vf_mul(cap, vf_tanh(vf_div(vf_load(p), cap))));
         }
     }
 }
@@ -342,6 +354,9 @@ INLINE void attend_block(tile *t, const block *b, int32_t base, bool is_sink, in
     if (b->info.based) {
         add_base(t, kv_base_of(b->keys, b->type, b->head_dim), b->head_dim, n);
     }
+    if (t->softcap > 0.0f) {
+        cap_scores(t, n);
+    }
     for (int i = 0; i < n; i++) {
         if (s.each[i].first < s.each[i].last) {
             soften(t, i, s.each[i].first, s.each[i].last, b->head_dim);
@@ -356,6 +371,7 @@ ONCE void begin(tile *t, const attention_args *a, int64_t j0, int n) {
     const kv_type_info type = kv_type_table[a->kv->shape.type];
     const float scale = a->scale > 0.0f ? a->scale : 1.0f / sqrtf((float)a->head_dim);
     const int64_t first_head = (int64_t)a->i_kv_head * a->group;
+    t->softcap = a->softcap;
     for (int i = 0; i < n; i++) {
         const int64_t row = (j0 + i) / a->group, head = first_head + (j0 + i) % a->group;
         const float *q = a->x + row * a->x_stride + head * a->head_dim;
@@ -369,8 +385,9 @@ ONCE void begin(tile *t, const attention_args *a, int64_t j0, int n) {
         if (type.bits < 16) {
             FN(quantize)(t->q[i], a->head_dim, (q8_place){t->codes, i, n, false});
         }
-        t->most[i] = -INFINITY;
-        t->total[i] = 0.0f;
+        /* the sink is the first score: exp(sink - sink) = 1, and there is no value to add */
+        t->most[i] = a->sinks != NULL ? a->sinks[head] : -INFINITY;
+        t->total[i] = a->sinks != NULL ? 1.0f : 0.0f;
         t->last[i] = a->start + (int32_t)row + 1;
         /* the first page behind the sinks that it sees, then the model's window of positions */
         const int32_t page = kv_first_page(a->kv, (t->last[i] - 1) / PAGE_POSITIONS);

@@ -25,4 +25,9 @@ INLINE vf vf_exp(vf x) {
     return vf_mul(p, vf_pow2(n));
 }
 
+INLINE vf vf_tanh(vf x) {
+    const vf e = vf_exp(vf_add(x, x)), one = vf_set1(1.0f);
+    return vf_div(vf_sub(e, one), vf_add(e, one));
+}
+
 #endif

@@ -44,8 +44,10 @@ typedef struct {
     int32_t start; /* position of row 0 */
     int32_t group; /* query heads per key head */
     int32_t head_dim;
-    int32_t window; /* last positions that a query sees, 0: all */
-    float scale;    /* of scores, 0: 1 / sqrt(head_dim) */
+    int32_t window;     /* last positions that a query sees, 0: all */
+    float scale;        /* of scores, 0: 1 / sqrt(head_dim) */
+    float softcap;      /* scores become softcap * tanh(score / softcap); 0: they stay */
+    const float *sinks; /* (n_heads): one more score for each head, without a value; NULL: none */
     int32_t i_kv_head;
     const edge_kv_group *kv;
     int64_t kv_offset; /* of this layer and key head in a page, see kv.h */
