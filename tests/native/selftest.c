@@ -401,6 +401,33 @@ static void store_all(const edge_kernels *kernels, const cache_case *c, int plac
     }
 }
 
+/* Attends from the last rows. extras: with sinks and a cap of the scores. */
+static void attend_as_scalar(const cache_case *c, const edge_kv_group *cache, int32_t rows,
+                             data_kind kind, bool extras) {
+    begin("%s attention, head_dim %d, %d queries a key, %d rows of %d, window %d, %s%s",
+          kv_type_table[c->type].name, (int)c->head_dim, (int)c->group, (int)rows, (int)c->n,
+          (int)c->window, kind_names[kind], extras ? ", sinks and a cap" : "");
+    const int64_t stride = (int64_t)2 * c->group * c->head_dim, n = rows * stride;
+    attention_args args = {.x = random_floats(RESIDUAL, n, kind),
+                           .x_stride = stride,
+                           .out = output(GOT, n),
+                           .out_stride = stride,
+                           .start = c->n - rows,
+                           .group = c->group,
+                           .head_dim = c->head_dim,
+                           .window = c->window,
+                           .softcap = extras ? 3.0f : 0.0f,
+                           .sinks = extras ? random_floats(WEIGHT, 2 * c->group, USUAL) : NULL,
+                           .i_kv_head = 1,
+                           .kv = cache,
+                           .kv_offset = kv_head_bytes(c->type, c->head_dim)};
+    float *got = args.out, *want = output(WANT, n);
+    tested->attention(&args, 0, rows);
+    args.out = want;
+    plain->attention(&args, 0, rows);
+    same_outputs(got, want, n);
+}
+
 /* Stores, and attends from the last rows, 1 to 9 of them. */
 static void test_cache(const cache_case *c, data_kind kind) {
     begin("%s store, head_dim %d, %s", kv_type_table[c->type].name, (int)c->head_dim,
@@ -419,26 +446,8 @@ static void test_cache(const cache_case *c, data_kind kind) {
                                  c->window_pages,
                                  got_pages};
     for (int32_t rows = 1; rows <= 9 && rows <= c->n; rows += rows < 3 ? 1 : 3) {
-        begin("%s attention, head_dim %d, %d queries a key, %d rows of %d, window %d, %s",
-              kv_type_table[c->type].name, (int)c->head_dim, (int)c->group, (int)rows, (int)c->n,
-              (int)c->window, kind_names[kind]);
-        const int64_t stride = (int64_t)2 * c->group * c->head_dim, n = rows * stride;
-        attention_args args = {.x = random_floats(RESIDUAL, n, kind),
-                               .x_stride = stride,
-                               .out = output(GOT, n),
-                               .out_stride = stride,
-                               .start = c->n - rows,
-                               .group = c->group,
-                               .head_dim = c->head_dim,
-                               .window = c->window,
-                               .i_kv_head = 1,
-                               .kv = &cache,
-                               .kv_offset = kv_head_bytes(c->type, c->head_dim)};
-        float *got = args.out, *want = output(WANT, n);
-        tested->attention(&args, 0, rows);
-        args.out = want;
-        plain->attention(&args, 0, rows);
-        same_outputs(got, want, n);
+        attend_as_scalar(c, &cache, rows, kind, false);
+        attend_as_scalar(c, &cache, rows, kind, true);
     }
 }
 
