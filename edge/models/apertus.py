@@ -28,8 +28,8 @@ def layer(g: Graph, x: str, i: int, c: Config) -> str:
 
 
 def _xielu(c: Config, i: int) -> tuple[float, float, float, float]:
-    """alpha_p, alpha_n, beta and eps of layer i. The file has the alphas as they were trained, which
-    the softplus makes positive.
+    """alpha_p, alpha_n, beta and eps of layer i. The file has the alphas as they were trained; the
+    softplus makes them positive.
     """
     keys = Keys(c.keys.metadata, "xielu", c.path)
     alpha_p, alpha_n, beta, eps = (

@@ -20,7 +20,7 @@ import numpy as np
 
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Add, Attention, Embed, Graph, Op, RmsNorm, Rope, Rotate
+from edge.graph import Add, Attention, Embed, Graph, Op, RmsNorm, Rope, Rotate, Temperature
 from edge.models.common import Config
 from edge.onnx.export.linear import BlockLinears
 from edge.onnx.export.lowering import Lowering, rotations
@@ -114,25 +114,44 @@ class _CpuLowering(Lowering):
     def lower_rope(self, op: Rotate, x: str) -> str:
         """Leave the rotation to GroupQueryAttention if its kernel supports it, else rotate here."""
         rope = op.rope
-        if rope.n_rot % _ROTARY_STEP == 0:
+        if rope.n_rot % _ROTARY_STEP == 0 and self._attends(op):
             self.ropes[x] = rope
             return x
         turned = op.n_heads * op.head_dim
-        sizes = self.g.constant(np.array([turned, self.graph.dims[op.output] - turned]))
-        head, rest = self.g.nodes("Split", x, sizes, n_outputs=2, axis=-1)
         head = self.g.node(
             "RotaryEmbedding",
-            *(head, self._positions(), *self._tables(rope)),
+            *(self.part(x, 0, turned), self._positions(), *self._tables(rope)),
             domain=CONTRIB,
             num_heads=op.n_heads,
             rotary_embedding_dim=rope.n_rot,
             interleaved=int(rope.interleaved),
         )
-        return self.g.node("Concat", head, rest, axis=-1)
+        return self.among(op, x, head, 0, turned)
+
+    def _attends(self, op: Rotate) -> bool:
+        """Whether all that reads the rotated value is an attention."""
+        return all(
+            isinstance(reader, Attention) for reader in self.graph.ops if op.output in reader.inputs
+        )
+
+    def lower_temperature(self, op: Temperature, x: str) -> str:
+        """The first elements, times 1 + beta log(1 + floor(position / length))."""
+        g = self.g
+        times = g.node("Div", self._positions(), g.constant(np.array(op.length)))
+        times = g.node("Cast", g.node("Add", times, g.constant(np.array(1))), to=g.types.FLOAT)
+        factor = g.node("Mul", g.node("Log", times), self.number(op.beta))
+        factor = g.node("Add", factor, self.number(1))
+        column = g.node("Unsqueeze", factor, g.constant(np.array([2])))
+        scaled = g.node("Mul", self.part(x, 0, op.n), column)
+        return self.among(op, x, scaled, 0, op.n)
 
     def lower_attention(self, op: Attention, x: str) -> str:
         """GroupQueryAttention of x = [q | k | v]."""
         g, layer, heads = self.g, op.layer, op.heads
+        if op.reads_only:
+            raise self.missing("keys and values of another layer")
+        if op.weights:
+            raise self.missing("sinks of an attention")
         if heads.head_dim % _HEAD_STEP:
             raise UnsupportedError(
                 f"{self.graph.path}: heads of {heads.head_dim}: dialect cpu has multiples of "
@@ -154,6 +173,7 @@ class _CpuLowering(Lowering):
             kv_num_heads=heads.n_kv_heads,
             local_window_size=op.window or -1,
             **({"scale": op.scale} if op.scale else {}),
+            **({"softcap": op.softcap} if op.softcap else {}),
             do_rotary=int(rope is not None),
             rotary_interleaved=int(rope is not None and rope.interleaved),
         )

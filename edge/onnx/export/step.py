@@ -33,6 +33,7 @@ class Shape:
     head_dim: int
     window: int  # positions that a token sees, itself included; 0: all
     scale: float  # of scores, 0: 1 / sqrt(head_dim)
+    softcap: float  # of scores, 0: none
     rope: Rope
     context: int
     half_cache: bool
@@ -49,6 +50,7 @@ class _Layer(NamedTuple):
     heads: Heads
     window: int
     scale: float
+    softcap: float
     rope: Rope | None
 
 
@@ -64,13 +66,13 @@ def shape_of(graph: Graph, context: int, *, half_cache: bool = False) -> Shape:
         rotate = rotations.get(op.inputs[0])
         alike = rotate is not None and rotate.n_heads == op.heads.n_heads + op.heads.n_kv_heads
         rope = rotate.rope if rotate and alike else None
-        kinds.add(_Layer(op.heads, op.window, op.scale, rope))
+        kinds.add(_Layer(op.heads, op.window, op.scale, op.softcap, rope))
     layers = [op.layer for op in graph.attentions]
     if len(kinds) != 1 or len(rotations) != len(layers) or layers != list(range(len(layers))):
         raise UnsupportedError(
             f"{graph.path}: its layers differ in heads, window or rotation", what="dialect npu"
         )
-    heads, window, scale, rope = kinds.pop()
+    heads, window, scale, softcap, rope = kinds.pop()
     if rope is None:
         raise UnsupportedError(
             f"{graph.path}: queries and keys are not rotated alike", what="dialect npu"
@@ -82,6 +84,7 @@ def shape_of(graph: Graph, context: int, *, half_cache: bool = False) -> Shape:
         head_dim=heads.head_dim,
         window=window,
         scale=scale,
+        softcap=softcap,
         rope=rope,
         context=context,
         half_cache=half_cache,
@@ -133,6 +136,8 @@ class StepLowering(Lowering):
     def lower_attention(self, op: Attention, heads: str) -> str:
         """softmax(scale q k^T + mask) v, over the cache and the new tokens."""
         g, s, i = self.g, self.shape, op.layer
+        if op.weights:
+            raise self.missing("sinks of an attention")
         n_turned = s.n_heads + s.n_kv_heads
         turned = self.turn(self.slice(heads, 0, n_turned, 1))
         q = self.slice(turned, 0, s.n_heads, 1)
@@ -142,6 +147,8 @@ class StepLowering(Lowering):
         v = self.slice(heads, n_turned, n_turned + s.n_kv_heads, 1)
         past_k, past_v = self.cache(i, k, v)
         scores = g.node("Concat", self.of_cache(q, past_k), g.node("MatMul", q, k), axis=-1)
+        if s.softcap:
+            scores = self.softcap(s.softcap, scores)
         p = g.node("Softmax", g.node("Add", scores, self.mask), axis=-1)
         past = self.of_cache(self.slice(p, 0, s.context, 3), past_v)
         new = g.node("MatMul", self.slice(p, s.context, s.context + self.n, 3), v)
