@@ -27,7 +27,7 @@ WHOLE = {"dim": 256, "ffn": 256}  # rows for blocks of 256
 
 def both(key: str, value: Any) -> tuple[tuple[str, Any], ...]:
     """A key of attention, of any architecture."""
-    return tuple((f"{arch}.attention.{key}", value) for arch in architectures())
+    return tuple((f"{arch}.attention.{key}", value) for arch in ("llama", "phi3"))
 
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -143,7 +143,7 @@ def worst(a: Array, b: Array) -> float:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("arch", models.architectures())
+@pytest.mark.parametrize("arch", ("llama", "phi3"))
 def test_logits_are_the_referees(
     exported: Callable[..., Exported], arch: str, kind: str, tied: bool
 ) -> None:
@@ -152,7 +152,7 @@ def test_logits_are_the_referees(
 
 
 @pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("arch", models.architectures())
+@pytest.mark.parametrize("arch", ("llama", "phi3"))
 def test_a_prompt_in_any_pieces(exported: Callable[..., Exported], arch: str, rope: str) -> None:
     model = exported(arch, **ROPES[rope])
     referee = model.referee()
@@ -174,7 +174,7 @@ def test_divisors_of_frequencies(exported: Callable[..., Exported]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "IQ3_S", "Q6_K"])
-@pytest.mark.parametrize("arch", models.architectures())
+@pytest.mark.parametrize("arch", ("llama", "phi3"))
 def test_int8_activations_cost_what_ours_cost(
     exported: Callable[..., Exported], arch: str, kind: str
 ) -> None:

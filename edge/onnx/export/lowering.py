@@ -170,7 +170,9 @@ class Lowering(ABC):
         mean = g.node("ReduceMean", g.node("Mul", heads, heads), last, keepdims=1)
         heads = g.node("Div", heads, g.node("Sqrt", g.node("Add", mean, self.number(op.eps))))
         for weight in op.weights:
-            heads = g.node("Mul", heads, g.constant(floats(self.model.tensors[weight])))
+            tensor = self.model.tensors[weight]
+            rows = floats(tensor, 0, 1 if len(tensor.shape) == 1 else op.n_heads)
+            heads = g.node("Mul", heads, g.constant(rows))
         normed = g.node("Reshape", heads, g.constant(np.array([0, 0, end - op.first])))
         return self.among(op, x, normed, op.first, end)
 
