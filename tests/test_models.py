@@ -19,7 +19,7 @@ from tiny import tensors, write_tiny
 
 from edge.errors import ContextError, EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Graph, Heads
+from edge.graph import Graph, Heads, Scale
 from edge.models import architectures, build
 from edge.models.common import DEFAULT_CONTEXT, Config
 
@@ -155,6 +155,28 @@ def test_context_decides_longrope(context: int, factors: str) -> None:
     assert rope.magnitude == pytest.approx(math.sqrt(1 + math.log(8) / math.log(64)))
 
 
+@pytest.mark.parametrize("arch, n_layers", [("gemma2", 46), ("gemma3", 62)])
+def test_scale_of_27b(arch: str, n_layers: int) -> None:
+    """The largest Gemmas divide by the root of dim / n_heads, not of head_dim."""
+    for n, scale in ((n_layers, 0.25), (n_layers - 1, 0)):
+        graph, _ = built(arch=arch, n_layers=n, head_dim=32)
+        assert {op.scale for op in graph.attentions} == {scale}
+
+
+def test_layers_without_rotation() -> None:
+    graph, _ = built(arch="smollm3", n_layers=8)
+    assert sum(op.kind == "rope" for op in graph.ops) == 6
+    graph, _ = built({"rope.scaling.finetuned": False}, arch="granite")
+    assert not graph.ropes
+    with pytest.raises(ModelFileError, match="true or false"):
+        built({"rope.scaling.finetuned": 1}, arch="granite")
+
+
+def test_old_minicpm_divides_its_logits() -> None:
+    graph, _ = built({"logit_scale": None}, arch="minicpm", dim=64)
+    assert isinstance(graph.ops[-1], Scale) and graph.ops[-1].factor == 4
+
+
 REQUIRED = (
     "block_count",
     "context_length",
@@ -237,7 +259,7 @@ def test_unknown_architecture(name: Any) -> None:
     assert caught.value.supported == tuple(architectures())
 
 
-@pytest.mark.parametrize("kind", ["yarn", "longrope", "", 7])  # llama has no LongRoPE
+@pytest.mark.parametrize("kind", ["longrope", "dynamic", "", 7])  # llama has no LongRoPE
 def test_unknown_rope_scaling(kind: Any) -> None:
     with pytest.raises(UnsupportedError, match="scaling") as caught:
         built({"rope.scaling.type": kind})

@@ -35,7 +35,8 @@ def build(
     """The graph of the model that this metadata and these tensor shapes describe.
 
     context: the most positions that a session may use; None: the model's own limit, at most
-    `common.DEFAULT_CONTEXT`. It also decides which LongRoPE factors are used (see `phi3.rope`).
+    `common.DEFAULT_CONTEXT`. It also decides which LongRoPE factors are used (see
+    `common.longrope_of`).
     Raises UnsupportedError for a file that is not a model, and for an architecture, or a part of
     one, that is not built; ModelFileError for missing or contradictory metadata, a missing tensor
     or a wrong shape. An error of unsupported parts comes before one of missing tensors.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Literal
 
 from edge.errors import ContextError, InputError, UnsupportedError, brief
@@ -287,6 +289,33 @@ def mlp(g: Graph, x: str, i: int, c: Config, activation: Activation) -> str:
     return linear(g, g.activate(h, activation), [f"blk.{i}.ffn_down"], [c.dim])
 
 
+def pre_norm(
+    g: Graph, x: str, i: int, c: Config, a: Attend, activation: GateActivation = "silu"
+) -> str:
+    """Llama's layer: each part reads x through a norm, its result is added to x."""
+    x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
+    return g.add(gated_mlp(g, rms(g, x, f"blk.{i}.ffn_norm", c), i, c, activation), x)
+
+
+def scaled_branches(g: Graph, x: str, i: int, c: Config, a: Attend, scale: float) -> str:
+    """`pre_norm`, where the result of each part is multiplied by scale (Granite, MiniCPM)."""
+    h = attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a)
+    x = g.add(g.scale(h, scale), x)
+    h = gated_mlp(g, rms(g, x, f"blk.{i}.ffn_norm", c), i, c)
+    return g.add(g.scale(h, scale), x)
+
+
+def sandwich(
+    g: Graph, x: str, i: int, c: Config, a: Attend, activation: GateActivation = "silu"
+) -> str:
+    """A layer with norms before and behind each part."""
+    blk = f"blk.{i}."
+    h = attention(g, rms(g, x, f"{blk}attn_norm", c), i, c, a)
+    x = g.add(rms(g, h, f"{blk}post_attention_norm", c), x)
+    h = gated_mlp(g, rms(g, x, f"{blk}ffn_norm", c), i, c, activation)
+    return g.add(rms(g, h, f"{blk}post_ffw_norm", c), x)
+
+
 def linear(g: Graph, x: str, names: Sequence[str], rows: Sequence[int]) -> str:
     """[s0 W0 x + b0 | s1 W1 x + b1 | ...]: (tokens, k) -> (tokens, sum of rows).
 
@@ -339,13 +368,14 @@ def rope_of(
     interleaved: bool,
     factors: str | None,
     magnitude: float = 1.0,
-    scalings: tuple[str, ...] = ("none", "linear"),
+    scalings: tuple[str, ...] = ("none", "linear", "yarn"),
     layer: int = 0,
 ) -> Rope:
     """The rotary embedding that the metadata asks for, of the heads of a layer.
 
     magnitude: the default where the file has none. scalings: the types of scaling that the file may
-    name, "linear" is the default. With each but "none", positions are divided by the file's factor.
+    name, "linear" is the default. With each but "none", positions are divided by the file's factor;
+    with "yarn", only those of slow frequencies.
     """
     keys = c.keys
     head_dim = c.heads[layer].head_dim
@@ -369,5 +399,104 @@ def rope_of(
     if factor < 1e-3:
         raise keys.error(factor_key, f"{factor} is out of range")
     scale = 1 if kind == "none" else 1 / factor
+    ramp = None
+    if kind == "yarn":
+        ramp = _yarn_ramp(c, n_rot, base)
+        magnitude *= _yarn_magnitude(keys, factor)
     magnitude = keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=100)
-    return Rope(n_rot, base, interleaved, factors, scale, magnitude)
+    return Rope(n_rot, base, interleaved, factors, scale, magnitude, ramp)
+
+
+def divisors(g: Graph) -> str | None:
+    """Llama 3.1's divisors of frequencies, where the file has them."""
+    name = "rope_freqs.weight"
+    return name if g.has(name) else None
+
+
+def local_rope(c: Config, rope: Rope, base: float) -> Rope:
+    """The rotary embedding of layers with a window, where only the others' positions are scaled.
+
+    base: where the file has none for these layers.
+    """
+    base = c.keys.number("rope.freq_base_swa", base, least=1.001, most=1e11)
+    return replace(rope, base=base, factors=None, scale=1.0, magnitude=1.0, ramp=None)
+
+
+#: Logarithms that decide bits are decimal: they are the same on every machine, libm's are not.
+_EXACT = decimal.Context(prec=30)
+_TWO_PI = Decimal("6.283185307179586476925286766559")
+
+
+def _yarn_ramp(c: Config, n_rot: int, base: float) -> tuple[float, float]:
+    """The pairs between which the frequencies change from unscaled to scaled: those that turn
+    beta_fast and beta_slow times within the original context.
+    """
+    keys = c.keys
+    original = original_context(c)
+    bounds = []
+    for key, default in (("fast", 32.0), ("slow", 1.0)):
+        turns = keys.number(f"rope.scaling.yarn_beta_{key}", default, least=1e-3, most=1e6)
+        length = _EXACT.divide(Decimal(original), _EXACT.multiply(Decimal(turns), _TWO_PI))
+        share = _EXACT.divide(_EXACT.ln(length), _EXACT.ln(Decimal(base)))
+        bounds.append(_EXACT.multiply(share, Decimal(n_rot) / 2))
+    low, high = math.floor(bounds[0]), math.ceil(bounds[1])
+    return max(0, low), min(n_rot - 1, high)
+
+
+def _yarn_magnitude(keys: Keys, factor: float) -> float:
+    """1 + log(factor) / 10, divided by the same with a multiple of the logarithm where the file has
+    one; or the file's own number, as transformers has it (llama.cpp does not read that).
+    """
+    log = _EXACT.divide(_EXACT.ln(Decimal(max(1.0, factor))), 10)
+    share = Decimal(keys.number("rope.scaling.yarn_log_multiplier", 0, least=0, most=100))
+    magnitude = _EXACT.divide(1 + log, 1 + _EXACT.multiply(share, log))
+    own = "rope.scaling.yarn_attn_factor"
+    return keys.number(own, float(magnitude), least=0.01, most=100)
+
+
+#: LongRoPE's two sets of factors.
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+
+
+def longrope_of(g: Graph, c: Config, *, interleaved: bool) -> Rope:
+    """`rope_of` for files that may have LongRoPE's factors. The context that sessions may use
+    decides between short and long ones.
+
+    Keys in the cache are rotated already, so the factors cannot change within a session. A context
+    up to the original length takes the short factors for all positions, a larger one the long.
+    """
+    if not _has_longrope(g):
+        return rope_of(c, interleaved=interleaved, factors=None)
+    original = original_context(c)
+    return rope_of(
+        c,
+        interleaved=interleaved,
+        factors=LONG if c.n_context > original else SHORT,
+        magnitude=_longrope_magnitude(c.n_context_train, original),
+        scalings=("none", "linear", "longrope"),
+    )
+
+
+def longrope_positions(g: Graph, c: Config) -> int:
+    """Positions that `longrope_of` serves: the original length with the short factors, all
+    positions with the long ones.
+    """
+    original = original_context(c)
+    short = _has_longrope(g) and c.n_context <= original
+    return min(original, c.n_context_train) if short else c.n_context_train
+
+
+def _has_longrope(g: Graph) -> bool:
+    return g.has(LONG) or g.has(SHORT)
+
+
+def original_context(c: Config) -> int:
+    """Positions that the model was trained for before its context was extended."""
+    return c.keys.whole("rope.scaling.original_context_length", c.n_context_train, least=2)
+
+
+def _longrope_magnitude(trained: int, original: int) -> float:
+    """sqrt(1 + log(trained / original) / log(original)), LongRoPE's attention factor."""
+    stretch = max(Decimal(1), _EXACT.divide(Decimal(trained), Decimal(original)))
+    share = _EXACT.divide(_EXACT.ln(stretch), _EXACT.ln(Decimal(original)))
+    return float(_EXACT.sqrt(_EXACT.add(1, share)))

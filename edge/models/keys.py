@@ -38,6 +38,10 @@ READ = frozenset(
         "rope.scaling.factor",
         "rope.scaling.original_context_length",
         "rope.scaling.type",
+        "rope.scaling.yarn_attn_factor",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_log_multiplier",
         "vocab_size",
     }
 )
@@ -64,13 +68,6 @@ HARMLESS = {
             "moe_latent_size",
             "router_logit_softcapping",
             "swiglu_clamp_exp",
-        ),
-        "of YaRN, which is refused by rope.scaling.type": (
-            "rope.scaling.yarn_attn_factor",
-            "rope.scaling.yarn_beta_fast",
-            "rope.scaling.yarn_beta_slow",
-            "rope.scaling.yarn_ext_factor",
-            "rope.scaling.yarn_log_multiplier",
         ),
         "how it was trained": ("rope.scaling.finetuned",),
         "of embeddings of whole texts": ("pooling_type", "classifier.output_labels"),
@@ -105,6 +102,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "residual_scale": (0, 1),
     "rope.dimension_sections": (0,),
     "rope.scaling.alpha": (0, 1),
+    "rope.scaling.yarn_ext_factor": (1,),
     "swiglu_clamp_shexp": (0,),
     "swin_norm": (False,),
     "tensor_data_layout": ("reference", "Meta AI original pth"),

@@ -92,7 +92,39 @@ def decoder(
     out["output_norm.weight"] = (t.dim,)
     if head == "own" or (head == "any" and not t.tied):
         out["output.weight"] = (t.vocab, t.dim)
+    if t.rope_freqs:
+        out["rope_freqs.weight"] = llama3_divisors(t)
     return out
+
+
+#: Llama 3.1's rule, with lengths at which a head of 16 has all its three kinds of frequencies.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+
+
+def llama3_divisors(t: Tiny) -> np.ndarray:
+    """What a converter writes as `rope_freqs`: (n_rot / 2,) divisors by Llama 3.1's rule."""
+    n_rot = t.n_rot or t.d_head
+    wave = 2 * np.pi * t.freq_base ** (np.arange(0, n_rot, 2) / n_rot)
+    turns = LLAMA3["original_max_position_embeddings"] / wave  # in the original context
+    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / (smooth + (1 - smooth) / LLAMA3["factor"])
+
+
+def longrope_factors(t: Tiny) -> dict[str, Filling]:
+    """LongRoPE's factors."""
+    half = (t.n_rot or t.d_head) // 2
+    short = 1 + 0.05 * np.random.default_rng(t.seed).standard_normal(half)
+    return {
+        "rope_factors_short.weight": short.astype(np.float32),
+        "rope_factors_long.weight": np.linspace(1, 8, half, dtype=np.float32),
+    }
 
 
 def block(t: Tiny, i: int = 0) -> dict[str, Filling]:
@@ -247,13 +279,25 @@ def hf_config(t: Tiny, m: Mapping[str, Any], *, is_tied: bool) -> dict[str, Any]
 
 def hf_rope(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_parameters` of transformers for this metadata."""
-    rope = {"rope_type": "default", "rope_theta": t.freq_base}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": t.freq_base}
     if t.n_rot is not None:
         rope["partial_rotary_factor"] = t.n_rot / t.d_head
     if m.get("rope.scaling.type", "none") != "none":
-        rope |= {"rope_type": m["rope.scaling.type"], "factor": m["rope.scaling.factor"]}
+        rope |= {"rope_type": m["rope.scaling.type"], "factor": m.get("rope.scaling.factor")}
     if "rope.scaling.original_context_length" in m:
         rope["original_max_position_embeddings"] = m["rope.scaling.original_context_length"]
+    if t.rope_freqs:
+        rope |= LLAMA3
+    return rope
+
+
+def hf_longrope(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, of a model with LongRoPE's factors."""
+    short, long = (w.tolist() for w in longrope_factors(t).values())
+    rope = hf_rope(t, {}) | {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+    rope["original_max_position_embeddings"] = m["rope.scaling.original_context_length"]
+    if "rope.scaling.attn_factor" in m:
+        rope["attention_factor"] = m["rope.scaling.attn_factor"]
     return rope
 
 

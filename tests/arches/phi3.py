@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from arches.common import Case, Filling, Tiny, decoder, hf_rope, norms
+from arches.common import (
+    Case,
+    Filling,
+    Tiny,
+    decoder,
+    hf_longrope,
+    hf_rope,
+    longrope_factors,
+    norms,
+)
 
 CONFIG = "Phi3Config"
 NAMES = {"ffn_up": "mlp.gate_up_proj"}  # rows: gate, then up
@@ -35,7 +42,7 @@ def tensors(t: Tiny) -> dict[str, Filling]:
     """Queries, keys and values in one matrix, gate and up in one; LongRoPE's factors."""
     out = decoder(t, layer)
     if t.original_context is not None:
-        out |= factors(t)
+        out |= longrope_factors(t)
     return out
 
 
@@ -51,25 +58,13 @@ def layer(t: Tiny, i: int) -> dict[str, Filling]:
     }
 
 
-def factors(t: Tiny) -> dict[str, Filling]:
-    """LongRoPE's factors."""
-    half = (t.n_rot or t.d_head) // 2
-    short = 1 + 0.05 * np.random.default_rng(t.seed).standard_normal(half)
-    return {
-        "rope_factors_short.weight": short.astype(np.float32),
-        "rope_factors_long.weight": np.linspace(1, 8, half, dtype=np.float32),
-    }
-
-
 def config(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
     """The window, and LongRoPE."""
-    rope = hf_rope(t, m) | {"partial_rotary_factor": (t.n_rot or t.d_head) / t.d_head}
-    out: dict[str, Any] = {"sliding_window": t.window or None, "rope_parameters": rope}
-    if t.original_context is not None:
-        rope["rope_type"] = "longrope"
-        for name, values in factors(t).items():
-            rope[f"{name.split('_')[2].removesuffix('.weight')}_factor"] = values.tolist()
-        if t.get("rope.scaling.attn_factor"):
-            rope["attention_factor"] = t.get("rope.scaling.attn_factor")
-        out["original_max_position_embeddings"] = t.original_context
-    return out
+    rope = hf_longrope(t, m) if t.original_context else hf_rope(t, m)
+    rope["partial_rotary_factor"] = (t.n_rot or t.d_head) / t.d_head
+    original = {"original_max_position_embeddings": t.original_context}
+    return {
+        "sliding_window": t.window or None,
+        "rope_parameters": rope,
+        **(original if t.original_context else {}),
+    }

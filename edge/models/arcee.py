@@ -1,0 +1,14 @@
+"""Arcee AFM: Llama with a feed-forward part of squared ReLU, without a gate; YaRN."""
+
+from __future__ import annotations
+
+from edge.graph import Graph, Scores
+from edge.models.common import Attend, Config, attention, divisors, mlp, rms, rope_of, window_of
+
+
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
+    """x: (tokens, dim) -> (tokens, dim)."""
+    rope = rope_of(c, interleaved=True, factors=divisors(g))
+    a = Attend(rope, Scores(window_of(c, i), c.attention_scale))
+    x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
+    return g.add(mlp(g, rms(g, x, f"blk.{i}.ffn_norm", c), i, c, "relu2"), x)

@@ -1,0 +1,12 @@
+"""ERNIE 4.5, dense: Llama; neighbouring elements are pairs in the original weights, too."""
+
+from __future__ import annotations
+
+from edge.graph import Graph, Scores
+from edge.models.common import Attend, Config, pre_norm, rope_of, window_of
+
+
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
+    """x: (tokens, dim) -> (tokens, dim)."""
+    rope = rope_of(c, interleaved=True, factors=None)
+    return pre_norm(g, x, i, c, Attend(rope, Scores(window_of(c, i), c.attention_scale)))

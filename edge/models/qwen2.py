@@ -1,0 +1,12 @@
+"""Qwen 2 and 2.5, DeepSeek's distilled Qwens: Llama with biases of queries, keys and values."""
+
+from __future__ import annotations
+
+from edge.graph import Graph, Scores
+from edge.models.common import Attend, Config, pre_norm, rope_of, window_of
+
+
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
+    """x: (tokens, dim) -> (tokens, dim)."""
+    rope = rope_of(c, interleaved=False, factors=None)
+    return pre_norm(g, x, i, c, Attend(rope, Scores(window_of(c, i), c.attention_scale)))

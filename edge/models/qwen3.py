@@ -1,0 +1,13 @@
+"""Qwen 3: each head of queries and keys is normed before it is rotated."""
+
+from __future__ import annotations
+
+from edge.graph import Graph, Scores
+from edge.models.common import Attend, Config, pre_norm, rope_of, window_of
+
+
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
+    """x: (tokens, dim) -> (tokens, dim)."""
+    rope = rope_of(c, interleaved=False, factors=None)
+    scores = Scores(window_of(c, i), c.attention_scale)
+    return pre_norm(g, x, i, c, Attend(rope, scores, norm="head"))

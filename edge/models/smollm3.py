@@ -1,0 +1,15 @@
+"""SmolLM3: Llama, in which every fourth layer rotates nothing.
+
+Files do not say which layers; transformers has a list of them, with the same default.
+"""
+
+from __future__ import annotations
+
+from edge.graph import Graph, Scores
+from edge.models.common import Attend, Config, pre_norm, rope_of, window_of
+
+
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
+    """x: (tokens, dim) -> (tokens, dim)."""
+    rope = rope_of(c, interleaved=True, factors=None) if (i + 1) % 4 else None
+    return pre_norm(g, x, i, c, Attend(rope, Scores(window_of(c, i), c.attention_scale)))
