@@ -27,7 +27,7 @@ MAX_DIM = 1 << 24
 #: g = min(gate, 7), u = up within -7 .. 7.
 Activation = Literal["silu", "gelu_tanh", "gelu_erf", "relu2", "sigmoid", "tanh"]
 #: Of a `Gated` op.
-GateActivation = Activation | Literal["swiglu_oai"]
+GateActivation = Literal[Activation, "swiglu_oai"]
 
 
 @dataclass(frozen=True)

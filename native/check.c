@@ -97,6 +97,8 @@ static const char *check_norm(const checked *c) {
     REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
     REQUIRE(w != NULL && w->layout == EDGE_LAYOUT_VECTOR && w->k == c->in->dim);
     REQUIRE(c->op->eps >= 0.0f && c->op->eps < 1.0f);
+    const edge_weight *bias = weight_of(c, 1);
+    REQUIRE(bias == NULL || (bias->layout == EDGE_LAYOUT_VECTOR && bias->k == c->in->dim));
     return check_no_overlap(c, c->in, c->out);
 }
 
@@ -211,6 +213,104 @@ static const char *check_temperature(const checked *c) {
     return NULL;
 }
 
+/* Floats of one shape, in place or apart. */
+static const char *check_elementwise(const checked *c) {
+    REQUIRE(c->in != NULL && c->in->kind == c->out->kind && !is_quantized(c->out));
+    REQUIRE(c->in->dim == c->out->dim && c->in->is_logit_rows == c->out->is_logit_rows);
+    return check_same_or_apart(c, c->in, c->out);
+}
+
+static const char *check_head_norm(const checked *c) {
+    const edge_op *op = c->op;
+    const edge_weight *w = weight_of(c, 0);
+    REQUIRE(op->column >= 0 && op->n_heads > 0 && op->head_dim > 0);
+    REQUIRE((int64_t)op->n_heads * op->head_dim <= c->out->dim - op->column);
+    REQUIRE(w == NULL || w->k == op->head_dim);
+    if (w != NULL && w->layout != EDGE_LAYOUT_VECTOR) {
+        REQUIRE(w->n == op->n_heads && w->k <= MAX_HEAD_DIM);
+    }
+    REQUIRE(op->eps >= 0.0f && op->eps < 1.0f);
+    return check_elementwise(c);
+}
+
+static const char *check_bias(const checked *c) {
+    int64_t n = c->op->column;
+    REQUIRE(n >= 0 && c->op->w[0] >= 0);
+    for (int i = 0; i < 3; i++) {
+        const edge_weight *w = weight_of(c, i);
+        REQUIRE(w == NULL || w->layout == EDGE_LAYOUT_VECTOR);
+        n += w == NULL ? 0 : w->k;
+    }
+    REQUIRE(n <= c->out->dim);
+    return check_elementwise(c);
+}
+
+static const char *check_gain(const checked *c) {
+    const edge_weight *w = weight_of(c, 0);
+    REQUIRE(w != NULL && w->layout == EDGE_LAYOUT_VECTOR && (w->k == c->op->n || w->k == 1));
+    REQUIRE(c->op->column >= 0 && c->op->n > 0 && c->op->n <= c->out->dim - c->op->column);
+    return check_elementwise(c);
+}
+
+static const char *check_scale(const checked *c) {
+    REQUIRE(c->op->scale > -1e9f && c->op->scale < 1e9f);
+    return check_elementwise(c);
+}
+
+static const char *check_activate(const checked *c) {
+    REQUIRE(c->op->activation >= 0 && c->op->activation < EDGE_N_ACTIVATIONS);
+    REQUIRE(c->op->activation != EDGE_ACTIVATION_SWIGLU_OAI);
+    return check_elementwise(c);
+}
+
+static const char *check_xielu(const checked *c) {
+    const edge_op *op = c->op;
+    REQUIRE(op->alpha_p > -1e4f && op->alpha_p < 1e4f && op->alpha_n > -1e4f && op->alpha_n < 1e4f);
+    REQUIRE(op->beta > -1e4f && op->beta < 1e4f && op->eps > -1.0f && op->eps < 1.0f);
+    return check_elementwise(c);
+}
+
+static const char *check_softcap(const checked *c) {
+    REQUIRE(c->op->softcap > 0.0f && c->op->softcap < 1e9f);
+    return check_elementwise(c);
+}
+
+static const char *check_multiply(const checked *c) {
+    REQUIRE(c->in2 != NULL && c->in2->kind == EDGE_BUFFER_F32 && c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->in2->dim == c->out->dim || c->in2->dim == 1);
+    REQUIRE(c->in2->is_logit_rows == c->out->is_logit_rows);
+    const char *wrong = c->in2->dim == c->out->dim ? check_same_or_apart(c, c->in2, c->out)
+                                                   : check_no_overlap(c, c->in2, c->out);
+    return wrong != NULL ? wrong : check_elementwise(c);
+}
+
+static const char *check_sparsify(const checked *c) {
+    REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->op->scale > -1e4f && c->op->scale < 1e4f);
+    REQUIRE(c->op->n > 0 && c->op->n <= c->out->dim && c->in->dim == c->out->dim);
+    REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
+    return check_no_overlap(c, c->in, c->out);
+}
+
+static const char *check_rescale(const checked *c) {
+    REQUIRE(c->in != NULL && c->in2 != NULL);
+    REQUIRE(c->in->kind == EDGE_BUFFER_F32 && c->in2->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->in->dim == c->out->dim && c->in2->dim == c->out->dim);
+    REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
+    REQUIRE(c->in2->is_logit_rows == c->out->is_logit_rows);
+    REQUIRE(c->op->eps >= 0.0f && c->op->eps < 1.0f);
+    const char *wrong = check_no_overlap(c, c->in, c->out);
+    return wrong != NULL ? wrong : check_no_overlap(c, c->in2, c->out);
+}
+
+static const char *check_slice(const checked *c) {
+    REQUIRE(c->in != NULL && c->in->kind == EDGE_BUFFER_F32 && c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->op->column >= 0 && c->op->column <= c->in->dim - c->out->dim);
+    REQUIRE(c->in->is_logit_rows == c->out->is_logit_rows);
+    return check_no_overlap(c, c->in, c->out);
+}
+
 /* in holds heads that fit the cache: [q | k | v], or q alone. */
 static const char *check_heads(const checked *c) {
     const edge_op *op = c->op;
@@ -281,6 +381,17 @@ static const char *check_op(const checked *c) {
     case EDGE_OP_GATHER: return check_gather(c);
     case EDGE_OP_ROTATE: return check_rotate(c);
     case EDGE_OP_TEMPERATURE: return check_temperature(c);
+    case EDGE_OP_SPARSIFY: return check_sparsify(c);
+    case EDGE_OP_RESCALE: return check_rescale(c);
+    case EDGE_OP_HEAD_NORM: return check_head_norm(c);
+    case EDGE_OP_BIAS: return check_bias(c);
+    case EDGE_OP_GAIN: return check_gain(c);
+    case EDGE_OP_SCALE: return check_scale(c);
+    case EDGE_OP_ACTIVATE: return check_activate(c);
+    case EDGE_OP_XIELU: return check_xielu(c);
+    case EDGE_OP_SOFTCAP: return check_softcap(c);
+    case EDGE_OP_MULTIPLY: return check_multiply(c);
+    case EDGE_OP_SLICE: return check_slice(c);
     case EDGE_N_OPS: break;
     }
     return "an op kind that exists";

@@ -224,11 +224,12 @@ typedef struct {
 } edge_buffer;
 
 /* in, in2, out: buffers; w: weights. GATED_MATMUL takes two weights, gate and up, or one weight
- * that holds the rows of gate and then those of up. */
+ * that holds the rows of gate and then those of up. HEAD_NORM takes a vector of head_dim, for all
+ * heads, or a matrix with a row for each head. */
 typedef enum {
     EDGE_OP_EMBED = 0,        /* out = rows of w[0] by token */
     EDGE_OP_ANGLES = 1,       /* out = cos, sin [n_rot / 2][2] by position; w[0]: factors */
-    EDGE_OP_NORM = 2,         /* out = rms_norm(in) * w[0], quantised when out is Q8 or Q8X2 */
+    EDGE_OP_NORM = 2,         /* out = norm(in) * w[0] (+ w[1]), quantised when out is Q8 or Q8X2 */
     EDGE_OP_QUANTIZE = 3,     /* out (Q8 or Q8X2) = in (F32) */
     EDGE_OP_MATMUL = 4,       /* out from `column` on = [w[0] in | w[1] in | w[2] in] (+ in2) */
     EDGE_OP_GATED_MATMUL = 5, /* out = activation(gate in) * (up in) */
@@ -237,13 +238,35 @@ typedef enum {
     EDGE_OP_STORE = 8,        /* rotate q, k of in by in2 in place; k and v to the cache */
     EDGE_OP_ATTENTION = 9,    /* out = attention of q of in over the cache; w[0]: sinks */
     EDGE_OP_GATHER = 10,      /* out = the rows of in whose logits are wanted */
-    EDGE_OP_ROTATE = 11,      /* the first n_heads heads of in by in2, in place: out is in */
-    EDGE_OP_TEMPERATURE = 12, /* the first n of in, times 1 + beta log(1 + position / length), in
+    EDGE_OP_ROTATE,           /* the first n_heads heads of in by in2, in place: out is in */
+    EDGE_OP_TEMPERATURE,      /* the first n of in, times 1 + beta log(1 + position / length), in
                                  place: out is in */
-    EDGE_N_OPS = 13
+    EDGE_OP_SPARSIFY,         /* out = in, but the first n elements max(0, x - mean - scale std) */
+    EDGE_OP_RESCALE,          /* out = in, as large as in2; its mean square is at least eps */
+    /* up to SOFTCAP out may be in, and both may be logits */
+    EDGE_OP_HEAD_NORM, /* out = in, but norms of n_heads heads from `column` on (times w[0]) */
+    EDGE_OP_BIAS,      /* out = in + [0 | w[0] | w[1] | w[2] | 0], w[0] from `column` on */
+    EDGE_OP_GAIN,  /* out = in, but n elements from `column` on * w[0], of n elements or of one */
+    EDGE_OP_SCALE, /* out = in * scale */
+    EDGE_OP_ACTIVATE, /* out = activation(in) */
+    EDGE_OP_XIELU,    /* out = xielu(in) with alpha_p, alpha_n, beta, eps */
+    EDGE_OP_SOFTCAP,  /* out = softcap * tanh(in / softcap) */
+    EDGE_OP_MULTIPLY, /* out = in * in2, of as many elements or of one */
+    EDGE_OP_SLICE,    /* out = elements of in from `column` on */
+    EDGE_N_OPS
 } edge_op_kind;
 
-typedef enum { EDGE_ACTIVATION_SILU = 0, EDGE_N_ACTIVATIONS = 1 } edge_activation;
+/* Formulas: edge/graph.py. The last one is of GATED and GATED_MATMUL only. */
+typedef enum {
+    EDGE_ACTIVATION_SILU = 0,
+    EDGE_ACTIVATION_GELU_TANH,
+    EDGE_ACTIVATION_GELU_ERF,
+    EDGE_ACTIVATION_RELU2,
+    EDGE_ACTIVATION_SIGMOID,
+    EDGE_ACTIVATION_TANH,
+    EDGE_ACTIVATION_SWIGLU_OAI,
+    EDGE_N_ACTIVATIONS
+} edge_activation;
 
 /* One op. in, in2, out, w: indices, -1: none. The rest is 0 where an op has no use for it. */
 typedef struct {
@@ -256,13 +279,15 @@ typedef struct {
     int32_t n_rot, interleaved;
     int32_t activation; /* edge_activation */
     float eps;
+    int32_t centred;              /* 1: norms subtract the mean */
     float base, scale, magnitude; /* rotary: see edge/graph.py */
     float attention_scale;        /* of scores; 0: 1 / sqrt(head_dim) */
-    float softcap;                /* of scores, 0: none */
-    int32_t has_ramp;             /* 1: rotary frequencies between two numbers of a pair are */
-    float ramp_low, ramp_high;    /* scaled in part: see edge/graph.py */
-    int32_t n, length;
-    float beta;
+    float softcap;                /* of SOFTCAP, and of an attention's scores; 0: none */
+    float alpha_p, alpha_n, beta; /* of XIELU: see edge/graph.py; beta of TEMPERATURE, too */
+    int32_t n;                    /* how many elements GAIN, TEMPERATURE and SPARSIFY change */
+    int32_t length;               /* of TEMPERATURE */
+    int32_t has_ramp;          /* 1: the rotary frequencies are scaled by a ramp over the pairs, */
+    float ramp_low, ramp_high; /* see edge/graph.py */
 } edge_op;
 
 typedef struct {

@@ -96,15 +96,99 @@ static void run_angles(const run *r, const edge_op *op, int64_t row) {
     }
 }
 
+/* The elements of weight i of an op; NULL: there is none. */
+static const float *vector_of(const run *r, const edge_op *op, int i) {
+    return op->w[i] >= 0 ? r->plan->weights[op->w[i]].data : NULL;
+}
+
 /* Row `row` of `rows`; quantised if the output buffer is. */
 static void run_norm(const run *r, const edge_op *op, int64_t row, int64_t rows) {
     const edge_kernels *kernels = r->plan->kernels;
-    const float *weight = r->plan->weights[op->w[0]].data, *x = row_of(r, op->in, row);
+    const norm_args args = {vector_of(r, op, 0), vector_of(r, op, 1), op->eps, op->centred != 0};
+    const float *x = row_of(r, op->in, row);
     const edge_buffer *out = &r->plan->buffers[op->out];
     if (out->kind == EDGE_BUFFER_F32) {
-        kernels->norm(x, weight, op->eps, out->dim, row_of(r, op->out, row));
+        kernels->norm(x, &args, out->dim, row_of(r, op->out, row));
     } else {
-        kernels->norm_quantize(x, weight, op->eps, out->dim, place_of(r, op->out, row, rows));
+        kernels->norm_quantize(x, &args, out->dim, place_of(r, op->out, row, rows));
+    }
+}
+
+/* The row of in, copied to out where the op does not run in place. */
+static float *copied_row(const run *r, const edge_op *op, int64_t row) {
+    const float *x = row_of(r, op->in, row);
+    float *out = row_of(r, op->out, row);
+    if (out != x) {
+        memcpy(out, x, (size_t)r->plan->buffers[op->out].dim * 4);
+    }
+    return out;
+}
+
+static void run_head_norm(const run *r, const edge_op *op, int64_t row) {
+    const edge_weight *w = op->w[0] >= 0 ? &r->plan->weights[op->w[0]] : NULL;
+    const bool each = w != NULL && w->layout != EDGE_LAYOUT_VECTOR; /* a weight for each head */
+    float own[MAX_HEAD_DIM];
+    const norm_args args = {each ? own : vector_of(r, op, 0), NULL, op->eps, op->centred != 0};
+    float *x = copied_row(r, op, row) + op->column;
+    for (int32_t head = 0; head < op->n_heads; head++, x += op->head_dim) {
+        if (each) {
+            edge_weight_unpack(w, head, 1, own);
+        }
+        r->plan->kernels->norm(x, &args, op->head_dim, x);
+    }
+}
+
+static void run_bias(const run *r, const edge_op *op, int64_t row) {
+    float *x = copied_row(r, op, row) + op->column;
+    for (int i = 0; i < 3 && op->w[i] >= 0; i++) {
+        const int64_t n = r->plan->weights[op->w[i]].k;
+        r->plan->kernels->add(x, vector_of(r, op, i), n, x);
+        x += n;
+    }
+}
+
+/* A range of elements times the weight. */
+static void run_gain(const run *r, const edge_op *op, int64_t row) {
+    const edge_kernels *kernels = r->plan->kernels;
+    float *x = copied_row(r, op, row) + op->column;
+    const float *weight = vector_of(r, op, 0);
+    if (r->plan->weights[op->w[0]].k == op->n) {
+        kernels->multiply(x, weight, op->n, x);
+    } else {
+        kernels->scale(x, *weight, op->n, x);
+    }
+}
+
+/* x times y, of as many elements as x or of one. */
+static void run_product(const run *r, const edge_op *op, int64_t row, const float *y, int64_t n) {
+    const edge_kernels *kernels = r->plan->kernels;
+    const int64_t dim = r->plan->buffers[op->out].dim;
+    const float *x = row_of(r, op->in, row);
+    if (n == dim) {
+        kernels->multiply(x, y, dim, row_of(r, op->out, row));
+    } else {
+        kernels->scale(x, *y, dim, row_of(r, op->out, row));
+    }
+}
+
+/* A function of each element. In blocks: the op may run in place, the kernels may not. */
+static void run_function(const run *r, const edge_op *op, int64_t row) {
+    enum { BLOCK = 256 };
+    const edge_kernels *kernels = r->plan->kernels;
+    const int64_t dim = r->plan->buffers[op->out].dim;
+    const xielu_args xielu = {op->alpha_p, op->alpha_n, op->beta, op->eps};
+    for (int64_t i = 0; i < dim; i += BLOCK) {
+        const int64_t n = dim - i < BLOCK ? dim - i : BLOCK;
+        const float *x = row_of(r, op->in, row) + i;
+        float y[BLOCK];
+        if (op->kind == EDGE_OP_ACTIVATE) {
+            kernels->gated(x, NULL, op->activation, n, y);
+        } else if (op->kind == EDGE_OP_XIELU) {
+            kernels->xielu(x, &xielu, n, y);
+        } else {
+            kernels->softcap(x, op->softcap, n, y);
+        }
+        memcpy(row_of(r, op->out, row) + i, y, (size_t)n * 4);
     }
 }
 
@@ -155,6 +239,29 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
         break;
     case EDGE_OP_ROTATE: run_rotate(r, op, row); break;
     case EDGE_OP_TEMPERATURE: run_temperature(r, op, row); break;
+    case EDGE_OP_SPARSIFY: {
+        const float *x = row_of(r, op->in, row);
+        float *out = copied_row(r, op, row);
+        kernels->sparsify(x, op->scale, op->n, out);
+        break;
+    }
+    case EDGE_OP_RESCALE:
+        kernels->rescale(row_of(r, op->in, row), row_of(r, op->in2, row), op->eps, dim,
+                         row_of(r, op->out, row));
+        break;
+    case EDGE_OP_HEAD_NORM: run_head_norm(r, op, row); break;
+    case EDGE_OP_BIAS: run_bias(r, op, row); break;
+    case EDGE_OP_GAIN: run_gain(r, op, row); break;
+    case EDGE_OP_SCALE: run_product(r, op, row, &op->scale, 1); break;
+    case EDGE_OP_MULTIPLY:
+        run_product(r, op, row, row_of(r, op->in2, row), r->plan->buffers[op->in2].dim);
+        break;
+    case EDGE_OP_ACTIVATE:
+    case EDGE_OP_XIELU:
+    case EDGE_OP_SOFTCAP: run_function(r, op, row); break;
+    case EDGE_OP_SLICE:
+        memcpy(row_of(r, op->out, row), row_of(r, op->in, row) + op->column, (size_t)dim * 4);
+        break;
     case EDGE_OP_MATMUL: /* not row by row: see run_chunk */
     case EDGE_OP_GATED_MATMUL:
     case EDGE_OP_STORE:

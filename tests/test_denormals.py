@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
-from native_plan import FLOAT_TYPES, Spec, Weight, evaluate, on_all_isas, rows_weight
+from native_plan import FLOAT_TYPES, Spec, Weight, evaluate, on_all_isas, rows_weight, vector
 from test_attention import Heads
 from test_kernels import (
     FORMS,
     KINDS,
+    by_row,
     gated,
     matmul,
     moderate,
@@ -24,7 +26,8 @@ from test_kernels import (
     wide,
 )
 
-from edge.engine.plan import F32, Q8, Q8X2
+from edge.engine.plan import F32, Q8, Q8X2, _number_of
+from edge.graph import Activation, GateActivation
 from edge.kv.shape import kv_types
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]
@@ -119,6 +122,9 @@ def test_gated_products(kind: str) -> None:
 def test_norm(scale: float, eps: float) -> None:
     x, weight = times(normal(3, 37), scale), normal(37, seed=1)
     on_all_isas(lambda isa: norm(isa, x, weight, eps))
+    on_all_isas(lambda isa: norm(isa, x, (weight, x[0]), eps, centred=True))
+    for centred in (0, 1):
+        by_row("head_norm", x, n_heads=2, head_dim=18, eps=eps, centred=centred)
     small = times(weight, 1e-38)
     on_all(lambda isa: norm(isa, normal(3, 37), small, eps), 20)
 
@@ -139,6 +145,27 @@ def test_gated() -> None:
     on_all(lambda isa: gated(isa, x), 5)
     x = np.concatenate([times(gate, 1e-38), up])[None]
     on_all(lambda isa: gated(isa, x), 10)
+
+
+@pytest.mark.parametrize("activation", get_args(GateActivation))
+def test_activations(activation: GateActivation) -> None:
+    """Results that are denormal: of small numbers, of small factors, far below 0."""
+    gate, up = np.linspace(-14, 14, 181, dtype=np.float32), normal(1, 181)[0]
+    for x in (np.concatenate([gate, times(up, 1e-38)]), np.concatenate([times(gate, 1e-38), up])):
+        on_all(lambda isa, x=x: gated(isa, x[None], activation), 0 if activation == "relu2" else 10)
+    if activation in get_args(Activation):
+        x = np.concatenate([gate, times(gate, 1e-38), times(gate, 1e-20)])[None]
+        by_row("activate", x, activation=_number_of(activation))
+
+
+def test_functions_and_products() -> None:
+    x = np.concatenate([times(normal(1, 99), scale) for scale in (1, 1e-20, 1e-38, 1e-42)], 1)
+    assert denormals(by_row("softcap", x, softcap=30.0)) > 90
+    args = {"alpha_p": 0.8, "alpha_n": 0.7, "beta": 0.5, "eps": -1e-6}
+    by_row("xielu", x, **args)
+    assert denormals(by_row("scale", x, scale=0.3)) > 90
+    assert denormals(by_row("multiply", x, y=times(x[:, ::-1], 1e-3))) > 10
+    assert denormals(by_row("bias", x, [vector(x[0])], column=0)) > 90
 
 
 def test_add_and_rotate() -> None:

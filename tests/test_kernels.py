@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,8 +28,9 @@ from native_plan import (
 from test_refmath import SIZES, n_halves, random_blocks, set_half
 
 from edge import native
-from edge.engine.plan import F32, LOGITS, Q8, Q8X2
+from edge.engine.plan import F32, LOGITS, Q8, Q8X2, _number_of
 from edge.errors import NativeError
+from edge.graph import Activation, GateActivation
 from edge.native import lib
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]
@@ -280,11 +283,22 @@ def test_group_that_is_not_finite_makes_nan(form: int, value: float) -> None:
 # ---- vectors -------------------------------------------------------------------------------------
 
 
-def norm(isa: str, x: np.ndarray, weight: np.ndarray, eps: float, form: int = F32) -> np.ndarray:
-    """rms_norm, read back through an identity when it is quantised."""
+def norm(
+    isa: str,
+    x: np.ndarray,
+    weights: np.ndarray | tuple[np.ndarray, np.ndarray],
+    eps: float,
+    form: int = F32,
+    *,
+    centred: bool = False,
+) -> np.ndarray:
+    """A norm, by a weight or by a weight and a bias, read back through an identity when it is
+    quantised."""
     spec = Spec(isa)
-    k = x.shape[1]
-    out = spec.op("norm", (spec.given(x),), spec.buffer(form, k), [vector(weight)], eps=float(eps))
+    k, held = x.shape[1], weights if isinstance(weights, tuple) else (weights,)
+    attrs = {"eps": float(eps), "centred": int(centred)}
+    vectors = [vector(weight) for weight in held]
+    out = spec.op("norm", (spec.given(x),), spec.buffer(form, k), vectors, **attrs)
     if form != F32:
         out = spec.op("matmul", (out,), spec.buffer(F32, k), [identity(k)])
     return evaluate(spec, out, len(x))
@@ -299,30 +313,237 @@ def test_norm(k: int) -> None:
     np.testing.assert_allclose(got, exact, rtol=2e-6)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("k", [1, 15, 16, 33, 96, 576])
+def test_layer_norm(k: int, biased: bool) -> None:
+    x, weight, bias = normal(9, k) * 3 + 2, normal(k, seed=1), normal(k, seed=2)
+    weights = (weight, bias) if biased else weight
+    got = on_all_isas(lambda isa: norm(isa, x, weights, 1e-5, centred=True))
+    exact = refgraph.centred(x.astype(np.float64), 1e-5) * weight + (bias if biased else 0)
+    np.testing.assert_allclose(got, exact, rtol=5e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer", "layer and bias"])
 @pytest.mark.parametrize("form", [Q8, Q8X2])
 @pytest.mark.parametrize("extreme", ["none", *EXTREMES])
-def test_norm_then_quantize_in_one(extreme: str, form: int) -> None:
+def test_norm_then_quantize_in_one(extreme: str, form: int, kind: str) -> None:
     x = (normal(9, 96) if extreme == "none" else EXTREMES[extreme](normal(9, 96))).astype("f4")
     weight = normal(96, seed=1)
-    got = on_all_isas(lambda isa: norm(isa, x, weight, 1e-6, form))
-    plain = on_all_isas(lambda isa: norm(isa, x, weight, 1e-6))
+    weights = (weight, normal(96, seed=2)) if "bias" in kind else weight
+    options: dict[str, Any] = {"centred": kind != "rms"}
+    got = on_all_isas(lambda isa: norm(isa, x, weights, 1e-6, form, **options))
+    plain = on_all_isas(lambda isa: norm(isa, x, weights, 1e-6, **options))
     apart = matmul("scalar", plain, [identity(96)], form)
     np.testing.assert_array_equal(got, apart)
 
 
-def gated(isa: str, x: np.ndarray) -> np.ndarray:
-    """silu(gate) * up of x = [gate | up]."""
+def by_row(
+    kind: str,
+    x: np.ndarray,
+    weights: Sequence[Weight] = (),
+    y: np.ndarray | None = None,
+    **attrs: Any,
+) -> np.ndarray:
+    """An op that may run in place: the same bits in place, apart, and everywhere."""
+
+    def run(isa: str, in_place: bool) -> np.ndarray:
+        spec = Spec(isa)
+        inputs = [spec.given(rows) for rows in ((x,) if y is None else (x, y))]
+        out = inputs[0] if in_place else spec.buffer(F32, x.shape[1])
+        spec.weight(vector(np.ones(1)))  # a plan has at least one
+        return evaluate(spec, spec.op(kind, inputs, out, weights, **attrs), len(x))
+
+    apart = on_all_isas(lambda isa: run(isa, False))
+    np.testing.assert_array_equal(on_all_isas(lambda isa: run(isa, True)), apart)
+    return apart
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("weight", ["none", "vector", "matrix"])
+@pytest.mark.parametrize("heads", [(0, 1, 1), (3, 4, 17), (0, 6, 16), (16, 1, 576)])
+def test_head_norm(heads: tuple[int, int, int], weight: str, centred: bool) -> None:
+    first, n_heads, head_dim = heads
+    if weight == "matrix" and head_dim > 256:
+        pytest.skip("a row for each head is of the heads of an attention")
+    x, n = normal(9, first + n_heads * head_dim + 5) * 3 + 1, n_heads * head_dim
+    w = normal(*((n_heads, head_dim) if weight == "matrix" else (head_dim,)), seed=1)
+    held = {"none": [], "vector": [vector(w.ravel()[:head_dim])], "matrix": []}[weight]
+    held = [rows_weight(w)] if weight == "matrix" else held
+    attrs = {"column": first, "n_heads": n_heads, "head_dim": head_dim, "eps": 1e-5}
+    got = by_row("head_norm", x, held, centred=int(centred), **attrs)
+    parts = x[:, first : first + n].reshape(9, n_heads, head_dim).astype(np.float64)
+    root = np.sqrt((parts**2).mean(-1, keepdims=True) + 1e-5)
+    want = refgraph.centred(parts, 1e-5) if centred else parts / root
+    want = want if weight == "none" else want * w
+    part = got[:, first : first + n].reshape(want.shape)
+    np.testing.assert_allclose(part, want, rtol=5e-6, atol=2e-6)
+    np.testing.assert_array_equal(got[:, :first], x[:, :first])
+    np.testing.assert_array_equal(got[:, first + n :], x[:, first + n :])
+
+
+@pytest.mark.parametrize("sizes", [(1,), (17, 33), (16, 5, 64)])
+@pytest.mark.parametrize("first", [0, 7])
+def test_bias(sizes: tuple[int, ...], first: int) -> None:
+    x, biases = normal(9, first + sum(sizes) + 3), [normal(n, seed=n) for n in sizes]
+    want = x.copy()
+    want[:, first : first + sum(sizes)] += np.concatenate(biases)
+    got = by_row("bias", x, [vector(bias) for bias in biases], column=first)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dim", [1, 17, 300])
+def test_products(dim: int) -> None:
+    x, y = normal(9, dim), normal(9, dim, seed=1)
+    np.testing.assert_array_equal(by_row("gain", x, [vector(y[0])]), x * y[0])
+    np.testing.assert_array_equal(by_row("gain", x, [vector(y[0, :1])]), x * y[0, :1])
+    np.testing.assert_array_equal(by_row("multiply", x, y=y), x * y)
+    np.testing.assert_array_equal(by_row("multiply", x, y=y[:, :1]), x * y[:, :1])
+    factor = np.float32(0.3)
+    np.testing.assert_array_equal(by_row("scale", x, scale=float(factor)), x * factor)
+
+
+@pytest.mark.parametrize("first, n", [(0, 1), (3, 17), (0, 40), (39, 1)])
+def test_slice(first: int, n: int) -> None:
+    x = normal(9, 40)
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa)
+        out = spec.op("slice", (spec.given(x),), spec.buffer(F32, n), column=first)
+        return evaluate(spec, out, len(x))
+
+    np.testing.assert_array_equal(on_all_isas(run), x[:, first : first + n])
+
+
+def test_logits_change_in_place() -> None:
+    """Bias, scale and softcap behind the output head."""
+    x, (weight, _), bias = normal(9, 32), moderate("F32", 21, 32), normal(21, seed=1)
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa)
+        last = spec.op("gather", (spec.given(x),), spec.buffer(F32, 32, logit_rows=True))
+        out = spec.op("matmul", (last,), spec.buffer(LOGITS, 21), [weight])
+        spec.op("bias", (out,), out, [vector(bias)])
+        spec.op("scale", (out,), out, scale=0.5)
+        spec.op("softcap", (out,), out, softcap=3.0)
+        return Plan(spec).run(range(9), n_logits=4)
+
+    logits = (matmul("scalar", x, [weight])[5:] + bias) * np.float32(0.5)
+    np.testing.assert_array_equal(on_all_isas(run), by_row("softcap", logits, softcap=3.0))
+
+
+def of_each(function: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of floats, of each element."""
+    return np.vectorize(function, otypes=[np.float64])
+
+
+#: In float64, without the cancellation of the referee's.
+EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    **refgraph.ACTIVATIONS,
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu_tanh": lambda x: x / (1 + np.exp(-np.sqrt(8 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu_erf": of_each(lambda x: x / 2 * math.erfc(-x / math.sqrt(2))),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+}
+
+
+def numbers(most: float) -> np.ndarray:
+    """(1, n) float32 from -most to most, and those near 0."""
+    near = np.geomspace(1e-30, min(1, most), 200)
+    return np.concatenate([np.linspace(-most, most, 3001), near, -near])[None].astype(np.float32)
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_activate(activation: Activation) -> None:
+    """Close to the true function; its argument's rounding counts where exp is far from 1."""
+    for most, ulps in ((1.0, 4), (5.0, 16), (9.0, 80)):
+        x = numbers(most)
+        got = by_row("activate", x, activation=_number_of(activation))
+        want = EXACT[activation](x.astype(np.float64))
+        np.testing.assert_allclose(got, want, rtol=ulps * EPS, atol=1e-37)
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_activate_far_from_zero(activation: Activation) -> None:
+    far = np.array([10, 14, 50, 88, 200, 1e4, 1e15, 1e30, 3e38], np.float32)
+    x = np.concatenate([far, -far])[None]
+    got = by_row("activate", x, activation=_number_of(activation))
+    with np.errstate(over="ignore"):
+        want = EXACT[activation](x.astype(np.float64)).astype(np.float32)
+    most = 2 if activation == "silu" else 1e-33  # exp ends at 2e38
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=most)
+
+
+@pytest.mark.parametrize("cap", [0.5, 30.0])
+def test_softcap(cap: float) -> None:
+    for x in (numbers(3), numbers(100), numbers(3e38)):
+        got = by_row("softcap", x, softcap=cap)
+        exact = cap * np.tanh(x.astype(np.float64) / cap)
+        np.testing.assert_allclose(got, exact, rtol=5 * EPS, atol=1e-37)
+        assert (np.abs(got) <= cap).all()
+
+
+@pytest.mark.parametrize("eps", [-1e-6, -0.25, 0.0])
+def test_xielu(eps: float) -> None:
+    args = {"alpha_p": 0.75, "alpha_n": 0.5, "beta": 0.5, "eps": eps}
+    for x in (numbers(3), numbers(80), numbers(1e15)):
+        got, exact = by_row("xielu", x, **args), x.astype(np.float64)
+        above = 0.75 * exact**2 + 0.5 * exact
+        below = 0.5 * (np.expm1(np.minimum(exact, eps)) - exact) + 0.5 * exact
+        terms = np.abs(exact) + np.minimum(np.abs(np.expm1(np.minimum(exact, eps))), 1)
+        off = np.abs(got - np.where(exact > 0, above, below))
+        assert (off <= np.where(exact > 0, above, terms) * 3 * EPS + 1e-37).all()
+
+
+@pytest.mark.parametrize("kind", ["activate", "softcap", "xielu"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_functions_of_what_is_no_number(kind: str, value: float) -> None:
+    x = normal(3, 40)
+    x[1, 20] = value
+    calls: list[dict[str, Any]] = [{"softcap": 5.0, "alpha_p": 0.7, "alpha_n": 0.6, "beta": 0.5}]
+    if kind == "activate":
+        calls = [{"activation": _number_of(name)} for name in get_args(Activation)]
+    for attrs in calls:
+        got, without = by_row(kind, x, **attrs), x.copy()
+        without[1, 20] = 0
+        others = np.ones(x.shape, bool)
+        others[1, 20] = False
+        np.testing.assert_array_equal(got[others], by_row(kind, without, **attrs)[others])
+        assert not np.isnan(value) or np.isnan(got[1, 20])
+
+
+def gated(isa: str, x: np.ndarray, activation: GateActivation = "silu") -> np.ndarray:
+    """activation(gate) * up of x = [gate | up]."""
     spec = Spec(isa)
-    out = spec.op("gated", (spec.given(x),), spec.buffer(F32, x.shape[1] // 2), activation=0)
-    return evaluate(spec, out, len(x))
+    out, number = spec.buffer(F32, x.shape[1] // 2), _number_of(activation)
+    return evaluate(spec, spec.op("gated", (spec.given(x),), out, activation=number), len(x))
 
 
+@pytest.mark.parametrize("activation", get_args(GateActivation))
 @pytest.mark.parametrize("dim", [1, 15, 16, 96])
-def test_gated(dim: int) -> None:
+def test_gated(dim: int, activation: GateActivation) -> None:
     x = normal(9, 2 * dim) * 8
-    got = on_all_isas(lambda isa: gated(isa, x))
+    got = on_all_isas(lambda isa: gated(isa, x, activation))
     gate, up = np.split(x.astype(np.float64), 2, 1)
-    np.testing.assert_allclose(got, gate / (1 + np.exp(-gate)) * up, rtol=2e-6)
+    if activation == "swiglu_oai":
+        gate, up = np.minimum(gate, 7), np.clip(up, -7, 7) + 1
+        want = gate / (1 + np.exp(-1.702 * gate)) * up
+    else:
+        want = EXACT[activation](gate) * up
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-33)
+
+
+@pytest.mark.parametrize("activation", get_args(GateActivation))
+def test_gated_matmul_of_every_activation(activation: GateActivation) -> None:
+    x, gate_up, number = normal(9, 64), moderate("Q4_0", 96, 64)[0], _number_of(activation)
+
+    def run(isa: str) -> np.ndarray:
+        spec = Spec(isa)
+        source, out = spec.quantized(spec.given(x)), spec.buffer(F32, 48)
+        spec.op("gated_matmul", (source,), out, [gate_up], activation=number)
+        return evaluate(spec, out, len(x))
+
+    apart = gated("scalar", matmul("scalar", x, [gate_up], Q8), activation)
+    np.testing.assert_array_equal(on_all_isas(run), apart)
 
 
 def test_gated_far_from_zero() -> None:
@@ -428,7 +649,10 @@ def test_bad_numbers_do_not_crash(value: float) -> None:
     x = normal(20, 96)
     x[3, 40] = value
     on_all_isas(lambda isa: norm(isa, x, np.ones(96), 1e-5))
-    on_all_isas(lambda isa: gated(isa, x))
+    on_all_isas(lambda isa: norm(isa, x, np.ones(96), 1e-5, centred=True))
+    by_row("head_norm", x, n_heads=6, head_dim=16, eps=1e-5)
+    for activation in get_args(GateActivation):
+        on_all_isas(lambda isa, name=activation: gated(isa, x, name))
 
 
 # ---- numbers for the sampler ---------------------------------------------------------------------

@@ -15,7 +15,6 @@ from edge import models
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Gated
-from edge.models import architectures
 from edge.onnx.export import cpu
 
 Array = np.ndarray[Any, np.dtype[Any]]

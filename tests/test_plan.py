@@ -13,7 +13,17 @@ import pytest
 import refgraph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_plan import ISAS, Cache, Plan, Spec, evaluate, rows_weight, shared_threads, vector
+from native_plan import (
+    ISAS,
+    Cache,
+    Plan,
+    Spec,
+    evaluate,
+    on_all_isas,
+    rows_weight,
+    shared_threads,
+    vector,
+)
 from test_kernels import moderate, normal
 from test_models import built
 
@@ -27,13 +37,14 @@ from edge.engine.plan import (
     Buffer,
     Lowered,
     PlanMatmul,
+    PlanNorm,
     PlanOp,
     _lay_out,
     _number_of,
     lower,
 )
 from edge.errors import NativeError
-from edge.graph import Activation, Graph, Heads, Rope
+from edge.graph import Activation, GateActivation, Graph, Heads, Rope
 from edge.native import ffi, lib
 
 TOKENS = 64
@@ -115,16 +126,63 @@ def test_logits_need_no_attention() -> None:
     assert [op.kind for op in plan.ops] == ["embed", "matmul"]
 
 
+def test_layer_norms_quantise_like_others() -> None:
+    g = Graph({"e": (9, 32), "w": (32,), "b": (32,), "out": (9, 32)})
+    g.matmul(g.layer_norm(g.embed("e"), "w", 1e-5, "b"), "out")
+    plan = lower(g, lambda name: True, buffer_bytes)
+    assert [op.kind for op in plan.ops] == ["embed", "norm", "matmul"]
+    norm = plan.ops[1]
+    assert isinstance(norm, PlanNorm) and norm.centred and norm.weights == ("w", "b")
+    assert plan.buffers[norm.output].kind == Q8X2
+
+
+#: Ops that run in place: appended to a graph's x of 32 elements.
+IN_PLACE_OPS: dict[str, Callable[[Graph, str], str]] = {
+    "head_norm": lambda g, x: g.head_norm(x, "n", 1e-5, (0, 2, 16)),
+    "bias": lambda g, x: g.bias(x, "b"),
+    "gain": lambda g, x: g.gain(x, "b"),
+    "scale": lambda g, x: g.scale(x, 0.5),
+    "activate": lambda g, x: g.activate(x, "relu2"),
+    "xielu": lambda g, x: g.xielu(x, 0.8, 0.8, 0.5, -1e-6),
+    "softcap": lambda g, x: g.softcap(x, 30.0),
+}
+
+
+@pytest.mark.parametrize("kind", IN_PLACE_OPS)
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_ops_run_in_place_where_nothing_else_reads_the_input(kind: str, read_twice: bool) -> None:
+    g = Graph({"e": (9, 32), "n": (16,), "b": (32,), "out": (9, 32)})
+    x = g.embed("e")
+    y = IN_PLACE_OPS[kind](g, x)
+    g.matmul(g.add(x, y) if read_twice else y, "out")
+    plan = lower(g, lambda name: False, buffer_bytes)
+    op = plan.ops[1]
+    assert op.kind == kind and (op.output == op.inputs[0]) == (not read_twice)
+
+
+def test_logits_are_changed_in_place() -> None:
+    """The head before it still reads two quantisations."""
+    g = Graph({"e": (9, 32), "out": (9, 32), "b": (9,)})
+    g.softcap(g.scale(g.bias(g.matmul(g.embed("e"), "out"), "b"), 0.5), 30.0)
+    plan = lower(g, lambda name: True, buffer_bytes)
+    kinds = ["embed", "quantize", "matmul", "bias", "scale", "softcap"]
+    assert [op.kind for op in plan.ops] == kinds
+    assert plan.buffers[plan.ops[1].output].kind == Q8X2
+    assert {op.output for op in plan.ops[2:]} == {plan.ops[-1].output}
+    assert plan.buffers[plan.ops[-1].output].kind == LOGITS
+
+
 def bad_graphs() -> dict[str, Graph]:
     """Graphs that cannot be lowered: name -> graph."""
     shapes = {"e": (9, 64), "qkv": (64, 64), "n": (64,), "o": (64, 32)}
     graphs = {
         name: Graph(shapes)
-        for name in ("no logits", "some heads", "rotated for nothing", "read twice")
+        for name in ("no logits", "no head", "some heads", "rotated for nothing", "read twice")
     }
     x = {name: g.embed("e") for name, g in graphs.items()}
     rope = Rope(16, 1e4, True)
     graphs["no logits"].rms_norm(x["no logits"], "n", 1e-5)
+    graphs["no head"].scale(x["no head"], 0.5)
     g = graphs["some heads"]
     g.attention(g.rope(g.matmul(x["some heads"], "qkv"), 2, 16, rope), 0, Heads(2, 1, 16))
     graphs["rotated for nothing"].rope(x["rotated for nothing"], 3, 16, rope)
@@ -170,7 +228,7 @@ def test_fields_of_an_op(kind: Any) -> None:
 def test_ops_and_activations_are_those_of_the_library() -> None:
     kinds = {getattr(lib, f"EDGE_OP_{kind.kind.upper()}") for kind in get_args(PlanOp)}
     assert kinds == set(range(lib.EDGE_N_OPS))
-    activations = {_number_of(name) for name in get_args(Activation)}
+    activations = {_number_of(name) for name in get_args(GateActivation)}
     assert activations == set(range(lib.EDGE_N_ACTIVATIONS))
     assert refgraph.ACTIVATIONS.keys() == set(get_args(Activation))
 
@@ -238,10 +296,72 @@ def test_mixed_weights_give_the_referees_logits(
     assert np.sqrt(((logits - want) ** 2).mean()) < 0.01
 
 
+def any_graph(shapes: dict[str, tuple[int, ...]]) -> Graph:
+    """Every kind of op that works on rows."""
+    g = Graph(shapes)
+    x = g.scale(g.embed("embd"), 1.5)
+    h = g.layer_norm(x, "norm", 1e-5, "norm.b")
+    h = g.bias(g.matmul(h, "q", "k", "v"), "q.b", "k.b", "v.b", dims=[64, 32, 32])
+    h = g.head_norm(h, "q.n", 1e-5, (0, 4, 16), is_centred=True)
+    h = g.head_norm(h, "k.n", 1e-5, (64, 1, 32))
+    h = g.attention(g.rope(h, 6, 16, Rope(16, 1e4, False)), 0, Heads(4, 2, 16))
+    x = g.add(x, g.gain(g.bias(g.matmul(h, "o"), "o.b"), "one"))
+    h = g.gated(g.matmul(g.rms_norm(x, "norm", 1e-5), "gate_up"), "swiglu_oai")
+    x = g.add(x, g.gain(g.matmul(h, "down"), "norm"))
+    h = g.activate(g.matmul(g.head_norm(x, None, 1e-5, (0, 1, 64)), "up"), "gelu_erf")
+    h = g.multiply(h, g.activate(g.slice(x, 5, 1), "sigmoid"))
+    h = g.multiply(g.xielu(g.slice(h, 0, 48), 0.8, 0.7, 0.5, -1e-6), g.slice(h, 16, 48))
+    x = g.add(x, g.matmul(h, "down"))
+    h = g.bias(g.matmul(g.layer_norm(x, "norm", 1e-5), "head"), "head.b", dims=[40], first=3)
+    g.softcap(g.scale(h, 0.5), 5.0)
+    assert g.fault is None
+    return g
+
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    **{"embd": (50, 64), "norm": (64,), "norm.b": (64,), "q": (64, 64), "k": (32, 64)},
+    **{"v": (32, 64), "q.b": (64,), "k.b": (32,), "v.b": (32,), "q.n": (4, 16), "k.n": (32,)},
+    **{"o": (64, 64), "o.b": (64,), "one": (1,), "gate_up": (96, 64), "down": (64, 48)},
+    **{"up": (64, 64), "head": (50, 64), "head.b": (40,)},
+}
+
+
+@pytest.mark.native
+@pytest.mark.all_isas
+def test_every_op_of_rows_gives_the_referees_logits() -> None:
+    """Lowered and run, of all tokens and of the last ones."""
+    g = any_graph(SHAPES)
+    held = {
+        name: normal(*shape, seed=i) / np.float32(shape[-1] ** 0.5 if len(shape) > 1 else 1)
+        for i, (name, shape) in enumerate(SHAPES.items())
+    }
+    plan, tokens = lower(g, lambda name: False, buffer_bytes), [3, 49, 0, 7, 7, 21, 8]
+    weights = [rows_weight(w) if w.ndim == 2 else vector(w) for w in held.values()]
+    index = {name: i for i, name in enumerate(held)}
+
+    def run(isa: str, n: int) -> np.ndarray:
+        spec = Spec(isa, TOKENS, (1, 2, 16), weights=weights, arena_bytes=plan.arena_bytes)
+        spec.ops = [dict(op.native(index, {0: (0, 0)})) for op in plan.ops]
+        spec.buffers = [
+            {"kind": b.kind, "dim": b.dim, "is_logit_rows": int(b.logit_rows), "offset": b.offset}
+            for b in plan.buffers
+        ]
+        return Plan(spec).run(tokens, n_logits=n)
+
+    logits = on_all_isas(lambda isa: run(isa, 7))
+    want = refgraph.run(g, held, tokens, dtype=np.float64, cache=np.float16)
+    np.testing.assert_allclose(logits, want, atol=2e-3)
+    np.testing.assert_array_equal(on_all_isas(lambda isa: run(isa, 2)), logits[5:])
+
+
 # ---- the native check ----------------------------------------------------------------------------
 
 HEADS = {"layer": 0, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16}
-EMBED, ANGLES, STORE, ATTENTION, GATHER, NORM, QUANTIZE, GATED_MATMUL, ADD, GATED, HEAD = range(11)
+EMBED, ANGLES, STORE, ATTENTION, GATHER, NORM, QUANTIZE, GATED_MATMUL, ADD, GATED = range(10)
+HEAD_NORM, BIAS, GAIN, SCALE, ACTIVATE, XIELU, SOFTCAP, MULTIPLY, SLICE, HEAD = range(10, 20)
+N_OPS = HEAD + 1
+#: Ops whose output may be their input, or apart.
+IN_PLACE = (HEAD_NORM, BIAS, GAIN, SCALE, ACTIVATE, XIELU, SOFTCAP)
 
 
 def every_op() -> Spec:
@@ -260,11 +380,23 @@ def every_op() -> Spec:
     spec.op("gated_matmul", (n,), m, gate_up, activation=0)
     s = spec.op("add", (h, m), spec.buffer(F32, 32, logit_rows=True))
     g = spec.op("gated", (s,), spec.buffer(F32, 16, logit_rows=True), activation=0)
-    spec.op("matmul", (g,), spec.buffer(LOGITS, 5), [rows_weight(normal(5, 16))])
+    heads = {"column": 2, "n_heads": 2, "head_dim": 7, "eps": 1e-5}
+    spec.op("head_norm", (g,), g, [rows_weight(normal(2, 7))], **heads)
+    spec.op("bias", (g,), g, [vector(normal(5)), vector(normal(8))], column=3)
+    spec.op("gain", (g,), g, [vector(normal(16))])
+    spec.op("scale", (g,), g, scale=0.5)
+    spec.op("activate", (g,), g, activation=1)
+    spec.op("xielu", (g,), g, alpha_p=0.7, alpha_n=0.6, beta=0.5, eps=-1e-6)
+    spec.op("softcap", (g,), g, softcap=30.0)
+    g = spec.op("multiply", (g, g), spec.buffer(F32, 16, logit_rows=True))
+    g = spec.op("slice", (g,), spec.buffer(F32, 9, logit_rows=True), column=7)
+    spec.op("matmul", (g,), spec.buffer(LOGITS, 5), [rows_weight(normal(5, 9))])
     assert q != n and [op["kind"] for op in spec.ops] == [
         *(lib.EDGE_OP_EMBED, lib.EDGE_OP_ANGLES, lib.EDGE_OP_STORE, lib.EDGE_OP_ATTENTION),
         *(lib.EDGE_OP_GATHER, lib.EDGE_OP_NORM, lib.EDGE_OP_QUANTIZE, lib.EDGE_OP_GATED_MATMUL),
-        *(lib.EDGE_OP_ADD, lib.EDGE_OP_GATED, lib.EDGE_OP_MATMUL),
+        *(lib.EDGE_OP_ADD, lib.EDGE_OP_GATED, lib.EDGE_OP_HEAD_NORM, lib.EDGE_OP_BIAS),
+        *(lib.EDGE_OP_GAIN, lib.EDGE_OP_SCALE, lib.EDGE_OP_ACTIVATE, lib.EDGE_OP_XIELU),
+        *(lib.EDGE_OP_SOFTCAP, lib.EDGE_OP_MULTIPLY, lib.EDGE_OP_SLICE, lib.EDGE_OP_MATMUL),
     ]
     return spec
 
@@ -278,13 +410,13 @@ def test_right_spec_runs() -> None:
 
 #: An op's index, its field, a wrong value.
 WRONG_OPS: list[tuple[int, str, Any]] = [
-    *((i, "out", value) for i in range(11) for value in (-1, 99)),
-    *((i, "kind", value) for i in (EMBED, HEAD) for value in (-1, 11)),
-    *((i, "in", 99) for i in range(11)),
+    *((i, "out", value) for i in range(N_OPS) for value in (-1, 99)),
+    *((i, "kind", value) for i in (EMBED, HEAD) for value in (-1, lib.EDGE_N_OPS)),
+    *((i, "in", 99) for i in range(N_OPS)),
     *((i, "in", -1) for i in range(STORE, HEAD + 1)),
-    *((i, "in2", 99) for i in range(11)),
-    *((i, "w", [-1, -1, -1]) for i in (EMBED, NORM, GATED_MATMUL, HEAD)),
-    *((i, "w", [99, -1, -1]) for i in range(11)),
+    *((i, "in2", 99) for i in range(N_OPS)),
+    *((i, "w", [-1, -1, -1]) for i in (EMBED, NORM, GATED_MATMUL, BIAS, GAIN, HEAD)),
+    *((i, "w", [99, -1, -1]) for i in range(N_OPS)),
     (EMBED, "w", [1, -1, -1]),  # a vector
     (EMBED, "out", 2),  # another width
     *((ANGLES, "n_rot", value) for value in (0, -2, 15, 18)),
@@ -307,9 +439,15 @@ WRONG_OPS: list[tuple[int, str, Any]] = [
     (GATHER, "out", 2),  # of all rows
     *((NORM, "eps", value) for value in (-1.0, 1.0, np.nan)),
     (NORM, "w", [0, -1, -1]),
+    *((NORM, "w", [2, value, -1]) for value in (0, 1)),  # the bias: a matrix, another width
     (NORM, "out", 3),
     (QUANTIZE, "out", 3),
-    *((i, "activation", value) for i in (GATED_MATMUL, GATED) for value in (-1, 1)),
+    *(
+        (i, "activation", value)
+        for i in (GATED_MATMUL, GATED, ACTIVATE)
+        for value in (-1, lib.EDGE_N_ACTIVATIONS)
+    ),
+    (ACTIVATE, "activation", lib.EDGE_ACTIVATION_SWIGLU_OAI),  # it needs a gate
     (GATED_MATMUL, "in", 3),  # float32 for 4-bit codes
     (GATED_MATMUL, "w", [3, -1, -1]),
     (GATED_MATMUL, "w", [3, 4, 4]),
@@ -317,6 +455,24 @@ WRONG_OPS: list[tuple[int, str, Any]] = [
     (ADD, "in2", 2),
     (ADD, "in", 0),
     (GATED, "in", 0),
+    *((i, "in", value) for i in (*IN_PLACE, MULTIPLY) for value in (0, 3, 5)),
+    *((SLICE, "in", value) for value in (0, 5)),
+    *((i, "out", value) for i in IN_PLACE for value in (0, 3, 5)),
+    *((HEAD_NORM, "column", value) for value in (-1, 3, 2**31 - 1)),
+    *((HEAD_NORM, "n_heads", value) for value in (-1, 0, 1, 3, 2**30)),
+    *((HEAD_NORM, "head_dim", value) for value in (-1, 0, 6, 8, 2**30)),
+    *((HEAD_NORM, "eps", value) for value in (-1.0, 1.0, np.nan)),
+    *((HEAD_NORM, "w", [value, -1, -1]) for value in (1, 3)),
+    *((BIAS, "column", value) for value in (-1, 4, 2**31 - 1)),
+    *((BIAS, "w", w) for w in ([5, -1, -1], [6, 7, 6], [-1, 6, -1], [8, -1, -1])),
+    *((GAIN, "w", [value, -1, -1]) for value in (2, 3, 6)),
+    *((SCALE, "scale", value) for value in (-1e9, np.nan, np.inf)),
+    *((XIELU, name, v) for name in ("alpha_p", "alpha_n", "beta") for v in (-1e4, np.nan, np.inf)),
+    *((XIELU, "eps", value) for value in (-1.0, 1.0, np.nan)),
+    *((SOFTCAP, "softcap", value) for value in (-1.0, 0.0, np.nan, np.inf)),
+    *((MULTIPLY, "in2", value) for value in (-1, 0, 3, 5, 6)),
+    *((SLICE, "column", value) for value in (-1, 8, 2**31 - 1)),
+    *((SLICE, "out", value) for value in (0, 3, 5, 9)),
     *((HEAD, "column", value) for value in (-1, 1, 2**31 - 1)),
     (HEAD, "in", 5),
 ]
@@ -408,7 +564,7 @@ def test_wrong_buffer_is_refused(name: str, value: int) -> None:
 @pytest.mark.native
 def test_overlapping_buffers_are_refused() -> None:
     """An op's output over its input, wholly or by one line."""
-    for op in (ATTENTION, GATHER, NORM, QUANTIZE, GATED_MATMUL, GATED):
+    for op in (ATTENTION, GATHER, NORM, QUANTIZE, GATED_MATMUL, GATED, SLICE):
         for shift in (0, 64, -64):
             spec = every_op()
             source, out = (spec.buffers[spec.ops[op][key]] for key in ("in", "out"))
@@ -421,7 +577,13 @@ def test_overlapping_buffers_are_refused() -> None:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("op, name", [(STORE, "in2"), (ADD, "in"), (ADD, "in2"), (HEAD, "in2")])
+@pytest.mark.parametrize(
+    "op, name",
+    [
+        *((STORE, "in2"), (ADD, "in"), (ADD, "in2"), (HEAD, "in2"), (MULTIPLY, "in2")),
+        *((op, "in") for op in (*IN_PLACE, MULTIPLY)),
+    ],
+)
 @pytest.mark.parametrize("shift", [64, -64])
 def test_buffers_that_overlap_in_part_are_refused(op: int, name: str, shift: int) -> None:
     """Element by element in one place is fine for sums, a line apart is not."""
@@ -429,6 +591,8 @@ def test_buffers_that_overlap_in_part_are_refused(op: int, name: str, shift: int
     if op == HEAD:
         spec.ops[op]["out"] = spec.buffer(F32, 5, logit_rows=True)
         spec.ops[op]["in2"] = spec.buffer(F32, 5, logit_rows=True)
+    elif op in IN_PLACE:
+        spec.ops[op]["out"] = spec.buffer(F32, 16, logit_rows=True)
     other, out = (spec.buffers[spec.ops[op][key]] for key in (name, "out"))
     other["offset"] = out["offset"] + shift
     spec.arena_bytes += 4096
@@ -546,7 +710,7 @@ def test_null_pointers_are_refused() -> None:
         *(("start", value) for value in (-1, 57, 510, 2**31 - 1)),
         *(("n_logits", value) for value in (-1, 9)),
         ("logits", ffi.NULL),
-        *(("n_ops", value) for value in (-2, 12)),
+        *(("n_ops", value) for value in (-2, N_OPS + 1)),
     ],
     ids=str,
 )
@@ -684,19 +848,19 @@ FIELDS = [
     "n_kv_heads",
     "head_dim",
 ]
-FIELDS += ["window", "n_rot", "interleaved", "activation"]
+FIELDS += ["window", "n_rot", "interleaved", "activation", "centred"]
 CHANGE = st.one_of(
-    st.tuples(st.just("op"), st.integers(0, 10), st.sampled_from(FIELDS), SMALL | HARD),
-    st.tuples(st.just("weight of op"), st.integers(0, 10), st.integers(0, 2), SMALL),
+    st.tuples(st.just("op"), st.integers(0, HEAD), st.sampled_from(FIELDS), SMALL | HARD),
+    st.tuples(st.just("weight of op"), st.integers(0, HEAD), st.integers(0, 2), SMALL),
     st.tuples(
         st.just("buffer"),
-        st.integers(0, 9),
+        st.integers(0, 11),
         st.sampled_from(["kind", "dim", "is_logit_rows", "offset"]),
         SMALL | HARD | st.integers(0, 40).map(lambda i: 64 * i),
     ),
     st.tuples(
         st.just("entry"),
-        st.integers(0, 6),
+        st.integers(0, 9),
         st.sampled_from(["layout", "table", "n", "k", "n_bytes"]),
         SMALL | HARD,
     ),

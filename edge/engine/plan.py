@@ -123,10 +123,11 @@ class PlanAngles(_PlanOp):
 
 @dataclass(frozen=True)
 class PlanNorm(_PlanOp):
-    """An RMS norm; quantised if the output buffer is."""
+    """A norm of whole vectors; quantised if the output buffer is."""
 
     kind = "norm"
     eps: float
+    centred: bool
 
 
 @dataclass(frozen=True)
@@ -225,10 +226,106 @@ class PlanTemperature(_PlanOp):
 
 
 @dataclass(frozen=True)
+class PlanSparsify(_PlanOp):
+    """Of the first n elements what is above their mean and scale standard deviations."""
+
+    kind = "sparsify"
+    n: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class PlanRescale(_PlanOp):
+    """The first input, as large as the second; eps: the least mean square of the first."""
+
+    kind = "rescale"
+    eps: float
+
+
+@dataclass(frozen=True)
 class PlanGather(_PlanOp):
     """The rows whose logits are wanted."""
 
     kind = "gather"
+
+
+@dataclass(frozen=True)
+class PlanHeadNorm(_PlanOp):
+    """A norm of each head, from `column` on."""
+
+    kind = "head_norm"
+    column: int
+    n_heads: int
+    head_dim: int
+    eps: float
+    centred: bool
+
+
+@dataclass(frozen=True)
+class PlanBias(_PlanOp):
+    """The input plus vectors side by side, from `column` on."""
+
+    kind = "bias"
+    column: int
+
+
+@dataclass(frozen=True)
+class PlanGain(_PlanOp):
+    """The input, but n elements from `column` on times a vector of n or of one element."""
+
+    kind = "gain"
+    column: int
+    n: int
+
+
+@dataclass(frozen=True)
+class PlanScale(_PlanOp):
+    """The input times a number."""
+
+    kind = "scale"
+    scale: float
+
+
+@dataclass(frozen=True)
+class PlanActivate(_PlanOp):
+    """activation(x)."""
+
+    kind = "activate"
+    activation: int
+
+
+@dataclass(frozen=True)
+class PlanXielu(_PlanOp):
+    """See `Xielu`."""
+
+    kind = "xielu"
+    alpha_p: float
+    alpha_n: float
+    beta: float
+    eps: float
+
+
+@dataclass(frozen=True)
+class PlanSoftcap(_PlanOp):
+    """softcap * tanh(x / softcap)."""
+
+    kind = "softcap"
+    softcap: float
+
+
+@dataclass(frozen=True)
+class PlanMultiply(_PlanOp):
+    """A product; the second input has as many elements as the first, or one."""
+
+    kind = "multiply"
+
+
+@dataclass(frozen=True)
+class PlanSlice(_PlanOp):
+    """Elements of the input, from `column` on."""
+
+    kind = "slice"
+    column: int
 
 
 #: Any native op.
@@ -245,7 +342,18 @@ PlanOp = (
     | PlanAttention
     | PlanRotate
     | PlanTemperature
+    | PlanSparsify
+    | PlanRescale
     | PlanGather
+    | PlanHeadNorm
+    | PlanBias
+    | PlanGain
+    | PlanScale
+    | PlanActivate
+    | PlanXielu
+    | PlanSoftcap
+    | PlanMultiply
+    | PlanSlice
 )
 
 
@@ -341,7 +449,26 @@ class _Lowering:
         return reader if isinstance(reader, kind) else None
 
     def _is_logits(self, value: str) -> bool:
-        return value == self.graph.output
+        """Whether a value is the logits, or ops that run in place turn it into them."""
+        readers = self.readers.get(value, [])
+        return value == self.graph.output or (
+            len(readers) == 1
+            and isinstance(readers[0], (Bias, Scale, Softcap))
+            and self._is_logits(readers[0].output)
+        )
+
+    def _in_place(self, op: Op) -> tuple[tuple[int], int]:
+        """The buffers of an op's input and of its output: the same one if nothing else reads the
+        input.
+        """
+        (value,) = op.inputs
+        logits = self.buffer_of.get((value, LOGITS, True))
+        source = self._get(value) if logits is None else logits
+        if len(self.readers[value]) > 1:
+            return (source,), self._new(op.output)
+        buffer = self.buffers[source]
+        self.buffer_of[op.output, buffer.kind, buffer.logit_rows] = source
+        return (source,), source
 
     # ---- ops of the graph ----
 
@@ -349,8 +476,11 @@ class _Lowering:
         match op:
             case Embed():
                 self._emit(PlanEmbed((), self._new(op.output), op.weights))
-            case RmsNorm():
-                self._rms_norm(op)
+            case RmsNorm() | LayerNorm():
+                self._norm(op)
+            case HeadNorm():
+                heads, kind = (op.first, op.n_heads, op.head_dim), (op.eps, op.is_centred)
+                self._emit(PlanHeadNorm(*self._in_place(op), op.weights, *heads, *kind))
             case Matmul():
                 self._matmul(op)
             case Rotate():
@@ -367,15 +497,37 @@ class _Lowering:
             case Add():
                 inputs = tuple(self._get(value) for value in op.inputs)
                 self._emit(PlanAdd(inputs, self._new(op.output), ()))
-            case (
-                LayerNorm() | HeadNorm() | Bias() | Gain() | Activate() | Xielu() | Sparsify()
-                | Rescale() | Scale() | Softcap() | Multiply() | Slice()
-            ):  # fmt: skip
-                raise NotImplementedError(op)
+            case Bias():
+                self._emit(PlanBias(*self._in_place(op), op.weights, op.first))
+            case Gain():
+                self._emit(PlanGain(*self._in_place(op), op.weights, op.first, op.n))
+            case Scale():
+                self._emit(PlanScale(*self._in_place(op), (), op.factor))
+            case Activate():
+                activation = _number_of(op.activation)
+                self._emit(PlanActivate(*self._in_place(op), (), activation))
+            case Xielu():
+                numbers = (op.alpha_p, op.alpha_n, op.beta, op.eps)
+                self._emit(PlanXielu(*self._in_place(op), (), *numbers))
+            case Softcap():
+                self._emit(PlanSoftcap(*self._in_place(op), (), op.cap))
+            case Multiply():
+                inputs = tuple(self._get(value) for value in op.inputs)
+                self._emit(PlanMultiply(inputs, self._new(op.output), ()))
+            case Slice():
+                source = self._get(op.inputs[0])
+                self._emit(PlanSlice((source,), self._new(op.output), (), op.first))
+            case Sparsify():
+                source = self._get(op.inputs[0])
+                output = self._new(op.output)
+                self._emit(PlanSparsify((source,), output, (), op.n, op.factor))
+            case Rescale():
+                inputs = tuple(self._get(value) for value in op.inputs)
+                self._emit(PlanRescale(inputs, self._new(op.output), (), op.floor))
             case _:
                 assert_never(op)
 
-    def _rms_norm(self, op: RmsNorm) -> None:
+    def _norm(self, op: RmsNorm | LayerNorm) -> None:
         """Quantise in the same op where every reader is a matmul that takes this form."""
         forms = {
             self._form(reader, weight) if isinstance(reader, Matmul) else F32
@@ -384,7 +536,7 @@ class _Lowering:
         }
         source = self._get(op.inputs[0])
         output = self._new(op.output, forms.pop() if len(forms) == 1 else F32)
-        self._emit(PlanNorm((source,), output, op.weights, op.eps))
+        self._emit(PlanNorm((source,), output, op.weights, op.eps, isinstance(op, LayerNorm)))
 
     def _form(self, matmul: Matmul, weight: str) -> int:
         """The form of its input that a matmul takes.

@@ -37,11 +37,17 @@
 extern const tile_function FN(tiles)[EDGE_N_LAYOUTS][MAX_TILE];
 extern const tile_function FN(pairs)[EDGE_N_LAYOUTS];
 extern const tile_function FN(native_bf16)[MAX_TILE]; /* with HAS_BF16_DOT */
-void FN(norm)(const float *, const float *, float, int64_t, float *);
+void FN(norm)(const float *, const norm_args *, int64_t, float *);
 void FN(quantize)(const float *, int64_t, q8_place);
-void FN(norm_quantize)(const float *, const float *, float, int64_t, q8_place);
+void FN(norm_quantize)(const float *, const norm_args *, int64_t, q8_place);
 void FN(gated)(const float *, const float *, edge_activation, int64_t, float *);
+void FN(softcap)(const float *, float, int64_t, float *);
+void FN(xielu)(const float *, const xielu_args *, int64_t, float *);
+void FN(sparsify)(const float *, float, int64_t, float *);
+void FN(rescale)(const float *, const float *, float, int64_t, float *);
 void FN(add)(const float *, const float *, int64_t, float *);
+void FN(multiply)(const float *, const float *, int64_t, float *);
+void FN(scale)(const float *, float, int64_t, float *);
 void FN(rotate)(const rotate_args *, int64_t);
 void FN(store)(const store_args *);
 void FN(turn)(float *, int32_t);

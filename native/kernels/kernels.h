@@ -71,6 +71,18 @@ typedef struct {
     const uint8_t *before;  /* the same in the page before, whole; NULL in the first */
 } store_args;
 
+/* (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. */
+typedef struct {
+    const float *weight, *bias; /* NULL: none; a bias comes with a weight */
+    float eps;
+    bool centred; /* false: mean is 0 */
+} norm_args;
+
+/* Of XIELU, see edge/graph.py. */
+typedef struct {
+    float alpha_p, alpha_n, beta, eps;
+} xielu_args;
+
 struct edge_kernels {
     const char *name;
     int32_t tile; /* columns per tile of Q8 activations and of matmuls, at most MAX_TILE */
@@ -79,17 +91,26 @@ struct edge_kernels {
     /* For bf16 by the CPU's own instruction, with other bits; NULL where there is none. */
     const tile_function *native_bf16;
 
-    /* out[k] = x / sqrt(mean(x^2) + eps) * weight. */
-    void (*norm)(const float *x, const float *weight, float eps, int64_t k, float *out);
+    /* x (k) to out, which may be x. */
+    void (*norm)(const float *x, const norm_args *args, int64_t k, float *out);
     /* x (k) into its place; k is a multiple of 32. */
     void (*quantize)(const float *x, int64_t k, q8_place place);
     /* norm, then quantize, without writing the floats to memory between. */
-    void (*norm_quantize)(const float *x, const float *weight, float eps, int64_t k,
-                          q8_place place);
-    /* out = activation(gate) * up, n elements. */
+    void (*norm_quantize)(const float *x, const norm_args *args, int64_t k, q8_place place);
+    /* out = activation(gate) * up, n elements; activation(gate) when up is NULL. */
     void (*gated)(const float *gate, const float *up, edge_activation activation, int64_t n,
                   float *out);
+    /* out = softcap * tanh(x / softcap). */
+    void (*softcap)(const float *x, float softcap, int64_t n, float *out);
+    void (*xielu)(const float *x, const xielu_args *args, int64_t n, float *out);
+    /* Of these three out may be x. */
+    /* out = max(0, x - mean - factor * std), k elements; out is not x. */
+    void (*sparsify)(const float *x, float factor, int64_t k, float *out);
+    /* out = x * sqrt(mean(y^2)) / sqrt(max(mean(x^2), least)), k elements; out is not x. */
+    void (*rescale)(const float *x, const float *y, float least, int64_t k, float *out);
     void (*add)(const float *x, const float *y, int64_t n, float *out);
+    void (*multiply)(const float *x, const float *y, int64_t n, float *out);
+    void (*scale)(const float *x, float factor, int64_t n, float *out);
     /* Rotates heads of row i. */
     void (*rotate)(const rotate_args *args, int64_t i);
     /* Writes to the page. Positions of a page come in order. */

@@ -10,14 +10,24 @@
     static void guarded_##name parameters {                                                        \
         EXACT(FN(name)(__VA_ARGS__), kernels_scalar.name(__VA_ARGS__));                            \
     }
-GUARDED(norm, (const float *x, const float *weight, float eps, int64_t k, float *out), x, weight,
-        eps, k, out)
+static void guarded_norm(const float *x, const norm_args *args, int64_t k, float *out) {
+    if (out == x) { /* there would be no input for a second time */
+        kernels_scalar.norm(x, args, k, out);
+    } else {
+        EXACT(FN(norm)(x, args, k, out), kernels_scalar.norm(x, args, k, out));
+    }
+}
 GUARDED(quantize, (const float *x, int64_t k, q8_place place), x, k, place)
-GUARDED(norm_quantize, (const float *x, const float *weight, float eps, int64_t k, q8_place place),
-        x, weight, eps, k, place)
+GUARDED(norm_quantize, (const float *x, const norm_args *args, int64_t k, q8_place place), x, args,
+        k, place)
 GUARDED(gated,
         (const float *gate, const float *up, edge_activation activation, int64_t n, float *out),
         gate, up, activation, n, out)
+GUARDED(softcap, (const float *x, float softcap, int64_t n, float *out), x, softcap, n, out)
+GUARDED(xielu, (const float *x, const xielu_args *args, int64_t n, float *out), x, args, n, out)
+GUARDED(sparsify, (const float *x, float factor, int64_t k, float *out), x, factor, k, out)
+GUARDED(rescale, (const float *x, const float *y, float least, int64_t k, float *out), x, y, least,
+        k, out)
 GUARDED(store, (const store_args *args), args)
 GUARDED(attention, (const attention_args *args, int64_t row0, int64_t row1), args, row0, row1)
 GUARDED(softmax, (const float *x, int64_t n, float *out), x, n, out)
@@ -39,7 +49,13 @@ const edge_kernels FN(kernels) = {
     .quantize = TABLE(quantize),
     .norm_quantize = TABLE(norm_quantize),
     .gated = TABLE(gated),
+    .softcap = TABLE(softcap),
+    .xielu = TABLE(xielu),
+    .sparsify = TABLE(sparsify),
+    .rescale = TABLE(rescale),
     .add = FN(add),
+    .multiply = FN(multiply),
+    .scale = FN(scale),
     .rotate = FN(rotate),
     .store = TABLE(store),
     .attention = TABLE(attention),

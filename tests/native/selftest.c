@@ -198,8 +198,9 @@ static void test_quantize(void) {
                     const q8_place to = {got, j, columns, twice},
                                    plain_to = {want, j, columns, twice};
                     if (normed) {
-                        tested->norm_quantize(x + j * k, weight, 1e-5f, k, to);
-                        plain->norm_quantize(x + j * k, weight, 1e-5f, k, plain_to);
+                        const norm_args norm = {weight, columns > 2 ? x : NULL, 1e-5f, columns > 1};
+                        tested->norm_quantize(x + j * k, &norm, k, to);
+                        plain->norm_quantize(x + j * k, &norm, k, plain_to);
                     } else {
                         tested->quantize(x + j * k, k, to);
                         plain->quantize(x + j * k, k, plain_to);
@@ -326,10 +327,25 @@ static void test_vectors(void) {
         t->call;                                                                                   \
         same_outputs(got, want, n);                                                                \
     } while (0)
-        COMPARE(norm(x, y, 1e-5f, n, out));
-        COMPARE(gated(x, y, EDGE_ACTIVATION_SILU, n, out));
-        COMPARE(gated(y, x, EDGE_ACTIVATION_SILU, n, out));
+        for (int j = 0; j < 6; j++) { /* weight, bias, mean or not */
+            const norm_args args = {j < 4 ? y : NULL, j < 2 ? x : NULL, 1e-5f, j % 2 == 1};
+            COMPARE(norm(x, &args, n, out));
+            memcpy(got, x, (size_t)n * 4);
+            memcpy(want, x, (size_t)n * 4);
+            COMPARE(norm(out, &args, n, out));
+        }
+        for (edge_activation activation = 0; activation < EDGE_N_ACTIVATIONS; activation++) {
+            COMPARE(gated(x, y, activation, n, out));
+            COMPARE(gated(y, x, activation, n, out));
+            COMPARE(gated(x, NULL, activation, n, out));
+        }
+        const xielu_args xielu = {0.8f, 0.7f, 0.5f, -1e-6f};
+        COMPARE(xielu(x, &xielu, n, out));
+        COMPARE(softcap(x, 30.0f, n, out));
+        COMPARE(softcap(x, 1e-3f, n, out));
         COMPARE(add(x, y, n, out));
+        COMPARE(multiply(x, y, n, out));
+        COMPARE(scale(x, 0.3f, n, out));
         COMPARE(softmax(x, n, out));
         COMPARE(log_softmax(x, n, out));
 #undef COMPARE
