@@ -51,9 +51,12 @@ class Rope:
 
 
 def check_factors(weight: str, factors: Sequence[float], path: str) -> None:
-    """Raise ModelFileError for divisors of frequencies outside 1e-3 .. 1e9."""
+    """Raise ModelFileError for divisors of frequencies outside 1e-3 .. 1e31.
+
+    Gemma 4 divides by 1e30 where it does not rotate.
+    """
     least, most = min(factors), max(factors)
-    if not (least >= 1e-3 and most < 1e9):  # NaN fails too
+    if not (least >= 1e-3 and most <= 1e31):  # NaN fails too
         raise ModelFileError(
             f"rotary factors from {least} to {most}", path=path, field=f"tensor {weight}"
         )
@@ -365,11 +368,11 @@ class Graph:
         """The rotary embeddings that are used, each once, in the order of their first use."""
         return list(dict.fromkeys(op.rope for op in self.ops if isinstance(op, Rotate)))
 
-    def embed(self, weight: str, dim: int | None = None) -> str:
-        """Rows of the (n_vocab, dim) table, by token id. dim: the dim that the table must have,
+    def embed(self, weight: str, dim: int | None = None, n_vocab: int | None = None) -> str:
+        """Rows of the (n_vocab, dim) table, by token id. dim, n_vocab: what the table must have,
         None: any.
         """
-        dim = self._matrix(weight, k=dim)[1]
+        dim = self._matrix(weight, n_vocab, dim)[1]
         return self._append(Embed((), self._next(Embed), (weight,)), dim)
 
     def rms_norm(self, x: str, weight: str, eps: float) -> str:
@@ -477,6 +480,21 @@ class Graph:
             raise ModelFileError(
                 f"layer {layer} has {self.dims[x]} query, key and value rows, "
                 f"its {n_heads} + {n_written} heads of {head_dim} need {want}",
+                path=self.path,
+            )
+        kept = {op.layer: op.heads for op in self.attentions}.get(layer)
+        if (
+            reads_only
+            and kept is not None
+            and (kept.n_kv_heads, kept.head_dim)
+            != (
+                n_kv_heads,
+                head_dim,
+            )
+        ):
+            raise ModelFileError(
+                f"layer {layer} keeps {kept.n_kv_heads} key heads of {kept.head_dim}, "
+                f"another layer reads them as {n_kv_heads} of {head_dim}",
                 path=self.path,
             )
         scores = scores or Scores()

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from edge.errors import UnsupportedError, brief
@@ -56,8 +57,12 @@ def build(
         config = dataclasses.replace(config, n_positions=module.n_positions(graph, config))
     layers = module.layers if hasattr(module, "layers") else chain(module.layer)
     decoder(graph, config, layers, module.ends(config) if hasattr(module, "ends") else Ends())
-    known = graph.weights.keys() | getattr(module, "OPTIONAL", frozenset())
-    strange = [tensor for tensor in shapes if tensor not in known]
+    optional = getattr(module, "OPTIONAL", ())
+    strange = [
+        tensor
+        for tensor in shapes
+        if tensor not in graph.weights and not any(fnmatchcase(tensor, o) for o in optional)
+    ]
     if strange:
         raise UnsupportedError(
             f"{path}: {len(strange)} tensors have no place in a {name} model as it is built here, "

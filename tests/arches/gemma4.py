@@ -1,0 +1,131 @@
+"""Gemma 4: heads of two sizes, layers that read the keys and values of others, inputs of each
+layer; or layers with one matrix for keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from arches import gemma3n
+from arches.common import Case, Filling, Tiny, decoder, hf_state, norms
+
+CONFIG = "Gemma4TextConfig"
+SPARE = {"layer_output_scale.weight", "attn_v.weight"}
+
+
+def extra(n_shared: int, input_dim: int) -> tuple[tuple[str, Any], ...]:
+    """`Tiny.extra`."""
+    return (
+        ("gemma4.attention.shared_kv_layers", n_shared),
+        ("gemma4.embedding_length_per_layer_input", input_dim),
+    )
+
+
+SHAPE: dict[str, Any] = {"arch": "gemma4", "head_dim": 16, "window": 20}
+CASES = {
+    "gemma4": Case(Tiny(seed=1, n_layers=6, extra=extra(3, 32), **SHAPE)),  # as E2B
+    "gemma4-keys": Case(Tiny(seed=2, n_layers=6, extra=extra(0, 0), **SHAPE)),  # as 31B
+}
+LARGEST = SHAPE | {"n_layers": 3, "extra": extra(0, 32)}
+
+
+def is_full(i: int) -> bool:
+    """Whether layer i sees all positions."""
+    return i % 3 == 2
+
+
+def has_one(t: Tiny) -> bool:
+    """Whether full layers have one matrix for keys and values, and fewer key heads."""
+    return not t.get("embedding_length_per_layer_input")
+
+
+def tensors(t: Tiny) -> dict[str, Filling]:
+    """Divisors of frequencies: a quarter of the pairs is rotated."""
+    out = decoder(t, layer)
+    n, half = t.get("embedding_length_per_layer_input"), t.d_head
+    if n:
+        out |= {
+            "per_layer_token_embd.weight": (t.vocab, n * t.n_layers),
+            "per_layer_model_proj.weight": (n * t.n_layers, t.dim),
+            **norms(n, "per_layer_proj_norm"),
+        }
+    return out | {"rope_freqs.weight": np.repeat([1.0, 1e30], [half // 4, half - half // 4])}
+
+
+def layer(t: Tiny, i: int) -> dict[str, Filling]:
+    """The tensors of a layer. Heads that see all positions are twice as large."""
+    d = 2 * t.d_head if is_full(i) else t.d_head
+    n_q, n_k, ffn = t.n_heads * d, n_kv_heads(t, i) * d, widths(t)[i]
+    names = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+    out: dict[str, Filling] = {
+        **norms(t.dim, *names),
+        **norms(d, "attn_q_norm", "attn_k_norm"),
+        "attn_q.weight": (n_q, t.dim),
+        "attn_k.weight": (n_k, t.dim),
+        "attn_v.weight": (n_k, t.dim),
+        "attn_output.weight": (t.dim, n_q),
+        "ffn_gate.weight": (ffn, t.dim),
+        "ffn_up.weight": (ffn, t.dim),
+        "ffn_down.weight": (t.dim, ffn),
+        "layer_output_scale.weight": np.array([0.75 + 0.125 * i]),
+    }
+    if is_full(i) and has_one(t):
+        del out["attn_v.weight"]
+    n = t.get("embedding_length_per_layer_input")
+    if n:
+        out |= {"inp_gate.weight": (n, t.dim), "proj.weight": (t.dim, n)}
+        out |= norms(t.dim, "post_norm")
+    return out
+
+
+def n_kv_heads(t: Tiny, i: int) -> int:
+    """Key heads of layer i."""
+    return 1 if is_full(i) and has_one(t) else t.n_kv_heads
+
+
+def widths(t: Tiny) -> list[int]:
+    """Of the feed-forward networks: twice as wide where a layer reads the keys of another."""
+    n_shared = t.get("attention.shared_kv_layers")
+    return [t.ffn] * (t.n_layers - n_shared) + [2 * t.ffn] * n_shared
+
+
+def metadata(t: Tiny) -> dict[str, Any]:
+    """Two kinds of layers."""
+    layers = range(t.n_layers)
+    return {
+        "attention.head_count_kv": [n_kv_heads(t, i) for i in layers],
+        "attention.key_length": 2 * t.d_head,
+        "attention.key_length_swa": t.d_head,
+        "attention.sliding_window_pattern": [not is_full(i) for i in layers],
+        "attention.value_length": 2 * t.d_head,
+        "attention.value_length_swa": t.d_head,
+        "feed_forward_length": widths(t),
+        "final_logit_softcapping": 30.0,
+        "rope.dimension_count": 2 * t.d_head,
+        "rope.dimension_count_swa": t.d_head,
+        "rope.freq_base": 100000.0,
+        "rope.freq_base_swa": 5000.0,
+    }
+
+
+def config(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metadata says, in the words of transformers."""
+    out = gemma3n.windows(m)
+    full = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
+    out["rope_parameters"]["full_attention"] |= full
+    return out | {
+        "attention_k_eq_v": has_one(t),
+        "global_head_dim": 2 * t.d_head,
+        "num_global_key_value_heads": 1 if has_one(t) else None,
+        "use_double_wide_mlp": True,
+    }
+
+
+def state(t: Tiny, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Layers that read others' keys have none there."""
+    names = gemma3n.NAMES | {"layer_output_scale": "layer_scalar"}
+    out = hf_state(t, gemma3n.own(t, weights), names)
+    return {name.replace("layer_scalar.weight", "layer_scalar"): w for name, w in out.items()}
