@@ -5,11 +5,10 @@ from __future__ import annotations
 from decimal import Context, Decimal
 
 from edge.graph import Graph, Scores
-from edge.models.common import Attend, Config, Ends, attention, linear, rms, rope_of
+from edge.models.common import Attend, Config, Ends, attention, divisors, linear, rms, rope_of
 from edge.models.keys import Keys
 
 KEYS = frozenset({"xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps"})
-_FACTORS = "rope_freqs.weight"
 
 
 def ends(c: Config) -> Ends:
@@ -19,7 +18,7 @@ def ends(c: Config) -> Ends:
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
-    rope = rope_of(c, interleaved=False, factors=_FACTORS if g.has(_FACTORS) else None)
+    rope = rope_of(c, interleaved=False, factors=divisors(g))
     a = Attend(rope, Scores(scale=c.attention_scale), norm="head")
     x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
     h = linear(g, rms(g, x, f"blk.{i}.ffn_norm", c), [f"blk.{i}.ffn_up"], [c.ffn[i]])

@@ -7,9 +7,17 @@ this form for 64 layers alone; `transformers`, as edge, for each model with a wi
 from __future__ import annotations
 
 from edge.graph import Graph, Scores
-from edge.models.common import Attend, Config, attention, gated_mlp, rms, rope_of, window_of
+from edge.models.common import (
+    Attend,
+    Config,
+    attention,
+    divisors,
+    gated_mlp,
+    rms,
+    rope_of,
+    window_of,
+)
 
-_FACTORS = "rope_freqs.weight"
 _N_LAYERS_32B, _WINDOW, _PERIOD = 64, 4096, 4
 
 
@@ -18,8 +26,10 @@ def layer(g: Graph, x: str, i: int, c: Config) -> str:
     default = _WINDOW if c.n_layers == _N_LAYERS_32B else 0
     has_windows = c.keys.whole("attention.sliding_window", default, least=0) > 0
     window = window_of(c, i, period=_PERIOD, default=default)
-    factors = _FACTORS if g.has(_FACTORS) else None
-    rope = None if has_windows and not window else rope_of(c, interleaved=False, factors=factors)
-    a = Attend(rope, Scores(window, c.attention_scale), norm="head")
+    rope = (
+        None if has_windows and not window else rope_of(c, interleaved=False, factors=divisors(g))
+    )
+    is_rotated = window or not has_windows
+    a = Attend(rope if is_rotated else None, Scores(window, c.attention_scale), norm="head")
     x = g.add(rms(g, attention(g, x, i, c, a), f"blk.{i}.post_attention_norm", c), x)
     return g.add(rms(g, gated_mlp(g, x, i, c), f"blk.{i}.post_ffw_norm", c), x)

@@ -11,10 +11,19 @@ Sources: AltUp, Baykal et al. 2023; LAuReL, Menghani et al. 2024.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from edge.graph import MAX_DIM, Graph, Rope, Scores
-from edge.models.common import Attend, Config, Ends, attention, linear, rms, rope_of, window_of
+from edge.models.common import (
+    Attend,
+    Config,
+    Ends,
+    attention,
+    linear,
+    local_rope,
+    rms,
+    rope_of,
+    window_of,
+)
 
 KEYS = frozenset(
     {
@@ -84,10 +93,7 @@ def _attend(c: Config, i: int) -> Attend:
 def _rope(c: Config, window: int) -> Rope:
     """Layers with a window have a base of their own; their positions are not scaled."""
     rope = rope_of(c, interleaved=False, factors=None)
-    if not window:
-        return rope
-    base = c.keys.number("rope.freq_base_swa", 10000.0, least=1.001, most=1e11)
-    return replace(rope, base=base, scale=1.0)
+    return local_rope(c, rope, 10000.0) if window else rope
 
 
 def owner_of(c: Config, i: int, period: int, n_shared: int) -> int | None:
@@ -121,7 +127,8 @@ def _mlp(g: Graph, x: str, i: int, c: Config) -> str:
 def _predict(g: Graph, streams: list[str], i: int, c: Config) -> list[str]:
     """Each stream, plus a sum of all streams that its token weights."""
     n = len(streams)
-    weights = _route(g, streams[0], i, c, "altup_predict_coef", n, n * n)
+    weights = _route(g, streams[0], i, c, n)
+    weights = g.matmul(weights, f"blk.{i}.altup_predict_coef.weight", rows=[n * n])
     out = []
     for row, stream in enumerate(streams):
         for column, other in enumerate(streams):
@@ -134,7 +141,8 @@ def _predict(g: Graph, streams: list[str], i: int, c: Config) -> list[str]:
 def _correct(g: Graph, predicted: list[str], x: str, i: int, c: Config) -> list[str]:
     """Each predicted stream, plus its share of what the layer has changed."""
     n = len(predicted)
-    weights = _route(g, x, i, c, "altup_correct_coef", n, n)
+    weights = _route(g, x, i, c, n)
+    weights = g.matmul(weights, f"blk.{i}.altup_correct_coef.weight", rows=[n])
     change = g.add(x, g.scale(predicted[0], -1.0))
     return [
         g.add(g.add(stream, change), g.multiply(change, g.slice(weights, j, 1)))
@@ -142,11 +150,10 @@ def _correct(g: Graph, predicted: list[str], x: str, i: int, c: Config) -> list[
     ]
 
 
-def _route(g: Graph, x: str, i: int, c: Config, name: str, n: int, rows: int) -> str:
-    """W tanh(Wrouter norm(x) / dim), W of `name`: (tokens, dim) -> (tokens, rows)."""
+def _route(g: Graph, x: str, i: int, c: Config, n: int) -> str:
+    """tanh(Wrouter norm(x) / dim): (tokens, dim) -> (tokens, n)."""
     h = g.scale(rms(g, x, f"blk.{i}.altup_router_norm", c), 1 / c.dim)
-    h = g.activate(g.matmul(h, f"blk.{i}.altup_router.weight", rows=[n]), "tanh")
-    return g.matmul(h, f"blk.{i}.{name}.weight", rows=[rows])
+    return g.activate(g.matmul(h, f"blk.{i}.altup_router.weight", rows=[n]), "tanh")
 
 
 def layer_inputs(g: Graph, x: str, c: Config) -> str:

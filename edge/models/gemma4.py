@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from edge.graph import Graph, Rope, Scores
-from edge.models.common import Attend, Config, Ends, attention, gated_mlp, rms, rope_of, window_of
+from edge.models.common import Attend, Config, Ends, rope_of, sandwich, window_of
 from edge.models.gemma3n import OPTIONAL as OPTIONAL
 from edge.models.gemma3n import from_input, layer_inputs, owner_of
 
@@ -50,14 +50,10 @@ def layers(g: Graph, x: str, c: Config) -> str:
 
 def layer(g: Graph, x: str, i: int, c: Config, inputs: str | None) -> str:
     """x: (tokens, dim) -> (tokens, dim). inputs: of all layers, if there are any."""
-    blk = f"blk.{i}."
-    h = attention(g, rms(g, x, f"{blk}attn_norm", c), i, c, _attend(g, c, i))
-    x = g.add(rms(g, h, f"{blk}post_attention_norm", c), x)
-    h = gated_mlp(g, rms(g, x, f"{blk}ffn_norm", c), i, c, "gelu_tanh")
-    x = g.add(rms(g, h, f"{blk}post_ffw_norm", c), x)
+    x = sandwich(g, x, i, c, _attend(g, c, i), "gelu_tanh")
     if inputs is not None:
         x = g.add(x, from_input(g, x, i, c, inputs))
-    scale = f"{blk}layer_output_scale.weight"
+    scale = f"blk.{i}.layer_output_scale.weight"
     return g.gain(x, scale) if g.has(scale) else x
 
 

@@ -9,18 +9,13 @@ all sections.
 from __future__ import annotations
 
 from edge.graph import Graph, Scores
-from edge.models.common import Attend, Config, attention, gated_mlp, rms, rope_of
+from edge.models.common import Attend, Config, rope_of, sandwich
 
 KEYS = frozenset({"rope.dimension_sections"})
 
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
-    blk = f"blk.{i}."
     has_sections = any(c.keys.wholes("rope.dimension_sections", 4, 0, least=0))
     rope = rope_of(c, interleaved=not has_sections, factors=None)
-    a = Attend(rope, Scores(scale=c.attention_scale))
-    h = attention(g, rms(g, x, f"{blk}attn_norm", c), i, c, a)
-    x = g.add(rms(g, h, f"{blk}post_attention_norm", c), x)
-    h = gated_mlp(g, rms(g, x, f"{blk}ffn_norm", c), i, c)
-    return g.add(rms(g, h, f"{blk}post_ffw_norm", c), x)
+    return sandwich(g, x, i, c, Attend(rope, Scores(scale=c.attention_scale)))

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from arches.common import Case, Filling, Tiny, decoder, hf_state, norms, qkvo
-from arches.llama import LLAMA3, llama3_divisors
 
 CONFIG = "ApertusConfig"
 NAMES = {"attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"}
@@ -37,11 +36,8 @@ LARGEST = {"rope_freqs": True, "extra": extra(1)}
 
 
 def tensors(t: Tiny) -> dict[str, Filling]:
-    """The divisors of frequencies are those of Llama 3.1."""
-    out = decoder(t, layer, head="own")
-    if t.rope_freqs:
-        out["rope_freqs.weight"] = llama3_divisors(t)
-    return out
+    """The head is never the embedding."""
+    return decoder(t, layer, head="own")
 
 
 def layer(t: Tiny, i: int) -> dict[str, Filling]:
@@ -52,11 +48,8 @@ def layer(t: Tiny, i: int) -> dict[str, Filling]:
 
 
 def config(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
-    """The biases, and the divisors."""
-    out: dict[str, Any] = {"attention_bias": True}
-    if t.rope_freqs:
-        out["rope_parameters"] = LLAMA3 | {"rope_theta": t.freq_base}
-    return out
+    """The biases."""
+    return {"attention_bias": True}
 
 
 def state(t: Tiny, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from arches.common import Case, Filling, Tiny, decoder, gated, norms, qkvo
-from arches.llama import LLAMA3, llama3_divisors
 
 CONFIG = "Exaone4Config"
 NAMES = {
@@ -26,11 +25,8 @@ CASES = {
 
 
 def tensors(t: Tiny) -> dict[str, Filling]:
-    """The divisors of frequencies are those of Llama 3.1."""
-    out = decoder(t, layer)
-    if t.rope_freqs:
-        out["rope_freqs.weight"] = llama3_divisors(t)
-    return out
+    """The plain order of layers."""
+    return decoder(t, layer)
 
 
 def layer(t: Tiny, i: int) -> dict[str, Filling]:
@@ -46,11 +42,9 @@ def metadata(t: Tiny) -> dict[str, Any]:
 
 
 def config(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
-    """The windows, and the divisors."""
+    """The windows."""
     out: dict[str, Any] = {"sliding_window": m.get("attention.sliding_window")}
     kinds = ("full_attention", "sliding_attention")
     pattern = m.get("attention.sliding_window_pattern", [False] * t.n_layers)
     out["layer_types"] = [kinds[has_window] for has_window in pattern]
-    if t.rope_freqs:
-        out["rope_parameters"] = LLAMA3 | {"rope_theta": t.freq_base}
     return out
