@@ -26,9 +26,7 @@ def layer(g: Graph, x: str, i: int, c: Config) -> str:
     default = _WINDOW if c.n_layers == _N_LAYERS_32B else 0
     has_windows = c.keys.whole("attention.sliding_window", default, least=0) > 0
     window = window_of(c, i, period=_PERIOD, default=default)
-    rope = (
-        None if has_windows and not window else rope_of(c, interleaved=False, factors=divisors(g))
-    )
+    rope = rope_of(c, interleaved=False, factors=divisors(g))
     is_rotated = window or not has_windows
     a = Attend(rope if is_rotated else None, Scores(window, c.attention_scale), norm="head")
     x = g.add(rms(g, attention(g, x, i, c, a), f"blk.{i}.post_attention_norm", c), x)
