@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,54 @@ def test_positions_are_scaled(arch: str, change: dict[str, Any], scale: float) -
 @pytest.mark.parametrize("options", [LLAMA, {"arch": "phi3"}, PHI3])
 def test_attention_factor(options: dict[str, Any]) -> None:
     assert rope_with({"rope.scaling.attn_factor": 1.25}, **options).magnitude == 1.25
+
+
+YARN = {TYPE: "yarn", FACTOR: 8.0, "rope.scaling.original_context_length": 4096}
+
+
+@pytest.mark.parametrize(
+    "change, magnitude",
+    [
+        ({}, 1 + 0.1 * math.log(8)),
+        ({FACTOR: 0.5}, 1),
+        ({"rope.scaling.yarn_log_multiplier": 1.0}, 1),
+        (
+            {"rope.scaling.yarn_log_multiplier": 0.5},
+            (1 + 0.1 * math.log(8)) / (1 + 0.05 * math.log(8)),
+        ),
+        ({"rope.scaling.yarn_attn_factor": 1.5}, 1.5),
+        ({"rope.scaling.attn_factor": 1.25}, 1.25),
+    ],
+)
+def test_magnitude_of_yarn(change: dict[str, Any], magnitude: float) -> None:
+    rope = rope_with(YARN | change, arch="llama", head_dim=128)
+    assert rope.magnitude == pytest.approx(magnitude, rel=1e-12)
+
+
+@pytest.mark.parametrize("fast, slow, original", [(32.0, 1.0, 4096), (16.0, 2.0, 256), (8.0, 4, 9)])
+def test_ramp_of_yarn(fast: float, slow: float, original: int) -> None:
+    """As Peng et al. write it; it is computed by decimal logarithms."""
+    change = {
+        "rope.scaling.yarn_beta_fast": fast,
+        "rope.scaling.yarn_beta_slow": slow,
+        "rope.scaling.original_context_length": original,
+    }
+    rope = rope_with(YARN | change, arch="llama", head_dim=128)
+
+    def pair(turns: float) -> float:
+        return 128 * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(10000))
+
+    assert rope.ramp == (max(0, math.floor(pair(fast))), math.ceil(pair(slow)))
+    assert rope.scale == 1 / 8
+
+
+@pytest.mark.parametrize("key", ["beta_fast", "beta_slow", "log_multiplier", "attn_factor"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "1", True, [1.0]])
+def test_keys_of_yarn_that_are_no_numbers(key: str, value: Any) -> None:
+    field = f"rope.scaling.yarn_{key}"
+    with pytest.raises(ModelFileError) as caught:
+        built(YARN | {field: value})
+    assert caught.value.field == f"llama.{field}"
 
 
 #: What llama.cpp (October 2026) makes of the 100 ids below: the likeliest token, its logarithm.

@@ -438,7 +438,7 @@ def _yarn_ramp(c: Config, n_rot: int, base: float) -> tuple[float, float]:
         turns = keys.number(f"rope.scaling.yarn_beta_{key}", default, least=1e-3, most=1e6)
         length = _EXACT.divide(Decimal(original), _EXACT.multiply(Decimal(turns), _TWO_PI))
         share = _EXACT.divide(_EXACT.ln(length), _EXACT.ln(Decimal(base)))
-        bounds.append(_EXACT.multiply(share, Decimal(n_rot) / 2))
+        bounds.append(_EXACT.multiply(share, n_rot // 2))
     low, high = math.floor(bounds[0]), math.ceil(bounds[1])
     return max(0, low), min(n_rot - 1, high)
 
@@ -449,7 +449,7 @@ def _yarn_magnitude(keys: Keys, factor: float) -> float:
     """
     log = _EXACT.divide(_EXACT.ln(Decimal(max(1.0, factor))), 10)
     share = Decimal(keys.number("rope.scaling.yarn_log_multiplier", 0, least=0, most=100))
-    magnitude = _EXACT.divide(1 + log, 1 + _EXACT.multiply(share, log))
+    magnitude = _EXACT.divide(_EXACT.add(1, log), _EXACT.fma(share, log, 1))
     own = "rope.scaling.yarn_attn_factor"
     return keys.number(own, float(magnitude), least=0.01, most=100)
 
