@@ -75,7 +75,7 @@ YARN = {TYPE: "yarn", FACTOR: 8.0, "rope.scaling.original_context_length": 4096}
             (1 + 0.1 * math.log(8)) / (1 + 0.05 * math.log(8)),
         ),
         ({"rope.scaling.yarn_attn_factor": 1.5}, 1.5),
-        ({"rope.scaling.attn_factor": 1.25}, 1.25),
+        ({"rope.scaling.attn_factor": 1.25}, 1.25 * (1 + 0.1 * math.log(8))),
     ],
 )
 def test_magnitude_of_yarn(change: dict[str, Any], magnitude: float) -> None:

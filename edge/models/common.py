@@ -399,11 +399,11 @@ def rope_of(
     if factor < 1e-3:
         raise keys.error(factor_key, f"{factor} is out of range")
     scale = 1 if kind == "none" else 1 / factor
+    magnitude = keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=100)
     ramp = None
     if kind == "yarn":
         ramp = _yarn_ramp(c, n_rot, base)
         magnitude *= _yarn_magnitude(keys, factor)
-    magnitude = keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=100)
     return Rope(n_rot, base, interleaved, factors, scale, magnitude, ramp)
 
 
