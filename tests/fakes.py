@@ -45,6 +45,10 @@ class FakeDecoder:
             return ""
         return text
 
+    @property
+    def is_unfinished(self) -> bool:
+        return self._bytes != b""
+
     def flush(self) -> str:
         text, self._bytes = self._bytes.decode(errors="replace"), b""
         return text

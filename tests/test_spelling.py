@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import END, FakeTokenizer, fake_model, says
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import CHAT_TEMPLATE
 
@@ -69,6 +69,9 @@ def test_parts_of_a_character() -> None:
     assert common_text(tokenizer(), [*euro, *ids("h", "e")], ids("\u20ac", "he")) == (5, 2)
     assert common_text(tokenizer(), euro[:2], ids("\u20ac")) == (0, 0)
     assert common_text(tokenizer(), [*ids("h"), *euro], [*ids("h"), *euro[:2], *ids("l")]) == (1, 1)
+    # what looks the same ends inside a character
+    assert common_text(tokenizer(), ids("\ufffd"), [*euro[:1], *euro[:1], *ids("he")]) == (0, 0)
+    assert common_text(tokenizer(), ids("h", "\ufffd"), [*ids("h"), *euro[:1] * 2]) == (1, 1)
 
 
 def test_bytes_that_are_no_text() -> None:
@@ -108,6 +111,7 @@ def test_whitespace_that_a_template_leaves_out(
 
 
 @given(st.lists(st.integers(0, 16), max_size=12), st.lists(st.integers(0, 16), max_size=12))
+@example([12], [13, 13, 2])
 def test_it_is_the_most(a: list[int], b: list[int]) -> None:
     plain = tokenizer()
 

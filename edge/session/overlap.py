@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from edge.tokenizer import Tokenizer
 
 __all__ = ["common_prefix", "common_text"]
 
-#: What comes out with a token: text, or a control token, which stands for itself alone.
-Sign: TypeAlias = "str | int"
+
+class Sign(NamedTuple):
+    """What comes out with a token.
+
+    of: text, or the id of a control token, which stands for itself alone; is_whole: whether no
+    character is half done behind it.
+    """
+
+    of: str | int
+    is_whole: bool = True
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -23,7 +31,8 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 def common_text(
     tokenizer: Tokenizer, a: Sequence[int], b: Sequence[int], *, trimmed: bool = False
 ) -> tuple[int, int]:
-    """How many first tokens of `a`, and of `b`, have the same text: the most of which that is so.
+    """How many first tokens of `a`, and of `b`, have the same text: the most of which that is so,
+    and behind which no character is half done.
 
     trimmed: `a` may have whitespace that `b` has not.
     """
@@ -47,28 +56,30 @@ def common_text(
             left.text = left.text[1:]
         else:
             break
-        if not left.text and not right.text:
+        if not left.text and not right.text and left.is_whole and right.is_whole:
             best = left.n, right.n
     return start + best[0], start + best[1]
 
 
 class _Side:
-    """One of two token sequences. text: of the first n tokens, what the other has not; next: the
-    sign of the token behind them, None at the end.
+    """One of two token sequences. text: of the first n tokens, what the other has not; is_whole:
+    whether they end no character half way; next: the sign of the token behind them, None at the
+    end.
     """
 
     def __init__(self, signs: Iterator[Sign]) -> None:
-        self._signs, self.n, self.text = signs, 0, ""
+        self._signs, self.n, self.text, self.is_whole = signs, 0, "", True
         self.next = next(signs, None)
 
     def read(self) -> None:
         """Have some text, unless a control token or the end comes first."""
-        while not self.text and isinstance(self.next, str):
-            self.text = self.next
+        while not self.text and self.next is not None and isinstance(self.next.of, str):
+            self.text = self.next.of
             self.skip()
 
     def skip(self) -> None:
         """Go on to the next token."""
+        self.is_whole = self.next is None or self.next.is_whole
         self.n, self.next = self.n + 1, next(self._signs, None)
 
 
@@ -79,12 +90,16 @@ def _signs(tokenizer: Tokenizer, tokens: Sequence[int], after: int | None) -> It
         text = decoder.push(token)
         if not tokenizer.is_special(token):
             yield from last
-            last = [text]
+            last = [Sign(text, not decoder.is_unfinished)]
             continue
-        yield from (sign if isinstance(sign, int) else sign + text for sign in last)
-        last = [token]  # text: what the one before left half done
-    rest = decoder.flush()
-    yield from (sign if isinstance(sign, int) else sign + rest for sign in last)
+        yield from _ended(last, text)  # what the one before left half done
+        last = [Sign(token)]
+    yield from _ended(last, decoder.flush())
+
+
+def _ended(signs: list[Sign], rest: str) -> list[Sign]:
+    """The same signs, with what the decoder makes of the character that they left half done."""
+    return [sign if isinstance(sign.of, int) else Sign(sign.of + rest) for sign in signs]
 
 
 def _same(a: str, b: str) -> int:

@@ -36,6 +36,11 @@ class StreamDecoder:
                 data = data.removeprefix(b" ")
         return self._utf8.decode(data)
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the last token ended inside a character."""
+        return self._utf8.getstate()[0] != b""
+
     def flush(self) -> str:
         """U+FFFD where a character is unfinished, else "". The decoder can be used further."""
         return self._utf8.decode(b"", True)
