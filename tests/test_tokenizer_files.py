@@ -183,3 +183,11 @@ def test_html_in_gemmas_vocabulary_is_text() -> None:
     assert tokenizer.eos_ids == {256}
     assert tokenizer.decode(tokenizer.encode("a</s>b")) == "a</s>b"
     assert build(added=(("<eos>", CONTROL), ("</s>", CONTROL))).eos_ids == {256, 257}
+
+
+def test_html_in_qwens_vocabulary_is_text() -> None:
+    added = (("<|endoftext|>", CONTROL), ("</s>", NORMAL))
+    tokenizer = build(added=added, pre="qwen2")
+    assert tokenizer.eos_ids == {256}
+    assert tokenizer.encode("</s>", special=True) == [*b"</s>"]
+    assert tokenizer.decode([257]) == "</s>"

@@ -55,6 +55,9 @@ END_MARKS = frozenset(
 # Tokens of vocabularies in which <|end|> ends a message, but not the turn: gpt-oss, Solar.
 _ONE_OF_SEVERAL = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 
+# Ends of a text beside which </s> is no end, unless the file says so: Gemma, Qwen.
+_OTHER_ENDS = {"<eos>", "<|endoftext|>"}
+
 
 def end_marks(tokens: Sequence[str], is_control: Callable[[int], bool]) -> frozenset[int]:
     """The ids of the tokens that are spelled like an end.
@@ -66,6 +69,6 @@ def end_marks(tokens: Sequence[str], is_control: Callable[[int], bool]) -> froze
     no_ends = set()
     if any(spellings >= marks for marks in _ONE_OF_SEVERAL):
         no_ends.add("<|end|>")
-    if "<eos>" in spellings:  # Gemma's vocabularies have HTML's tags: </s> ends struck-out text
+    if spellings & _OTHER_ENDS:  # vocabularies with HTML's tags: </s> ends struck-out text
         no_ends.update(tokens[i] for i in candidates if tokens[i] == "</s>" and not is_control(i))
     return frozenset(i for i in candidates if tokens[i] not in no_ends)
