@@ -15,7 +15,7 @@ from typing import Any
 import gguf
 import numpy as np
 import xllamacpp
-from test_tokenizer_files import CASES, REFERENCE, TEXTS
+from test_tokenizer_files import CASES, REFERENCE, texts_of
 
 
 def write(path: Path, metadata: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ def main() -> None:
             params.model.path, params.n_ctx, params.warmup = str(path), 64, False
             server = xllamacpp.Server(params)
             found[name] = [
-                [ask(server, text, special) for special in (False, True)] for text in TEXTS
+                [ask(server, text, special) for special in (False, True)] for text in texts_of(name)
             ]
     REFERENCE.write_text(json.dumps(found, separators=(",", ":")) + "\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,24 @@ def spm(pieces: dict[str, float], **fields: Any) -> dict[str, Any]:
         "token_type": [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(pieces),
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **fields,
+    }
+    return {f"tokenizer.ggml.{k}": v for k, v in metadata.items() if v is not None}
+
+
+def by_merges(merges: str = "", **fields: Any) -> dict[str, Any]:
+    """Metadata of Gemma 4's kind of BPE: pad, eos, bos, unk, 256 bytes, letters, then merges."""
+    pairs = [m.split("+") for m in merges.split(" ") if m]
+    letters = dict.fromkeys(["▁", "\n", "a", "b", *(c for pair in pairs for c in "".join(pair))])
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{b:02X}>" for b in range(256))]
+    tokens += dict.fromkeys([*letters, *("".join(p) for p in pairs)])
+    metadata = {
+        "model": "gemma4",
+        "tokens": tokens,
+        "token_type": [CONTROL] * 4 + [BYTE] * 256 + [NORMAL] * (len(tokens) - 260),
+        "merges": [" ".join(p) for p in pairs],
+        "bos_token_id": 2,
+        "eos_token_id": 1,
         **fields,
     }
     return {f"tokenizer.ggml.{k}": v for k, v in metadata.items() if v is not None}
@@ -115,15 +133,56 @@ def test_unknown_pre_lists_the_known() -> None:
         build(pre="klingon")
 
 
-def test_qwen2_composes_characters_first() -> None:
-    assert build(pre="qwen2").encode("e\u0301") == [0xC3, 0xA9]
-    assert build(pre="gpt-2").encode("e\u0301") == [0x65, 0xCC, 0x81]
+@pytest.mark.parametrize("pre", ["qwen2", "deepseek-r1-qwen", "qwen35", "stablelm2", "command-r"])
+def test_characters_are_composed_first(pre: str) -> None:
+    assert build(pre=pre).encode("e\u0301") == [0xC3, 0xA9]
 
 
-def test_llama3_takes_whole_words_before_merges() -> None:
-    fields = {"added": (("abc", NORMAL),), "bos_token_id": None}
-    assert words(build(pre="llama-bpe", **fields), "abc") == ["abc"]
-    assert words(build(pre="gpt-4o", **fields), "abc") == ["a", "b", "c"]
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "tekken", "gpt-4o", "deepseek-v3", "dbrx"])
+def test_characters_are_left_as_they_are(pre: str) -> None:
+    tokenizer = build(pre=pre)
+    assert tokenizer.encode("e\u0301") == [0x65, 0xCC, 0x81]
+
+
+@pytest.mark.parametrize(
+    ("pre", "whole"),
+    [
+        *((pre, True) for pre in ("llama-bpe", "falcon3", "lfm2", "glm4", "tekken", "minicpm5")),
+        *((pre, False) for pre in ("gpt-4o", "chatglm-bpe", "dbrx", "smaug-bpe", "qwen2")),
+    ],
+)
+def test_words_that_are_tokens_stay_whole(pre: str, whole: bool) -> None:
+    tokenizer = build(pre=pre, added=(("abc", NORMAL),))
+    assert words(tokenizer, "abc") == (["abc"] if whole else ["a", "b", "c"])
+
+
+def cut(pre: str, text: str) -> list[str]:
+    """The words of a text, by a vocabulary in which any two neighbours merge."""
+    spelled = "".join(ALPHABET[b] for b in text.encode())
+    spans = combinations(range(len(spelled) + 1), 3)
+    merges = {f"{spelled[i:j]}+{spelled[j:k]}" for i, j, k in spans}
+    return words(build(merges=" ".join(sorted(merges)), pre=pre), text, bos=False)
+
+
+CUTS = {  # beside those that llama.cpp cuts in the same way: see test_tokenizer_files.py
+    ("gpt-4o", "ÉTÉété"): ["ÉTÉété"],
+    ("gpt-4o", "étéÉTÉ"): ["été", "ÉTÉ"],
+    ("tekken", "étéÉTÉ12"): ["été", "ÉTÉ", "1", "2"],
+    ("tekken", "कि it's"): ["कि", " it", "'s"],
+    ("llama-bpe", "कि"): ["क", "ि"],
+    ("qwen35", "कि 12"): ["कि", " ", "1", "2"],
+    ("qwen2", "कि 12"): ["क", "ि", " ", "1", "2"],
+    ("deepseek-v3", "कि12"): ["कि", "12"],
+    ("tiny_aya", "1234567"): ["1", "234", "567"],
+    ("tiny_aya", "1234x"): ["123", "4", "x"],
+    ("superbpe", "a b. 1234"): ["a b. ", "1", "234"],
+    ("deepseek-llm", "12\u3000a"): ["12", "\u3000", "a"],
+}
+
+
+@pytest.mark.parametrize(("pre", "text"), CUTS)
+def test_words_of_the_models_own_tokenizers(pre: str, text: str) -> None:
+    assert cut(pre, text) == CUTS[pre, text]
 
 
 def test_a_byte_without_a_token_is_left_out() -> None:
@@ -190,7 +249,10 @@ def test_bos_that_is_written_is_not_added_again() -> None:
 
 def test_defaults_of_bos() -> None:
     assert Tokenizer.from_metadata(spm(PIECES)).add_bos
-    assert build(pre="llama3", added=CHATML, bos_token_id=256).add_bos
+    for pre in ("llama3", "falcon3", "lfm2", "tekken"):
+        assert build(pre=pre, added=CHATML, bos_token_id=256).add_bos
+    for pre in ("qwen2", "glm4", "gpt-4o", "dbrx"):
+        assert not build(pre=pre, added=CHATML, bos_token_id=256).add_bos
     assert not build(pre="llama3").add_bos  # there is none to add
     assert not build(added=CHATML, bos_token_id=256).add_bos
 
@@ -274,13 +336,58 @@ def test_phi3_marks_swallow_the_space_after_them() -> None:
     assert with_space[-1] == 3 + ord("\n")
 
 
+# --- Gemma 4: SentencePiece's spelling, merges in their order --------------------------------
+
+GEMMA4 = Tokenizer.from_metadata(by_merges("▁+a a+b ▁a+b \n+\n \n\n+\n"))
+
+
+def test_gemma4_merges_in_their_order_across_words() -> None:
+    assert words(GEMMA4, "ab ab", bos=False) == ["ab", " ab"]
+    other = Tokenizer.from_metadata(by_merges("b+▁ b▁+a a+b"))
+    assert words(other, "ab ab", bos=False) == ["a", "b a", "b"]
+
+
+def test_gemma4_joins_new_lines() -> None:
+    assert words(GEMMA4, "a\n\n\nb\n\n", bos=False) == ["a", "\n\n\n", "b", "\n\n"]
+
+
+def test_gemma4_spells_unknown_characters_in_bytes() -> None:
+    ids = GEMMA4.encode("é\0", bos=False)
+    assert ids == [4 + 0xC3, 4 + 0xA9, 4]
+    decoder = GEMMA4.decoder()
+    assert [decoder.push(i) for i in ids] == ["", "é", "\0"]
+    assert [decoder.push(4 + 0xE2), decoder.push(260)] == ["", "\ufffd "]
+
+
+def test_gemma4_begins_with_bos_whatever_the_file_says() -> None:
+    for said in (None, True, False):
+        tokenizer = Tokenizer.from_metadata(by_merges("", add_bos_token=said))
+        assert tokenizer.add_bos and tokenizer.encode("a") == [2, 262]
+    named = by_merges("", bos_token_id=None, eos_token_id=None)
+    tokenizer = Tokenizer.from_metadata(named)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (2, 1)
+
+
+def test_gemma4_puts_no_space_before_a_text() -> None:
+    tokenizer = Tokenizer.from_metadata(by_merges("▁+a", add_space_prefix=True))
+    assert tokenizer.decode(tokenizer.encode(" a")) == " a"
+    assert tokenizer.encode("a", bos=False) == [262]
+
+
+def test_gemma4_needs_merges() -> None:
+    metadata = by_merges()
+    del metadata["tokenizer.ggml.merges"]
+    with pytest.raises(ModelFileError, match="missing"):
+        Tokenizer.from_metadata(metadata)
+
+
 # --- back to text ---------------------------------------------------------------------------
 
 
 @settings(deadline=None)
 @given(st.text(max_size=40))
 def test_round_trip(text: str) -> None:
-    for tokenizer in (BPE, SPM):
+    for tokenizer in (BPE, SPM, GEMMA4):
         if "▁" not in text:  # SentencePiece cannot tell it from a space
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -373,9 +480,17 @@ def test_bad_scores(scores: Any) -> None:
         Tokenizer.from_metadata(spm(PIECES, scores=scores))
 
 
-def test_unknown_model() -> None:
-    with pytest.raises(UnsupportedError, match=r"bert.*gpt2, llama"):
-        build(model="bert")
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        ("bert", r"'bert' \(WordPiece\) is not built"),
+        ("t5", r"'t5' \(Unigram of SentencePiece\) is not built"),
+        ("rwkv", "'rwkv' is unknown"),
+    ],
+)
+def test_models_that_are_not_built(model: str, what: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"{what}.*gpt2, llama, gemma4"):
+        build(model=model)
 
 
 def test_all_bits_set_means_no_token() -> None:

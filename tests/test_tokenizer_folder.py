@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import CHATML, CONTROL, NORMAL, PIECES, USER, bpe, spm
+from test_tokenizer import CHATML, CONTROL, NORMAL, PIECES, USER, bpe, by_merges, spm
 
 from edge.errors import InputError, ModelFileError, TemplateError, UnsupportedError
 from edge.onnx.export.config import write_tokenizer
@@ -26,6 +26,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama-bpe": bpe("a+b", CHATML, pre="llama-bpe", bos_token_id=257),
     "qwen2": bpe("a+b", CHATML, pre="qwen2", eos_token_id=258),
     "gpt-4o": bpe("a+b", CHATML, pre="gpt-4o"),
+    "command-r": bpe("a+b", CHATML, pre="command-r", bos_token_id=257),
+    "deepseek-v3": bpe("a+b 1+2", CHATML, pre="deepseek-v3", eos_token_id=258),
+    "gemma4": by_merges("▁+a a+b ▁a+b \n+\n"),
     "spm": spm(PIECES),
     "spm-plain": spm(PIECES, add_space_prefix=False, add_bos_token=False),
     "phi3": spm(

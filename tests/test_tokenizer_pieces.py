@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import ALPHABET, CHATML, CONTROL, NORMAL, PIECES, USER, bpe, spm
+from test_tokenizer import ALPHABET, CHATML, CONTROL, NORMAL, PIECES, USER, bpe, by_merges, spm
 from test_tokenizer_folder import PHI3, of_folder
 
 from edge.errors import CancelledError, ContextError, InputError
@@ -20,7 +20,7 @@ from edge.tokenizer.pieces import GUARD
 from edge.tokenizer.presplit import PRE_SPLITS
 
 #: Characters whose neighbours matter: words, digits, apostrophes, marks, white space.
-CHARACTERS = "aaabS1'\u2019. \n\t/<中\uff0cé\u0301\u00a0ー½\U0001f600▁" + GUARD
+CHARACTERS = "aaabS1'\u2019. \n\t/<_\u05d0中\uff0cé\u0301\u00a0ー½\U0001f600▁" + GUARD
 TEXT = st.lists(
     st.sampled_from([*CHARACTERS, *"   ab", "<think>", "<|im_end|>", "</s>", "<|user|>", "'s"]),
     max_size=40,
@@ -29,7 +29,7 @@ TEXT = st.lists(
 
 def greedy(pre: str, **fields: Any) -> Tokenizer:
     """A byte-level BPE that merges whatever the pre-split leaves together."""
-    letters = [ALPHABET[b] for b in b"abS1'. \n\t/<"]
+    letters = [ALPHABET[b] for b in b"abS1'. \n\t/<_"]
     pairs = list(product(letters, letters))
     merges = " ".join(f"{a}+{b}" for a, b in pairs)
     merges += "".join(f" {a}{b}+{c}" for (a, b), c in product(pairs[::3], letters[::2]))
@@ -39,8 +39,11 @@ def greedy(pre: str, **fields: Any) -> Tokenizer:
 
 #: Pieces with spaces in the middle, and with characters that are apart elsewhere.
 SPACED = {**PIECES, "b▁": -1.5, "b▁a": -1.0, "1": -4.0, "▁1": -3.0, "a1": -2.0, "中": -5.0}
+#: One name of each row.
+ROWS = {row: name for name, row in reversed(PRE_SPLITS.items())}
 TOKENIZERS = {
-    **{name: greedy(name) for name in sorted({"gpt-2", *PRE_SPLITS})},
+    **{name: greedy(name) for name in ROWS.values()},
+    "gemma4": Tokenizer.from_metadata(by_merges("▁+a a+b b+▁ ▁a+b ab+▁a \n+\n \n\n+a 1+▁")),
     "spm": Tokenizer.from_metadata(spm(SPACED)),
     "spm-plain": Tokenizer.from_metadata(spm(SPACED, add_space_prefix=False)),
     "phi3": Tokenizer.from_metadata(
@@ -65,7 +68,7 @@ def same(tokenizer: Tokenizer, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(text=TEXT)
 def test_pieces_have_the_tokens_of_the_whole(name: str, text: str) -> None:
     same(TOKENIZERS[name], text)
@@ -83,16 +86,28 @@ def test_pieces_of_any_vocabulary(found: list[str], text: str, prefix: bool) -> 
     same(Tokenizer.from_metadata(spm(vocabulary, add_space_prefix=prefix)), text)
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "gpt-4o", "spm"])
+FOLDERS = {
+    **{name: bpe("a+b ab+c", CHATML, pre=name) for name in ROWS.values() if name != "superbpe"},
+    "spm": spm(SPACED),
+    "gemma4": by_merges("▁+a a+b b+▁ ▁a+b"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_is_cut_too(name: str, tmp_path: Path) -> None:
-    metadata = spm(SPACED) if name == "spm" else bpe("a+b ab+c", CHATML, pre=name)
+    metadata = FOLDERS[name]
     tokenizer = of_folder(tmp_path, metadata)
     text = "ab 12 abc\n (ab) c'd 中\uff0ca " * 3
     same(tokenizer, text)
     assert len(list(tokenizer.pieces(text))) > 5
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+def test_superbpe_is_not_cut() -> None:
+    """Its words are as long as the text."""
+    assert len(list(TOKENIZERS["superbpe"].pieces("aaa S.S 1a " * 20))) == 1
+
+
+@pytest.mark.parametrize("name", sorted({*TOKENIZERS} - {"superbpe"}))
 def test_words_are_cut(name: str) -> None:
     assert len(list(TOKENIZERS[name].pieces("aaa S.S 1a " * 20))) >= 20
 

@@ -66,11 +66,12 @@ def _of_lists(vocabulary: Vocabulary) -> Encoders:
     backwards = range(len(vocabulary.tokens) - 1, -1, -1)
     ids = dict(zip(reversed(vocabulary.tokens), backwards, strict=True))  # lowest id wins
     with _failures(vocabulary, "merges" if vocabulary.merges else "tokens"):
-        if vocabulary.model == "llama":
+        if vocabulary.is_spm:
+            by_scores = vocabulary.model == "llama"
             unknown = vocabulary.ids_of(TokenType.UNKNOWN)
             model = models.BPE(
                 ids,
-                spm_merges(vocabulary),
+                spm_merges(vocabulary) if by_scores else vocabulary.merges,
                 unk_token=vocabulary.tokens[unknown[0]] if unknown else None,
                 fuse_unk=True,
                 byte_fallback=True,
@@ -169,7 +170,7 @@ def _set_pipeline(backend: tokenizers.Tokenizer, vocabulary: Vocabulary, *, guar
     steps: list[normalizers.Normalizer] = []
     if guarded:
         steps.append(normalizers.Replace(GUARD, ""))
-    if vocabulary.model == "llama":
+    if vocabulary.is_spm:
         if vocabulary.space_prefix:
             steps.append(normalizers.Prepend(SPM_SPACE))
         steps.append(normalizers.Replace(" ", SPM_SPACE))
@@ -180,8 +181,7 @@ def _set_pipeline(backend: tokenizers.Tokenizer, vocabulary: Vocabulary, *, guar
         splits: list[pre_tokenizers.PreTokenizer] = []
         if row.split_digits:
             splits.append(pre_tokenizers.Digits(individual_digits=True))
-        patterns = (row.pattern,) if isinstance(row.pattern, str) else row.pattern or ()
-        splits += [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+        splits += [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in row.patterns]
         splits.append(
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=row.pattern is None)
         )

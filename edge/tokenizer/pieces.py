@@ -3,9 +3,10 @@
 Encoding takes 100 bytes of memory or more for each byte of text, and cannot be cancelled. So a long
 text is encoded piece by piece. It can be cut wherever no token can span the cut:
 
-byte-level BPE  Between two words of the pre-split. Every row of presplit.py ends a word between a
-                letter or digit and ASCII punctuation (except an apostrophe) or white space,
-                between a letter and a digit, and before a space that follows another character.
+byte-level BPE  Between two words of the pre-split. A row of presplit.py says where words end.
+                "letters": between a letter or digit and ASCII punctuation (except an apostrophe
+                and `_`) or white space, and between a letter and a digit. "spaces": there, and
+                before a space that follows another character. "nowhere": such a text is not cut.
 SentencePiece   Between two characters that no token of the vocabulary holds side by side: no merge
                 can cross the cut. Encoding puts a space before each piece, as before the text. So
                 the space at the cut is left out of the piece; where there is none, the piece's
@@ -23,7 +24,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from edge.errors import InputError
-from edge.tokenizer.presplit import PRE_SPLITS
+from edge.tokenizer.presplit import PRE_SPLITS, WordEnds, pre_split
 from edge.tokenizer.vocabulary import TokenType, Vocabulary
 
 __all__ = ["GUARD", "SPM_SPACE", "Pieces", "TextPiece"]
@@ -39,12 +40,17 @@ MOST_STRETCH = 32 << 10
 _MOST_TRIES = 256
 
 _LETTERS = "A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
-#: The ends of words: between a letter or digit and ASCII punctuation, white space or the commonest
-#: Chinese marks; between a letter and a digit; before a space.
-_WORD_ENDS = re.compile(
-    rf"(?<=[0-9{_LETTERS}])(?=[\t\n\r !-&(-/:-@\[-`{{-~\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a])"
-    rf"|(?<=[A-Za-z])(?=[0-9])|(?<=[^\s{GUARD}])(?= )"
+#: Between a letter or digit and ASCII punctuation, white space or the commonest Chinese marks; and
+#: between a letter and a digit.
+_ENDS = (
+    rf"(?<=[0-9{_LETTERS}])"
+    r"(?=[\t\n\r !-&(-/:-@\[-\^`{-~\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a])"
+    r"|(?<=[A-Za-z])(?=[0-9])"
 )
+_WORD_ENDS: dict[WordEnds, re.Pattern[str]] = {
+    "spaces": re.compile(rf"{_ENDS}|(?<=[^\s{GUARD}])(?= )"),
+    "letters": re.compile(_ENDS),
+}
 
 
 class TextPiece(NamedTuple):
@@ -61,9 +67,10 @@ class Pieces:
     """
 
     def __init__(self, vocabulary: Vocabulary, added: list[Any]) -> None:
-        self._tokens, self._is_spm = vocabulary.tokens, vocabulary.model == "llama"
+        self._tokens, self._is_spm = vocabulary.tokens, vocabulary.is_spm
         self._prefix = vocabulary.space_prefix
-        self._cuts = _knows(vocabulary) and not any(token.single_word for token in added)
+        self._word_ends = _WORD_ENDS.get(_word_ends(vocabulary))
+        self._cuts = self._word_ends is not None and not any(t.single_word for t in added)
         self._inside = {pair for t in added for pair in map("".join, pairwise(t.content))}
         self._firsts = {token.content[:1] for token in added} | {GUARD}
         self._lasts = {token.content[-1:] for token in added}
@@ -106,8 +113,8 @@ class Pieces:
 
     def _places(self, text: str, low: int, high: int) -> Iterator[int]:
         """Places between low and high where a cut may be tried, the last first."""
-        if not self._is_spm:
-            ends = [match.start() for match in _WORD_ENDS.finditer(text, low + 1, high)]
+        if not self._is_spm and self._word_ends is not None:
+            ends = [match.start() for match in self._word_ends.finditer(text, low + 1, high)]
             yield from reversed(ends)
             return
         place = high
@@ -146,20 +153,23 @@ class Pieces:
         return is_joined
 
 
-def _knows(vocabulary: Vocabulary) -> bool:
-    """Whether this vocabulary cuts a text into words in one of the ways that this module knows."""
+def _word_ends(vocabulary: Vocabulary) -> WordEnds:
+    """Where this vocabulary's words end; for SentencePiece, whether its texts can be cut at all."""
     if vocabulary.file is None:
-        return True
-    rules = {row.pattern for row in PRE_SPLITS.values() if row.pattern}
-    cuts = vocabulary.model == "llama"
+        return "spaces" if vocabulary.is_spm else pre_split(vocabulary.pre).word_ends
+    found: WordEnds = "spaces" if vocabulary.is_spm else "nowhere"
+    splits: list[Any] = []
     for step in vocabulary.steps:
-        kind = step.get("type")
+        kind, pattern = step.get("type"), step.get("pattern") or {}
         if kind == "ByteLevel" and not step.get("add_prefix_space", True):
-            cuts |= step.get("use_regex") is not False
-        elif kind == "Split" and (step.get("pattern") or {}).get("Regex") in rules:
-            cuts = True
-        elif kind == "Replace" and (step.get("pattern") or {}).get("String") in (" ", GUARD):
+            found = found if step.get("use_regex") is False else "spaces"
+        elif kind == "Split":
+            splits.append(pattern.get("Regex"))
+        elif kind == "Replace" and pattern.get("String") in (" ", GUARD):
             pass
         elif kind not in (None, "Sequence", "NFC", "Prepend", "Digits", "Metaspace"):
-            return False
-    return cuts
+            return "nowhere"
+    if not splits:
+        return found
+    rows = PRE_SPLITS.values()
+    return next((row.word_ends for row in rows if row.patterns == tuple(splits)), "nowhere")

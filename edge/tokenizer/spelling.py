@@ -29,7 +29,7 @@ class Spelling:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._is_spm = vocabulary.model == "llama"
+        self._is_spm = vocabulary.is_spm
         self._tokens, self._types = vocabulary.tokens, vocabulary.types
         self.n_vocab, self.space_prefix = len(vocabulary.tokens), vocabulary.space_prefix
 

@@ -18,7 +18,10 @@ from edge.tokenizer.presplit import pre_split
 
 __all__ = ["MODELS", "TokenType", "Vocabulary", "byte_of", "named_token", "settle_control_tokens"]
 
-MODELS = ("gpt2", "llama")  # byte-level BPE; SentencePiece BPE with byte fallback
+#: Byte-level BPE; SentencePiece BPE by scores; the same by merges, as in Gemma 4.
+MODELS = ("gpt2", "llama", "gemma4")
+# Models that edge knows of and does not build.
+_NOT_BUILT = {"bert": "WordPiece", "t5": "Unigram of SentencePiece"}
 _PREFIX = "tokenizer.ggml."
 _MOST_PIECE = 1024  # characters of a SentencePiece piece; its trainer's default is 16
 _PRE_UNNAMED = "default"  # as llama.cpp, for byte-level BPE that names no `pre`
@@ -54,7 +57,7 @@ class TokenType(IntEnum):
 class Vocabulary:
     """tokens[i], types[i] (and scores[i]) describe token i; merges are best first.
 
-    model: one of MODELS. scores: empty unless "llama"; merges: empty unless "gpt2".
+    model: one of MODELS. scores: empty unless "llama"; merges: empty if "llama".
     end_ids: the tokens that end a turn, eos_id included. file: a tokenizer.json that says how text
     is cut and merged, instead of pre, scores and merges; None: there is none. steps: the file's
     steps before it merges. notes: a line for each key that the file lacks: its name and what was
@@ -93,11 +96,12 @@ class Vocabulary:
         fields = _Fields(metadata, path)
         model = fields.text("model")
         if model not in MODELS:
+            known = f" ({_NOT_BUILT[model]}) is not built" if model in _NOT_BUILT else " is unknown"
             raise UnsupportedError(
-                f"{path}: unknown tokenizer model {model!r}", what=model, supported=MODELS
+                f"{path}: the tokenizer model {model!r}{known}", what=model, supported=MODELS
             )
         fields.check_neutral()
-        is_spm = model == "llama"
+        is_spm, by_scores = is_sentencepiece(model), model == "llama"
         if n_vocab is not None:
             fields.check_count("tokens", n_vocab)
         tokens = fields.strings("tokens")
@@ -116,6 +120,7 @@ class Vocabulary:
             ending = ", ".join(sorted(ascii(tokens[i]) for i in end_ids))
             fields.note("eos_token_id", f"answers end at {ending or 'no token'}")
         add_bos = fields.flag("add_bos_token", is_spm or pre_split(pre).add_bos)
+        add_bos |= model == "gemma4"  # its first files say false, and answer nonsense without bos
         if add_bos and bos_id is None:
             fields.note("bos_token_id", "texts begin without the token that the model expects")
         vocabulary = cls(
@@ -124,18 +129,23 @@ class Vocabulary:
             pre=pre,
             tokens=tokens,
             types=types,
-            scores=fields.scores(len(tokens)) if is_spm else [],
-            merges=[] if is_spm else fields.merges(),
+            scores=fields.scores(len(tokens)) if by_scores else [],
+            merges=[] if by_scores else fields.merges(),
             bos_id=bos_id,
             eos_id=eos_id,
             end_ids=end_ids,
             add_bos=add_bos and bos_id is not None,
             add_eos=fields.flag("add_eos_token", False) and eos_id is not None,
-            space_prefix=is_spm and fields.flag("add_space_prefix", True),
+            space_prefix=by_scores and fields.flag("add_space_prefix", True),
             notes=tuple(fields.notes),
         )
         vocabulary._check_sizes(fields)
         return vocabulary
+
+    @property
+    def is_spm(self) -> bool:
+        """Whether tokens are spelled as in SentencePiece."""
+        return is_sentencepiece(self.model)
 
     def ids_of(self, *types: TokenType) -> list[int]:
         """The ids of all tokens of these types that have a text, in order. Not for type NORMAL."""
@@ -154,7 +164,7 @@ class Vocabulary:
                 f"{len(added)} control and user-defined tokens have {n_bytes} bytes: too much",
             )
         longest = max(self.tokens, key=len)
-        if self.model == "llama" and len(longest) > _MOST_PIECE:
+        if self.is_spm and len(longest) > _MOST_PIECE:
             raise fields.error(
                 "tokens", f"a piece of {len(longest)} characters: at most {_MOST_PIECE}"
             )
@@ -182,6 +192,11 @@ def settle_control_tokens(
     return ends | marks
 
 
+def is_sentencepiece(model: str | None) -> bool:
+    """Whether this model spells a space as U+2581, and a byte that has no other token as <0xNN>."""
+    return model in ("llama", "gemma4")
+
+
 def byte_of(text: str) -> int | None:
     """The byte that a SentencePiece token such as `<0x0A>` stands for; None for other tokens."""
     return int(text[3:5], 16) if _BYTE.fullmatch(text) else None
@@ -191,7 +206,7 @@ def named_token(metadata: Mapping[str, Any], path: str, name: str) -> str:
     """The text of the token `name`, "bos" or "eos"; "": there is none. Raises ModelFileError."""
     fields = _Fields(metadata, path)
     tokens = fields.strings("tokens") if "tokens" in fields else []
-    token = fields.named_id(name, tokens, metadata.get(f"{_PREFIX}model") == "llama")
+    token = fields.named_id(name, tokens, is_sentencepiece(metadata.get(f"{_PREFIX}model")))
     return "" if token is None else tokens[token]
 
 

@@ -114,13 +114,13 @@ def complete_tokenizer(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     from tokenizers import decoders, processors
 
     backend = build(vocabulary).marked
-    if vocabulary.model == "gpt2":
-        backend.decoder = decoders.ByteLevel()
-    else:
+    if vocabulary.is_spm:
         steps = [decoders.Replace(SPM_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         if vocabulary.space_prefix:
             steps.append(decoders.Strip(" ", 1, 0))
         backend.decoder = decoders.Sequence(steps)
+    else:
+        backend.decoder = decoders.ByteLevel()
     if vocabulary.add_bos and vocabulary.bos_id is not None:
         bos = vocabulary.tokens[vocabulary.bos_id]
         backend.post_processor = processors.TemplateProcessing(
