@@ -424,9 +424,10 @@ static const char *check_weight(const edge_weight *w) {
         return NULL;
     }
     REQUIRE(w->layout >= 0 && w->layout < EDGE_N_LAYOUTS);
-    REQUIRE(!takes_q8(w->layout) || w->k % GROUP == 0);
+    REQUIRE(!takes_q8(w->layout) ||
+            (w->k % GROUP == 0 && w->k % layout_table[w->layout].group == 0));
     REQUIRE(w->table >= 0 && w->table < 32 && layout_table[w->layout].tables >> w->table & 1);
-    REQUIRE(layout_table[w->layout].block != SUPER || w->k % SUPER == 0);
+    REQUIRE(layout_table[w->layout].front_bytes == 0 || w->k % SUPER == 0);
     REQUIRE(w->n_bytes == panel_count(w->n) * panel_bytes(w->layout, w->k));
     return NULL;
 }

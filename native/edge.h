@@ -86,6 +86,10 @@ typedef enum {
     EDGE_LAYOUT_G8X8B32,
     EDGE_LAYOUT_G9X8B16,
     EDGE_LAYOUT_G10X8B16,
+    EDGE_LAYOUT_C1H128,
+    EDGE_LAYOUT_C2H64,
+    EDGE_LAYOUT_C2H128,
+    EDGE_LAYOUT_C4U16,
     EDGE_N_LAYOUTS
 } edge_layout;
 
@@ -103,6 +107,7 @@ typedef enum {
     EDGE_TABLE_IQ2,
     EDGE_TABLE_IQ1,
     EDGE_TABLE_MXFP4,
+    EDGE_TABLE_SIGN, /* 2 code - 1 */
     EDGE_N_TABLES
 } edge_table;
 
@@ -134,7 +139,7 @@ int32_t edge_panel_rows(void);
  * of: 64. */
 int32_t edge_alignment(void);
 
-/* How many weights of a row share a scale (and minimum), 16 or 32; 0 for layouts of floats. */
+/* How many weights of a row share a scale (and minimum): 16, 32, 64 or 128. 0: it holds floats. */
 int32_t edge_layout_group(int32_t layout);
 
 /* Rises whenever packed bytes change their meaning: files of packed weights carry it. */

@@ -17,14 +17,20 @@
  *   | u8 low plane[w][64]  | u8 high plane[v][64] |   64 (w + v) bytes: w + v bits a weight
  *   +----------------------+----------------------+
  *
- * h32, e32: a float16 (h) or bfloat16 (e) scale per row and group. Two groups lie together, so that
- * codes start on a cache line: a 64-byte load across two lines costs what it would take to read
- * both. An odd last group has an empty twin.
- *   +----------------+-----------------------+-------------------+
- *   | scale[2][16]   | m only: min[2][16]    | codes of 2 groups |   value = scale * v (+ min)
- *   +----------------+-----------------------+-------------------+
- *   v: the code, minus a zero, or through a table: see tables.h.
- *   c4h32 4.5, c4mh32 5, c5h32 5.5, c5mh32 6, c8h32 8.5, c4e32 4.5 bits a weight
+ * h32, h64, h128, e32: a float16 (h) or bfloat16 (e) scale per row and 32, 64 or 128 k. What two
+ * scales belong to lies together, so that codes start on a cache line: a 64-byte load across two
+ * lines costs what it would take to read both. An odd last scale has an empty twin.
+ *   +----------------+-----------------------+-------------------------------+
+ *   | scale[2][16]   | m only: min[2][16]    | codes of 2, 4 or 8 groups     |
+ *   +----------------+-----------------------+-------------------------------+
+ *   value = scale * v (+ min); v: the code, minus a zero, or through a table: see tables.h.
+ *   c4h32 4.5, c4mh32 5, c5h32 5.5, c5mh32 6, c8h32 8.5, c4e32 4.5 bits a weight,
+ *   c2h64 2.25, c2h128 2.13, c1h128 1.13
+ *
+ * u16: an unsigned float of 8 bits per row and 16 k: m in the low nibble, e in the high one.
+ *   +-------------------+-------------------+
+ *   | u8 scale[2][2][16]| codes of 2 groups |   value = m * 2^(e - 10) * v        c4u16 4.5 bits
+ *   +-------------------+-------------------+
  *
  * b32, b16: super-blocks of 256 k, one float16 per row for all, and a small integer per row and
  * group of 32 or 16. The floats of all blocks come first, up to a multiple of 64 bytes:
@@ -86,7 +92,7 @@ enum {
     MAX_HEAD_DIM = 256
 };
 
-typedef enum { SCALE_NONE, SCALE_H, SCALE_E, SCALE_B, SCALE_GRID } scale_kind;
+typedef enum { SCALE_NONE, SCALE_H, SCALE_E, SCALE_U, SCALE_B, SCALE_GRID } scale_kind;
 
 /* One row per layout. */
 typedef struct {
@@ -106,10 +112,13 @@ typedef struct {
 
 #define T(name) (1u << EDGE_TABLE_##name)
 #define FLOATS(name, bits) {name, SCALE_NONE, bits, 0, false, 1, 0, 0, 0, T(NONE), 8, 8}
-/* Two groups with float scales. */
-#define GROUPS(name, kind, bits, min, tables)                                                      \
-    {name,   kind, bits, GROUP, min, 2 * GROUP, 0, 64 * (1 + (min)), PLANE_BYTES * (bits),         \
+/* Two float scales, of `group` k each. */
+#define GROUPS(name, kind, bits, group, min, tables)                                               \
+    {name,   kind, bits, group, min, 2 * (group), 0, 64 * (1 + (min)), PLANE_BYTES * (bits),       \
      tables, 8,    8}
+/* Four scales of 8 bits, of 16 k each. */
+#define BYTES(name, bits, tables)                                                                  \
+    {name, SCALE_U, bits, 16, false, 2 * GROUP, 0, 64, PLANE_BYTES * (bits), tables, 8, 8}
 /* Super-blocks; min of groups of 32: 12 bits for scale and minimum, else 8. */
 #define SUPERS(name, bits, group, min, tables)                                                     \
     {name,                                                                                         \
@@ -143,12 +152,12 @@ static const layout_info layout_table[EDGE_N_LAYOUTS] = {
     [EDGE_LAYOUT_F32] = FLOATS("f32", 32),
     [EDGE_LAYOUT_F16] = FLOATS("f16", 16),
     [EDGE_LAYOUT_BF16] = FLOATS("bf16", 16),
-    [EDGE_LAYOUT_C4H32] = GROUPS("c4h32", SCALE_H, 4, false, T(MINUS_8) | T(IQ4_NL)),
-    [EDGE_LAYOUT_C4MH32] = GROUPS("c4mh32", SCALE_H, 4, true, T(NONE)),
-    [EDGE_LAYOUT_C5H32] = GROUPS("c5h32", SCALE_H, 5, false, T(MINUS_16)),
-    [EDGE_LAYOUT_C5MH32] = GROUPS("c5mh32", SCALE_H, 5, true, T(NONE)),
-    [EDGE_LAYOUT_C8H32] = GROUPS("c8h32", SCALE_H, 8, false, T(NONE)),
-    [EDGE_LAYOUT_C4E32] = GROUPS("c4e32", SCALE_E, 4, false, T(MXFP4)),
+    [EDGE_LAYOUT_C4H32] = GROUPS("c4h32", SCALE_H, 4, GROUP, false, T(MINUS_8) | T(IQ4_NL)),
+    [EDGE_LAYOUT_C4MH32] = GROUPS("c4mh32", SCALE_H, 4, GROUP, true, T(NONE)),
+    [EDGE_LAYOUT_C5H32] = GROUPS("c5h32", SCALE_H, 5, GROUP, false, T(MINUS_16)),
+    [EDGE_LAYOUT_C5MH32] = GROUPS("c5mh32", SCALE_H, 5, GROUP, true, T(NONE)),
+    [EDGE_LAYOUT_C8H32] = GROUPS("c8h32", SCALE_H, 8, GROUP, false, T(NONE)),
+    [EDGE_LAYOUT_C4E32] = GROUPS("c4e32", SCALE_E, 4, GROUP, false, T(MXFP4)),
     [EDGE_LAYOUT_C2B32] = SUPERS("c2b32", 2, 32, false, T(MINUS_1)),
     [EDGE_LAYOUT_C2MB16] = SUPERS("c2mb16", 2, 16, true, T(NONE)),
     [EDGE_LAYOUT_C3B32] = SUPERS("c3b32", 3, 32, false, T(IQ2) | T(IQ1)),
@@ -162,10 +171,15 @@ static const layout_info layout_table[EDGE_N_LAYOUTS] = {
     [EDGE_LAYOUT_G8X8B32] = GRID("g8x8b32", 8, 8, 32, T(IQ2)),
     [EDGE_LAYOUT_G9X8B16] = GRID("g9x8b16", 9, 8, 16, T(IQ2)),
     [EDGE_LAYOUT_G10X8B16] = GRID("g10x8b16", 10, 8, 16, T(IQ2)),
+    [EDGE_LAYOUT_C1H128] = GROUPS("c1h128", SCALE_H, 1, 128, false, T(SIGN)),
+    [EDGE_LAYOUT_C2H64] = GROUPS("c2h64", SCALE_H, 2, 64, false, T(MINUS_1)),
+    [EDGE_LAYOUT_C2H128] = GROUPS("c2h128", SCALE_H, 2, 128, false, T(MINUS_1)),
+    [EDGE_LAYOUT_C4U16] = BYTES("c4u16", 4, T(MXFP4)),
 };
 #undef T
 #undef FLOATS
 #undef GROUPS
+#undef BYTES
 #undef SUPERS
 #undef GRID
 

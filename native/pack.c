@@ -244,16 +244,18 @@ int32_t edge_weight_codes(const edge_weight *weight, int64_t row, int64_t n_rows
         return EDGE_BAD_ARGUMENT;
     }
     const int64_t bytes = panel_bytes(weight->layout, weight->k);
-    const int per_group = GROUP / layout_table[weight->layout].group;
+    const int span = layout_table[weight->layout].group; /* of a scale: half a group, or some */
     for (int64_t i = row; i < row + n_rows; i++) {
         const uint8_t *panel = (const uint8_t *)weight->data + i / PANEL_ROWS * bytes;
         for (int64_t g = 0; g < weight->k / GROUP; g++, codes += GROUP) {
             group_codes group;
             panel_codes(weight, panel, (int)(i % PANEL_ROWS), g, &group);
             memcpy(codes, group.code, GROUP);
-            for (int h = 0; h < per_group; h++) {
-                *scales++ = group.scale[h];
-                *mins++ = group.min[h];
+            for (int h = 0; h < 2; h++) {
+                if ((g * GROUP + h * GROUP / 2) % span == 0) {
+                    *scales++ = group.scale[h];
+                    *mins++ = group.min[h];
+                }
             }
         }
     }

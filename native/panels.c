@@ -39,7 +39,7 @@ static inline void get_plane(const uint8_t *plane, int r, int width, int shift,
 }
 
 /* The low plane of codes of so many bits; what is left is the high one. */
-static int low_bits(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
+static int low_bits(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1; }
 
 static void put_codes(uint8_t *codes, int r, int bits, const int8_t code[GROUP]) {
     const int low = low_bits(bits);
@@ -128,9 +128,9 @@ static void put_floats(const layout_info *l, uint8_t *panel, int64_t j, int r, u
     }
 }
 
-/* The integers of a super-block; drawn in layouts.h. */
+/* The scales of a super-block, or of 8 bits; drawn in layouts.h. */
 static void put_integers(const layout_info *l, uint8_t *header, int r, const decoded_block *in) {
-    for (int g = 0; g < SUPER / l->group; g++) {
+    for (int g = 0; g < l->block / l->group; g++) {
         const int scale = in->group_scale[g], min = in->group_min[g];
         if (!l->has_min) {
             header[PANEL_ROWS * g + r] = (uint8_t)scale;
@@ -147,24 +147,25 @@ static void put_integers(const layout_info *l, uint8_t *header, int r, const dec
 void panel_put(int32_t layout, uint8_t *panel, int64_t k, int64_t j, int r,
                const decoded_block *in) {
     const layout_info *l = &layout_table[layout];
+    const bool whole = l->kind == SCALE_B || l->kind == SCALE_U; /* else half of a panel's block */
+    const int n = (whole ? l->block : l->group) / GROUP, half = whole ? 0 : (int)(j % 2);
+    uint8_t *block = block_at(l, panel, k, whole ? j : j / 2);
     if (l->kind == SCALE_B) {
-        uint8_t *block = block_at(l, panel, k, j);
         put_floats(l, panel, j, r, in->scale, in->min);
+    }
+    if (whole) {
         put_integers(l, block, r, in);
-        for (int g = 0; g < SUPER / GROUP; g++) {
-            put_codes(block + l->header_bytes + g * l->codes_bytes, r, l->bits,
-                      in->code + GROUP * g);
+    } else {
+        uint8_t *scale = block + half * 2 * PANEL_ROWS + 2 * r;
+        memcpy(scale, &in->scale, 2);
+        if (l->has_min) {
+            memcpy(scale + 4 * PANEL_ROWS, &in->min, 2);
         }
-        return;
     }
-    /* groups of 32, two in a block */
-    uint8_t *block = block_at(l, panel, k, j / 2);
-    uint8_t *scale = block + j % 2 * 2 * PANEL_ROWS + 2 * r;
-    memcpy(scale, &in->scale, 2);
-    if (l->has_min) {
-        memcpy(scale + 4 * PANEL_ROWS, &in->min, 2);
+    for (int g = 0; g < n; g++) {
+        put_codes(block + l->header_bytes + (half * n + g) * l->codes_bytes, r, l->bits,
+                  in->code + GROUP * g);
     }
-    put_codes(block + l->header_bytes + j % 2 * l->codes_bytes, r, l->bits, in->code);
 }
 
 void panel_put_grid(int32_t layout, uint8_t *panel, int64_t k, int64_t j, int r,
@@ -194,6 +195,11 @@ void panel_put_grid(int32_t layout, uint8_t *panel, int64_t k, int64_t j, int r,
 /* ---- reading ----------------------------------------------------------------------------- */
 
 static float half_at(const uint8_t *p) { return half_to_float(read_u16(p)); }
+
+/* An unsigned float of 8 bits, see u16 in layouts.h. */
+static float byte_to_float(uint8_t b) {
+    return (float)(b & 15) * (float)(1 << (b >> 4)) * 0x1p-10f;
+}
 
 /* Integers of group g of a super-block, of k 0..15 and 16..31. */
 typedef struct {
@@ -241,8 +247,12 @@ void panel_codes(const edge_weight *w, const uint8_t *panel, int r, int64_t g, g
     const uint8_t *block = block_at(l, panel, w->k, g / groups);
     const uint8_t *codes = block + l->header_bytes + i * l->codes_bytes;
     out->min[0] = out->min[1] = -0.0f;
-    if (l->kind == SCALE_H || l->kind == SCALE_E) {
-        const uint8_t *p = block + i * 2 * PANEL_ROWS + 2 * r;
+    if (l->kind == SCALE_U) {
+        for (int h = 0; h < 2; h++) {
+            out->scale[h] = byte_to_float(block[PANEL_ROWS * (2 * i + h) + r]);
+        }
+    } else if (l->kind == SCALE_H || l->kind == SCALE_E) {
+        const uint8_t *p = block + i * GROUP / l->group * 2 * PANEL_ROWS + 2 * r;
         const float scale = l->kind == SCALE_E ? bfloat_to_float(read_u16(p)) : half_at(p);
         out->scale[0] = out->scale[1] = scale;
         if (l->has_min) {

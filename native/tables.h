@@ -48,6 +48,7 @@ static const code_table code_tables[EDGE_N_TABLES] = {
                         ZERO(4), 25, 0.125f},
     /* 0, 1, 2, 3, 4, 6, 8, 12 and, from 8 on, their negatives */
     [EDGE_TABLE_MXFP4] = {MAGNITUDES(16, 0, 1, 2, 3, 4, 6, 8, 12), ZERO(4), 28, 1.0f},
+    [EDGE_TABLE_SIGN] = {{0, 2}, ZERO(0), 2, 1.0f},
 };
 /* clang-format on */
 #undef PLAIN

@@ -1,7 +1,7 @@
 """The numpy referee for weight formats and activation quantisation.
 
 Written from the formats' definitions, plainly, one function each; no speed wanted. A block holds 32
-or 256 weights of one row. All arithmetic is float32, each operation rounded on its own.
+to 256 weights of one row. All arithmetic is float32, each operation rounded on its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GROUP = 32
 IQ4_NL_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8
 )
-#: Twice the 4-bit floats of MXFP4.
+#: Twice the 4-bit floats of MXFP4 and NVFP4.
 MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.int8)
 
 #: Groups whose largest magnitude is below this count as zero: 127 / amax stays finite.
@@ -47,7 +47,7 @@ def quantise_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(np.int8).reshape(m, k), scales.reshape(m, k // GROUP)
 
 
-# ---- blocks of 32 with a float scale -------------------------------------------------------------
+# ---- blocks with float scales --------------------------------------------------------------------
 
 
 def _q4_0(raw: np.ndarray) -> np.ndarray:
@@ -91,6 +91,31 @@ def _mxfp4(raw: np.ndarray) -> np.ndarray:
     e, q = _parts(raw, 1, 16)
     scale = np.ldexp(np.float32(1), e.astype(np.int32) - 128)
     return scale * MXFP4_VALUES[_planes(q, 4).reshape(-1, 32)].astype(np.float32)
+
+
+def _nvfp4(raw: np.ndarray) -> np.ndarray:
+    """4 scales | 32 bytes of codes, 8 for each 16 weights. weight = scale / 2 * table[code].
+
+    A scale: 4 bits of exponent, 7 of it are 2 ** 0, 3 bits of mantissa; 127 is no number."""
+    s, q = _parts(raw, 4, 32)
+    exponent, mantissa = (s >> 3 & 15).astype(int), (s & 7).astype(np.float32)
+    normal = np.ldexp(np.float32(1) + mantissa / np.float32(8), exponent - 7)
+    scale = np.where(exponent == 0, mantissa * np.float32(2.0**-9), normal)
+    scale = np.where(s == 127, np.float32(0), scale) * np.float32(0.5)
+    codes = _planes(q.reshape(-1, 4, 8), 4).reshape(-1, 4, 16)
+    return (scale[..., None] * MXFP4_VALUES[codes].astype(np.float32)).reshape(-1, 64)
+
+
+def _q1_0(raw: np.ndarray) -> np.ndarray:
+    """f16 scale | 128 bits. weight = scale or -scale."""
+    d, q = _parts(raw, 2, 16)
+    return _f16(d) * (2 * _bits(q).astype(np.float32) - 1)
+
+
+def _q2_0(raw: np.ndarray, block: int = 64) -> np.ndarray:
+    """f16 scale | 2-bit codes. weight = scale * (code - 1)."""
+    d, q = _parts(raw, 2, block // 4)
+    return _f16(d) * (_fields(q, 2).astype(np.float32) - np.float32(1))
 
 
 # ---- super-blocks of 256: K ----------------------------------------------------------------------
@@ -335,6 +360,10 @@ _DEQUANTISE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Q8_0": _q8_0,
     "IQ4_NL": _iq4_nl,
     "MXFP4": _mxfp4,
+    "NVFP4": _nvfp4,
+    "Q1_0": _q1_0,
+    "Q2_0": _q2_0,
+    "Q2_0_128": functools.partial(_q2_0, block=128),
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
     "Q4_K": _q4_k,

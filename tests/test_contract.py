@@ -20,11 +20,13 @@ from edge.models import architectures
 pytestmark = pytest.mark.all_isas
 
 N_TOKENS = 150
+FEW_BITS = {"token_embd.weight": "Q2_0", "output.weight": "NVFP4"}
 MIXED = {
     "mixed": lambda name: ("Q4_0", "F32", "Q8_0", "F16", "Q4_1")[len(name) % 5],
     "K and IQ": lambda name: ("Q4_K", "IQ3_S", "Q6_K", "IQ2_XS", "Q5_0", "BF16")[len(name) % 6],
+    "few bits": lambda name: FEW_BITS.get(name, "Q1_0"),
 }
-#: Widths for types whose blocks are 256.
+#: Widths for types whose blocks are larger than 32.
 WIDE = {"dim": 256, "ffn": 256}
 #: (threads, chunk) such that every number of threads and every chunk is there.
 RUNS = [(1, 256), (2, 64), (3, 7), (4, 64), (2, 1)]
@@ -93,7 +95,7 @@ def assert_same_bits(got: np.ndarray, want: np.ndarray, what: object) -> None:
 @pytest.mark.parametrize("arch", ("llama", "phi3"))
 def test_same_bits_everywhere(loader: Any, arch: str, type_name: str) -> None:
     options = {"n_rot": 12, "window": 50} if arch == "phi3" else {"tied": False}
-    if type_name == "K and IQ" or SIZES.get(type_name, SIZES["Q4_0"]).block == 256:
+    if type_name in ("K and IQ", "few bits") or SIZES.get(type_name, SIZES["Q4_0"]).block > 32:
         options |= WIDE
     load = loader(arch, type=MIXED.get(type_name, type_name), **options)
     want = run(load("scalar"), tokens_of(load("scalar"), N_TOKENS), 256)

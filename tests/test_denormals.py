@@ -60,9 +60,11 @@ def tiny_weight(kind: str, n: int, k: int) -> Weight:
         raw = times(normal(n, k), 2e-7)
         halves = raw.astype("<f2") if type_name == "F16" else (raw.view("u4") >> 16).astype("<u2")
         return pack(kind, halves, (n, k))[0]
-    raw = random_blocks(type_name, n * k // (256 if wide(kind, 1) == 256 else 32))
+    raw = random_blocks(type_name, n * k // wide(kind, 1))
     if type_name == "MXFP4":
         raw[:, 0] = 8 + raw[:, 0] % 6
+    elif type_name == "NVFP4":
+        raw[:, :4] %= 8  # no scale is smaller
     set_scales(type_name, raw, normal(n_halves(type_name), len(raw)) * 3e-7)
     return pack(kind, raw, (n, k))[0]
 

@@ -105,6 +105,41 @@ def test_every_op_gives_the_referees_value(
     engine.close()
 
 
+FEW_BITS = {"Q1_0": "c1h128", "Q2_0": "c2h64", "Q2_0_128": "c2h128", "NVFP4": "c4u16"}
+
+
+@pytest.mark.parametrize(
+    ("embedding", "head", "layers"),
+    [("Q2_0", "NVFP4", "Q1_0"), ("NVFP4", "Q1_0", "Q2_0"), ("Q2_0_128", "Q1_0", "NVFP4")],
+)
+def test_types_of_few_bits_in_a_mix(
+    tiny_gguf: Callable[..., Path], embedding: str, head: str, layers: str
+) -> None:
+    """The referee's logits, with weights that take no more memory than in the file."""
+    of = {"token_embd.weight": embedding, "output.weight": head}
+    path = tiny_gguf(type=lambda name: of.get(name, layers), tied=False, dim=256, ffn=512)
+    engine = Engine.load(path, threads=1)
+    for name, layout in engine.layouts.items():
+        tensor = engine.gguf.tensors[name]
+        if layout != "vector":
+            assert (tensor.type, layout) == (of.get(name, layers), FEW_BITS[tensor.type])
+            assert engine.weight_bytes(name) == tensor.n_bytes
+    tokens = np.random.default_rng(0).integers(0, 288, 20).tolist()
+    matrices = [name for name in engine.graph.weights if ".attn_" in name or ".ffn_" in name]
+    want = refgraph.run(
+        engine.graph,
+        refgraph.load_weights(engine.gguf),
+        tokens,
+        dtype=np.float64,
+        quantised=matrices,
+        cache=np.float16,
+    )
+    got = engine.run(engine.cache(), tokens, logits="all")
+    np.testing.assert_allclose(got, want, atol=1e-2)  # where an int8 is rounded the other way
+    assert want.std() > 0.5
+    engine.close()
+
+
 # ---- what an engine says of itself ---------------------------------------------------------------
 
 

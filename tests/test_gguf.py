@@ -435,7 +435,7 @@ def test_limits_themselves_are_fine(write: Callable[[bytes], Path]) -> None:
         GGUF.open(write(raw.gguf([*many, key("one more", U8, 1)])))
 
 
-@pytest.mark.parametrize("number", [4, 5, 31, 38, 42, 99, 2**32 - 1])
+@pytest.mark.parametrize("number", [4, 5, 31, 38, 43, 99, 2**32 - 1])
 def test_unknown_tensor_type(write: Callable[[bytes], Path], number: int) -> None:
     """Its bytes are those up to the next tensor, or the end of the file."""
     tensors = [
@@ -444,10 +444,37 @@ def test_unknown_tensor_type(write: Callable[[bytes], Path], number: int) -> Non
         tensor("v", (9,), number, 96),
     ]
     with GGUF.open(write(raw.gguf((), tensors, bytes(100)))) as file:
-        name = "Q2_0" if number == 42 else f"type {number}"
+        name = f"type {number}"
         assert [t.type for t in file.tensors.values()] == [name, "F32", name]
         assert [t.n_bytes for t in file.tensors.values()] == [64, 32, 4]
         assert len(file.tensors["v"].data) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "offset", "k"),
+    [
+        ("Q2_0", 64, 576, 2048),
+        ("Q2_0_128", 128, 544, 2048),
+        ("Q2_0", 64, 608, 2048),  # something between
+    ],
+)
+def test_offsets_tell_how_large_the_blocks_are(
+    write: Callable[[bytes], Path], name: str, block: int, offset: int, k: int
+) -> None:
+    n_bytes = k // block * (2 + block // 4)
+    tensors = [tensor("t", (k,), 42, 0), tensor("u", (k,), 42, offset)]
+    with GGUF.open(write(raw.gguf((), tensors, bytes(offset + n_bytes)))) as file:
+        for t in file.tensors.values():
+            assert (t.type, t.n_bytes, len(t.data)) == (name, n_bytes, n_bytes)
+
+
+@pytest.mark.parametrize(("k", "offset"), [(2048, 512), (192, 32), (2048, 0)])
+def test_blocks_that_fit_in_no_size_overlap(
+    write: Callable[[bytes], Path], k: int, offset: int
+) -> None:
+    tensors = [tensor("t", (k,), 42, 0), tensor("u", (64,), 42, offset)]
+    with pytest.raises(ModelFileError, match="overlap"):
+        GGUF.open(write(raw.gguf((), tensors, bytes(4096))))
 
 
 @pytest.mark.parametrize("offset", [0, 96, 2**64 - 32])

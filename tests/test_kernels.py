@@ -83,6 +83,8 @@ def moderate(kind: str, n: int, k: int, seed: int = 0) -> tuple[Weight, np.ndarr
         raw = values.astype(float_type) if float_type else (values.view("u4") >> 16).astype("<u2")
     elif type_name == "MXFP4":
         raw[:, 0] = 122 + raw[:, 0] % 6
+    elif type_name == "NVFP4":
+        raw[:, :4] = 32 + raw[:, :4] % 32
     else:
         set_scales(type_name, raw, np.ones((n_halves(type_name), len(raw))))
         size = refmath.dequantise(type_name, raw, (n, k)).std()

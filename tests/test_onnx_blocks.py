@@ -16,6 +16,7 @@ from tiny import quantise
 
 from edge.errors import ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
+from edge.files.tensor_types import TYPE_NUMBERS
 from edge.graph import Matmul
 from edge.onnx.export import blocks
 from edge.onnx.export.blocks import Blocks, Form, floats, form_of, slices
@@ -32,7 +33,7 @@ def write_model(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> GGUF:
     """A file of matrices: name -> (type, rows of bytes, or of floats)."""
     writer = gguf.GGUFWriter(path, "llama")
     for name, (kind, rows) in tensors.items():
-        writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
+        writer.add_tensor(name, rows, raw_dtype=TYPE_NUMBERS[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -92,9 +93,12 @@ def test_forms_are_the_least_that_hold_a_type() -> None:
     offset = {(t, f.bits, f.block) for t in CODED for f in [form_of(t)] if f and f.has_offset}
     assert exact == {
         *((t, 4, 32) for t in ("Q4_0", "TQ1_0", "TQ2_0")),
+        ("Q2_0", 4, 64),
+        ("Q2_0_128", 4, 128),
+        ("Q1_0", 4, 128),
         ("Q3_K", 4, 16),
         *((t, 8, 32) for t in ("Q5_0", "Q8_0", "IQ2_XXS", "IQ3_XXS", "IQ4_NL", "IQ4_XS", "MXFP4")),
-        *((t, 8, 16) for t in ("Q6_K", "IQ2_XS", "IQ2_S")),
+        *((t, 8, 16) for t in ("Q6_K", "IQ2_XS", "IQ2_S", "NVFP4")),
     }
     assert offset == {
         *((t, 4, 32) for t in ("Q4_1", "Q4_K", "IQ3_S", "IQ1_S")),
@@ -108,7 +112,7 @@ def test_floats_have_no_form(kind: str) -> None:
     assert form_of(kind) is None
 
 
-@pytest.mark.parametrize("kind", ["Q8_K", "NVFP4", "no such type"])
+@pytest.mark.parametrize("kind", ["Q8_K", "Q8_1", "no such type"])
 def test_types_that_edge_cannot_run_are_refused(kind: str) -> None:
     with pytest.raises(UnsupportedError, match=kind):
         form_of(kind)

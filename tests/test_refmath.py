@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gguf
+import libgguf
 import numpy as np
 import pytest
 import refmath
@@ -10,6 +11,7 @@ from make_blocks import DATA, numbers
 from refmath import dequantise, quantise_activations
 
 from edge.files.gguf import TENSOR_TYPES
+from edge.files.tensor_types import TYPE_NUMBERS
 
 SIZES = {kind.name: kind for kind in TENSOR_TYPES.values()}
 BLOCKS = dict(np.load(DATA))
@@ -17,7 +19,7 @@ BLOCKS = dict(np.load(DATA))
 F16_SCALES = [0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF]
 #: Where in a block the f16 numbers are, if not at its start alone. IQ1_M has one in four nibbles.
 F16_AT = {
-    **dict.fromkeys(("F32", "BF16", "MXFP4"), ()),
+    **dict.fromkeys(("F32", "BF16", "MXFP4", "NVFP4"), ()),
     **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
     "Q2_K": (80, 82),
     "Q3_K": (108,),
@@ -59,13 +61,27 @@ def random_blocks(type_name: str, n_blocks: int, seed: int = 0) -> np.ndarray:
     return raw
 
 
+def by_packages(type_name: str, raw: np.ndarray) -> np.ndarray:
+    """Rows of blocks (n, bytes) as float32 (n, k), by the packages `gguf` or `libgguf`; Q2_0, which
+    neither knows, bit by bit."""
+    if type_name == "Q1_0":
+        return libgguf.dequantize_rows(raw, TYPE_NUMBERS[type_name])
+    if type_name.startswith("Q2_0"):
+        blocks = raw.reshape(-1, SIZES[type_name].block_bytes)
+        bits = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little").astype(np.float32)
+        codes = bits[:, ::2] + 2 * bits[:, 1::2]
+        d = blocks[:, :2].copy().view("<f2").astype(np.float32)
+        return ((codes - 1) * d).reshape(len(raw), -1)
+    return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[type_name])
+
+
 @pytest.mark.parametrize("type_name", refmath.TYPES)
-def test_dequantise_equals_gguf_package_bit_for_bit(type_name: str) -> None:
+def test_dequantise_equals_the_packages_bit_for_bit(type_name: str) -> None:
     kind, n, blocks_per_row = SIZES[type_name], 64, 16
     raw = random_blocks(type_name, n * blocks_per_row).reshape(n, -1)
     shape = (n, blocks_per_row * kind.block)
     ours = dequantise(type_name, raw.tobytes(), shape)
-    theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[type_name])
+    theirs = by_packages(type_name, raw)
     assert ours.dtype == np.float32 and ours.shape == shape
     assert not np.isnan(ours).any()
     np.testing.assert_array_equal(ours.view(np.uint32), theirs.reshape(shape).view(np.uint32))
@@ -83,7 +99,7 @@ def test_dequantise_takes_arrays_and_views(type_name: str) -> None:
 def test_dequantise_of_blocks_that_a_quantiser_wrote(type_name: str) -> None:
     x, raw = numbers(), BLOCKS[type_name]
     ours = dequantise(type_name, raw.tobytes(), x.shape)
-    theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[type_name])
+    theirs = by_packages(type_name, raw)
     np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
     assert np.corrcoef(ours.ravel(), x.ravel())[0, 1] > 0.6  # a mistake in both would show
 

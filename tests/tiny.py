@@ -16,6 +16,8 @@ import numpy as np
 from arches import arch_of, common
 from arches.common import Tiny, filled
 
+from edge.files.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
+
 BLOCKS = Path(__file__).parent / "data" / "blocks.npz"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -27,6 +29,10 @@ MERGES = [  # words of "the world and a hello", as GPT-2 spells them: Ġ is a sp
     *("Ġ t", "h e", "i n", "r e", "o n", "Ġ a", "e r", "Ġt he", "l l", "o r", "Ġ w", "Ġw or"),
     *("in g", "Ġa n", "Ġan d", "l d", "Ġwor ld", "H e", "ll o", "He llo"),
 ]
+
+
+#: The package does not know these yet.
+gguf.GGML_QUANT_SIZES |= {n: TENSOR_TYPES[n][1:] for n in TENSOR_TYPES if n & 0xFFFF == 42}
 
 
 def write_tiny(path: str | Path, arch: str = "llama", **options: Any) -> Path:
@@ -82,6 +88,8 @@ def quantise(data: np.ndarray, type_name: str) -> np.ndarray:
     Types of small grids get blocks of other normal numbers, of make_blocks.py: setting up their
     quantiser takes seconds.
     """
+    if type_name.startswith("Q2_0"):
+        return _q2_0(data, TENSOR_TYPES[TYPE_NUMBERS[type_name]].block)
     kind = gguf.GGMLQuantizationType[type_name]
     try:
         return gguf.quants.quantize(data, kind)
@@ -96,6 +104,23 @@ def quantise(data: np.ndarray, type_name: str) -> np.ndarray:
     return blocks[chosen].reshape(*data.shape[:-1], -1)
 
 
+def _q2_0(data: np.ndarray, block: int) -> np.ndarray:
+    """-1, 0, 1 or 2 times the largest magnitude of a block."""
+    blocks = data.reshape(-1, block)
+    scales = np.abs(blocks).max(axis=1, keepdims=True).astype("<f2")
+    codes = np.clip(np.rint(blocks / np.maximum(scales.astype("f4"), 1e-8)) + 1, 0, 3).astype("u1")
+    fields = codes.reshape(len(blocks), -1, 4) << np.array([0, 2, 4, 6], "u1")
+    raw = np.concatenate([scales.view("u1"), fields.sum(axis=2, dtype="u1")], axis=1)
+    return raw.reshape(data.shape[0], -1)
+
+
+def add_tensor(writer: gguf.GGUFWriter, name: str, data: np.ndarray, type_name: str) -> None:
+    """A tensor of any type, data as `quantise` gives them."""
+    number = TYPE_NUMBERS[type_name]
+    writer.add_tensor(name, data, raw_dtype=number)
+    writer.tensors[-1][name].dtype = number & 0xFFFF  # as files number it
+
+
 def _write(path: Path, t: Tiny, split_max_tensors: int = 0) -> Path:
     writer = gguf.GGUFWriter(path, t.arch, split_max_tensors=split_max_tensors)
     writer.add_name(f"tiny {t.arch}")
@@ -106,7 +131,7 @@ def _write(path: Path, t: Tiny, split_max_tensors: int = 0) -> Path:
         kind = "F32"
         if is_quantised(name, data):
             kind = t.type if isinstance(t.type, str) else t.type(name)
-        writer.add_tensor(name, quantise(data, kind), raw_dtype=gguf.GGMLQuantizationType[kind])
+        add_tensor(writer, name, quantise(data, kind), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

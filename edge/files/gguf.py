@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge.errors import ModelFileError, UnsupportedError
 from edge.files.gguf_reader import FLOAT32, FLOAT64, MAX_KEYS, STRING, Array, Reader, shown
-from edge.files.tensor_types import TENSOR_TYPES, TensorType, type_name
+from edge.files.tensor_types import LARGER_BLOCKS, TENSOR_TYPES, TensorType, type_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -317,7 +317,7 @@ class _Shard:
         self.data_start = min(start, r.size)
         self.end = start
         size = MAX_FILE_BYTES if self.header_only else r.size
-        infos = _sized(infos, r.size - start)
+        infos = _sized(_with_larger_blocks(infos), r.size - start)
         for info in infos:
             field, offset = f"tensor {shown(info.name)}", start + info.offset
             if info.name in tensors:
@@ -371,6 +371,23 @@ def _read_info(r: Reader, i: int) -> _Info:
         n_bytes = math.prod(dims) // kind.block * kind.block_bytes
     offset = r.scalar("Q", f"{field}, offset")
     return _Info(name, type_name(number), tuple(reversed(dims)), n_bytes, offset, start)
+
+
+def _with_larger_blocks(infos: list[_Info]) -> list[_Info]:
+    """The same tensors. Those of a type in LARGER_BLOCKS have the larger blocks, which take fewer
+    bytes, if one of them would not fit before the next tensor otherwise.
+    """
+    starts, tight, sized = sorted({info.offset for info in infos}), set[str](), list(infos)
+    for info in infos:
+        after = bisect.bisect_right(starts, info.offset)
+        if after < len(starts) and info.n_bytes > starts[after] - info.offset:
+            tight.add(info.type)
+    for i, info in enumerate(infos):
+        kind = LARGER_BLOCKS.get(info.type) if info.type in tight else None
+        if kind and info.shape[-1] % kind.block == 0:
+            n_bytes = math.prod(info.shape) // kind.block * kind.block_bytes
+            sized[i] = info._replace(type=kind.name, n_bytes=n_bytes)
+    return sized
 
 
 def _sized(infos: list[_Info], end: int) -> list[_Info]:

@@ -13,6 +13,10 @@ class TensorType(NamedTuple):
     block_bytes: int
 
 
+#: Files number blocks of both sizes 42; a fork of ggml writes the large ones. What follows in the
+#: file tells which they are, see `gguf.GGUF`.
+_Q2_0, _Q2_0_128 = 42, 42 | 128 << 16
+
 #: Number in the file -> type: all types that ggml stores today, also those that edge cannot run.
 TENSOR_TYPES: dict[int, TensorType] = {
     0: TensorType("F32", 1, 4),
@@ -49,11 +53,12 @@ TENSOR_TYPES: dict[int, TensorType] = {
     39: TensorType("MXFP4", 32, 17),
     40: TensorType("NVFP4", 64, 36),
     41: TensorType("Q1_0", 128, 18),
+    _Q2_0: TensorType("Q2_0", 64, 18),
+    _Q2_0_128: TensorType("Q2_0_128", 128, 34),
 }
 
-#: Types with a name, but without a size: blocks of type 42 have 64 weights in ggml, and 128 in a
-#: fork of it.
-_NAMES = {42: "Q2_0"}
+#: A type whose blocks may be larger than its number says -> the type with the larger blocks.
+LARGER_BLOCKS = {TENSOR_TYPES[_Q2_0].name: TENSOR_TYPES[_Q2_0_128]}
 
 #: Name of a type -> its number.
 TYPE_NUMBERS = {t.name: number for number, t in TENSOR_TYPES.items()}
@@ -64,4 +69,4 @@ def type_name(number: int) -> str:
     one that ggml has removed.
     """
     known = TENSOR_TYPES.get(number)
-    return known.name if known else _NAMES.get(number, f"type {number}")
+    return known.name if known else f"type {number}"

@@ -10,11 +10,12 @@
 
 #include "layouts.h"
 
-/* One block of one row, decoded: a group of 32, or a super-block of 256 whose groups of 32 or 16
- * have small integers for scales (and minima) beside one float each for all. */
+/* One block of one row, decoded: 32, 64 or 128 weights with one scale, 64 with four scales of 8
+ * bits, or a super-block of 256 whose groups of 32 or 16 have small integers for scales (and
+ * minima) beside one float each for all. */
 typedef struct {
-    uint16_t scale, min; /* fp16; of layouts with scale kind e bfloat16 */
-    int8_t group_scale[SUPER / 16];
+    uint16_t scale, min;            /* fp16; of layouts with scale kind e bfloat16 */
+    int8_t group_scale[SUPER / 16]; /* with scale kind u floats of 8 bits, as in layouts.h */
     uint8_t group_min[SUPER / 16];
     int8_t code[SUPER]; /* 0 .. 2^bits - 1; of 8-bit layouts signed */
 } decoded_block;
@@ -38,7 +39,7 @@ typedef struct grid_info {
 } grid_info;
 
 typedef struct {
-    int32_t type; /* number in the file */
+    int32_t type; /* number in the file; where that has two sizes of blocks, | size << 16 */
     int32_t block, block_bytes;
     int32_t layout, table;
     /* A block to codes; out comes as zeros. NULL for formats whose elements are floats, and for

@@ -96,6 +96,9 @@ INLINE void unpack(vc w[STEPS], code_recipe recipe, const uint8_t *codes, const 
         unpack_grid(w, recipe, codes, high);
     } else if (l.bits == 8) { /* as they are: i8 [8][64] */
         UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_signed(vc_load(codes + 64 * s)); }
+    } else if (l.bits == 1) { /* weights 0 or 2 around a zero of 1: each bit becomes bit 1 */
+        const vc plane = vc_load(codes), none = vc_bits(plane, 0, 0);
+        UNROLL for (int s = 0; s < STEPS; s++) { w[s] = vc_or_bits(none, plane, 1 - s, 2); }
     } else { /* the low plane, and above it the other one of 3, 5 or 6 bits */
         const int low = l.bits >= 4 ? 4 : 2;
         unpack_plane(w, codes, low, 0);
@@ -130,15 +133,23 @@ typedef struct {
     vf dmin, minus_dmin; /* of minima */
 } block_floats;
 
-/* Scales of one group of 16 rows. Groups of 32: a float scale, maybe a float minimum. Groups of 16:
- * integers for the two halves of 32 k, which the block's floats are to be multiplied with. */
+/* Scales of one group of 16 rows. A float scale, maybe a float minimum, of 32 k or more; two floats
+ * for the halves of 32 k; or integers for the halves, which the block's floats are to be multiplied
+ * with. */
 typedef struct {
-    vf scale;   /* groups of 16: d */
+    vf scale;   /* groups of 16: d, or of k 0..15 */
+    vf second;  /* two floats: of k 16..31 */
     vf min;     /* groups of 32: to be added, so minus the minimum of a super-block */
     vi half[2]; /* groups of 16: integer scales of k 0..15, k 16..31 */
     vi mins;    /* groups of 16: minima of the halves, a pair of 16 bits in each lane */
     vf dmin;    /* groups of 16: of mins */
 } group_scales;
+
+/* 16 unsigned floats of 8 bits, see u16 in layouts.h. */
+INLINE vf vf_from_bytes(const uint8_t *p) {
+    const vi b = vi_from_u8(p), exponent = vi_add(vi_bits(b, 4, 15), vi_set1(-10));
+    return vf_mul(vf_from_int(vi_bits(b, 0, 15)), vf_pow2(exponent));
+}
 
 /* header: of the block; i: the group in it. */
 INLINE group_scales scales_at(code_recipe recipe, const uint8_t *header, int i, block_floats f) {
@@ -176,8 +187,11 @@ INLINE group_scales scales_at(code_recipe recipe, const uint8_t *header, int i, 
         r.min = vf_mul(f.minus_dmin, vf_from_int(vi_add(vi_add(eight, eight), low)));
     } else if (l.kind == SCALE_B) { /* b32: i8 [8][16] */
         r.scale = vf_mul(f.d, vf_from_int(vi_from_i8(header + PANEL_ROWS * i)));
-    } else { /* h32, e32: scale[2][16], then min[2][16] */
-        const uint16_t *p = (const uint16_t *)header + PANEL_ROWS * i;
+    } else if (l.kind == SCALE_U) { /* u16: [2][2][16] */
+        r.scale = vf_from_bytes(header + 2 * PANEL_ROWS * i);
+        r.second = vf_from_bytes(header + 2 * PANEL_ROWS * i + PANEL_ROWS);
+    } else { /* h32, h64, h128, e32: scale[2][16], then min[2][16] */
+        const uint16_t *p = (const uint16_t *)header + PANEL_ROWS * (i * GROUP / l.group);
         r.scale = l.kind == SCALE_E ? vf_from_bfloat(p) : vf_from_half(p);
         if (l.has_min) {
             r.min = vf_from_half(p + 2 * PANEL_ROWS);
@@ -203,7 +217,7 @@ typedef struct {
 /* w: (panels, STEPS), CODE_ROWS rows from `row` on. q: the group of the c columns. */
 INLINE void dot_group(group_dots *dots, int row, code_recipe recipe, const vc *w, q8_group q,
                       extent e) {
-    const int n = recipe.layout.group == GROUP ? STEPS : STEPS / 2; /* steps that share a scale */
+    const int n = recipe.layout.group >= GROUP ? STEPS : STEPS / 2; /* steps that share a scale */
     const int zero_shift = recipe.zero_shift, max = recipe.max;
     vc_dot(dots->all, row, w, e.panels, 0, n, q, zero_shift, max, e.c);
     if (n < STEPS) {
@@ -212,7 +226,8 @@ INLINE void dot_group(group_dots *dots, int row, code_recipe recipe, const vc *w
 }
 
 /* One group added to sum (panels, c). r: (panels).
- * Groups of 32: sum += dot * (scale * x.scale) + min * x.total.
+ * One scale: sum += dot * (scale * x.scale) + min * x.total.
+ * Two floats: the same for the first half, then for the second.
  * Groups of 16: dot is half[0] * dot of the first half + half[1] * that of the second, an integer;
  * minima times the sums of the codes of x, also an integer, are scaled by dmin * x.scale. */
 INLINE void add_group(vf *sum, code_recipe recipe, const group_dots *dots, const group_scales *r,
@@ -222,7 +237,7 @@ INLINE void add_group(vf *sum, code_recipe recipe, const group_dots *dots, const
     vi dot[PANELS * MAX_TILE]; /* (panels, c) */
     UNROLL for (int i = 0; i < n; i++) {
         dot[i] = dots->all[i];
-        if (l.group < GROUP) { /* still exact */
+        if (l.group < GROUP && l.kind != SCALE_U) { /* still exact */
             dot[i] = vi_add(vi_mul(dot[i], r[i / e.c].half[0]),
                             vi_mul(dots->second[i], r[i / e.c].half[1]));
         }
@@ -230,6 +245,12 @@ INLINE void add_group(vf *sum, code_recipe recipe, const group_dots *dots, const
     UNROLL for (int i = 0; i < n; i++) {
         const vf scale = vf_mul(r[i / e.c].scale, vf_set1(q.scale[i % e.c]));
         sum[i] = vf_fma(vf_from_int(dot[i]), scale, sum[i]);
+    }
+    if (l.kind == SCALE_U) {
+        UNROLL for (int i = 0; i < n; i++) {
+            const vf scale = vf_mul(r[i / e.c].second, vf_set1(q.scale[i % e.c]));
+            sum[i] = vf_fma(vf_from_int(dots->second[i]), scale, sum[i]);
+        }
     }
     if (l.has_min && l.group == GROUP) {
         UNROLL for (int i = 0; i < n; i++) {
@@ -248,7 +269,7 @@ INLINE void add_group(vf *sum, code_recipe recipe, const group_dots *dots, const
  * their sums in registers; a group is unpacked once for all parts. */
 INLINE void tile_codes(code_recipe recipe, const tile_args *a, int panels, int c, int part) {
     const layout_info l = recipe.layout;
-    const bool supers = l.block == SUPER;
+    const bool supers = l.front_bytes > 0;
     const int groups = l.block / GROUP; /* of a block; the last block may have fewer */
     const int64_t n = a->k / GROUP, n_blocks = (n + groups - 1) / groups;
     const uint8_t *block = (const uint8_t *)a->panel + front_bytes(&l, n_blocks);
@@ -342,7 +363,7 @@ INLINE void tile_looked_up(layout_info l, const tile_args *a, int panels, int c,
         const code_table t = code_tables[EDGE_TABLE_##table];                                      \
         const bool is_signed = SIGNED_WEIGHTS && l.bits == 8;                                      \
         const int zero_shift = is_signed ? -1 : l.bits == 8 ? 7 : t.zero_shift;                    \
-        const int max = is_signed ? 128 : (1 << l.bits) - 1;                                       \
+        const int max = is_signed ? 128 : l.bits == 1 ? t.max : (1 << l.bits) - 1;                 \
         tile_codes((code_recipe){l, NULL, a->grid, zero_shift, max}, a, panels, c, part);          \
     }
 /* Layouts whose codes go through a table. */
@@ -370,6 +391,10 @@ LOOKED_UP(tile_g9x4b32, G9X4B32)
 LOOKED_UP(tile_g8x8b32, G8X8B32)
 LOOKED_UP(tile_g9x8b16, G9X8B16)
 LOOKED_UP(tile_g10x8b16, G10X8B16)
+CODES(tile_c1h128, C1H128, SIGN)
+CODES(tile_c2h64, C2H64, MINUS_1)
+CODES(tile_c2h128, C2H128, MINUS_1)
+LOOKED_UP(tile_c4u16, C4U16)
 
 /* Q4_0, and IQ4_NL with its table. */
 SPECIALIZED void tile_c4h32(const tile_args *a, int panels, int c, int part) {
@@ -482,7 +507,10 @@ static void exact_tile(tile_function tile, int32_t layout, int c, const tile_arg
     DO(C4B32, c4b32)                                                                               \
     DO(G8X4B32, g8x4b32)                                                                           \
     DO(G9X4B32, g9x4b32)                                                                           \
-    DO(G8X8B32, g8x8b32)
+    DO(G8X8B32, g8x8b32)                                                                           \
+    DO(C1H128, c1h128)                                                                             \
+    DO(C2H64, c2h64)                                                                               \
+    DO(C2H128, c2h128)
 #define FOR_OTHERS(DO)                                                                             \
     DO(C4MH32, c4mh32)                                                                             \
     DO(C5MH32, c5mh32)                                                                             \
@@ -492,7 +520,8 @@ static void exact_tile(tile_function tile, int32_t layout, int c, const tile_arg
     DO(C5MB32, c5mb32)                                                                             \
     DO(C6B16, c6b16)                                                                               \
     DO(G9X8B16, g9x8b16)                                                                           \
-    DO(G10X8B16, g10x8b16)
+    DO(G10X8B16, g10x8b16)                                                                         \
+    DO(C4U16, c4u16)
 #define FOR_ALL_LAYOUTS(DO) FOR_FLOATS(DO) FOR_PAIRED(DO) FOR_OTHERS(DO)
 #define FUNCTIONS(layout, name) FOR_ALL_COLUMNS(layout, tile_##name)
 #define ROW(layout, name) [EDGE_LAYOUT_##layout] = LIST(tile_##name),

@@ -282,9 +282,10 @@ static void compare_tile(int32_t layout, int32_t table, int64_t k, int panels, i
 static void test_layout(int32_t layout, int32_t table) {
     static const int of_floats[] = {1, 2, 15, 33, 64}, of_groups[] = {32, 64, 96, 288},
                      of_supers[] = {256, 512};
-    const int block = layout_table[layout].block;
-    const int *widths = block == 1 ? of_floats : block == SUPER ? of_supers : of_groups;
-    const int n = block == 1 ? SIZE(of_floats) : block == SUPER ? SIZE(of_supers) : SIZE(of_groups);
+    const layout_info *l = &layout_table[layout];
+    const bool supers = l->front_bytes > 0; /* the others may have a block that is not full */
+    const int *widths = l->block == 1 ? of_floats : supers ? of_supers : of_groups;
+    const int n = l->block == 1 ? SIZE(of_floats) : supers ? SIZE(of_supers) : SIZE(of_groups);
     for (int i = 0; i < n; i++) {
         for (int columns = 1; columns <= tested->tile; columns++) {
             for (int kind = 0; kind < N_KINDS; kind++) {

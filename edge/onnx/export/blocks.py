@@ -1,6 +1,6 @@
 """Weights of a GGUF file in the form of onnxruntime's MatMulNBits and GatherBlockQuantized.
 
-A row is cut into blocks of 16 or 32 weights, and each block has a scale. A weight is an unsigned
+A row is cut into blocks of 16 to 128 weights, and each block has a scale. A weight is an unsigned
 integer q of 4 or 8 bits, and its value is
 
     scale * (q - 2^(bits - 1))                  or
