@@ -241,6 +241,21 @@ def test_info_reads_what_chat_refuses(tiny_gguf: Tiny, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.stderr
 
 
+@pytest.mark.parametrize("n_bytes", [None, -30_000])
+def test_info_shows_types_that_it_does_not_know(
+    tiny_gguf: Tiny, tmp_path: Path, n_bytes: int | None
+) -> None:
+    path = bad_unknown_type(tiny_gguf, tmp_path)
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    result = run("info", str(path), "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    facts = json.loads(result.stdout)
+    assert facts["types"]["type 199"]["tensors"] == 1 and facts["types"]["F32"]["tensors"] > 1
+    assert not facts["runs"] and "type 199" in facts["why_not"]
+    text = run("info", str(path)).stdout
+    assert "runs           no: " in text and "type 199     1 tensors" in text
+
+
 def test_info_and_plan_take_the_first_part_of_a_download(tiny_gguf: Tiny, tmp_path: Path) -> None:
     path = bad_truncated_data(tiny_gguf, tmp_path)
     whole, size = tiny_gguf("llama").stat().st_size, path.stat().st_size
