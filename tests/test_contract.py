@@ -15,7 +15,6 @@ from test_refmath import SIZES
 from edge.engine import describe
 from edge.engine.engine import Engine
 from edge.kv.shape import kv_types
-from edge.models import architectures
 
 pytestmark = pytest.mark.all_isas
 

@@ -153,7 +153,6 @@ CHANGES = {  # what llama and phi3 do not do -> a value that asks for it
     "rope.scaling.alpha": 1000.0,
     "tensor_data_layout": "other",
     "use_parallel_residual": True,
-    "a_key.of_tomorrow": 1,
 }
 
 
@@ -163,6 +162,14 @@ def test_refused_by_name(key: str, options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=key) as caught:
         built({key: CHANGES[key]}, **options)
     assert "\n" not in str(caught.value) and key in caught.value.what
+
+
+def test_unknown_keys_are_named() -> None:
+    assert built({"rope.freq_base": 1e6})[1].keys.notes == ()
+    (note,) = built({"a_key.of_tomorrow": 1, "another": "x\n"})[1].keys.notes
+    assert "'llama.a_key.of_tomorrow', 'llama.another'" in note and "\n" not in note
+    (note,) = built({f"key_{i}\n": i for i in range(1000)})[1].keys.notes
+    assert note.endswith(" and 992 more") and "\n" not in note and len(note) < 500
 
 
 @pytest.mark.parametrize("key", NEUTRAL)

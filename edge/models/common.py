@@ -49,8 +49,8 @@ class Config:
         is not built.
         """
         arch = metadata["general.architecture"]
-        keys = Keys(metadata, arch, path)
-        keys.check(own)
+        keys = Keys(metadata, arch, path, own)
+        keys.check()
         n_layers = keys.whole("block_count", most=MAX_COUNT)
         dim = keys.whole("embedding_length", most=MAX_DIM)
         heads = _heads(keys, n_layers, dim)

@@ -2,8 +2,8 @@
 
 Most of these keys state a number of the arithmetic, so none is ignored without a reason. Either a
 key is read, or its value changes nothing, or the file is refused with the key's name in the
-message; unknown keys are refused, too. Names and meanings are those of the GGUF format, as
-llama.cpp reads them.
+message. A key that is in none of the tables is named in a warning. Names and meanings are those of
+the GGUF format, as llama.cpp reads them.
 """
 
 from __future__ import annotations
@@ -122,15 +122,27 @@ SAME = {
 #: architecture that reads such keys names them whole.
 _ELSEWHERE = ("xielu.", "diffusion.")
 
+#: Unknown keys that a warning names; it counts the others.
+_MOST_NAMED = 8
+
 #: `general.quantization_version`: the version of the formats of the weight types.
 _QUANTIZATION = 2
 
 
 class Keys:
-    """The metadata keys `<architecture>.<key>` of a file; each is checked when it is read."""
+    """The metadata keys `<architecture>.<key>` of a file; each is checked when it is read. own:
+    keys that the architecture's file reads.
+    """
 
-    def __init__(self, metadata: Mapping[str, Any], architecture: str, path: str) -> None:
+    def __init__(
+        self,
+        metadata: Mapping[str, Any],
+        architecture: str,
+        path: str,
+        own: Collection[str] = (),
+    ) -> None:
         self.metadata, self.architecture, self.path = metadata, architecture, path
+        self.own = frozenset(own)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value as it is in the file, not checked."""
@@ -227,21 +239,19 @@ class Keys:
             return
         raise self.not_built(key, f"{brief(value)} is not built, it must be {values[-1]!r}")
 
-    def check(self, own: Collection[str] = ()) -> None:
-        """Raise UnsupportedError for a key that changes the arithmetic and is not built. own: keys
-        that the architecture's file reads.
-        """
+    def check(self) -> None:
+        """Raise UnsupportedError for a key that changes the arithmetic and is not built."""
         n_experts = self.get("expert_count", 0)
-        if n_experts != 0 and "expert_count" not in own:
+        if n_experts != 0 and "expert_count" not in self.own:
             raise self.not_built(
                 "expert_count",
                 f"a mixture of {brief(n_experts)} experts, which is not built: take a dense model",
             )
         for key, values in NEUTRAL.items():
-            if key not in own:
+            if key not in self.own:
                 self.neutral(key, values)
         for key, other in SAME.items():
-            value = None if key in own else self.get(key)
+            value = None if key in self.own else self.get(key)
             if value is not None and value != self.get(other):
                 raise self.not_built(key, f"{brief(value)} is not built, it must be as {other}")
         version = self.metadata.get("general.quantization_version", _QUANTIZATION)
@@ -251,17 +261,30 @@ class Keys:
                 what=f"quantization version {brief(version)}",
                 supported=[str(_QUANTIZATION)],
             )
-        known = READ | HARMLESS.keys() | NEUTRAL.keys() | SAME.keys() | set(own)
-        prefix = f"{self.architecture}."
         for field in self.metadata:
-            key = field.removeprefix(prefix)
-            if field.startswith((prefix, *_ELSEWHERE)) and key not in known:
+            if field.startswith(_ELSEWHERE) and field not in self.own:
                 raise UnsupportedError(
-                    f"{self.path}: the key {brief(field)} is not known, it may change what the "
-                    "model computes; if it does not, write the file without it "
-                    "(gguf-new-metadata --remove-metadata)",
+                    f"{self.path}: the key {brief(field)} changes what the model computes, and is "
+                    "not built",
                     what=brief(field),
                 )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line that names the keys of the architecture that are in no table, if there are any."""
+        known = READ | HARMLESS.keys() | NEUTRAL.keys() | SAME.keys() | self.own
+        prefix = f"{self.architecture}."
+        unknown = [
+            field
+            for field in self.metadata
+            if field.startswith(prefix) and field.removeprefix(prefix) not in known
+        ]
+        if not unknown:
+            return ()
+        named = ", ".join(brief(field) for field in unknown[:_MOST_NAMED])
+        more = len(unknown) - _MOST_NAMED
+        named += f" and {more} more" if more > 0 else ""
+        return (f"keys that no code reads, they may change what the model computes: {named}",)
 
 
 def _listed(value: Any) -> list[Any]:
