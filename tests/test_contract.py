@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arches import CASES
 from native_plan import COMPACT_TYPES, ISAS, TYPES
 from test_refmath import SIZES
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.all_isas
 N_TOKENS = 150
 FEW_BITS = {"token_embd.weight": "Q2_0", "output.weight": "NVFP4"}
 MIXED = {
+    "floats and codes": lambda name: ("Q8_0", "F32")[len(name) % 2],
     "mixed": lambda name: ("Q4_0", "F32", "Q8_0", "F16", "Q4_1")[len(name) % 5],
     "K and IQ": lambda name: ("Q4_K", "IQ3_S", "Q6_K", "IQ2_XS", "Q5_0", "BF16")[len(name) % 6],
     "few bits": lambda name: FEW_BITS.get(name, "Q1_0"),

@@ -153,6 +153,8 @@ CHANGES = {  # what llama and phi3 do not do -> a value that asks for it
     "rope.scaling.alpha": 1000.0,
     "tensor_data_layout": "other",
     "use_parallel_residual": True,
+    "num_loops": 1,
+    "ssm.state_size": 16,
 }
 
 

@@ -118,6 +118,53 @@ SAME = {
     "rope.freq_base_swa": "rope.freq_base",
 }
 
+#: How keys begin that change the arithmetic, and are not built, whatever their value: of recurrent
+#: layers, of looped ones, of attention that selects tokens, of other branches beside the layers.
+#: A key that is in a table above is built, or changes nothing.
+NOT_BUILT = (
+    "activation.",
+    "adapters.",
+    "attention.compress_",
+    "attention.decay_lora_rank",
+    "attention.gate_lora_rank",
+    "attention.group_norm_",
+    "attention.iclr_lora_rank",
+    "attention.indexer.",
+    "attention.key_length_mla",
+    "attention.kv_lora_rank_swa",
+    "attention.output_group_count",
+    "attention.output_lora_rank",
+    "attention.relative_buckets_count",
+    "attention.rope_pattern",
+    "attention.value_length_mla",
+    "attention.value_residual_mix_lora_rank",
+    "attn_res.",
+    "conv_",
+    "convnext.",
+    "decision.",
+    "decoder_block_count",
+    "deepstack_mapping",
+    "dense_",
+    "expert_latent_length",
+    "full_attention_interval",
+    "hash_layer_count",
+    "hrm.",
+    "hyper_connection.",
+    "kda.",
+    "norm_before_",
+    "num_loops",
+    "ple.",
+    "posnet.",
+    "rescale_every_n_layers",
+    "selector_",
+    "shortconv.",
+    "skip_loop_final_norm",
+    "ssm.",
+    "time_",
+    "token_shift_count",
+    "wkv.",
+)
+
 #: Prefixes of keys that change the arithmetic, but do not begin with the architecture's name. An
 #: architecture that reads such keys names them whole.
 _ELSEWHERE = ("xielu.", "diffusion.")
@@ -261,30 +308,34 @@ class Keys:
                 what=f"quantization version {brief(version)}",
                 supported=[str(_QUANTIZATION)],
             )
-        for field in self.metadata:
-            if field.startswith(_ELSEWHERE) and field not in self.own:
-                raise UnsupportedError(
-                    f"{self.path}: the key {brief(field)} changes what the model computes, and is "
-                    "not built",
-                    what=brief(field),
-                )
+        not_built = tuple(f"{self.architecture}.{key}" for key in NOT_BUILT)
+        fields = [field for field in self._unknown() if field.startswith(not_built)]
+        elsewhere = (field for field in self.metadata if field.startswith(_ELSEWHERE))
+        fields += [field for field in elsewhere if field not in self.own]
+        if fields:
+            raise UnsupportedError(
+                f"{self.path}: the key {brief(fields[0])} changes what the model computes, and is "
+                "not built",
+                what=brief(fields[0]),
+            )
 
     @property
     def notes(self) -> tuple[str, ...]:
         """A line that names the keys of the architecture that are in no table, if there are any."""
-        known = READ | HARMLESS.keys() | NEUTRAL.keys() | SAME.keys() | self.own
-        prefix = f"{self.architecture}."
-        unknown = [
-            field
-            for field in self.metadata
-            if field.startswith(prefix) and field.removeprefix(prefix) not in known
-        ]
+        unknown = self._unknown()
         if not unknown:
             return ()
         named = ", ".join(brief(field) for field in unknown[:_MOST_NAMED])
         more = len(unknown) - _MOST_NAMED
         named += f" and {more} more" if more > 0 else ""
         return (f"keys that no code reads, they may change what the model computes: {named}",)
+
+    def _unknown(self) -> list[str]:
+        """The keys of the architecture that are in no table, with its name before them."""
+        known = READ | HARMLESS.keys() | NEUTRAL.keys() | SAME.keys() | self.own
+        prefix = f"{self.architecture}."
+        fields = (field for field in self.metadata if field.startswith(prefix))
+        return [field for field in fields if field.removeprefix(prefix) not in known]
 
 
 def _listed(value: Any) -> list[Any]:
