@@ -40,6 +40,8 @@ class LoadOptions(TypedDict, total=False):
     memory: int | str | None
     kv: KVType | Literal["auto"]
     sessions: int
+    chat_template: str | None
+    model_sampling: bool
     prefix_cache: str | os.PathLike[str] | None
     ep: str | None
     fallback: bool
@@ -54,6 +56,8 @@ class _Common:
     threads: int | None = None
     memory: int | None = None
     sessions: int = 1
+    chat_template: str | None = None
+    model_sampling: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -87,7 +91,9 @@ class Loading:
     threads: how many; None: one for each core that helps, see `edge.device.cores`. EDGE_THREADS
     overrides both. memory: the most that the whole process may have resident, bytes or a size as
     "1.5GB"; None: the memory that is available now. sessions: for how many sessions memory is
-    planned.
+    planned. chat_template: the name of one of the model's chat templates; None: the default one, and
+    the one named "tool_use" where tools are given. model_sampling: whether what the model's files
+    recommend of sampling counts where a call says nothing else.
 
     For GGUF models only: layout: "fast", "compact" (some types take less memory, and are slower),
     "auto" (as many weights fast as fit). kv: the type of stored keys and values; "auto": the best
@@ -137,6 +143,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "threads": lambda name, value: check.optional(check.whole, name, value, 1, cores.MOST),
     "memory": lambda name, value: check.optional(check.size, name, value),
     "sessions": lambda name, value: check.whole(name, value, 1),
+    "chat_template": lambda name, value: check.optional(check.text, name, value),
+    "model_sampling": lambda name, value: check.flag(name, value),
     "layout": lambda name, value: check.choice(name, value, LAYOUTS),
     "kv": lambda name, value: check.choice(name, value, ("auto", *KV_TYPES)),
     "prefix_cache": lambda name, value: check.optional(check.path, name, value),

@@ -13,14 +13,14 @@ from edge.device.budget import budget_of, program_bytes
 from edge.engine import plan
 from edge.engine.ledger import Ledger
 from edge.engine.plan import CHUNK
-from edge.errors import InputError, ModelFileError, UnsupportedError
+from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.graph import Graph
 from edge.kv.shape import KVLayout, kv_types
 from edge.loading import LAYOUTS, Layout, NativeOptions
 from edge.models.common import Config
 from edge.native import ffi, lib
 from edge.progress import Progress
-from edge.template.template import compiled_bytes
+from edge.template.template import Sources
 from edge.tokenizer.cost import tokenizer_bytes
 from edge.weights import packed_cache
 from edge.weights.model_file import ModelFile, open_model
@@ -132,7 +132,6 @@ def _settle(
     model that does not fit is no error here. A stated budget above the available memory is one
     (MemoryBudgetError).
     """
-    template = config.keys.metadata.get("tokenizer.chat_template")
     layouts = _layouts(graph, config, options.kv)
     ledger = Ledger(
         path=config.path,
@@ -147,7 +146,7 @@ def _settle(
         buffers=buffers,
         n_vocab=graph.dims[graph.output],
         tokenizer=tokenizer_bytes(config.keys.metadata),
-        template=compiled_bytes(template) if isinstance(template, str) else 0,
+        template=_template_bytes(config, options.chat_template),
         packing=weights.packing_bytes,
         program=program_bytes(),
         budget=budget_of(options.memory),
@@ -161,6 +160,14 @@ def _settle(
         if ledger.fits:
             break
     return ledger
+
+
+def _template_bytes(config: Config, name: str | None) -> int:
+    """The bytes of the compiled chat template; 0 if it is missing or no text."""
+    try:
+        return Sources.from_metadata(config.keys.metadata, config.path, name).compiled_bytes
+    except EdgeError:
+        return 0
 
 
 def _layouts(graph: Graph, config: Config, wanted: str) -> list[KVLayout]:

@@ -111,7 +111,8 @@ class DescribedFile:
         from edge.template.template import ChatTemplate
 
         limits = Limits.of_context(self.ledger.context)
-        return ChatTemplate.from_metadata(self.file.metadata, self.path, limits)
+        name = self._options.chat_template
+        return ChatTemplate.from_metadata(self.file.metadata, self.path, limits, name)
 
     def start(self, progress: Progress | None = None) -> Engine:
         """Take the memory: threads, weights (packed or verified), the plan, pages.

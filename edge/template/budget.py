@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ITEM_BYTES",
+    "LIST_BYTES",
     "Budget",
     "Limits",
     "Refused",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 ITEM_BYTES = 64  # an entry of a list or dict, without the value that it refers to
-_LIST_BYTES = 384  # a list or dict itself, and its entry in Budget._weights
+LIST_BYTES = 384  # a list or dict itself, and its entry in Budget._weights
 _TICKS = 32  # calls of `tick` between two checks of the clock
 _MAX_NESTING = 100
 
@@ -175,7 +176,7 @@ class Budget:
         known = self._weights.get(id(value))
         if known is not None:
             return known.size, known.depth
-        size, depth = _LIST_BYTES, 1
+        size, depth = LIST_BYTES, 1
         for part in _parts(value) if level <= _MAX_NESTING else ():
             inner, below = self.weigh(part, level + 1)
             size += ITEM_BYTES + inner

@@ -369,7 +369,7 @@ def _environment() -> _Environment:
         autoescape=False,
         finalize=_finalize,
         cache_size=0,
-        extensions=["jinja2.ext.loopcontrols", _Generation, _Ticking],
+        extensions=["jinja2.ext.do", "jinja2.ext.loopcontrols", _Generation, _Ticking],
     )
     environment.concat = _joined  # type: ignore[method-assign]
     internal: dict[str, Callable[..., Any]] = {

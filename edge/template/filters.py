@@ -12,7 +12,7 @@ from jinja2.filters import FILTERS
 from jinja2.runtime import Context
 from markupsafe import escape
 
-from edge.template.budget import ITEM_BYTES, Budget, Refused, n_bytes, running
+from edge.template.budget import ITEM_BYTES, LIST_BYTES, Budget, Refused, n_bytes, running
 from edge.template.text import TEXT_METHODS, as_text, check_percent
 
 __all__ = ["allowed_filters"]
@@ -197,11 +197,30 @@ def _tojson(
     )
 
 
+def _fromjson(context: Context, value: Any) -> Any:
+    """The value of a JSON text."""
+    text = as_text(value)
+    containers = text.count("[") + text.count("{")
+    running().reserve(
+        4 * n_bytes(text)
+        + containers * LIST_BYTES
+        + (containers + 2 * text.count(",") + text.count(":")) * ITEM_BYTES
+    )
+    return json.loads(text, parse_int=_whole)
+
+
+def _whole(digits: str) -> int:
+    _digits(running(), digits)
+    return int(digits)
+
+
 _OURS: dict[str, Callable[..., Any]] = {
     "center": _center,
     "e": _escape,
     "escape": _escape,
     "format": _format,
+    "from_json": _fromjson,  # as the templates for DeepSeek V3.2 and V4 spell it
+    "fromjson": _fromjson,
     "join": _join,
     "safe": _string,
     "string": _string,

@@ -23,7 +23,7 @@ from edge.onnx.files.folder import Decoder, Folder
 from edge.onnx.providers.saturation import exact_bytes
 from edge.onnx.run.runners import most_tokens
 from edge.sizes import show
-from edge.template.template import ChatTemplate, compiled_bytes
+from edge.template.template import Sources
 from edge.tokenizer.cost import TokenizerBytes, folder_tokenizer_bytes
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class OnnxLedger:
             "sessions": _sessions(folder),
             "buffers": _buffers(folder, most_tokens(folder), positions),
             "logits": logits_bytes(folder.n_vocab),
-            **text_parts(tokenizer, _template(folder), n_context),
+            **text_parts(tokenizer, _template(folder, options.chat_template), n_context),
             "program": program_bytes(_RUNTIME),
             "margin": MARGIN_BYTES,
         }
@@ -118,10 +118,10 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _template(folder: Folder) -> int:
+def _template(folder: Folder, name: str | None) -> int:
     """Bytes of the compiled chat template; 0 if it is missing or damaged."""
     try:
-        return compiled_bytes(ChatTemplate.from_folder(folder.root).source)
+        return Sources.from_folder(folder.root, name).compiled_bytes
     except EdgeError:
         return 0
 

@@ -90,7 +90,7 @@ class DescribedFolder:
         from edge.template.template import ChatTemplate
 
         limits = Limits.of_context(self.config.n_context)
-        return ChatTemplate.from_folder(self.folder.root, limits)
+        return ChatTemplate.from_folder(self.folder.root, limits, self.options.chat_template)
 
     def start(self, progress: Progress | None = None) -> OnnxEngine:
         """Load the graphs in onnxruntime. progress(bytes done, bytes in all).
