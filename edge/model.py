@@ -40,17 +40,19 @@ def load(
     """Load a GGUF model, a packed one, or a folder of ONNX graphs.
 
     path: a GGUF or packed file, or any shard of a split model; a folder, or one of its .onnx files;
-    None: the default model in the cache.
+    a name such as "owner/repo:Q4_K_M" (see `edge.hub.wanted`), whose model is fetched where it is
+    not on this machine; None: the default model in the cache.
     progress(bytes done, bytes in all). options: see `edge.loading.Loading`.
     When this returns, everything in the file except the weights has been read.
     Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError.
     """
     loading = Loading.of(options)  # checked before anything is read
     check.optional(check.function, "progress", progress, "(bytes done, bytes in all)")
-    if path is None:
-        from edge.disk.pull import default_model
+    if path is None or isinstance(path, str):
+        from edge.hub.find import find
 
-        path = default_model()
+        name = path and check.path("path", path)
+        path = find(name, memory=loading.native.memory, progress=progress)
     path = check.path("path", path)
     with open_described(path, loading) as described:
         described.ledger.require()  # before the tokenizer takes any memory

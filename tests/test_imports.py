@@ -38,6 +38,7 @@ LAYERS = [
     "onnx",  # the other
     "backend",  # what sessions need of both
     "session",
+    "hub",  # models to get
     "model",  # the door
     "perplexity",
     "__init__",  # the face

@@ -35,7 +35,9 @@ COMMANDS = {
     "export": "Write a model as ONNX graphs, for NPUs and for onnxruntime.",
     "cache": "List or clear packed models and compiled graphs.",
     "devices": "List what ONNX models can run on, and what is missing.",
-    "pull": "Fetch the default model into the cache.",
+    "pull": "Fetch a model: the default one, one of the hub, or of a URL.",
+    "list": "List the models on this machine.",
+    "remove": "Remove a model that was fetched.",
 }
 
 
@@ -193,8 +195,9 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def cli() -> None:
     """Run language models on small devices.
 
-    MODEL is a GGUF file, or a packed one (see `edge-run pack`); without one, the default model is
-    used (see `edge-run pull`).
+    MODEL is a GGUF file, or a packed one (see `edge-run pack`), or a name that `edge-run pull`
+    takes, such as qwen3-0.6b or owner/repo:Q4_K_M, which is fetched where it is not here; without
+    one, the default model is used.
     """
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.cli.models import model_path
 from edge.cli.single import as_dict
 from edge.cli.status import Status
 from edge.cli.terminal import Interrupt, Progress, Writer, figures, note
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 
 def open_model(path: str | None, **options: Unpack[LoadOptions]) -> Model:
-    """Load a model, and show a progress bar on a terminal. path: None: the default model."""
+    """Load a model, and show a progress bar on a terminal. path: a MODEL; None: the default."""
     import edge
 
+    path = path and model_path(path, options.get("memory"))
     gc.disable()  # a vocabulary makes a million objects, and none of them is garbage
     try:
         with Progress("loading") as progress:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.cli import COMMANDS
+from edge.cli.models import model_path
 from edge.cli.options import (
     PROVIDER,
     layout_option,
@@ -169,7 +170,6 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
         raise click.UsageError("EDGE_THREADS is set and comes before --threads: unset it.")
     peers = _peers(flags["against"], flags["pythons"], flags["models"])
     from edge.bench import Case, Report, Settings, measure, plot
-    from edge.disk.pull import default_model
 
     if plot_path:
         plot.require()  # before minutes of measuring
@@ -178,7 +178,7 @@ def bench(model: str | None, as_json: bool, plot_path: str | None, **flags: Any)
     options = {name: flags[name] for name in ("layout", "memory", *PROVIDER)}
     threads, rounds = flags["threads"] or (None,), flags["repeat"]
     settings = Settings(tuple(cases), threads, rounds, peers, flags["kv"], options)
-    path = model if model is not None else str(default_model())
+    path = model_path(model, flags["memory"])
     with _Bars() as bars:
         report = Report(path, measure(path, settings, bars), settings)
     if plot_path:

@@ -15,6 +15,7 @@ import click
 from edge.cli import complain
 from edge.cli.answer import explain, open_model, report, stream
 from edge.cli.keyboard import Keyboard, parse
+from edge.cli.models import model_path
 from edge.cli.options import AnswerSettings, sampling_options
 from edge.cli.terminal import mebibytes, note, plain, size
 from edge.errors import CancelledError, EdgeError, InputError, TemplateError, brief
@@ -251,6 +252,7 @@ class Conversation:
     def _change(self, text: str) -> None:
         path = os.path.expanduser(text)
         if path:
+            path = model_path(path)  # before the other model is closed
             if not os.path.exists(path):
                 raise InputError(f"{path}: there is no such file")
             with self._replacing() as snapshot:

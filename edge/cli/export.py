@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
+from edge.cli.models import model_path
 from edge.cli.options import context_option, model_argument
 from edge.cli.terminal import Progress, mebibytes
 from edge.onnx.providers.providers import RUNNERS, WEIGHT_FORMS
@@ -65,7 +66,6 @@ def export(model: str | None, output: str, force: bool, as_json: bool, **options
     onnxruntime-genai loads dialect cpu. Weights stay as they are in MODEL, but for
     those that an NPU wants in another form.
     """
-    from edge.disk.pull import default_model
     from edge.onnx.export.export import Recipe
     from edge.onnx.export.export import export as write
 
@@ -73,7 +73,7 @@ def export(model: str | None, output: str, force: bool, as_json: bool, **options
         options["chunk"] = int(options["chunk"])
     options["socs"] = options["socs"] or None
     recipe = Recipe(**options)
-    path = model if model is not None else str(default_model())
+    path = model_path(model)
     with Progress("exporting") as progress:
         facts = write(path, output, recipe, force=force, progress=progress)
     if as_json:

@@ -10,7 +10,7 @@ import click
 
 from edge.cli import COMMANDS
 from edge.cli.options import layout_option, model_argument
-from edge.cli.terminal import mebibytes, plain
+from edge.cli.terminal import mebibytes, note, plain
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -38,20 +38,21 @@ def info(model: str | None, layout: Layout, as_json: bool) -> None:
     """Say what a model file is, from its header alone.
 
     Works for files that cannot be run too, the first part of a download among them, and says why
-    they cannot. Of a folder of ONNX graphs it says what they were made for.
+    they cannot. Of a model that is not fetched yet (`owner/repo:TYPE`) only the header is read. Of
+    a folder of ONNX graphs it says what they were made for.
     """
-    from edge.disk.pull import default_model
+    from edge.hub.find import open_header
     from edge.onnx import is_onnx
     from edge.weights.model_file import open_model
 
-    path = model if model is not None else str(default_model())
-    if is_onnx(path):
-        facts = describe_graphs(path)
-        lines = _lines_of_graphs(facts)
-    else:
-        with open_model(path, header_only=True) as file:
-            facts = describe(file, layout)
-        lines = _lines(facts)
+    with open_header(model, say=note) as (path, name):
+        if is_onnx(path):
+            facts = describe_graphs(path)
+            lines = _lines_of_graphs(facts)
+        else:
+            with open_model(path, header_only=True) as file:
+                facts = describe(file, layout) | {"path": name}
+            lines = _lines(facts)
     click.echo(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(lines))
 
 

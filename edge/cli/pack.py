@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
+from edge.cli.models import model_path
 from edge.cli.options import model_argument, threads_option
 from edge.cli.terminal import Progress, mebibytes
 from edge.errors import InputError
@@ -36,12 +37,11 @@ def pack(model: str | None, output: str, force: bool, as_json: bool, **options: 
     wherever a MODEL does, on every machine, and the model itself is not needed any more. It is
     for this version of edge: keep the model to pack it again.
     """
-    from edge.disk.pull import default_model
     from edge.engine.describe import pack as write
 
     if os.path.lexists(output) and not force:
         raise InputError(f"{output} is there already: --force replaces it")
-    path = model if model is not None else str(default_model())
+    path = model_path(model)
     with Progress("packing") as progress:
         n_bytes = write(path, output, progress=progress, **options)
     if as_json:

@@ -17,14 +17,16 @@ from edge.cli.options import (
     model_argument,
     threads_option,
 )
-from edge.cli.terminal import plain
+from edge.cli.terminal import note, plain
 from edge.errors import EdgeError, MemoryBudgetError
 from edge.sizes import show
 
 if TYPE_CHECKING:
     from edge.backend import MemoryPlan
+    from edge.device.cores import Choice
     from edge.engine.describe import Description
     from edge.engine.engine import DescribedFile
+    from edge.loading import Loading
 
 _DEPTHS = (0, 4096, 32768)
 _NOT_OF_GRAPHS = "onnxruntime runs the graphs: `edge-run bench` measures it"
@@ -48,19 +50,33 @@ _NOT_OF_GRAPHS = "onnxruntime runs the graphs: `edge-run bench` measures it"
 def plan(model: str | None, as_json: bool, **options: Any) -> None:
     """Say what memory a model will take, and how fast it will be.
 
-    From the header alone: MODEL may be the first part of a download. Each part of the memory,
+    From the header alone: MODEL may be the first part of a download, or a model that is not fetched
+    yet (`owner/repo:TYPE`), of which only the header is read. Each part of the memory,
     the largest context for each type of keys and values, what would fit when it does not, and
     tokens per second, from the bandwidth of this machine, which is measured for it. Of a folder of
     ONNX graphs all but the speed. Exit code 1 when it does not fit.
     """
     from edge.device import cores
-    from edge.disk.pull import default_model
+    from edge.hub.find import open_header
     from edge.loading import Loading
-    from edge.onnx import is_onnx
 
-    path = model if model is not None else str(default_model())
     choice = cores.choose(options["threads"])
     loading = Loading.of(options)
+    with open_header(model, memory=options["memory"], say=note) as (path, name):
+        ledger, facts = _facts(path, name, loading, choice)
+        if as_json:
+            click.echo(json.dumps(facts, ensure_ascii=False))
+        else:
+            click.echo("\n".join([*_lines(facts, options["memory"]), *choice.lines()]))
+        ledger.require()
+
+
+def _facts(
+    path: str, name: str, loading: Loading, choice: Choice
+) -> tuple[MemoryPlan, dict[str, Any]]:
+    """The ledger of a model, and all facts as JSON values. name: of the model, for people."""
+    from edge.onnx import is_onnx
+
     ledger: MemoryPlan
     if is_onnx(path):
         from edge.onnx.run.engine import DescribedFolder
@@ -75,14 +91,10 @@ def plan(model: str | None, as_json: bool, **options: Any) -> None:
         native = loading.for_native(path)
         with DescribedFile.open(path, native, header_only=True) as file:
             ledger, description = file.ledger, file.description
-            facts = {"model": path, **_file(file), **_memory(description)}
+            facts = {"model": name, **_file(file), **_memory(description)}
             facts |= {"rotary": _rotary(description), "threads": asdict(choice)}
             facts["speed"] = _speed(description, choice.threads)
-    if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
-    else:
-        click.echo("\n".join([*_lines(facts, options["memory"]), *choice.lines()]))
-    ledger.require()
+    return ledger, facts
 
 
 def _file(described: DescribedFile) -> dict[str, Any]:

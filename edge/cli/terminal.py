@@ -81,9 +81,13 @@ class Progress:
         if not self._on or total <= 0 or now < self._next:
             return
         self._next = now + self.EVERY_SECONDS
+        self._line.draw(self.text(done, total))
+
+    def text(self, done: int, total: int) -> str:
+        """The bar as a line."""
         cells = self.CELLS * done // total
         bar = "#" * cells + "." * (self.CELLS - cells)
-        self._line.draw(f"{self._label} [{bar}] {100 * done // total:3} %")
+        return f"{self._label} [{bar}] {100 * done // total:3} %"
 
     def clear(self) -> None:
         """Remove the bar."""

