@@ -174,7 +174,7 @@ def test_for_another_machine(binding: str, folder: Path, monkeypatch: pytest.Mon
 
 def test_of_another_version(binding: str, folder: Path) -> None:
     version, other = edge.__version__.encode(), b"9" * len(edge.__version__)
-    edited(folder / BUILT.name, b"\0" + version + b"\0", b"\0" + other + b"\0")
+    edited(folder / BUILT.name, version + b"\0", other + b"\0")
     fails(
         f"{folder / BUILT.name} is of version {other.decode()}, the package of {edge.__version__}: "
         "install the package again"
