@@ -400,7 +400,7 @@ class Graph:
         each. weight: of the elements of a head, or a row for each head; None: no weight.
         """
         first, n_heads, head_dim = heads
-        if weight is not None and n_heads > 1 and len(self.shapes.get(weight, ())) == 2:
+        if weight is not None and self.shapes.get(weight) == (n_heads, head_dim):
             self._vector(weight, n_heads, head_dim)
         elif weight is not None:
             self._vector(weight, head_dim)

@@ -183,6 +183,15 @@ def test_a_mark_ends_a_turn_whatever_its_type(mark: str, kind: int) -> None:
     assert 256 not in tokenizer.encode(mark)
 
 
+def test_what_is_merged_from_letters_is_text() -> None:
+    """Qwen's vocabularies have `</s>`, which HTML has, too."""
+    options = {"merges": "<+/ </+s </s+>", "eos_token_id": 259}
+    tokenizer = build(**options, added=(("<|x|>", CONTROL),))
+    assert tokenizer.eos_ids == {259}
+    assert tokenizer.decode([65, 258, 66]) == "A</s>B"
+    assert build(**options | {"eos_token_id": 258}).eos_ids == {258}  # the file says it
+
+
 def test_pieces_do_not_join_to_a_mark() -> None:
     tokenizer = Tokenizer.from_metadata(
         spm({**dict.fromkeys("<eos>", -9.0), "<e": -1.0, "<eos>": 0.0})
@@ -212,11 +221,3 @@ def test_html_in_gemmas_vocabulary_is_text() -> None:
     assert tokenizer.eos_ids == {256}
     assert tokenizer.decode(tokenizer.encode("a</s>b")) == "a</s>b"
     assert build(added=(("<eos>", CONTROL), ("</s>", CONTROL))).eos_ids == {256, 257}
-
-
-def test_html_in_qwens_vocabulary_is_text() -> None:
-    added = (("<|endoftext|>", CONTROL), ("</s>", NORMAL))
-    tokenizer = build(added=added, pre="qwen2")
-    assert tokenizer.eos_ids == {256}
-    assert tokenizer.encode("</s>", special=True) == [*b"</s>"]
-    assert tokenizer.decode([257]) == "</s>"

@@ -48,7 +48,7 @@ def read_folder(folder: Path, n_vocab: int, bos_id: int | None, ends: Iterable[i
     bos = named("bos_token", [] if bos_id is None else [bos_id])
     eos = named("eos_token", ends)
     bos_id = bos[0] if bos else None
-    end_ids = settle_control_tokens(tokens, types, frozenset(eos), bos_id)
+    end_ids = settle_control_tokens(tokens, types, frozenset(eos), bos_id, _merges(file, is_spm))
     add_bos = config.get("add_bos_token", bool, _adds(file, tokens, bos_id))
     return Vocabulary(
         path=str(file.path),
@@ -96,6 +96,19 @@ def _is_spm(file: JsonFile) -> bool:
         what=f"tokenizer {kind}",
         supported=["BPE of bytes", "BPE of SentencePiece"],
     )
+
+
+def _merges(file: JsonFile, is_spm: bool) -> list[tuple[str, str]]:
+    """The pairs of byte-level BPE, in both spellings of the format; none of SentencePiece, whose
+    control tokens are merged from letters, too.
+    """
+    merges = [] if is_spm else file.inside("model").get("merges", list, [])
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return [
+        (pair[0], pair[1])
+        for pair in pairs
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(s, str) for s in pair)
+    ]
 
 
 def _steps(file: JsonFile, part: str) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 __all__ = ["END_MARKS", "end_marks"]
 
 #: Spellings that mean an end in every vocabulary, whatever type the file gives the token: careless
-#: converters write 'normal'. The list is that of llama.cpp, and DeepSeek Coder's own tokens.
+#: converters write 'normal'. A token that is merged from letters is text all the same, such as
+#: Qwen's `</s>`, HTML's end of struck-out text, at which llama.cpp ends answers. The list is
+#: llama.cpp's, and DeepSeek Coder's own tokens.
 END_MARKS = frozenset(
     {
         # of a text
@@ -55,20 +57,21 @@ END_MARKS = frozenset(
 # Tokens of vocabularies in which <|end|> ends a message, but not the turn: gpt-oss, Solar.
 _ONE_OF_SEVERAL = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 
-# Ends of a text beside which </s> is no end, unless the file says so: Gemma, Qwen.
-_OTHER_ENDS = {"<eos>", "<|endoftext|>"}
 
-
-def end_marks(tokens: Sequence[str], is_control: Callable[[int], bool]) -> frozenset[int]:
+def end_marks(
+    tokens: Sequence[str], is_control: Callable[[int], bool], is_merged: Callable[[str], bool]
+) -> frozenset[int]:
     """The ids of the tokens that are spelled like an end.
 
-    is_control(id): whether the file says that this is a control token.
+    is_control(id): whether the file says that this is a control token; is_merged(text): whether
+    merges make this token, so that ordinary text has it.
     """
     candidates = [i for i, text in enumerate(tokens) if text in END_MARKS]
+    candidates = [i for i in candidates if is_control(i) or not is_merged(tokens[i])]
     spellings = {tokens[i] for i in candidates}
     no_ends = set()
     if any(spellings >= marks for marks in _ONE_OF_SEVERAL):
         no_ends.add("<|end|>")
-    if spellings & _OTHER_ENDS:  # vocabularies with HTML's tags: </s> ends struck-out text
+    if "<eos>" in spellings:  # Gemma's vocabularies have HTML's tags: </s> ends struck-out text
         no_ends.update(tokens[i] for i in candidates if tokens[i] == "</s>" and not is_control(i))
     return frozenset(i for i in candidates if tokens[i] not in no_ends)

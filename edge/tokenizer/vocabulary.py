@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -115,7 +115,9 @@ class Vocabulary:
         ends = {i for i in (eos_id, *others) if i is not None}
         ends |= fields.token_ids("eos_token_ids", len(tokens))
         types = fields.types(tokens, is_spm)
-        end_ids = settle_control_tokens(tokens, types, frozenset(ends), bos_id)
+        merges = [] if by_scores else fields.merges()
+        made = merges if "token_type" in fields else ()  # else only the spelling tells
+        end_ids = settle_control_tokens(tokens, types, frozenset(ends), bos_id, made)
         if eos_id is None:
             ending = ", ".join(sorted(ascii(tokens[i]) for i in end_ids))
             fields.note("eos_token_id", f"answers end at {ending or 'no token'}")
@@ -130,7 +132,7 @@ class Vocabulary:
             tokens=tokens,
             types=types,
             scores=fields.scores(len(tokens)) if by_scores else [],
-            merges=[] if by_scores else fields.merges(),
+            merges=merges,
             bos_id=bos_id,
             eos_id=eos_id,
             end_ids=end_ids,
@@ -176,17 +178,26 @@ class Vocabulary:
 
 
 def settle_control_tokens(
-    tokens: list[str], types: list[int], ends: frozenset[int], bos_id: int | None
+    tokens: list[str],
+    types: list[int],
+    ends: frozenset[int],
+    bos_id: int | None,
+    merges: Iterable[tuple[str, str]],
 ) -> frozenset[int]:
     """Make bos and the end tokens control tokens in `types`, whatever type the file gave them.
 
-    ends: the end tokens that the file names. Returns the ids of all tokens that end a turn.
+    ends: the end tokens that the file names. merges: pairs that make ordinary text. Returns the ids
+    of all tokens that end a turn.
     """
     if bos_id is not None:
         types[bos_id] = TokenType.CONTROL
     for i in ends:
         types[i] = TokenType.CONTROL
-    marks = end_marks(tokens, lambda i: types[i] == TokenType.CONTROL)
+    marks = end_marks(
+        tokens,
+        lambda i: types[i] == TokenType.CONTROL,
+        lambda text: any(left + right == text for left, right in merges),
+    )
     for i in marks:
         types[i] = TokenType.CONTROL
     return ends | marks
