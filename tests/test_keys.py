@@ -453,7 +453,9 @@ def test_biases_where_the_file_has_them(layer: str) -> None:
     "metadata, what",
     [
         ({"general.type": "adapter", "general.architecture": "llama"}, "is a LoRA adapter: merge"),
+        ({"adapter.type": "lora", "general.architecture": "llama"}, "is a LoRA adapter"),
         ({"general.type": "imatrix"}, "is an importance matrix"),
+        ({"imatrix.chunk_count": 3}, "is an importance matrix"),
         (
             {"general.type": "mmproj", "general.architecture": "clip"},
             "projector of pictures or sound",

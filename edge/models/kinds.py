@@ -18,13 +18,16 @@ _ARCHITECTURES = {
     "clip": _TYPES["mmproj"],
     "controlvector": "is a control vector, which steers a model: name the model itself",
 }
+#: Keys that only files of a type have -> the type, for those that do not name it.
+_KEYS = {"adapter.type": "adapter", "imatrix.chunk_count": "imatrix"}
 
 
 def require_model(
     metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: str
 ) -> None:
     """Raise UnsupportedError, which says what the file is, for one that is not a model."""
-    kind = metadata.get("general.type", "model")
+    shown = next((kind for key, kind in _KEYS.items() if key in metadata), "model")
+    kind = metadata.get("general.type", shown)
     architecture = metadata.get("general.architecture")
     if kind != "model":
         is_known = isinstance(kind, str) and kind in _TYPES
