@@ -107,6 +107,14 @@ class Backend(Protocol):
     isa: str
 
     @property
+    def recommended(self) -> Mapping[str, Any]:
+        """What the model's files say of sampling, see `edge.session.recommended`."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """A line for each thing in the files that may lead to results that nobody meant."""
+
+    @property
     def path(self) -> str:
         """The path of the model."""
 

@@ -91,9 +91,9 @@ class Loading:
     threads: how many; None: one for each core that helps, see `edge.device.cores`. EDGE_THREADS
     overrides both. memory: the most that the whole process may have resident, bytes or a size as
     "1.5GB"; None: the memory that is available now. sessions: for how many sessions memory is
-    planned. chat_template: the name of one of the model's chat templates; None: the default one, and
-    the one named "tool_use" where tools are given. model_sampling: whether what the model's files
-    recommend of sampling counts where a call says nothing else.
+    planned. chat_template: the name of one of the model's chat templates; None: the default one,
+    and the one named "tool_use" where tools are given. model_sampling: whether what the model's
+    files recommend of sampling counts where a call says nothing else.
 
     For GGUF models only: layout: "fast", "compact" (some types take less memory, and are slower),
     "auto" (as many weights fast as fit). kv: the type of stored keys and values; "auto": the best

@@ -18,6 +18,7 @@ from edge.loading import Loading, LoadOptions
 from edge.onnx import is_onnx
 from edge.progress import Progress
 from edge.session.chat import Chat, uses_tools
+from edge.session.recommended import recommended
 from edge.session.request import CallOptions
 from edge.session.session import Session
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edge.backend import Backend, Described
+    from edge.session.sampler import SamplingOptions
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
@@ -44,7 +46,8 @@ def load(
     not on this machine; None: the default model in the cache.
     progress(bytes done, bytes in all). options: see `edge.loading.Loading`.
     When this returns, everything in the file except the weights has been read.
-    Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError.
+    Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError. Warns
+    (EdgeWarning) of keys that no code reads, and of recommended sampling that it cannot follow.
     """
     loading = Loading.of(options)  # checked before anything is read
     check.optional(check.function, "progress", progress, "(bytes done, bytes in all)")
@@ -61,6 +64,8 @@ def load(
             engine = described.start(progress)
         finally:
             tokenizer.join()  # it reads the file, which may be truncated after `load` returns
+    if notes := (*engine.notes, *recommended(engine.recommended)[1]):
+        warn(f"{engine.path}: {'; '.join(notes)}", EdgeWarning, stacklevel=2)
     return Model(engine, tokenizer)
 
 
@@ -130,6 +135,11 @@ class Model:
             raise self._no_template.with_traceback(None)  # the old traceback would grow each time
         return self._template
 
+    @property
+    def sampling(self) -> SamplingOptions:
+        """What its files recommend: it counts where a call leaves an option of sampling out."""
+        return recommended(self.engine.recommended)[0]
+
     def session(self, when_full: WhenFull = "stop", **options: Unpack[CallOptions]) -> Session:
         """A new, empty session.
 
@@ -147,19 +157,22 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
         when_full: WhenFull = "stop",
         require_tools: bool = True,
+        variables: Mapping[str, Any] | None = None,
         **options: Unpack[CallOptions],
     ) -> Chat:
         """A new conversation, see `Chat`.
 
         require_tools: False: accept `tools` that the model's template does not use, so that the
-        model never sees them. Raises InputError for a wrong option, and for tools that the template
-        does not use; TemplateError where the model has no template.
+        model never sees them. variables: more names for the template, such as
+        `{"enable_thinking": False}`. Raises InputError for a wrong option, and for tools that the
+        template does not use; TemplateError where the model has no template.
         """
         require_tools, template = check.flag("require_tools", require_tools), self.template
         session = self.session(when_full, **options)
         try:
-            chat = Chat(session, template, system, tools)
-            if chat.tools and require_tools and not uses_tools(template, chat.messages, chat.tools):
+            chat = Chat(session, template, system, tools, variables)
+            first, tools = chat.messages, chat.tools
+            if tools and require_tools and not uses_tools(template, first, tools, chat.variables):
                 raise InputError(
                     "the model's chat template does not use tools, the model would not see them: "
                     "describe them in the system message, take another model, or say "

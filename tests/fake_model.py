@@ -103,8 +103,10 @@ class FakeModel:
         self.sources.append(FakeSource())
         return self.sources[-1]
 
-    def chat(self, system: str | None = None, when_full: str = "stop") -> FakeSource:
-        self.system = system
+    def chat(
+        self, system: str | None = None, when_full: str = "stop", variables: Any = None
+    ) -> FakeSource:
+        self.system, self.variables = system, variables
         return self.session(when_full)
 
     def __enter__(self) -> FakeModel:

@@ -114,9 +114,10 @@ class FakeTemplate:
         *,
         tools: Any = None,
         add_generation_prompt: bool = True,
+        variables: Any = None,
         cancel: Any = None,
     ) -> str:
-        self.seen = messages, tools
+        self.seen, self.variables = (messages, tools), variables
         turns = (f"<{m['role']}>{m['content'].strip()}<end>" for m in messages)
         text = "".join(turns).replace("<assistant>", "<bot>")
         text += str(tools) if tools and self.takes_tools else ""
@@ -172,7 +173,7 @@ class FakeEngine:
     """
 
     n_vocab, threads, isa, packed_bytes, arena_bytes, chunk = N_VOCAB, 1, "toy", 10, 20, 4
-    page_bytes = (64,)
+    page_bytes, recommended, notes = (64,), dict[str, Any](), ()
 
     def __init__(
         self, answer: Callable[[list[int]], int | None] = lambda tokens: None, context: int = 64

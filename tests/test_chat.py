@@ -37,6 +37,36 @@ def test_messages_and_generation_prompt() -> None:
     assert render(source, messages, add_generation_prompt=False) == "[system]Be brief.[user]Hi"
 
 
+@pytest.mark.parametrize("name", ["messages", "tools", "bos_token", "no name", ""])
+def test_names_that_no_variable_can_have(name: str) -> None:
+    with pytest.raises(InputError, match="cannot have the name"):
+        render("x", variables={name: 1})
+
+
+def test_do_and_json() -> None:
+    assert render("{% do messages[0].items() %}{% do 'x'.upper() %}a") == "a"
+    assert render("{{ ('[1, {\"a\": [true]}]'|fromjson)[1].a[0] }}") == "True"
+    assert render('{{ \'{"b": null, "a": 2}\'|from_json|tojson }}') == '{"b": null, "a": 2}'
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'no json'|fromjson }}",
+        "{{ ('[' * 100000)|fromjson }}",
+        "{{ ('[' ~ '[],' * 1000000 ~ '0]')|fromjson }}",
+        "{{ ('9' * 100000)|fromjson }}",
+        "{% do [].append(1) %}",
+        "{% for i in range(99999) %}{% do '[1, 2, 3]'|fromjson %}{% endfor %}",
+        "{% set ns = namespace() %}{% do ns.__init__() %}",
+    ],
+)
+def test_do_and_json_have_bounds(source: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate(source, limits=Limits(seconds=0.5)).render(USER)
+    assert "\n" not in str(caught.value)
+
+
 def test_tokens_tools_and_variables() -> None:
     assert render("{{ bos_token }}|{{ eos_token }}") == "<s>|</s>"
     assert render("{{ tools is none }}{{ documents is none }}") == "TrueTrue"
@@ -414,6 +444,42 @@ def test_from_metadata() -> None:
     metadata["tokenizer.ggml.eos_token_id"] = 7
     with pytest.raises(ModelFileError, match="token 7 is outside"):
         ChatTemplate.from_metadata(metadata)
+
+
+NAMED = {
+    "tokenizer.chat_templates": ["rag", "tool_use", "gone", "default"],
+    "tokenizer.chat_template": "plain",
+    "tokenizer.chat_template.rag": "rag",
+    "tokenizer.chat_template.tool_use": "tools",
+}
+
+
+@pytest.mark.parametrize(
+    ("gone", "name", "plain", "with_tools"),
+    [
+        ((), None, "plain", "tools"),
+        (("tokenizer.chat_templates",), None, "plain", "tools"),
+        ((), "rag", "rag", "rag"),
+        ((), "default", "plain", "plain"),
+        (("tokenizer.chat_template.tool_use",), None, "plain", "plain"),
+        (("tokenizer.chat_template",), None, "rag", "tools"),
+    ],
+)
+def test_named_templates(
+    gone: tuple[str, ...], name: str | None, plain: str, with_tools: str
+) -> None:
+    metadata = {key: value for key, value in NAMED.items() if key not in gone}
+    template = ChatTemplate.from_metadata(metadata, name=name)
+    assert (template.render(USER), template.render(USER, tools=[TOOL])) == (plain, with_tools)
+    assert template.render(USER, tools=[]) == plain
+
+
+def test_named_templates_that_are_none() -> None:
+    with pytest.raises(InputError, match="template 'gone': its templates are 'default', 'rag'"):
+        ChatTemplate.from_metadata(NAMED, name="gone")
+    for key in NAMED:
+        with pytest.raises(ModelFileError, match="chat_template"):
+            ChatTemplate.from_metadata(NAMED | {key: 7})
 
 
 def test_a_model_without_template_says_what_to_do() -> None:

@@ -73,6 +73,8 @@ LOADING = {
         "kv": "",
         "fallback": "flag",
         "memory": "whole text none",
+        "chat_template": "text none",
+        "model_sampling": "flag",
     },
     **{"prefix_cache": "path none", "ep": "text none", "soc": "text none"},
 }
@@ -81,9 +83,11 @@ REQUEST = {
     **{"stop": "text tools", "sampling": "sampling", "progress": "function none"},
 }
 SAMPLING = {
-    **dict.fromkeys(("temperature", "top_p", "min_p"), "number"),
-    **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), "number"),
-    **{"top_k": "whole", "penalty_window": "whole", "seed": "whole none", "logit_bias": "bias"},
+    **dict.fromkeys(("temperature", "top_p", "min_p"), "number none"),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), "number"),
+    "repetition_penalty": "number none",
+    **dict.fromkeys(("top_k", "penalty_window", "seed"), "whole none"),
+    "logit_bias": "bias",
 }
 
 

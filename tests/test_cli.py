@@ -155,6 +155,19 @@ def test_flags_of_memory_reach_the_model(loaded: list[FakeModel], command: str) 
     assert plain.options["memory"] is None and plain.when_full == "stop"
 
 
+def test_flags_of_templates_reach_the_model(loaded: list[FakeModel]) -> None:
+    flags = ["--chat-template", "rag", "--template-var", "enable_thinking=false"]
+    flags += ["--template-var", 'effort="high"', "--no-model-sampling"]
+    assert run("chat", "-p", "Why?", *flags).exit_code == 0
+    assert run("chat", "-p", "Why?").exit_code == 0
+    told, plain = loaded
+    assert told.variables == {"enable_thinking": False, "effort": "high"} and not plain.variables
+    for model, wanted in ((told, ("rag", False)), (plain, (None, True))):
+        assert (model.options["chat_template"], model.options["model_sampling"]) == wanted
+    result = run("chat", "-p", "Why?", "--template-var", "effort=high")
+    assert result.exit_code == 2 and '"text" in double quotes' in result.stderr
+
+
 def test_every_sampling_option_is_a_flag(loaded: list[FakeModel]) -> None:
     assert run("complete", "-p", "x").exit_code == 0
     assert loaded[0].sources[0].asked[0][1]["sampling"] == edge.SamplingOptions()

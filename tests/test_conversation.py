@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 import pytest
-from fakes import BOS, END, FakeTemplate, cancel_at, fake_model, ids, says
+from fakes import BOS, END, FakeTemplate, FakeTokenizer, cancel_at, fake_model, ids, says
 
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 from edge.session.chat import uses_tools
@@ -63,6 +63,16 @@ def test_templates_see_contents_and_tools_as_they_are():
     assert model.template.seen[0][0]["content"] == "  padded "
     assert model.template.seen[1] == tools
     assert bytes(chat.session.tokens[2:8]) == b"padded"
+
+
+def test_variables_reach_the_template():
+    model, _ = fake_model(says("one"))
+    chat = model.chat(variables={"enable_thinking": False, "style": "<end>"})
+    chat.send("x")
+    assert model.template.variables["enable_thinking"] is False
+    assert model.template.variables["style"] == FakeTokenizer().quote("<end>") != "<end>"
+    with pytest.raises(InputError, match="cannot have the name 'messages'"):
+        model.chat(variables={"messages": []})
 
 
 def test_tools_that_the_template_does_not_use_are_refused():

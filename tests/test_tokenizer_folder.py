@@ -238,6 +238,19 @@ def test_templates(tmp_path: Path, config: dict[str, Any], alone: str | None, te
     assert template.render([{"role": "user", "content": "x"}]) == text
 
 
+def test_named_templates(tmp_path: Path) -> None:
+    texts = {"tool_use": "t", "default": "d", "rag": "r"}
+    listed = [{"name": name, "template": text} for name, text in texts.items()]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed}))
+    question, tools = [{"role": "user", "content": "x"}], [{"name": "f"}]
+    template = ChatTemplate.from_folder(tmp_path)
+    assert (template.render(question), template.render(question, tools=tools)) == ("d", "t")
+    chosen = ChatTemplate.from_folder(tmp_path, name="rag")
+    assert chosen.render(question, tools=tools) == "r"
+    with pytest.raises(InputError, match="its templates are 'tool_use', 'default', 'rag'"):
+        ChatTemplate.from_folder(tmp_path, name="other")
+
+
 def test_templates_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match="has no chat template"):
         ChatTemplate.from_folder(tmp_path)

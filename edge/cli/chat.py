@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from edge.cli import COMMANDS
-from edge.cli.options import AnswerSettings, model_options, open_text, read_prompt, sampling_options
+from edge.cli.options import (
+    AnswerSettings,
+    model_options,
+    open_text,
+    read_prompt,
+    sampling_options,
+    template_options,
+)
 from edge.cli.single import check, not_empty, single_options, stream_options
 from edge.files.text_file import TextFile, utf8
 
@@ -20,6 +27,7 @@ from edge.files.text_file import TextFile, utf8
 @click.option(
     "--session", metavar="FILE", help="Keep the conversation in FILE, and go on with the one there."
 )
+@template_options
 @single_options
 @sampling_options(seed=-1)
 def chat(

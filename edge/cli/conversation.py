@@ -37,11 +37,13 @@ def begin(model: Model, system: str | None, file: str | None, settings: AnswerSe
     """
     when_full = settings.when_full
     if file is None or not os.path.lexists(file):
-        chat = model.chat(system=system, when_full=when_full or "stop")
+        variables = settings.variables
+        chat = model.chat(system=system, when_full=when_full or "stop", variables=variables)
         if file is not None:
             chat.autosave(file, _SAVE_EVERY)
         return chat
     chat = _resume(file, model, autosave=_SAVE_EVERY)
+    chat.variables |= settings.variables
     if system is not None and system != chat.system:
         its_message = "none" if chat.system is None else brief(chat.system)
         raise InputError(
@@ -215,17 +217,14 @@ class Conversation:
         shown = [o for o in sampling_fields() if name in ("", _flag(o.name), o.name)]
         if not shown:
             _read_option(name, [""])  # raises the same error as the option's flag
-        _table([(f"{_flag(o.name)} {_plain(getattr(sampling, o.name))}", o.help) for o in shown])
+        now = replace(sampling.settled(self.model.sampling), seed=sampling.seed)
+        _table([(f"{_flag(o.name)} {_plain(getattr(now, o.name))}", o.help) for o in shown])
 
     def _tokens(self, text: str) -> None:
-        from edge.session.chat import render_messages
-
         chat, n, limit = self.chat, 0, self.chat.session.n_context
         if chat.messages:
-            template, tokenizer = self.model.template, self.model.tokenizer
             with contextlib.suppress(TemplateError):  # a template may need a question
-                text = render_messages(tokenizer, template, chat.messages, chat.tools)
-                n = len(tokenizer.encode(text, special=True))
+                n = len(self.model.tokenizer.encode(chat.render(), special=True))
         left = f"{max(limit - n, 0):,} left" if chat.session.when_full == "stop" else "it slides"
         messages = f"{len(chat.messages)} message{'s' * (len(chat.messages) != 1)}"
         note(f"{n:,} tokens, {messages}; context {limit:,} tokens, {left}")
@@ -316,15 +315,17 @@ class _Snapshot(NamedTuple):
     messages: list[Message]
     system: str | None
     tools: list[dict[str, Any]] | None
+    variables: dict[str, Any]
     when_full: WhenFull
 
     @classmethod
     def of(cls, chat: Chat) -> _Snapshot:
-        return cls(list(chat.messages), chat.system, chat.tools, chat.session.when_full)
+        about = (chat.system, chat.tools, chat.variables, chat.session.when_full)
+        return cls(list(chat.messages), *about)
 
     def on(self, model: Model) -> Chat:
         """The same conversation on a model."""
-        chat = model.chat(self.system, self.tools, self.when_full)
+        chat = model.chat(self.system, self.tools, self.when_full, variables=self.variables)
         chat.messages[:] = self.messages
         return chat
 

@@ -12,6 +12,7 @@ from edge.cli import COMMANDS
 from edge.cli.options import layout_option, model_argument
 from edge.cli.terminal import mebibytes, note, plain
 from edge.errors import EdgeError
+from edge.session.sampler import sampling_fields
 
 if TYPE_CHECKING:
     from edge.loading import Layout
@@ -107,7 +108,8 @@ def describe(model: ModelFile, layout: Layout = "auto") -> dict[str, Any]:
     """The facts of a GGUF file as JSON values; None for a fact that the file does not state."""
     metadata = model.metadata
     architecture = metadata.get("general.architecture")
-    weights, vocabulary, why_not = _parts(model, layout)
+    weights, vocabulary, keys, why_not = _parts(model, layout)
+    sampling, ignored = _sampling(model)
     types = _types(model, weights)
     return {
         "path": model.path,
@@ -125,11 +127,34 @@ def describe(model: ModelFile, layout: Layout = "auto") -> dict[str, Any]:
         "vocabulary": _vocabulary(model),
         "tokenizer": metadata.get("tokenizer.ggml.model"),
         "pre_tokenizer": metadata.get("tokenizer.ggml.pre"),
-        "chat_template": "tokenizer.chat_template" in metadata,
+        **_templates(model),
+        "sampling": sampling,
         "runs": why_not is None,
         "why_not": why_not,
-        "notes": vocabulary.notes if vocabulary else (),
+        "notes": (*keys, *ignored, *(vocabulary.notes if vocabulary else ())),
     }
+
+
+def _templates(model: ModelFile) -> dict[str, Any]:
+    """Whether the file has a chat template, and the names of all that it has."""
+    from edge.template.template import templates_in
+
+    try:
+        names = list(templates_in(model.metadata, model.path))
+    except EdgeError:
+        names = []
+    return {"chat_template": bool(names), "chat_templates": names}
+
+
+def _sampling(model: ModelFile) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The options that the file recommends, and notes of those that are ignored."""
+    from edge.engine.engine import recommended_in
+    from edge.session.recommended import recommended
+
+    options, notes = recommended(recommended_in(model.metadata))
+    names = (option.name for option in sampling_fields() if option.can_be_unset)
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}, notes
 
 
 def _number(value: Any) -> Any:
@@ -160,8 +185,9 @@ def _types(model: ModelFile, weights: Weights | None) -> dict[str, dict[str, Any
 
 def _parts(
     model: ModelFile, layout: Layout
-) -> tuple[Weights | None, Vocabulary | None, str | None]:
-    """Weights, vocabulary, and why this build cannot run the file; each may be None.
+) -> tuple[Weights | None, Vocabulary | None, tuple[str, ...], str | None]:
+    """Weights, vocabulary, notes of unknown keys, and why this build cannot run the file; but for
+    the notes, each may be None.
 
     Nothing is packed.
     """
@@ -170,15 +196,17 @@ def _parts(
     from edge.tokenizer.vocabulary import Vocabulary
 
     weights = vocabulary = None
+    notes: tuple[str, ...] = ()
     try:
-        weights = describe(model, NativeOptions(layout=layout)).weights
+        described = describe(model, NativeOptions(layout=layout))
+        weights, notes = described.weights, described.config.keys.notes
         vocabulary = Vocabulary.from_metadata(model.metadata, model.path)
     except EdgeError as e:
-        return weights, vocabulary, str(e)
+        return weights, vocabulary, notes, str(e)
     if model.n_bytes < model.whole_bytes:
         available, whole = mebibytes(model.n_bytes), mebibytes(model.whole_bytes)
-        return weights, vocabulary, f"{available} of {whole} are there, fetch the rest"
-    return weights, vocabulary, None
+        return weights, vocabulary, notes, f"{available} of {whole} are there, fetch the rest"
+    return weights, vocabulary, notes, None
 
 
 def _vocabulary(model: ModelFile) -> int | None:
@@ -212,6 +240,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         "vocabulary": number("vocabulary"),
         "tokenizer": tokenizer,
         "chat template": "yes" if facts["chat_template"] else "no",
+        "templates": len(facts["chat_templates"]) > 1 and ", ".join(facts["chat_templates"]),
+        "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()),
         "weights": in_memory and f"{mebibytes(in_memory)} in memory",
         "runs": "yes" if facts["runs"] else f"no: {facts['why_not']}",
     }

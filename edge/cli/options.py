@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -161,6 +162,14 @@ def model_options(command: Command) -> Command:
             show_default="when the model ends, or the context is full",
         ),
         click.option(
+            "--no-model-sampling",
+            "model_sampling",
+            is_flag=True,
+            flag_value=False,
+            default=True,
+            help="Ignore what the model recommends of how tokens are chosen.",
+        ),
+        click.option(
             "--prefix-cache",
             metavar="FOLDER",
             help="Keep computed system messages there, for the next start.",
@@ -184,6 +193,27 @@ def model_options(command: Command) -> Command:
     return command
 
 
+def template_options(command: Command) -> Command:
+    """--chat-template and --template-var (template_var), of commands that render a template."""
+    for decorate in (
+        click.option(
+            "--template-var",
+            multiple=True,
+            metavar="NAME=JSON",
+            callback=_variables,
+            help="A variable of the chat template, as enable_thinking=false; may be repeated.",
+        ),
+        click.option(
+            "--chat-template",
+            metavar="NAME",
+            help="Which of the model's chat templates to take.",
+            show_default="its default one",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
 def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
     """One flag for each field of SamplingOptions, with the field's own help and range.
 
@@ -201,7 +231,7 @@ def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """The values of `model_options` (but for MODEL) and `sampling_options`."""
+    """The values of `model_options` (but for MODEL), `template_options` and `sampling_options`."""
 
     loading: dict[str, Any]  # arguments of `edge.load`
     when_full: WhenFull | None
@@ -210,15 +240,19 @@ class AnswerSettings:
     report: bool
     sampling: SamplingOptions
     explain: bool = False
+    variables: dict[str, Any] = field(default_factory=dict)  # of the chat template
 
     @classmethod
     def take(cls, flags: dict[str, Any]) -> AnswerSettings:
         """Take these values out of a command's flags; its other flags stay. Raises InputError."""
         sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
         loading = {name: flags.pop(name) for name in (*LOADING, *PROVIDER, "prefix_cache")}
+        loading["model_sampling"] = flags.pop("model_sampling")
+        loading["chat_template"] = flags.pop("chat_template", None)
+        variables = flags.pop("template_var", {})
         names = ("when_full", "max_tokens", "quiet", "report", "explain")
         rest = {name: flags.pop(name) for name in names}
-        return cls(loading, **rest, sampling=SamplingOptions(**sampling))
+        return cls(loading, **rest, sampling=SamplingOptions(**sampling), variables=variables)
 
 
 def _flag(option: SamplingField) -> Callable[[Command], Command]:
@@ -232,8 +266,10 @@ def _flag(option: SamplingField) -> Callable[[Command], Command]:
     return click.option(
         name,
         type=number(option.min, option.max if limited else None, min_open=option.min_open),
-        default=option.default,
-        show_default=True,
+        default=None if option.can_be_unset else option.default,
+        show_default=f"{option.default}, or what the model recommends"
+        if option.can_be_unset
+        else True,
         metavar="N",
         help=option.help,
     )
@@ -251,6 +287,21 @@ def _biases(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> 
                 f"{value!r} is not a token id, an equals sign and a number."
             ) from None
     return biases
+
+
+def _variables(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """`NAME=JSON` flags -> name to value."""
+    variables = {}
+    for value in values:
+        name, _equals, text = value.partition("=")
+        try:
+            variables[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            raise click.BadParameter(
+                f"{value!r} is not a name, an equals sign and a JSON value, such as false, 3 or "
+                '"text" in double quotes.'
+            ) from None
+    return variables
 
 
 def open_text(path: str | None) -> TextFile:

@@ -9,7 +9,7 @@ import mmap
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -42,13 +42,18 @@ if TYPE_CHECKING:
     from edge.template.template import ChatTemplate
     from edge.tokenizer import Tokenizer
 
-__all__ = ["DescribedFile", "Engine"]
+__all__ = ["DescribedFile", "Engine", "recommended_in"]
 
 #: Where EDGE_TRACE=1 sends its lines.
 _trace_log = logging.getLogger("edge.trace")
 
 #: The version of the bytes in a page of keys and values; a change of their meaning raises it.
 _PAGES_VERSION = 1
+
+
+def recommended_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a GGUF file says of sampling: the keys `general.sampling.*` and their values."""
+    return {key: metadata[key] for key in metadata if key.startswith("general.sampling.")}
 
 
 class DescribedFile:
@@ -126,7 +131,7 @@ class DescribedFile:
         options = self._options
         choice, isa = cores.choose(options.threads), native.isa_index()
         store = None if options.prefix_cache is None else PageStore(options.prefix_cache)
-        engine = Engine(self.file, self.description)
+        engine = Engine(self.file, self.description, model_sampling=options.model_sampling)
         self._is_started = True
         try:
             engine._start(choice, isa, progress)
@@ -161,10 +166,14 @@ class Engine:
 
     chunk = CHUNK
 
-    def __init__(self, model: ModelFile, description: Description) -> None:
+    def __init__(
+        self, model: ModelFile, description: Description, *, model_sampling: bool = True
+    ) -> None:
         graph, weights = description.graph, description.weights
         self.gguf, self.graph, self.config = model, graph, description.config
         self.kv, self.ledger = description.ledger.kv, description.ledger
+        self.recommended = recommended_in(model.metadata) if model_sampling else {}
+        self.notes = self.config.keys.notes
         self.n_vocab = graph.dims[graph.output]
         self.isa = ""
         self.cores = Choice(0, (), "not loaded")

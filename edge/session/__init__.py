@@ -2,6 +2,7 @@
 
     results.py     what calls return
     sampler.py     from logits to a token
+    recommended.py what a model's files recommend of sampling
     request.py     the options of a call
     stops.py       where an answer ends
     overlap.py     the same text in other tokens

@@ -41,6 +41,7 @@ class Chat:
     Get one from `Model.chat`, which looks whether the model's template uses the tools, or from
     `edge.resume`. session: an empty one, which the chat closes. template: the model's. system: the
     first message, for the model's conduct. tools: JSON schemas of functions, for the template.
+    variables: more names for the template, such as `enable_thinking`.
     A model with a prefix_cache keeps the system message there.
     A question and its answer enter `messages` together, with the first token of the answer: an
     answer that was cancelled stays as far as it came, a question that failed or was cancelled
@@ -56,9 +57,13 @@ class Chat:
         template: ChatTemplate,
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
+        from edge.template.template import checked_variables
+
         self.session = session
         system = check.optional(check.text, "system", system)
+        self.variables = checked_variables(variables)
         self.tools = check.optional(check.mappings, "tools", tools) or None
         self._template = template
         self._first: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -84,7 +89,11 @@ class Chat:
         tools = take(state, "tools", list, type(None))
         if not all(isinstance(tool, dict) for tool in tools or ()):
             raise TypeError("tools are no dicts")
-        chat = cls(session, template, tools=tools)
+        variables = take({"variables": {}} | dict(state), "variables", dict)
+        try:
+            chat = cls(session, template, tools=tools, variables=variables)
+        except InputError as error:
+            raise ValueError(str(error)) from error
         chat._first = [_message(message) for message in take(state, "first", list)]
         for message in chat._first:
             take(message, "content", str)
@@ -143,7 +152,7 @@ class Chat:
             tokenizer, content = session.model.tokenizer, question.get("content")
             if isinstance(content, str):
                 session.transcript.check_text(content, tokenizer, reuse=request.reuse)
-            text = render_messages(tokenizer, self._template, messages, self.tools, cancel)
+            text = self._render(messages, cancel)
             return self._keeping(session.encode(text, request, cancel, times=_TIMES_SPELLED))
 
         options["reuse"] = options["special"] = True
@@ -202,6 +211,14 @@ class Chat:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def render(self) -> str:
+        """The text of the conversation so far, see `render_messages`. Raises TemplateError."""
+        return self._render(self.messages)
+
+    def _render(self, messages: Sequence[Message], cancel: Cancel | None = None) -> str:
+        tokenizer, about = self.session.model.tokenizer, (self.tools, self.variables)
+        return render_messages(tokenizer, self._template, messages, *about, cancel)
+
     def _should_keep(self) -> bool:
         """Whether the system message is to be written to the model's prefix_cache."""
         return bool(self._first) and self.session.model.engine.keeps_prompts
@@ -214,6 +231,7 @@ class Chat:
         """
         messages = list(self.messages)
         state: dict[str, Any] = {"first": self._first, "tools": self.tools, "asked": None}
+        state["variables"] = self.variables
         question, answer = self._question, self._answer
         if question is not None and not question.stream.ended:
             is_last = answer is not None and bool(messages) and messages[-1] is answer.message
@@ -254,7 +272,7 @@ class Chat:
         """
         with suppress(EdgeError):
             tokenizer, transcript = self.session.model.tokenizer, self.session.transcript
-            text = render_messages(tokenizer, self._template, self._first, self.tools)
+            text = self._render(self._first)
             n_common = transcript.common_prefix(tokenizer.encode(text, special=True))
             transcript.cache.keep(n_common)
 
@@ -275,16 +293,19 @@ def _message(value: Any) -> Message:
 
 
 def uses_tools(
-    template: ChatTemplate, first: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+    template: ChatTemplate,
+    first: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any] | None = None,
 ) -> bool:
     """Whether tools leave a trace in the prompt of a conversation that begins with these messages
     and a question. Raises TemplateError.
     """
     messages = [*first, {"role": "user", "content": "?"}]
     for _ in range(3):
-        with_tools = template.render(messages, tools=tools)
+        with_tools = template.render(messages, tools=tools, variables=variables)
         try:
-            plain, again = template.render(messages), template.render(messages)
+            plain, again = (template.render(messages, variables=variables) for _ in range(2))
         except TemplateError:  # it cannot do without
             return True
         if plain == again:  # one that prints the time may come between two seconds
@@ -304,14 +325,15 @@ def render_messages(
     template: ChatTemplate,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
     cancel: Cancel | None = None,
 ) -> str:
     """The text of a conversation, up to where the assistant speaks; to be encoded as `special`.
 
-    Control tokens come from the template alone: one that is written in a message, or in a tool, is
-    quoted before the template sees it (`Tokenizer.quote`) and ends up as plain letters, so that
-    nobody can end their own turn and begin another's. All other text goes through the template as
-    it is, since templates trim, compare and split contents.
+    Control tokens come from the template alone: one that is written in a message, a tool or a
+    variable is quoted before the template sees it (`Tokenizer.quote`) and ends up as plain letters,
+    so that nobody can end their own turn and begin another's. All other text goes through the
+    template as it is, since templates trim, compare and split contents.
     Raises TemplateError, CancelledError.
     """
     quote = tokenizer.quote
@@ -319,5 +341,6 @@ def render_messages(
         [check.plain(f"message {i}", message, quote) for i, message in enumerate(messages)],
         tools=check.plain("tools", tools, quote),
         add_generation_prompt=True,
+        variables=check.plain("variables", variables or {}, quote),
         cancel=cancel,
     )

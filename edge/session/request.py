@@ -66,13 +66,14 @@ class Request:
         check.names(options, names)
         return Request(**{**{name: getattr(self, name) for name in names}, **options})
 
-    def settled(self, n_vocab: int) -> Request:
-        """A copy for one call, in which a random seed is a number that a session's file keeps.
+    def settled(self, n_vocab: int, recommended: SamplingOptions) -> Request:
+        """A copy for one call, in which all of sampling is a number that a session's file keeps.
 
-        Raises InputError for a logit_bias that is not for a vocabulary of n_vocab.
+        recommended: what counts where these options say nothing. Raises InputError for a logit_bias
+        that is not for a vocabulary of n_vocab.
         """
         self.sampling.check_vocabulary(n_vocab)
-        return replace(self, sampling=self.sampling.settled())
+        return replace(self, sampling=self.sampling.settled(recommended))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON, see `edge.session.restore`; without `progress`, a function."""

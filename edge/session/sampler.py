@@ -52,32 +52,56 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 _LEAST_EXPONENT = -200.0  # exp of it is 0 in float32
 
 
-def _option(default: float, text: str, low: float, high: float, *, above: bool = False) -> Any:
-    """A number from low to high. above: low itself is not allowed."""
-    metadata = {"help": text, "min": low, "max": high, "min_open": above}
-    return field(default=default, metadata=metadata)
+def _option(
+    default: float, text: str, low: float, high: float, *, above: bool = False, fixed: bool = True
+) -> Any:
+    """A number from low to high. above: low itself is not allowed. fixed: whether no model may
+    recommend another default; else the field is None where it is not set.
+    """
+    metadata = {"help": text, "min": low, "max": high, "min_open": above, "default": default}
+    return field(default=default if fixed else None, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How the next token is chosen. Raises InputError for a value out of its range.
 
-    Each field's metadata has its `help` text, `min`, `max` and `min_open` (the least value itself
-    is not allowed); see `sampling_fields`.
+    A number that a model may recommend is None where it is left out. It is settled when a call
+    begins: it is what the model's files recommend, or else the field's default. Each field's
+    metadata has its `help` text, `default`, `min`, `max` and `min_open` (the least value itself is
+    not allowed); see `sampling_fields`. Of `seed`, None means another one for each answer.
     """
 
     temperature: float = _option(
-        0.7, "Divides the logits: higher is more varied, 0 always takes the best token.", 0.0, 100.0
+        0.7,
+        "Divides the logits: higher is more varied, 0 always takes the best token.",
+        0.0,
+        100.0,
+        fixed=False,
     )
-    top_k: int = _option(40, "Draw from the K best tokens; 0: from all.", 0, 2**31 - 1)
+    top_k: int = _option(40, "Draw from the K best tokens; 0: from all.", 0, 2**31 - 1, fixed=False)
     top_p: float = _option(
-        0.95, "Draw from the fewest best tokens that reach this probability.", 0.0, 1.0, above=True
+        0.95,
+        "Draw from the fewest best tokens that reach this probability.",
+        0.0,
+        1.0,
+        above=True,
+        fixed=False,
     )
     min_p: float = _option(
-        0.05, "Leave out tokens less probable than this share of the best token's.", 0.0, 1.0
+        0.05,
+        "Leave out tokens less probable than this share of the best token's.",
+        0.0,
+        1.0,
+        fixed=False,
     )
     repetition_penalty: float = _option(
-        1.0, "Divides the logits of tokens seen before; 1: off.", 0.0, 100.0, above=True
+        1.0,
+        "Divides the logits of tokens seen before; 1: off.",
+        0.0,
+        100.0,
+        above=True,
+        fixed=False,
     )
     presence_penalty: float = _option(
         0.0, "Subtracted from the logits of tokens seen before.", -100.0, 100.0
@@ -86,7 +110,11 @@ class SamplingOptions:
         0.0, "Subtracted from a token's logit for each time it was seen.", -100.0, 100.0
     )
     penalty_window: int = _option(
-        64, "Tokens that the penalties look back on, prompt included; -1: all.", -1, 2**31 - 1
+        64,
+        "Tokens that the penalties look back on, prompt included; -1: all.",
+        -1,
+        2**31 - 1,
+        fixed=False,
     )
     logit_bias: Mapping[int, float] = field(
         default_factory=dict,
@@ -102,7 +130,7 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         for f in fields(self):
             if f.name != "logit_bias":
-                object.__setattr__(self, f.name, self._checked(f.name, f.default, f.metadata))
+                object.__setattr__(self, f.name, self._checked(f.name, f.metadata))
         if not isinstance(self.logit_bias, Mapping):
             raise InputError(
                 f"logit_bias is {brief(self.logit_bias)}, it must map token ids to numbers"
@@ -111,12 +139,14 @@ class SamplingOptions:
             self, "logit_bias", dict(_bias(*item) for item in self.logit_bias.items())
         )
 
-    def _checked(self, name: str, default: Any, limits: Mapping[str, Any]) -> Any:
-        """A field's value as a plain number in its range."""
+    def _checked(self, name: str, limits: Mapping[str, Any]) -> Any:
+        """A field's value as a plain number in its range, or None."""
         value, low, high = getattr(self, name), limits["min"], limits["max"]
-        if name == "seed" and (value is None or check.whole(name, value, low, high) == -1):
+        if value is None and (name == "seed" or name in _NOT_FIXED):
             return None
-        if isinstance(default, int):
+        if name == "seed" and check.whole(name, value, low, high) == -1:
+            return None
+        if isinstance(limits["default"], int):
             return check.whole(name, value, low, high)
         return check.number(name, value, low, high, above=limits["min_open"])
 
@@ -130,9 +160,18 @@ class SamplingOptions:
         if len(bias) >= n_vocab and all(value == -math.inf for value in bias.values()):
             raise InputError(f"logit_bias forbids all {n_vocab} tokens: nothing can be drawn")
 
-    def settled(self) -> SamplingOptions:
-        """A copy with a number for a random seed."""
-        return replace(self, seed=secrets.randbits(32)) if self.seed is None else self
+    def settled(self, recommended: SamplingOptions | None = None) -> SamplingOptions:
+        """A copy with a number in each field: where this one has none, that of `recommended`, or
+        else the default; a random seed is drawn.
+        """
+        changes: dict[str, Any] = {}
+        for option in sampling_fields():
+            if option.can_be_unset and getattr(self, option.name) is None:
+                value = getattr(recommended, option.name, None)
+                changes[option.name] = option.default if value is None else value
+        if self.seed is None:
+            changes["seed"] = secrets.randbits(32)
+        return replace(self, **changes) if changes else self
 
 
 def _bias(token: Any, value: Any) -> tuple[int, float]:
@@ -143,8 +182,14 @@ def _bias(token: Any, value: Any) -> tuple[int, float]:
     return token, check.number(f"logit_bias of token {token}, if it is not -inf,", value, -1e6, 1e6)
 
 
+#: The fields of SamplingOptions that a model may recommend.
+_NOT_FIXED = frozenset(f.name for f in fields(SamplingOptions) if f.default is None)
+
+
 class SamplingField(NamedTuple):
-    """A field of SamplingOptions, for command lines, servers and docs."""
+    """A field of SamplingOptions, for command lines, servers and docs. can_be_unset: whether a
+    model may recommend another default.
+    """
 
     name: str
     kind: type  # int, float or dict
@@ -153,20 +198,22 @@ class SamplingField(NamedTuple):
     min: float | None
     max: float | None
     min_open: bool
+    can_be_unset: bool
 
 
 def sampling_fields() -> list[SamplingField]:
     """The fields of SamplingOptions in their order."""
-    defaults = SamplingOptions()
+    defaults = {f.name: f.metadata.get("default", {}) for f in fields(SamplingOptions)}
     return [
         SamplingField(
             f.name,
-            type(getattr(defaults, f.name)),
-            getattr(defaults, f.name),
+            type(defaults[f.name]),
+            defaults[f.name],
             f.metadata["help"],
             f.metadata.get("min"),
             f.metadata.get("max"),
             f.metadata.get("min_open", False),
+            f.name in _NOT_FIXED,
         )
         for f in fields(SamplingOptions)
     ]

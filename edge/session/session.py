@@ -17,6 +17,7 @@ from edge.session import journal
 from edge.session.contents import Kind
 from edge.session.file import SessionFile
 from edge.session.generate import Call
+from edge.session.recommended import recommended
 from edge.session.request import CallOptions, Request
 from edge.session.results import Completion, Piece
 from edge.session.stream import Stream
@@ -55,6 +56,7 @@ class Session:
         self.model = model
         self.defaults = Request().but(options)
         self._engine = model.engine
+        self._recommended, _ = recommended(model.engine.recommended)
         cache = self._engine.cache(when_full)
         self.transcript = Transcript(cache, int(self._engine.config.n_context))
         #: What a chat adds to what the session's file says.
@@ -221,7 +223,7 @@ class Session:
 
     def begin(self, encode: Encode, options: CallOptions) -> Stream:
         """As `stream`, of a prompt that is encoded within the call, which `cancel` can end then."""
-        request = self.defaults.but(options).settled(self._engine.n_vocab)
+        request = self.defaults.but(options).settled(self._engine.n_vocab, self._recommended)
         with self.hold():
             transcript = self.transcript
             before, self._flag = self._flag, Cancel()

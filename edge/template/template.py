@@ -100,7 +100,7 @@ class Sources(NamedTuple):
 
 
 def templates_in(metadata: Mapping[str, Any], path: str) -> dict[str, str]:
-    """Name -> text of the templates in a GGUF file, the default one first. Raises ModelFileError."""
+    """Name -> text of a GGUF file's templates, the default one first. Raises ModelFileError."""
     keys = {_DEFAULT: _KEY} if _KEY in metadata else {}
     names = metadata.get(_NAMES_KEY, [])
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):

@@ -46,7 +46,7 @@ def test_options_come_back(model: edge.Model, tmp_path: Path) -> None:
     session.generate([5, 6], sampling=sampling, max_tokens=1)
     session.save(tmp_path / "s")
     got, had = resumed(tmp_path / "s", model).defaults, session.defaults
-    assert got.sampling == sampling and got.progress is None
+    assert got.sampling == sampling.settled() and got.progress is None
     assert (got.max_tokens, got.stop, got.logprobs) == (had.max_tokens, had.stop, had.logprobs)
 
 

@@ -18,13 +18,16 @@ from edge.session.file import SessionFile
 
 def test_a_chat_comes_back(model: edge.Model, tmp_path: Path) -> None:
     tools = [{"name": "clock", "parameters": {"zone": "str"}}]
-    chat = model.chat("Be brief.", tools, require_tools=False, max_tokens=12)
+    variables = {"enable_thinking": False}
+    about = {"require_tools": False, "variables": variables}
+    chat = model.chat("Be brief.", tools, **about, max_tokens=12)
     chat.autosave(tmp_path / "s")
     chat.send("Hello")
     chat.send({"role": "user", "content": "again", "name": "me"})
     again = edge.resume(tmp_path / "s", model, autosave=None)
     assert isinstance(again, edge.Chat) and again.system == "Be brief."
     assert (again.messages, again.tools) == (chat.messages, tools)
+    assert again.variables == variables
     assert again.session.tokens == chat.session.tokens
     one, two = chat.send("And now?"), again.send("And now?")
     assert one.tokens == two.tokens and two.usage.cached_tokens >= 64

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge import forked
 from edge.device import cores
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
+from edge.files.json_file import JsonFile
 from edge.kv.shape import PAGE
 from edge.loading import Loading, LoadOptions, OnnxOptions
 from edge.onnx.files.folder import Decoder, Folder, Static, open_folder
@@ -128,12 +129,14 @@ class OnnxEngine:
     """
 
     keeps_prompts = False
+    notes: tuple[str, ...] = ()
     refused: str | None = None
 
     def __init__(self, described: DescribedFolder, target: providers.Target) -> None:
         self.folder, self.target = described.folder, target
         self.config, self.ledger = described.config, described.ledger
         self.chunk, self.n_vocab = most_tokens(self.folder), self.folder.n_vocab
+        self.recommended = _recommended(described)
         self.isa = f"onnxruntime {target.provider.name}"
         self.opened: dict[str, OpenedGraph] = {}
         self._runner: Runner | None = None
@@ -337,6 +340,13 @@ def config_of(folder: Folder, wanted: int | None) -> OnnxConfig:
         )
     n_context = wanted or (most if is_fixed else None) or min(_CONTEXT, most or _CONTEXT)
     return OnnxConfig(n_context, most or 0)
+
+
+def _recommended(described: DescribedFolder) -> dict[str, Any]:
+    """What generation_config.json says, of sampling among others. Raises ModelFileError."""
+    if not described.options.model_sampling:
+        return {}
+    return JsonFile.find(described.folder.root / "generation_config.json").values
 
 
 def fingerprint_of(folder: Folder) -> bytes:
