@@ -44,7 +44,8 @@ def load(
     path: a GGUF or packed file, or any shard of a split model; a folder, or one of its .onnx files;
     a name such as "owner/repo:Q4_K_M" (see `edge.hub.wanted`), whose model is fetched where it is
     not on this machine; None: the default model in the cache.
-    progress(bytes done, bytes in all). options: see `edge.loading.Loading`.
+    progress(bytes done, bytes in all): of fetching, then of packing.
+    options: see `edge.loading.Loading`.
     When this returns, everything in the file except the weights has been read.
     Raises ModelFileError, UnsupportedError, MemoryBudgetError, InputError, ContextError. Warns
     (EdgeWarning) of keys that no code reads, and of recommended sampling that it cannot follow.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fake_model import FakeModel
 
 os.environ["EDGE_CACHE_SIZE"] = "0"  # tests that want packed files in a cache say so
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; some ask a server of their own
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # a shell's background job: tests press Ctrl-C

@@ -19,10 +19,11 @@ class Hub:
     """What the server has, and how it behaves.
 
     repos: repository -> file -> content; files: path -> content, of other files (`/simple/...`).
-    cut: bytes after which each answer with a file is cut off, and how often; status: path -> the
-    status and headers that it answers; lie: path -> the length that is stated; ranges: whether it
-    heeds Range; redirect: answer with a redirect to the same file under this host.
-    requests: method, path and headers of what came.
+    status: path -> the status and headers that it answers; sizes: file -> the size that is stated;
+    damaged: paths whose last byte is wrong; cut, cuts_left: bytes after which an answer is cut off,
+    and how often; ranges: whether it heeds Range; redirect: the host that files are redirected to;
+    states_sizes: whether the list of files has sizes; hold: what long answers wait for after the
+    first MiB. requests: method, path and headers of what came.
     """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -37,12 +38,12 @@ class Hub:
     states_sizes: bool = True
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     hold: threading.Event | None = None
+    commit: str = COMMIT
     url: str = ""
 
     def __enter__(self) -> Hub:
         handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -59,6 +60,13 @@ class Hub:
     def ranges_of(self, name: str) -> list[str]:
         """The Range headers of requests for a file; "": there was none."""
         return [h.get("range", "") for _, path, h in self.requests if path.endswith(name)]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing: clients hang up when they have what they want."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -106,7 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
                 row |= {"size": size, "blobId": "0" * 40}
                 row["lfs"] = {"sha256": sha, "size": size, "pointerSize": 134}
             siblings.append(row)
-        facts = {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
+        facts = {
+            "id": repo,
+            "sha": self.hub.commit,
+            "siblings": siblings,
+            "private": False,
+            "tags": [],
+        }
         self._send(200, {"Content-Type": "application/json"}, json.dumps(facts).encode(), body)
 
     def _file(self, path: str, content: bytes, body: bool) -> None:

@@ -34,7 +34,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def remote(hub: Hub, **facts: Any) -> Remote:
-    return Remote(f"{hub.url}/model.gguf", "model", **({"digest": SHA, "n_bytes": 3_000_000} | facts))
+    return Remote(
+        f"{hub.url}/model.gguf", "model", **({"digest": SHA, "n_bytes": 3_000_000} | facts)
+    )
 
 
 def get(source: Remote, folder: Path) -> bool:
@@ -143,10 +145,7 @@ def test_an_unknown_size_is_learned(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_versions_of_a_file_are_not_joined(hub: Hub, tmp_path: Path) -> None:
-    hub.cut, hub.cuts_left = 1_000_000, 100
-    hub.status["/other"] = (500, {})
     old = download.probe(remote(hub, digest="", n_bytes=None))
-    hub.cuts_left = 1
     with pytest.raises(KeyboardInterrupt):
         fetch(old, tmp_path / "model.gguf", lock=tmp_path / ".lock", progress=_interrupt)
     hub.files["/model.gguf"] = CONTENT[::-1]
@@ -198,9 +197,7 @@ def test_two_at_once_fetch_once(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
-def test_one_that_hangs_is_named(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_hangs_is_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "_PATIENCE", 0.2)
     with (
         atomic.only_one(tmp_path / ".lock"),
@@ -238,9 +235,7 @@ def test_statuses(
     assert "\n" not in str(error.value) and not (tmp_path / "model.gguf").exists()
 
 
-def test_a_short_wait_is_waited(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_wait_is_waited(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
     def sleep(seconds: float) -> None:

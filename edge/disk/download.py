@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import http.client
 import os
@@ -90,14 +91,18 @@ def probe(remote: Remote) -> Remote:
 
 
 def start(remote: Remote, target: Path, n_bytes: int) -> None:
-    """Write the first n_bytes of a file, or all of a shorter one, to target. Raises
-    ModelFileError.
+    """Let target have the first n_bytes of a file, or all of a shorter one: what it lacks is
+    fetched. Raises ModelFileError.
     """
-    with _translated(remote), _open(remote, 0, n_bytes) as response, open(target, "wb") as file:
-        left = n_bytes
-        while left and (block := response.read(min(_BLOCK, left))):
-            file.write(block)
-            left -= len(block)
+    with open(target, "ab") as file, _translated(remote):
+        have = file.tell()
+        with _open(remote, have, n_bytes - have) as response:
+            if response.status != 206:
+                file.truncate(have := 0)
+            left = n_bytes - have
+            while left > 0 and (block := response.read(min(_BLOCK, left))):
+                file.write(block)
+                left -= len(block)
 
 
 def read_page(remote: Remote) -> bytes:
@@ -318,25 +323,24 @@ def _open(remote: Remote, first: int, n_bytes: int | None = None) -> Any:
     if first and remote.etag.startswith('"'):
         headers["If-Range"] = remote.etag  # all of it, if there is another version now
     request = urllib.request.Request(remote.url, headers=headers)
-    opener = urllib.request.build_opener(
-        _Redirects, urllib.request.HTTPSHandler(context=_certificates())
-    )
-    return opener.open(request, timeout=_TIMEOUT)
+    return _opener().open(request, timeout=_TIMEOUT)
 
 
-def _certificates() -> ssl.SSLContext:
-    """The system's certificates, else those of certifi: some Pythons find none."""
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    """What opens URLs: made once, for it reads all certificates, which takes a second on a Pi."""
     context = ssl.create_default_context()
-    for name in ("REQUESTS_CA_BUNDLE", "PIP_CERT"):  # what other clients of these servers obey
-        if os.path.isfile(path := os.environ.get(name, "")):
-            context.load_verify_locations(path)
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile is None and paths.capath is None:
-        with contextlib.suppress(ImportError):
+    default = ssl.get_default_verify_paths().cafile
+    more = {os.environ.get(name, "") for name in ("REQUESTS_CA_BUNDLE", "PIP_CERT")} - {default, ""}
+    if default is None and ssl.get_default_verify_paths().capath is None:
+        with contextlib.suppress(ImportError):  # a Python that finds none of the system's
             import certifi
 
-            context.load_verify_locations(certifi.where())
-    return context
+            more.add(certifi.where())
+    for path in more:
+        if os.path.isfile(path):
+            context.load_verify_locations(path)
+    return urllib.request.build_opener(_Redirects, urllib.request.HTTPSHandler(context=context))
 
 
 def _length(response: Any) -> int | None:

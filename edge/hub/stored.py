@@ -213,8 +213,8 @@ def _of_manifest(folder: Path, manifest: Path, name: str) -> LocalModel | None:
     """The model that a manifest of Ollama names; None: it is damaged, or has no file here."""
     layers: dict[str, Path] = {}
     facts = _json(manifest)
-    listed = [facts.get("config"), *(facts.get("layers") or [])]
-    for layer in listed if isinstance(facts.get("layers"), list) else ():
+    listed = facts.get("layers")
+    for layer in [facts.get("config"), *listed] if isinstance(listed, list) else ():
         if isinstance(layer, dict) and (match := _DIGEST.fullmatch(str(layer.get("digest")))):
             kind = str(layer.get("mediaType")).rpartition(".")[2]
             layers.setdefault(kind, folder / "blobs" / f"sha256-{match[1]}")
