@@ -3,7 +3,8 @@ large for this repository, so this is run by hand:
 
     python tests/compare_tokenizers.py vectors FOLDER
         FOLDER has the files ggml-vocab-NAME.gguf, .inp and .out of llama.cpp's `models/`: texts,
-        and the tokens that each model's own tokenizer makes of them.
+        and the tokens that each model's own tokenizer makes of them. Of qwen35's, three texts
+        differ: their tokens are llama.cpp's, which composes no characters.
     python tests/compare_tokenizers.py json MODEL PRE tokenizer.json
         A tokenizer.json as metadata of a GGUF file, with this `tokenizer.ggml.model` and `.pre`,
         against the same file read by the package `tokenizers`.
