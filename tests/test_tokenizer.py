@@ -474,6 +474,13 @@ def test_bad_metadata_names_its_field(key: str, value: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_merge_that_makes_no_token(capfd: pytest.CaptureFixture[str]) -> None:
+    metadata = bpe("a+b", tokens=["a", "b"], token_type=None)
+    with pytest.raises(ModelFileError, match="the merge of 'a' and 'b' makes no token"):
+        Tokenizer.from_metadata(metadata)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("scores", [[1.0], ["x"] * 266, [float("nan")] * 266, [0] * 266])
 def test_bad_scores(scores: Any) -> None:
     with pytest.raises(ModelFileError, match="scores"):

@@ -65,6 +65,13 @@ def _of_lists(vocabulary: Vocabulary) -> Encoders:
 
     backwards = range(len(vocabulary.tokens) - 1, -1, -1)
     ids = dict(zip(reversed(vocabulary.tokens), backwards, strict=True))  # lowest id wins
+    for left, right in vocabulary.merges:  # `tokenizers` may panic there, and print a trace
+        if left + right not in ids:
+            raise ModelFileError(
+                f"the merge of {brief(left)} and {brief(right)} makes no token",
+                path=vocabulary.path,
+                field="tokenizer.ggml.merges",
+            )
     with _failures(vocabulary, "merges" if vocabulary.merges else "tokens"):
         if vocabulary.is_spm:
             by_scores = vocabulary.model == "llama"
