@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import make_models_page
 import pytest
 
 from edge.cli import COMMANDS, cli
@@ -51,6 +52,10 @@ def generated() -> str:
 def words(text: str) -> list[str]:
     """Text without its line breaks, which differ between versions of click."""
     return text.split()
+
+
+def test_page_of_models_is_up_to_date() -> None:
+    assert make_models_page.PAGE.read_text(encoding="utf-8") == make_models_page.page()
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
