@@ -59,8 +59,13 @@ def metadata(t: Tiny) -> dict[str, Any]:
     arch = arch_of(t.arch)
     own = arch.metadata(t) if hasattr(arch, "metadata") else {}
     keys = common.metadata(t) | own
-    out = {f"{t.arch}.{key}": value for key, value in keys.items() if value is not None}
+    out = {whole_key(t, key): value for key, value in keys.items() if value is not None}
     return out | dict(t.extra)
+
+
+def whole_key(t: Tiny, key: str) -> str:
+    """A key with the architecture's name; some have another."""
+    return key if key.startswith("xielu.") else f"{t.arch}.{key}"
 
 
 #: Parts of the names of matrices that converters leave in float32.

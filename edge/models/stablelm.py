@@ -1,7 +1,7 @@
 """StableLM: layer norms, and in the 12B norms of each head, a row of weights for each.
 
-Attention and feed-forward network stand side by side where the file has no second norm. The key
-`use_parallel_residual` does not say so: converters write it as true for files of either form.
+Attention and feed-forward network stand side by side where the file has no second norm, unless it
+says that they do not. That it says they do means nothing: converters write so for either form.
 """
 
 from __future__ import annotations
@@ -27,6 +27,6 @@ def layer(g: Graph, x: str, i: int, c: Config) -> str:
     )
     h = layer_norm(g, x, f"blk.{i}.attn_norm", c)
     x = g.add(attention(g, h, i, c, a), x)
-    if g.has(f"blk.{i}.ffn_norm.weight"):
+    if g.has(f"blk.{i}.ffn_norm.weight") or c.keys.get("use_parallel_residual") is False:
         h = layer_norm(g, x, f"blk.{i}.ffn_norm", c)
     return g.add(gated_mlp(g, h, i, c), x)

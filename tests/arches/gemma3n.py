@@ -32,7 +32,7 @@ NAMES = SANDWICH | {
     "laurel_r": "laurel.linear_right",
     "laurel_post_norm": "laurel.post_laurel_norm",
 }
-N_STREAMS, RANK = 4, 64
+N_STREAMS = 4
 #: Share of a layer's activations that is zero -> factor of its standard deviation.
 SPARSE = {0.95: 1.6448533535003662, 0.5: 0.0, 0.25: -0.6744897365570068, 0.0: -float("inf")}
 
@@ -52,10 +52,9 @@ CASES = {
         Tiny(seed=1, n_layers=7, extra=extra([0.95, 0.5, 0.25, 0, 0.95, 0, 0], 2, 32), **SHAPE)
     ),
     "gemma3n-25-layers": Case(
-        Tiny(seed=2, n_layers=25, extra=extra([0.95] * 10 + [0.0] * 15, 5, 256), **SHAPE)
+        Tiny(seed=3, n_layers=25, extra=extra([0.95] * 10 + [0.0] * 15, 5, 256), **SHAPE)
     ),
 }
-LARGEST = {"window": 20, "extra": extra([0.95], 0, 32)}
 
 
 def tensors(t: Tiny) -> dict[str, Filling]:
@@ -75,11 +74,12 @@ def layer(t: Tiny, i: int) -> dict[str, Filling]:
     and weights of streams are kept small: else a last bit grows to a whole logit in 25 layers.
     """
     n, rng = n_inputs(t), np.random.default_rng(t.seed + i)
-    names = ("post_attention_norm", "post_ffw_norm", "post_norm", "laurel_post_norm")
+    names = ("post_ffw_norm", "post_norm", "laurel_post_norm")
     return {
         **block(t),
         **norms(t.d_head, "attn_k_norm"),
         "attn_q_norm.weight": (1 + 0.4 * rng.standard_normal(t.d_head)) / 8,
+        "post_attention_norm.weight": (1 + 0.4 * rng.standard_normal(t.dim)) / 4,
         **norms(t.dim, *names, "altup_router_norm"),
         "inp_gate.weight": (n, t.dim),
         "proj.weight": (t.dim, n),
@@ -87,24 +87,33 @@ def layer(t: Tiny, i: int) -> dict[str, Filling]:
         "altup_predict_coef.weight": rng.standard_normal((N_STREAMS**2, N_STREAMS)) / 16,
         "altup_correct_coef.weight": rng.standard_normal((N_STREAMS, N_STREAMS)) / 16,
         "altup_correct_scale.weight": (t.dim,),
-        "laurel_l.weight": (RANK, t.dim),
-        "laurel_r.weight": (t.dim, RANK),
+        "laurel_l.weight": (rank(t), t.dim),
+        "laurel_r.weight": (t.dim, rank(t)),
     }
 
 
 def n_inputs(t: Tiny) -> int:
     """The size of a layer's input."""
-    return t.get("embedding_length_per_layer_input")
+    return t.get("embedding_length_per_layer_input", 256 if t.dim >= 256 else 32)
+
+
+def rank(t: Tiny) -> int:
+    """Rows of laurel's first matrix."""
+    return 256 if t.dim >= 256 else 64
 
 
 def metadata(t: Tiny) -> dict[str, Any]:
     """The streams, and the layers with a window."""
     return {
+        "activation_sparsity_scale": [SPARSE[0.95]] * t.n_layers,
         "altup.active_idx": 0,
         "altup.num_inputs": N_STREAMS,
         "attention.key_length": t.d_head,
         "attention.value_length": t.d_head,
+        "attention.shared_kv_layers": 0,
+        "attention.sliding_window": t.window or 20,
         "attention.sliding_window_pattern": [i % 5 < 4 for i in range(t.n_layers)],
+        "embedding_length_per_layer_input": n_inputs(t),
         "final_logit_softcapping": 30.0,
         "rope.dimension_count": None,
         "rope.freq_base": 100000.0,
@@ -118,7 +127,7 @@ def config(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
     return windows(m) | {
         "activation_sparsity_pattern": [share_of[f] for f in m["activation_sparsity_scale"]],
         "altup_num_inputs": N_STREAMS,
-        "laurel_rank": RANK,
+        "laurel_rank": rank(t),
     }
 
 
@@ -153,7 +162,7 @@ def state(t: Tiny, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def own(t: Tiny, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors without those that layers do not use which read the keys of others."""
-    n_own = t.n_layers - t.get("attention.shared_kv_layers")
+    n_own = t.n_layers - t.get("attention.shared_kv_layers", 0)
     unused = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
     return {
         name: w

@@ -29,7 +29,7 @@ CASES = {
     "gemma4": Case(Tiny(seed=1, n_layers=6, extra=extra(3, 32), **SHAPE)),  # as E2B
     "gemma4-keys": Case(Tiny(seed=2, n_layers=6, extra=extra(0, 0), **SHAPE)),  # as 31B
 }
-LARGEST = SHAPE | {"n_layers": 3, "extra": extra(0, 32)}
+LARGEST = {"n_layers": 3}
 
 
 def is_full(i: int) -> bool:
@@ -39,13 +39,18 @@ def is_full(i: int) -> bool:
 
 def has_one(t: Tiny) -> bool:
     """Whether full layers have one matrix for keys and values, and fewer key heads."""
-    return not t.get("embedding_length_per_layer_input")
+    return n_inputs(t) == 0
+
+
+def n_inputs(t: Tiny) -> int:
+    """The size of a layer's input, 0: there is none."""
+    return t.get("embedding_length_per_layer_input", 256 if t.dim >= 256 else 32)
 
 
 def tensors(t: Tiny) -> dict[str, Filling]:
     """Divisors of frequencies: a quarter of the pairs is rotated."""
     out = decoder(t, layer)
-    n, half = t.get("embedding_length_per_layer_input"), t.d_head
+    n, half = n_inputs(t), t.d_head
     if n:
         out |= {
             "per_layer_token_embd.weight": (t.vocab, n * t.n_layers),
@@ -56,13 +61,17 @@ def tensors(t: Tiny) -> dict[str, Filling]:
 
 
 def layer(t: Tiny, i: int) -> dict[str, Filling]:
-    """The tensors of a layer. Heads that see all positions are twice as large."""
+    """The tensors of a layer. Heads that see all positions are twice as large. Scores are kept
+    small, so that what float16 makes of a key stays small, too.
+    """
+    rng = np.random.default_rng(t.seed + i)
     d = 2 * t.d_head if is_full(i) else t.d_head
     n_q, n_k, ffn = t.n_heads * d, n_kv_heads(t, i) * d, widths(t)[i]
     names = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
     out: dict[str, Filling] = {
         **norms(t.dim, *names),
-        **norms(d, "attn_q_norm", "attn_k_norm"),
+        **norms(d, "attn_k_norm"),
+        "attn_q_norm.weight": (1 + 0.4 * rng.standard_normal(d)) / 8,
         "attn_q.weight": (n_q, t.dim),
         "attn_k.weight": (n_k, t.dim),
         "attn_v.weight": (n_k, t.dim),
@@ -74,7 +83,7 @@ def layer(t: Tiny, i: int) -> dict[str, Filling]:
     }
     if is_full(i) and has_one(t):
         del out["attn_v.weight"]
-    n = t.get("embedding_length_per_layer_input")
+    n = n_inputs(t)
     if n:
         out |= {"inp_gate.weight": (n, t.dim), "proj.weight": (t.dim, n)}
         out |= norms(t.dim, "post_norm")
@@ -88,7 +97,7 @@ def n_kv_heads(t: Tiny, i: int) -> int:
 
 def widths(t: Tiny) -> list[int]:
     """Of the feed-forward networks: twice as wide where a layer reads the keys of another."""
-    n_shared = t.get("attention.shared_kv_layers")
+    n_shared = t.get("attention.shared_kv_layers", 0)
     return [t.ffn] * (t.n_layers - n_shared) + [2 * t.ffn] * n_shared
 
 
@@ -99,9 +108,12 @@ def metadata(t: Tiny) -> dict[str, Any]:
         "attention.head_count_kv": [n_kv_heads(t, i) for i in layers],
         "attention.key_length": 2 * t.d_head,
         "attention.key_length_swa": t.d_head,
+        "attention.shared_kv_layers": 0,
+        "attention.sliding_window": t.window or 20,
         "attention.sliding_window_pattern": [not is_full(i) for i in layers],
         "attention.value_length": 2 * t.d_head,
         "attention.value_length_swa": t.d_head,
+        "embedding_length_per_layer_input": n_inputs(t),
         "feed_forward_length": widths(t),
         "final_logit_softcapping": 30.0,
         "rope.dimension_count": 2 * t.d_head,
