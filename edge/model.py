@@ -158,22 +158,21 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
         when_full: WhenFull = "stop",
         require_tools: bool = True,
-        variables: Mapping[str, Any] | None = None,
         **options: Unpack[CallOptions],
     ) -> Chat:
         """A new conversation, see `Chat`.
 
         require_tools: False: accept `tools` that the model's template does not use, so that the
-        model never sees them. variables: more names for the template, such as
-        `{"enable_thinking": False}`. Raises InputError for a wrong option, and for tools that the
+        model never sees them. options: defaults for its calls, see
+        `edge.session.request.Request`. Raises InputError for a wrong option, and for tools that the
         template does not use; TemplateError where the model has no template.
         """
         require_tools, template = check.flag("require_tools", require_tools), self.template
         session = self.session(when_full, **options)
         try:
-            chat = Chat(session, template, system, tools, variables)
-            first, tools = chat.messages, chat.tools
-            if tools and require_tools and not uses_tools(template, first, tools, chat.variables):
+            chat = Chat(session, template, system, tools)
+            about = (chat.messages, chat.tools or (), session.defaults.variables)
+            if chat.tools and require_tools and not uses_tools(template, *about):
                 raise InputError(
                     "the model's chat template does not use tools, the model would not see them: "
                     "describe them in the system message, take another model, or say "

@@ -59,7 +59,8 @@ VALUES: list[tuple[Any, str]] = [
     *((value, "") for value in (object(), Broken(), NoPath(), ...)),
     *((value, "function") for value in (len, type, lambda *_: None)),
     *(([], "tools"), ([{}], "tools"), (({"name": "f"},), "tools")),
-    *((value, "") for value in (["x", 5], [[]], [None], {1, 2}, {"x": 1}, {5: "x"})),
+    *((value, "") for value in (["x", 5], [[]], [None], {1, 2}, {5: "x"})),
+    ({"x": 1}, "names"),
     *((np.arange(3), "ids"), (np.array("x"), ""), (np.zeros((2, 2)), ""), (range(3), "ids")),
     *(((), "tools"), (iter([1]), ""), (SamplingOptions(), "sampling"), (Request(), "")),
 ]
@@ -81,6 +82,7 @@ LOADING = {
 REQUEST = {
     **{"max_tokens": "whole none", "logprobs": "whole", "special": "flag", "reuse": "flag"},
     **{"stop": "text tools", "sampling": "sampling", "progress": "function none"},
+    "variables": "names",
 }
 SAMPLING = {
     **dict.fromkeys(("temperature", "top_p", "min_p"), "number none"),

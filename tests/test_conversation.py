@@ -66,13 +66,13 @@ def test_templates_see_contents_and_tools_as_they_are():
 
 
 def test_variables_reach_the_template():
-    model, _ = fake_model(says("one"))
+    model, _ = fake_model(says("one", "two"))
     chat = model.chat(variables={"enable_thinking": False, "style": "<end>"})
     chat.send("x")
     assert model.template.variables["enable_thinking"] is False
     assert model.template.variables["style"] == FakeTokenizer().quote("<end>") != "<end>"
-    with pytest.raises(InputError, match="cannot have the name 'messages'"):
-        model.chat(variables={"messages": []})
+    chat.send("y", variables={"enable_thinking": True})  # of one call
+    assert model.template.variables == {"enable_thinking": True}
 
 
 def test_tools_that_the_template_does_not_use_are_refused():

@@ -43,7 +43,8 @@ def begin(model: Model, system: str | None, file: str | None, settings: AnswerSe
             chat.autosave(file, _SAVE_EVERY)
         return chat
     chat = _resume(file, model, autosave=_SAVE_EVERY)
-    chat.variables |= settings.variables
+    if settings.variables:
+        chat.session.defaults = chat.session.defaults.but({"variables": settings.variables})
     if system is not None and system != chat.system:
         its_message = "none" if chat.system is None else brief(chat.system)
         raise InputError(
@@ -315,12 +316,13 @@ class _Snapshot(NamedTuple):
     messages: list[Message]
     system: str | None
     tools: list[dict[str, Any]] | None
-    variables: dict[str, Any]
+    variables: Mapping[str, Any]
     when_full: WhenFull
 
     @classmethod
     def of(cls, chat: Chat) -> _Snapshot:
-        about = (chat.system, chat.tools, chat.variables, chat.session.when_full)
+        variables = chat.session.defaults.variables
+        about = (chat.system, chat.tools, variables, chat.session.when_full)
         return cls(list(chat.messages), *about)
 
     def on(self, model: Model) -> Chat:

@@ -41,7 +41,6 @@ class Chat:
     Get one from `Model.chat`, which looks whether the model's template uses the tools, or from
     `edge.resume`. session: an empty one, which the chat closes. template: the model's. system: the
     first message, for the model's conduct. tools: JSON schemas of functions, for the template.
-    variables: more names for the template, such as `enable_thinking`.
     A model with a prefix_cache keeps the system message there.
     A question and its answer enter `messages` together, with the first token of the answer: an
     answer that was cancelled stays as far as it came, a question that failed or was cancelled
@@ -57,13 +56,9 @@ class Chat:
         template: ChatTemplate,
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
     ) -> None:
-        from edge.template.template import checked_variables
-
         self.session = session
         system = check.optional(check.text, "system", system)
-        self.variables = checked_variables(variables)
         self.tools = check.optional(check.mappings, "tools", tools) or None
         self._template = template
         self._first: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -89,11 +84,7 @@ class Chat:
         tools = take(state, "tools", list, type(None))
         if not all(isinstance(tool, dict) for tool in tools or ()):
             raise TypeError("tools are no dicts")
-        variables = take({"variables": {}} | dict(state), "variables", dict)
-        try:
-            chat = cls(session, template, tools=tools, variables=variables)
-        except InputError as error:
-            raise ValueError(str(error)) from error
+        chat = cls(session, template, tools=tools)
         chat._first = [_message(message) for message in take(state, "first", list)]
         for message in chat._first:
             take(message, "content", str)
@@ -152,7 +143,7 @@ class Chat:
             tokenizer, content = session.model.tokenizer, question.get("content")
             if isinstance(content, str):
                 session.transcript.check_text(content, tokenizer, reuse=request.reuse)
-            text = self._render(messages, cancel)
+            text = self._render(messages, request, cancel)
             return self._keeping(session.encode(text, request, cancel, times=_TIMES_SPELLED))
 
         options["reuse"] = options["special"] = True
@@ -213,10 +204,12 @@ class Chat:
 
     def render(self) -> str:
         """The text of the conversation so far, see `render_messages`. Raises TemplateError."""
-        return self._render(self.messages)
+        return self._render(self.messages, self.session.defaults)
 
-    def _render(self, messages: Sequence[Message], cancel: Cancel | None = None) -> str:
-        tokenizer, about = self.session.model.tokenizer, (self.tools, self.variables)
+    def _render(
+        self, messages: Sequence[Message], request: Request, cancel: Cancel | None = None
+    ) -> str:
+        tokenizer, about = self.session.model.tokenizer, (self.tools, request.variables)
         return render_messages(tokenizer, self._template, messages, *about, cancel)
 
     def _should_keep(self) -> bool:
@@ -231,7 +224,6 @@ class Chat:
         """
         messages = list(self.messages)
         state: dict[str, Any] = {"first": self._first, "tools": self.tools, "asked": None}
-        state["variables"] = self.variables
         question, answer = self._question, self._answer
         if question is not None and not question.stream.ended:
             is_last = answer is not None and bool(messages) and messages[-1] is answer.message
@@ -272,7 +264,7 @@ class Chat:
         """
         with suppress(EdgeError):
             tokenizer, transcript = self.session.model.tokenizer, self.session.transcript
-            text = self._render(self._first)
+            text = self._render(self._first, self.session.defaults)
             n_common = transcript.common_prefix(tokenizer.encode(text, special=True))
             transcript.cache.keep(n_common)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypedDict
 
@@ -23,6 +23,7 @@ class CallOptions(TypedDict, total=False):
     logprobs: int
     special: bool
     reuse: bool
+    variables: Mapping[str, Any]
     progress: Progress | None
 
 
@@ -35,7 +36,8 @@ class Request:
     sampling: how tokens are chosen. logprobs: n > 0 gives each token's log-probability and those
     of the n best. special: control tokens written in the prompt count as such. reuse: the prompt
     is the whole conversation; what it shares with the start of the session is not computed again,
-    the rest of the session is dropped. progress: see `Progress`.
+    the rest of the session is dropped. variables: more names for the template of a chat, such as
+    `enable_thinking`. progress: see `Progress`.
     """
 
     max_tokens: int | None = None
@@ -44,6 +46,7 @@ class Request:
     logprobs: int = 0
     special: bool = False
     reuse: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +56,7 @@ class Request:
             "logprobs": check.whole("logprobs", self.logprobs),
             "special": check.flag("special", self.special),
             "reuse": check.flag("reuse", self.reuse),
+            "variables": _checked_variables(self.variables),
             "progress": check.optional(check.function, "progress", self.progress, "(done, total)"),
         }
         if not isinstance(self.sampling, SamplingOptions):
@@ -86,4 +90,11 @@ class Request:
             "logprobs": self.logprobs,
             "special": self.special,
             "reuse": self.reuse,
+            "variables": self.variables,
         }
+
+
+def _checked_variables(variables: Any) -> dict[str, Any]:
+    if not isinstance(variables, Mapping) or not all(isinstance(k, str) for k in variables):
+        raise InputError(f"variables is {brief(variables)}, it must be a dict of names")
+    return {name: check.plain(f"variable {name!r}", value) for name, value in variables.items()}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge.native.cancel import Cancel
     from edge.template.environment import Program
 
-__all__ = ["ChatTemplate", "Limits", "Sources", "checked_variables", "templates_in"]
+__all__ = ["ChatTemplate", "Limits", "Sources", "templates_in"]
 
 #: The most memory of a compiled template, in bytes for each of its words and signs.
 _WORD_BYTES = 4000
@@ -193,7 +193,7 @@ class ChatTemplate:
         """
         tools = check.optional(check.mappings, "tools", tools)
         names: dict[str, Any] = {
-            **checked_variables(variables),
+            **_checked_variables(variables),
             "messages": _checked(messages),
             "tools": None if tools is None else check.plain("tools", tools),
             "documents": None,
@@ -222,7 +222,7 @@ _TAKEN = frozenset(
 )
 
 
-def checked_variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
+def _checked_variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
     """Variables of a template in plain types. Raises InputError, with the name of a bad one."""
     variables = {} if variables is None else variables
     if not isinstance(variables, Mapping) or not all(isinstance(k, str) for k in variables):

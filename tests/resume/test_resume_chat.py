@@ -27,7 +27,7 @@ def test_a_chat_comes_back(model: edge.Model, tmp_path: Path) -> None:
     again = edge.resume(tmp_path / "s", model, autosave=None)
     assert isinstance(again, edge.Chat) and again.system == "Be brief."
     assert (again.messages, again.tools) == (chat.messages, tools)
-    assert again.variables == variables
+    assert again.session.defaults.variables == variables
     assert again.session.tokens == chat.session.tokens
     one, two = chat.send("And now?"), again.send("And now?")
     assert one.tokens == two.tokens and two.usage.cached_tokens >= 64
