@@ -13,8 +13,8 @@ class TensorType(NamedTuple):
     block_bytes: int
 
 
-#: Files number blocks of both sizes 42; a fork of ggml writes the large ones. What follows in the
-#: file tells which they are, see `gguf.GGUF`.
+#: Files number blocks of both sizes 42; a fork of ggml writes the large ones. The offsets of a
+#: file's tensors tell which it has.
 _Q2_0, _Q2_0_128 = 42, 42 | 128 << 16
 
 #: Number in the file -> type: all types that ggml stores today, also those that edge cannot run.
