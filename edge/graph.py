@@ -2,7 +2,8 @@
 
 Three readers share it: the native plan (`plan.py`), the numpy referee (`tests/refgraph.py`) and the
 exporters. A value is a (tokens, dim) float32 matrix; the graph stores its dim. A weight has the
-name of its tensor in the file, and the shape (n, k), or (n,) for a vector.
+name of its tensor in the file, and the shape (n, k), or (n,) for a vector; stacked matrices of
+experts have the shape (n_experts, n, k).
 
 Each kind of op is a class, and `Op` is any of them. A reader matches on the classes and ends with
 `assert_never`, so mypy reports a class that the reader does not handle.
@@ -10,6 +11,7 @@ Each kind of op is a class, and `Op` is any of them. A reader matches on the cla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NoReturn
@@ -18,6 +20,9 @@ from edge.errors import ModelFileError
 
 #: The most elements that a value, or a row or column of a weight, may have.
 MAX_DIM = 1 << 24
+
+#: The most experts of a layer, and the most that a token uses.
+MAX_EXPERTS, MAX_EXPERTS_USED = 1024, 64
 
 #: Activation functions: the names of the enum edge_activation, in lower case.
 #:
@@ -79,6 +84,34 @@ class Scores:
     scale: float = 0.0
     softcap: float = 0.0
     sinks: str | None = None
+
+
+#: How a router's numbers become the weights of experts, see `Route`.
+Score = Literal["given", "softmax", "softmax_of_chosen"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a token's experts are chosen and weighed; see `Route`."""
+
+    n_used: int
+    score: Score = "softmax"
+    is_normed: bool = False
+    scale: float = 1.0
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """The tensors of a layer's experts. gate_up: gate and up, (n_experts, n, k) each, or one of
+    (n_experts, 2 n, k), rows of gate, then of up; down: (n_experts, dim, n). Biases: of gate and
+    up, (n_experts, n) each, or none; of down, (n_experts, dim), or None.
+    """
+
+    gate_up: tuple[str, ...]
+    down: str
+    gate_up_biases: tuple[str, ...] = ()
+    down_bias: str | None = None
 
 
 def shown_name(tensor: str) -> str:
@@ -306,6 +339,39 @@ class Slice(_Op):
     first: int
 
 
+@dataclass(frozen=True)
+class Route(_Op):
+    """The experts of each token: [n_used indices | their weights], from a score of each expert.
+
+    The highest scores are chosen, equal ones by index. weights: none, or a vector that is added to
+    the scores for this choice alone. score: "given": the scores are the weights; "softmax": after a
+    softmax over all experts, before the choice; "softmax_of_chosen": after one over the chosen
+    experts. is_normed: the weights are then divided by their sum (by 1e-12 at least); at last they
+    are multiplied by scale.
+    """
+
+    kind = "route"
+    n_used: int
+    score: Score
+    is_normed: bool
+    scale: float
+
+
+@dataclass(frozen=True)
+class Experts(_Op):
+    """The sum over a token's experts of weight * (down (activation(gate x) * up x)), in the order
+    of the routes; inputs: x, and what a `Route` made. Biases are added to gate x, up x and down h.
+
+    weights: the tensors of `tensors`, in the order of its fields.
+    """
+
+    kind = "experts"
+    n_experts: int
+    n_used: int
+    activation: GateActivation
+    tensors: ExpertWeights
+
+
 #: Any op.
 Op = (
     Embed
@@ -328,6 +394,8 @@ Op = (
     | Add
     | Multiply
     | Slice
+    | Route
+    | Experts
 )
 
 
@@ -339,7 +407,7 @@ def assert_never(op: NoReturn) -> NoReturn:
 class Graph:
     """A flat list of ops, built by an architecture file, checked against the tensors' shapes.
 
-    shapes: tensor name -> (n, k) or (n,). path: the file, for messages.
+    shapes: tensor name -> (n, k), (n,) or (n_experts, n, k). path: the file, for messages.
     Each method appends one op and returns the name of its output value. The first tensor that is
     missing or has the wrong shape becomes `fault`, the ModelFileError to raise when the graph is
     complete. Only then is it known whether the file has other tensors instead.
@@ -444,6 +512,13 @@ class Graph:
             self._fault(weight, shape, f"({n}, {dim}, {dim})")
         self.weights[weight] = (n * dim, dim)
         return self._append(Matmul((x,), self._next(Matmul), (weight,)), n * dim)
+
+    def matmul_row(self, x: str, weight: str) -> str:
+        """One number for each token: its product with a tensor that is a vector."""
+        k = self.dims[x]
+        self._exactly(weight, (k,), is_possible=True)
+        self.weights[weight] = (1, k)
+        return self._append(Matmul((x,), self._next(Matmul), (weight,)), 1)
 
     def rope(self, x: str, n_heads: int, head_dim: int, rope: Rope) -> str:
         """Rotate the first n_heads heads of x by the token's position; keep the other heads."""
@@ -555,6 +630,53 @@ class Graph:
         """Elements first .. first + n - 1 of x."""
         return self._append(Slice((x,), self._next(Slice), (), first), n)
 
+    def route(self, x: str, routing: Routing) -> str:
+        """The experts of each token, from a score of each expert."""
+        n_experts, n_used = self.dims[x], routing.n_used
+        if not 0 < n_used <= min(n_experts, MAX_EXPERTS_USED) or n_experts > MAX_EXPERTS:
+            raise ModelFileError(
+                f"{n_used} of {n_experts} experts for a token: from 1 to all of them, at most "
+                f"{MAX_EXPERTS_USED} of {MAX_EXPERTS}",
+                path=self.path,
+            )
+        weights = () if routing.bias is None else (routing.bias,)
+        for bias in weights:
+            self._vector(bias, n_experts)
+        r = routing
+        op = Route((x,), self._next(Route), weights, n_used, r.score, r.is_normed, r.scale)
+        return self._append(op, 2 * n_used)
+
+    def experts(
+        self,
+        x: str,
+        routes: str,
+        tensors: ExpertWeights,
+        sizes: tuple[int, int],
+        activation: GateActivation,
+    ) -> str:
+        """The weighted sum of the outputs of each token's experts. routes: of `route`; sizes: how
+        many experts there are, and the width of one.
+        """
+        (n_experts, width), k = sizes, self.dims[x]
+        n_used = self.dims[routes] // 2
+        if n_used * max(2 * width, k) > MAX_DIM:
+            raise ModelFileError(
+                f"{n_used} experts of width {width} for a token: too many numbers", path=self.path
+            )
+        n = width if len(tensors.gate_up) == 2 else 2 * width
+        for weight in tensors.gate_up:
+            self._stack(weight, n_experts, n, k)
+        self._stack(tensors.down, n_experts, k, width)
+        biases = [(name, width) for name in tensors.gate_up_biases]
+        biases += [] if tensors.down_bias is None else [(tensors.down_bias, k)]
+        for bias, dim in biases:
+            self._vector(bias, n_experts, dim)
+        weights = (*tensors.gate_up, tensors.down, *(name for name, _ in biases))
+        op = Experts(
+            (x, routes), self._next(Experts), weights, n_experts, n_used, activation, tensors
+        )
+        return self._append(op, k)
+
     def __str__(self) -> str:
         return "\n".join(map(str, self.ops))
 
@@ -582,8 +704,17 @@ class Graph:
 
     def _vector(self, weight: str, *want: int) -> None:
         """Note that the graph reads this vector of floats, of shape (n,), or of rows (heads, n)."""
+        self._exactly(weight, want, is_possible=math.prod(want) <= MAX_DIM)
+
+    def _stack(self, weight: str, *want: int) -> None:
+        """Note that the graph reads these stacked matrices, (n_experts, n, k)."""
+        is_possible = max(want) <= MAX_DIM and want[0] * want[1] < 1 << 31
+        self._exactly(weight, want, is_possible=is_possible)
+
+    def _exactly(self, weight: str, want: tuple[int, ...], *, is_possible: bool) -> None:
+        """Note that the graph reads a tensor, which must have this shape."""
         shape = self.shapes.get(weight)
-        if shape != want:
+        if shape != want or not is_possible:
             self._fault(weight, shape, f"({', '.join(map(str, want))}{',' * (len(want) == 1)})")
         self.weights[weight] = want
 

@@ -37,6 +37,7 @@ typedef struct {
     const edge_plan_spec *spec;
     const edge_op *op;
     const edge_buffer *in, *in2, *out; /* NULL when there is none */
+    const edge_op *columns;            /* the last EXPERT_COLUMNS before the op */
 } checked;
 
 static bool is_quantized(const edge_buffer *b) {
@@ -366,6 +367,125 @@ static const char *check_gather(const checked *c) {
     return check_no_overlap(c, c->in, c->out);
 }
 
+/* The numbers of experts are in range, and all buffers have the rows of out. */
+static const char *check_experts(const checked *c) {
+    const edge_op *op = c->op;
+    REQUIRE(op->n_experts > 0 && op->n_experts <= MAX_EXPERTS);
+    REQUIRE(op->n_used > 0 && op->n_used <= MAX_EXPERTS_USED && op->n_used <= op->n_experts);
+    REQUIRE(c->in != NULL && c->in->is_logit_rows == c->out->is_logit_rows);
+    REQUIRE(c->in2 == NULL || c->in2->is_logit_rows == c->out->is_logit_rows);
+    REQUIRE(c->out->dim % op->n_used == 0 || op->kind == EDGE_OP_EXPERT_SUM);
+    return check_no_overlap(c, c->in, c->out);
+}
+
+static const char *check_route(const checked *c) {
+    const edge_op *op = c->op;
+    const edge_weight *bias = weight_of(c, 0);
+    const char *wrong = check_experts(c); /* bounds the numbers below */
+    if (wrong != NULL) {
+        return wrong;
+    }
+    REQUIRE(c->in->kind == EDGE_BUFFER_F32 && c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->in->dim == op->n_experts && c->out->dim == 2 * op->n_used);
+    REQUIRE(op->score >= EDGE_SCORE_GIVEN && op->score <= EDGE_SCORE_SOFTMAX_OF_CHOSEN);
+    REQUIRE(op->is_normed == 0 || op->is_normed == 1);
+    REQUIRE(op->expert_scale > 0.0f && op->expert_scale < 1e4f);
+    REQUIRE(bias == NULL || (bias->layout == EDGE_LAYOUT_VECTOR && bias->k == op->n_experts));
+    return NULL;
+}
+
+/* in2 holds what ROUTE made. */
+static const char *check_routes(const checked *c) {
+    REQUIRE(c->in2 != NULL && c->in2->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->in2->dim == 2 * c->op->n_used);
+    return check_no_overlap(c, c->in2, c->out);
+}
+
+/* A buffer holds columns that matmuls take, of k elements. */
+static const char *check_columns(const edge_buffer *b, int64_t k) {
+    REQUIRE(b->kind == EDGE_BUFFER_F32 || (b->kind == EDGE_BUFFER_Q8 && k % GROUP == 0));
+    return NULL;
+}
+
+static const char *check_expert_columns(const checked *c) {
+    const char *wrong = check_experts(c); /* bounds the numbers below */
+    if (wrong != NULL) {
+        return wrong;
+    }
+    REQUIRE(c->in->kind == EDGE_BUFFER_F32);
+    REQUIRE((int64_t)c->in->dim * c->op->n_used == c->out->dim);
+    wrong = check_columns(c->out, c->in->dim);
+    return wrong != NULL ? wrong : check_routes(c);
+}
+
+/* The op works on the pairs that the last EXPERT_COLUMNS ordered. */
+static const char *check_ordered(const checked *c) {
+    REQUIRE(c->columns != NULL);
+    REQUIRE(c->columns->n_experts == c->op->n_experts && c->columns->n_used == c->op->n_used);
+    REQUIRE(c->spec->buffers[c->columns->out].is_logit_rows == c->out->is_logit_rows);
+    return check_experts(c);
+}
+
+static const char *check_expert_matmul(const checked *c) {
+    const edge_op *op = c->op;
+    const char *wrong = check_ordered(c);
+    if (wrong != NULL) {
+        return wrong;
+    }
+    REQUIRE(op->w[0] >= 0 && op->w[2] < 0 && c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->in->dim % op->n_used == 0);
+    const int64_t k = c->in->dim / op->n_used;
+    int64_t rows = 0;
+    for (int i = 0; i < 2; i++) {
+        const edge_weight *w = weight_of(c, i);
+        if (w != NULL) {
+            REQUIRE(w->layout != EDGE_LAYOUT_VECTOR && w->k == k);
+            REQUIRE(w->n % ((int64_t)PANEL_ROWS * op->n_experts) == 0);
+            REQUIRE(takes_q8(w->layout) == is_quantized(c->in));
+            rows += w->n / op->n_experts;
+        }
+    }
+    REQUIRE(op->column >= 0 && op->column + rows <= c->out->dim / op->n_used);
+    return check_columns(c->in, k);
+}
+
+/* Biases: a vector for each expert, or none. */
+static const char *check_expert_bias(const checked *c, int i, int64_t n) {
+    const edge_weight *bias = weight_of(c, i);
+    REQUIRE(bias == NULL ||
+            (bias->layout == EDGE_LAYOUT_VECTOR && bias->k == n * c->op->n_experts));
+    return NULL;
+}
+
+static const char *check_expert_gated(const checked *c) {
+    const edge_op *op = c->op;
+    const char *wrong = check_ordered(c);
+    if (wrong != NULL) {
+        return wrong;
+    }
+    REQUIRE(c->in->kind == EDGE_BUFFER_F32 && c->in->dim == 2 * (int64_t)c->out->dim);
+    REQUIRE(op->activation >= 0 && op->activation < EDGE_N_ACTIVATIONS);
+    const int64_t n = c->out->dim / op->n_used;
+    wrong = check_columns(c->out, n);
+    for (int i = 0; i < 2 && wrong == NULL; i++) {
+        wrong = check_expert_bias(c, i, n);
+    }
+    return wrong;
+}
+
+static const char *check_expert_sum(const checked *c) {
+    const char *wrong = check_ordered(c);
+    if (wrong == NULL) {
+        wrong = check_routes(c);
+    }
+    if (wrong != NULL) {
+        return wrong;
+    }
+    REQUIRE(c->in->kind == EDGE_BUFFER_F32 && c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(c->in->dim == (int64_t)c->op->n_used * c->out->dim);
+    return check_expert_bias(c, 0, c->out->dim);
+}
+
 static const char *check_op(const checked *c) {
     switch ((edge_op_kind)c->op->kind) { /* no default: the compiler names an op that is missing */
     case EDGE_OP_EMBED: return check_embed(c);
@@ -392,6 +512,11 @@ static const char *check_op(const checked *c) {
     case EDGE_OP_SOFTCAP: return check_softcap(c);
     case EDGE_OP_MULTIPLY: return check_multiply(c);
     case EDGE_OP_SLICE: return check_slice(c);
+    case EDGE_OP_ROUTE: return check_route(c);
+    case EDGE_OP_EXPERT_COLUMNS: return check_expert_columns(c);
+    case EDGE_OP_EXPERT_MATMUL: return check_expert_matmul(c);
+    case EDGE_OP_EXPERT_GATED: return check_expert_gated(c);
+    case EDGE_OP_EXPERT_SUM: return check_expert_sum(c);
     case EDGE_N_OPS: break;
     }
     return "an op kind that exists";
@@ -473,12 +598,17 @@ int32_t plan_check(const edge_plan_spec *s, edge_error *error) {
     if (wrong != NULL) {
         return fail(error, EDGE_BAD_PLAN, "needs %s", wrong);
     }
+    const edge_op *columns = NULL;
     for (int32_t i = 0; i < s->n_ops; i++) {
         const edge_op *op = &s->ops[i];
         wrong = check_indices(s, op);
         if (wrong == NULL) {
-            const checked c = {s, op, op->in >= 0 ? &s->buffers[op->in] : NULL,
-                               op->in2 >= 0 ? &s->buffers[op->in2] : NULL, &s->buffers[op->out]};
+            const checked c = {s,
+                               op,
+                               op->in >= 0 ? &s->buffers[op->in] : NULL,
+                               op->in2 >= 0 ? &s->buffers[op->in2] : NULL,
+                               &s->buffers[op->out],
+                               columns};
             wrong = check_op(&c);
         }
         if (wrong != NULL) {
@@ -488,6 +618,7 @@ int32_t plan_check(const edge_plan_spec *s, edge_error *error) {
             }
             return EDGE_BAD_PLAN;
         }
+        columns = op->kind == EDGE_OP_EXPERT_COLUMNS ? op : columns;
     }
     return EDGE_OK;
 }

@@ -258,6 +258,15 @@ typedef enum {
     EDGE_OP_SOFTCAP,  /* out = softcap * tanh(in / softcap) */
     EDGE_OP_MULTIPLY, /* out = in * in2, of as many elements or of one */
     EDGE_OP_SLICE,    /* out = elements of in from `column` on */
+    /* Experts. A pair is a token and one of its n_used experts; buffers of pairs have n_used times
+     * the dim of one, and hold the pairs in columns ordered by expert, then by token. */
+    EDGE_OP_ROUTE,          /* out = [n_used experts | their weights] by in, a score of each;
+                               w[0]: added to the scores for the choice alone */
+    EDGE_OP_EXPERT_COLUMNS, /* out = in for each pair, quantised when out is Q8; orders the pairs
+                               by in2, which ROUTE made, for the ops that follow */
+    EDGE_OP_EXPERT_MATMUL,  /* out from `column` on = [w[0] in | w[1] in] by each pair's expert */
+    EDGE_OP_EXPERT_GATED,   /* out = activation(gate + w[0]) * (up + w[1]), in = [gate | up] */
+    EDGE_OP_EXPERT_SUM,     /* out = sum of (in + w[0]) times the weights of in2, by token */
     EDGE_N_OPS
 } edge_op_kind;
 
@@ -272,6 +281,13 @@ typedef enum {
     EDGE_ACTIVATION_SWIGLU_OAI,
     EDGE_N_ACTIVATIONS
 } edge_activation;
+
+/* How the scores of experts become weights. */
+typedef enum {
+    EDGE_SCORE_GIVEN = 0,        /* as they are */
+    EDGE_SCORE_SOFTMAX,          /* after a softmax over all experts */
+    EDGE_SCORE_SOFTMAX_OF_CHOSEN /* after one over the chosen experts */
+} edge_score;
 
 /* One op. in, in2, out, w: indices, -1: none. The rest is 0 where an op has no use for it. */
 typedef struct {
@@ -293,6 +309,10 @@ typedef struct {
     int32_t length;               /* of TEMPERATURE */
     int32_t has_ramp;          /* 1: the rotary frequencies are scaled by a ramp over the pairs, */
     float ramp_low, ramp_high; /* see edge/graph.py */
+    int32_t n_experts, n_used;
+    int32_t score;      /* edge_score */
+    int32_t is_normed;  /* 1: the weights of a token's experts are divided by their sum */
+    float expert_scale; /* of these weights */
 } edge_op;
 
 typedef struct {

@@ -60,6 +60,43 @@ static int32_t *windows_of(const edge_plan_spec *spec) {
     return out;
 }
 
+static bool has_experts(const edge_plan_spec *spec) {
+    for (int32_t i = 0; i < spec->n_ops; i++) {
+        if (spec->ops[i].kind == EDGE_OP_EXPERT_COLUMNS) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Room for the order of any op of the plan; NULL: no memory. */
+static expert_order *new_order(const edge_plan_spec *spec) {
+    int64_t n_experts = 0, n_used = 0;
+    for (int32_t i = 0; i < spec->n_ops; i++) {
+        const edge_op *op = &spec->ops[i];
+        if (op->kind == EDGE_OP_EXPERT_COLUMNS) {
+            n_experts = op->n_experts > n_experts ? op->n_experts : n_experts;
+            n_used = op->n_used > n_used ? op->n_used : n_used;
+        }
+    }
+    const int64_t pairs = n_used * spec->max_tokens;
+    expert_order *order = calloc(1, sizeof *order);
+    int32_t *p = calloc((size_t)(3 * n_experts + 1 + 3 * pairs), sizeof *p);
+    if (order == NULL || p == NULL) {
+        free(order);
+        free(p);
+        return NULL;
+    }
+    order->numbers = p;
+    order->active = p;
+    order->next = order->active + n_experts;
+    order->first = order->next + n_experts;
+    order->column = order->first + n_experts + 1;
+    order->row = order->column + pairs;
+    order->expert = order->row + pairs;
+    return order;
+}
+
 int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **out, edge_error *error) {
     if (spec == NULL || out == NULL) {
         return fail(error, EDGE_BAD_ARGUMENT, "a null pointer");
@@ -81,13 +118,14 @@ int32_t edge_plan_new(const edge_plan_spec *spec, edge_plan **out, edge_error *e
     plan->weights = copy(spec->weights, spec->n_weights, sizeof *spec->weights);
     plan->frequencies = calloc((size_t)spec->n_ops, sizeof *plan->frequencies);
     plan->packed = calloc((size_t)spec->n_weights, sizeof *plan->packed);
+    plan->order = has_experts(spec) ? new_order(spec) : NULL;
     plan->spec.kv = plan->kv;
     plan->spec.ops = plan->ops;
     plan->spec.buffers = plan->buffers;
     plan->spec.weights = plan->weights;
     bool ok = plan->kv != NULL && plan->windows != NULL && plan->ops != NULL &&
               plan->buffers != NULL && plan->weights != NULL && plan->frequencies != NULL &&
-              plan->packed != NULL;
+              plan->packed != NULL && (plan->order != NULL || !has_experts(spec));
     for (int32_t i = 0; ok && i < spec->n_weights; i++) {
         const edge_weight *w = &plan->weights[i];
         if (w->layout != EDGE_LAYOUT_VECTOR) {
@@ -116,6 +154,10 @@ void edge_plan_free(edge_plan *plan) {
         free(plan->frequencies[i]);
     }
     free(plan->frequencies);
+    if (plan->order != NULL) {
+        free(plan->order->numbers);
+        free(plan->order);
+    }
     free(plan->kv);
     free(plan->windows);
     free(plan->ops);

@@ -21,6 +21,7 @@ from edge.graph import (
     Attention,
     Bias,
     Embed,
+    Experts,
     Gain,
     Gated,
     Graph,
@@ -32,6 +33,7 @@ from edge.graph import (
     Rescale,
     RmsNorm,
     Rotate,
+    Route,
     Scale,
     Slice,
     Softcap,
@@ -74,7 +76,10 @@ def run(
     kernels, or tensor -> what becomes of it. cache: keys and values are rounded to this type, None:
     dtype.
     """
-    held = {name: np.asarray(weights[name], dtype) for name in graph.weights}
+    held = {
+        name: np.asarray(weights[name], dtype).reshape(shape)
+        for name, shape in graph.weights.items()
+    }
     if not isinstance(quantised, Mapping):
         quantised = dict.fromkeys(quantised, q8)
     state = Run(np.asarray(tokens), held, quantised, cache or dtype, graph.dims)
@@ -132,6 +137,10 @@ def evaluate(r: Run, op: Op, inputs: Sequence[Array]) -> Array:
             return inputs[0] * inputs[1]
         case Slice():
             return inputs[0][:, op.first : op.first + r.dims[op.output]]
+        case Route():
+            return route(r, op, *inputs)
+        case Experts():
+            return experts(r, op, *inputs)
         case _:
             assert_never(op)
 
@@ -309,13 +318,49 @@ def attention(r: Run, op: Attention, x: Array) -> Array:
     return out.swapaxes(0, 1).reshape(len(x), -1)
 
 
-def gated(op: Gated, x: Array) -> Array:
+def gated(op: Gated | Experts, x: Array) -> Array:
     """activation(gate) * up of x = [gate | up]."""
     gate, up = np.split(x, 2, -1)
     if op.activation == "swiglu_oai":
         gate = np.minimum(gate, 7)
         return gate / (1 + np.exp(-1.702 * gate)) * (np.clip(up, -7, 7) + 1)
     return ACTIVATIONS[op.activation](gate) * up
+
+
+def route(r: Run, op: Route, x: Array) -> Array:
+    """[indices | weights] of the experts with the highest scores."""
+    scores = softmax(x) if op.score == "softmax" else x
+    ranks = scores + r.weights[op.weights[0]] if op.weights else scores
+    chosen = np.argsort(-ranks, -1, kind="stable")[:, : op.n_used]
+    weights = np.take_along_axis(scores, chosen, -1)
+    if op.score == "softmax_of_chosen":
+        weights = softmax(weights)
+    if op.is_normed:
+        weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-12)
+    return np.hstack([chosen.astype(x.dtype), weights * x.dtype.type(op.scale)])
+
+
+def experts(r: Run, op: Experts, x: Array, routes: Array) -> Array:
+    """Each token through its experts, one after the other."""
+    out, t = np.zeros_like(x), op.tensors
+    biases = (*t.gate_up_biases, *([t.down_bias] if t.down_bias else []))
+    held = {name: r.weights[name] for name in biases}
+
+    def multiplied(name: str, x: Array, e: int) -> Array:
+        seen = r.quantised[name](x[None])[0] if name in r.quantised else x
+        return r.weights[name][e] @ seen
+
+    for i, row in enumerate(routes):
+        for j in range(op.n_used):
+            e = int(row[j])
+            h = np.concatenate([multiplied(name, x[i], e) for name in t.gate_up])
+            if t.gate_up_biases:
+                h = h + np.concatenate([held[name][e] for name in t.gate_up_biases])
+            y = multiplied(t.down, gated(op, h), e)
+            if t.down_bias:
+                y = y + held[t.down_bias][e]
+            out[i] += row[op.n_used + j] * y
+    return out
 
 
 def add(x: Array, y: Array) -> Array:

@@ -14,11 +14,11 @@ from edge.engine import plan
 from edge.engine.ledger import Ledger
 from edge.engine.plan import CHUNK
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
-from edge.graph import Graph
+from edge.graph import Experts, Graph
 from edge.kv.shape import KVLayout, kv_types
 from edge.loading import LAYOUTS, Layout, NativeOptions
 from edge.models.common import Config
-from edge.native import ffi, lib
+from edge.native import PANEL_ROWS, ffi, lib
 from edge.progress import Progress
 from edge.template.template import Sources
 from edge.tokenizer.cost import tokenizer_bytes
@@ -110,6 +110,15 @@ def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:
                 f"{model.path}: heads of {head_dim}: multiples of 16 up to 256 run",
                 what=f"head_dim {head_dim}",
             )
+    for experts in (op for op in graph.ops if isinstance(op, Experts)):
+        for name in experts.weights:
+            shape = graph.weights[name]
+            if len(shape) == 3 and shape[1] % PANEL_ROWS:
+                raise UnsupportedError(
+                    f"{model.path}: {name}: experts of {shape[1]} rows: multiples of {PANEL_ROWS} "
+                    "run",
+                    what=f"experts of {shape[1]} rows",
+                )
     return graph, config
 
 

@@ -18,6 +18,7 @@ from edge.graph import (
     Attention,
     Bias,
     Embed,
+    Experts,
     Gain,
     GateActivation,
     Gated,
@@ -31,6 +32,7 @@ from edge.graph import (
     RmsNorm,
     Rope,
     Rotate,
+    Route,
     Scale,
     Slice,
     Softcap,
@@ -328,6 +330,56 @@ class PlanSlice(_PlanOp):
     column: int
 
 
+@dataclass(frozen=True)
+class PlanRoute(_PlanOp):
+    """A token's experts and their weights. score: an edge_score."""
+
+    kind = "route"
+    n_experts: int
+    n_used: int
+    score: int
+    is_normed: bool
+    expert_scale: float
+
+
+@dataclass(frozen=True)
+class _PlanExperts(_PlanOp):
+    """An op on the pairs of a token and one of its experts, in columns ordered by expert."""
+
+    n_experts: int
+    n_used: int
+
+
+@dataclass(frozen=True)
+class PlanExpertColumns(_PlanExperts):
+    """The order of the pairs, by the second input, and a column of the first one for each."""
+
+    kind = "expert_columns"
+
+
+@dataclass(frozen=True)
+class PlanExpertMatmul(_PlanExperts):
+    """Products with the weights of each column's expert, from `column` of the output on."""
+
+    kind = "expert_matmul"
+    column: int
+
+
+@dataclass(frozen=True)
+class PlanExpertGated(_PlanExperts):
+    """activation(gate) * up, after biases, if any; the input is [gate | up]."""
+
+    kind = "expert_gated"
+    activation: int
+
+
+@dataclass(frozen=True)
+class PlanExpertSum(_PlanExperts):
+    """The weighted sum of each token's columns, after a bias, if any."""
+
+    kind = "expert_sum"
+
+
 #: Any native op.
 PlanOp = (
     PlanEmbed
@@ -354,6 +406,11 @@ PlanOp = (
     | PlanSoftcap
     | PlanMultiply
     | PlanSlice
+    | PlanRoute
+    | PlanExpertColumns
+    | PlanExpertMatmul
+    | PlanExpertGated
+    | PlanExpertSum
 )
 
 
@@ -524,6 +581,10 @@ class _Lowering:
             case Rescale():
                 inputs = tuple(self._get(value) for value in op.inputs)
                 self._emit(PlanRescale(inputs, self._new(op.output), (), op.floor))
+            case Route():
+                self._route(op)
+            case Experts():
+                self._experts(op)
             case _:
                 assert_never(op)
 
@@ -618,6 +679,36 @@ class _Lowering:
         scores = (op.window, op.scale, op.softcap)
         output = self._new(op.output)
         self._emit(PlanAttention((source,), output, op.weights, *heads, *scores))
+
+    def _route(self, op: Route) -> None:
+        score = int(getattr(lib, f"EDGE_SCORE_{op.score.upper()}"))
+        source, output = self._get(op.inputs[0]), self._new(op.output)
+        numbers = (self.graph.dims[op.inputs[0]], op.n_used, score, op.is_normed, op.scale)
+        self._emit(PlanRoute((source,), output, op.weights, *numbers))
+
+    def _experts(self, op: Experts) -> None:
+        x, routes = (self._get(value) for value in op.inputs)
+        counts, t, graph = (op.n_experts, op.n_used), op.tensors, self.graph
+        width = graph.weights[t.down][-1]
+        gate_up, column = self._unnamed(F32, 2 * width * op.n_used), 0
+        for weights in _runs(t.gate_up, self.takes_q8):
+            form = Q8 if self.takes_q8(weights[0]) else F32
+            columns = self._unnamed(form, self.buffers[x].dim * op.n_used)
+            self._emit(PlanExpertColumns((x, routes), columns, (), *counts))
+            self._emit(PlanExpertMatmul((columns,), gate_up, tuple(weights), *counts, column))
+            column += sum(graph.weights[w][1] for w in weights)
+        h = self._unnamed(Q8 if self.takes_q8(t.down) else F32, width * op.n_used)
+        activation = _number_of(op.activation)
+        self._emit(PlanExpertGated((gate_up,), h, t.gate_up_biases, *counts, activation))
+        each = self._unnamed(F32, graph.dims[op.output] * op.n_used)
+        self._emit(PlanExpertMatmul((h,), each, (t.down,), *counts, 0))
+        bias = () if t.down_bias is None else (t.down_bias,)
+        self._emit(PlanExpertSum((each, routes), self._new(op.output), bias, *counts))
+
+    def _unnamed(self, kind: int, dim: int) -> int:
+        """A fresh buffer for what is no value of the graph."""
+        self.buffers.append(Buffer(kind, dim, self.gathering))
+        return len(self.buffers) - 1
 
     def _angles(self, rope: Rope) -> int:
         """The buffer of cos and sin of every position; all layers with this rope share it."""

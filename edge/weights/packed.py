@@ -11,6 +11,7 @@ The file is a GGUF (version 3), and the same reader is its trust boundary:
     edge.packed.whole      whether the arrays (the vocabulary) are in the file, so that it is
                            complete without its source
     edge.packed.types, .forms, .rows, .columns   of each tensor; rows 0: a vector, as float32
+    edge.packed.stacks     of each tensor: how many matrices of these rows it has; 0: it is one
     edge.packed.sums       two numbers for each SECTION of the data, by edge_checksum
     edge.packed.digest     SHA-256 of all bytes before the data, except its own 64 digits
     tensors                I8, (bytes,), each at a multiple of 64, in the order of use
@@ -24,6 +25,7 @@ load, before anything is used. They are fast enough, and also bring the file int
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import struct
 from collections.abc import Callable, Iterable
@@ -52,6 +54,7 @@ __all__ = [
     "PackedTensor",
     "describe_weight",
     "is_packed",
+    "packed_shape",
     "supported_types",
     "write",
 ]
@@ -77,7 +80,7 @@ class Item:
 
     name: str
     type: str
-    shape: tuple[int, ...]  # (n, k), or (k,)
+    shape: tuple[int, ...]  # (n, k), (k,), or (n_experts, n, k)
     form: str
     n_bytes: int
 
@@ -91,8 +94,22 @@ class PackedTensor(Item):
     data: memoryview
 
 
+def packed_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a tensor is packed: (k,), a vector of floats, or (n, k), a matrix.
+
+    Stacked matrices are one matrix of all their rows. Biases and norm weights are vectors, also
+    where there is a row for each expert or head. The gate of a shared expert is a matrix of one
+    row, which files have as a vector.
+    """
+    if name.endswith("gate_inp_shexp.weight"):
+        return (1, math.prod(shape))
+    if len(shape) == 1 or name.endswith((".bias", "_norm.weight")):
+        return (math.prod(shape),)
+    return math.prod(shape[:-1]), shape[-1]
+
+
 def describe_weight(type_name: str, shape: tuple[int, ...], form: str, weight: CData) -> None:
-    """Fill the edge_weight of a tensor of this type and shape when it is packed in this form.
+    """Fill the edge_weight of a tensor of this type and packed shape when it is in this form.
 
     Raises UnsupportedError for a type without a layout, NativeError for an impossible shape.
     """
@@ -216,19 +233,20 @@ class PackedFile:
     def _read_tensors(self) -> dict[str, PackedTensor]:
         source = list(self._gguf.tensors.values())
         columns = [self._get(key, list) for key in ("types", "forms", "rows", "columns")]
-        if any(len(column) != len(source) for column in columns):
+        columns.append(self.metadata.get(_PREFIX + "stacks", [0] * len(source)))
+        if any(type(column) is not list or len(column) != len(source) for column in columns):
             raise self._error("types", f"not one for each of {len(source)} tensors")
         weight, tensors = ffi.new("edge_weight *"), dict[str, PackedTensor]()
-        for tensor, kind, form, n, k in zip(source, *columns, strict=True):
+        for tensor, kind, form, n, k, stack in zip(source, *columns, strict=True):
             field = f"tensor {tensor.name!a:.100}"
-            is_typed = type(kind) is str and form in FORMS and type(n) is int and type(k) is int
-            if not is_typed or not 0 <= n < 1 << 31 or not 0 < k < 1 << 31:
+            is_typed = type(kind) is str and form in FORMS and {*map(type, (n, k, stack))} == {int}
+            if not is_typed or not (0 <= n < 1 << 31 and 0 < k < 1 << 31 and 0 <= stack < 1 << 31):
                 raise ModelFileError(
                     "its type, form or shape is wrong", path=self.path, field=field
                 )
-            shape = (n, k) if n else (k,)
+            shape = (stack, n, k) if n and stack else (n, k) if n else (k,)
             try:
-                describe_weight(kind, shape, form, weight)
+                describe_weight(kind, packed_shape(tensor.name, shape), form, weight)
             except EdgeError as e:
                 raise ModelFileError(str(e), path=self.path, field=field) from e
             if tensor.type != "I8" or tensor.shape != (weight.n_bytes,):
@@ -330,6 +348,7 @@ class Header:
             _strings(_PREFIX + "forms", [item.form for item in items]),
             _numbers(_PREFIX + "rows", [([0, *item.shape])[-2] for item in items]),
             _numbers(_PREFIX + "columns", [item.shape[-1] for item in items]),
+            _numbers(_PREFIX + "stacks", [([0, 0, *item.shape])[-3] for item in items]),
             _numbers(_PREFIX + "sums", sums),
             _entry(_PREFIX + "digest", STRING, _string("0" * 64)),
         ]

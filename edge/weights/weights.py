@@ -24,7 +24,15 @@ from edge.loading import LAYOUTS, Layout
 from edge.native import ALIGNMENT, PANEL_ROWS, CData, ffi, lib
 from edge.progress import Progress
 from edge.sizes import show
-from edge.weights.packed import FORMS, Item, PackedFile, describe_weight, padded, supported_types
+from edge.weights.packed import (
+    FORMS,
+    Item,
+    PackedFile,
+    describe_weight,
+    packed_shape,
+    padded,
+    supported_types,
+)
 
 __all__ = [
     "MappedWeights",
@@ -191,7 +199,9 @@ class Weights(ABC):
                     what=tensor.type,
                     supported=supported_types(),
                 )
-            describe_weight(tensor.type, tensor.shape, form, ffi.addressof(entry))
+            describe_weight(
+                tensor.type, packed_shape(name, tensor.shape), form, ffi.addressof(entry)
+            )
             self.n_bytes += padded(entry.n_bytes)
 
     def _savings(self) -> dict[int, int]:
@@ -199,10 +209,11 @@ class Weights(ABC):
         pair, savings = ffi.new("edge_weight[2]"), dict[int, int]()
         for i, name in enumerate(self.names):
             tensor = self._tensors[name]
-            if len(tensor.shape) != 2:
+            shape = packed_shape(name, tensor.shape)
+            if len(shape) != 2:
                 continue
             for form, weight in zip(FORMS, pair, strict=True):
-                describe_weight(tensor.type, tensor.shape, form, ffi.addressof(weight))
+                describe_weight(tensor.type, shape, form, ffi.addressof(weight))
             if pair[0].layout != pair[1].layout:
                 savings[i] = padded(pair[0].n_bytes) - padded(pair[1].n_bytes)
         return savings
@@ -266,8 +277,7 @@ class RawWeights(Weights):
         for i, name in enumerate(self.names):
             tensor = self._tensors[name]
             part = next(self._slices(i)).part
-            n_rows = part.n if len(tensor.shape) == 2 else 1
-            most = max(most, tensor.n_bytes // math.prod(tensor.shape[:-1]) * n_rows)
+            most = max(most, tensor.n_bytes * part.n * part.k // math.prod(tensor.shape))
         return most + SAMPLED_BYTES * len(self._source.tensors)
 
     def load(self, threads: CData, progress: Progress | None = None) -> None:
@@ -400,8 +410,7 @@ def pack_rows(tensor: Tensor, part: CData, first: int, threads: CData) -> None:
 
     Raises ModelFileError for NaN or infinity in these rows.
     """
-    n_rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
-    row_bytes = tensor.n_bytes // n_rows
+    row_bytes = tensor.n_bytes * part.k // math.prod(tensor.shape)
     start = first * row_bytes
     src = ffi.from_buffer("uint8_t[]", tensor.data[start : start + part.n * row_bytes])
     error = ffi.new("edge_error *")
@@ -420,11 +429,13 @@ def pack_rows(tensor: Tensor, part: CData, first: int, threads: CData) -> None:
 
 
 def _pack_vector(tensor: Tensor, part: CData, threads: CData) -> None:
-    """Pack a vector as a matrix of one row and unpack that: so it may have any type of matrices."""
-    row = ffi.new("edge_weight *")
-    describe_weight(tensor.type, (1, part.k), "fast", row)
+    """Pack each row as a matrix of one row and unpack that: so it may have any type of matrices."""
+    row, k = ffi.new("edge_weight *"), tensor.shape[-1]
+    describe_weight(tensor.type, (1, k), "fast", row)
     panel = np.empty(row.n_bytes + ALIGNMENT, np.uint8)
     panel = panel[-panel.ctypes.data % ALIGNMENT :]
     row.data = ffi.from_buffer("uint8_t[]", panel)
-    pack_rows(tensor, row, 0, threads)
-    native.check(lib.edge_weight_unpack(row, 0, 1, ffi.cast("float *", part.data)))
+    for i in range(part.k // k):
+        pack_rows(tensor, row, i, threads)
+        out = ffi.cast("float *", part.data + 4 * i * k)
+        native.check(lib.edge_weight_unpack(row, 0, 1, out))

@@ -48,6 +48,7 @@ void FN(rescale)(const float *, const float *, float, int64_t, float *);
 void FN(add)(const float *, const float *, int64_t, float *);
 void FN(multiply)(const float *, const float *, int64_t, float *);
 void FN(scale)(const float *, float, int64_t, float *);
+void FN(mix)(const mix_args *, int64_t, float *);
 void FN(rotate)(const rotate_args *, int64_t);
 void FN(store)(const store_args *);
 void FN(turn)(float *, int32_t);

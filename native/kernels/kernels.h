@@ -83,6 +83,16 @@ typedef struct {
     float alpha_p, alpha_n, beta, eps;
 } xielu_args;
 
+/* The outputs of a token's experts, and their weights. */
+typedef struct {
+    const float *x;         /* (columns, n) */
+    const int32_t *columns; /* (n_used), of this token */
+    const int32_t *experts; /* of each column */
+    const float *weights;   /* (n_used) */
+    int32_t n_used;
+    const float *bias; /* (experts, n), added to the columns first; NULL: none */
+} mix_args;
+
 struct edge_kernels {
     const char *name;
     int32_t tile; /* columns per tile of Q8 activations and of matmuls, at most MAX_TILE */
@@ -111,6 +121,8 @@ struct edge_kernels {
     void (*add)(const float *x, const float *y, int64_t n, float *out);
     void (*multiply)(const float *x, const float *y, int64_t n, float *out);
     void (*scale)(const float *x, float factor, int64_t n, float *out);
+    /* out[n] = sum of weight * (column + bias), in the order of the columns. */
+    void (*mix)(const mix_args *args, int64_t n, float *out);
     /* Rotates heads of row i. */
     void (*rotate)(const rotate_args *args, int64_t i);
     /* Writes to the page. Positions of a page come in order. */

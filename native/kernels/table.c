@@ -28,6 +28,7 @@ GUARDED(xielu, (const float *x, const xielu_args *args, int64_t n, float *out), 
 GUARDED(sparsify, (const float *x, float factor, int64_t k, float *out), x, factor, k, out)
 GUARDED(rescale, (const float *x, const float *y, float least, int64_t k, float *out), x, y, least,
         k, out)
+GUARDED(mix, (const mix_args *args, int64_t n, float *out), args, n, out)
 GUARDED(store, (const store_args *args), args)
 GUARDED(attention, (const attention_args *args, int64_t row0, int64_t row1), args, row0, row1)
 GUARDED(softmax, (const float *x, int64_t n, float *out), x, n, out)
@@ -56,6 +57,7 @@ const edge_kernels FN(kernels) = {
     .add = FN(add),
     .multiply = FN(multiply),
     .scale = FN(scale),
+    .mix = TABLE(mix),
     .rotate = FN(rotate),
     .store = TABLE(store),
     .attention = TABLE(attention),

@@ -259,6 +259,22 @@ void FN(scale)(const float *x, float factor, int64_t n, float *out) {
     }
 }
 
+void FN(mix)(const mix_args *a, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i += LANE_COUNT) {
+        const int lanes = lanes_left(n, i);
+        vf sum = vf_zero();
+        for (int32_t j = 0; j < a->n_used; j++) {
+            const int64_t column = a->columns[j];
+            vf x = vf_load_n(a->x + column * n + i, lanes);
+            if (a->bias != NULL) {
+                x = vf_add(x, vf_load_n(a->bias + a->experts[column] * n + i, lanes));
+            }
+            sum = vf_fma(vf_set1(a->weights[j]), x, sum);
+        }
+        vf_store_n(out + i, sum, lanes);
+    }
+}
+
 int32_t FN(all_finite)(const float *x, int64_t n) {
     vi most = vi_set1(0);
     for (int64_t i = 0; i < n; i += LANE_COUNT) {

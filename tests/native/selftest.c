@@ -353,6 +353,27 @@ static void test_vectors(void) {
     }
 }
 
+static void test_mix(void) {
+    enum { N_EXPERTS = 4, N_USED = 3, N_COLUMNS = 6 };
+    static const int sizes[] = {1, 15, 16, 33, 160};
+    static const int32_t columns[N_USED] = {4, 0, 2}, experts[N_COLUMNS] = {0, 0, 1, 1, 3, 3};
+    for (int i = 0; i < SIZE(sizes) * N_KINDS; i++) {
+        const int64_t n = sizes[i / N_KINDS];
+        const data_kind kind = i % N_KINDS;
+        begin("mix of %d, %s", (int)n, kind_names[kind]);
+        const mix_args args = {.x = random_floats(X, N_COLUMNS * n, kind),
+                               .columns = columns,
+                               .experts = experts,
+                               .weights = random_floats(WEIGHT, N_USED, USUAL),
+                               .n_used = N_USED,
+                               .bias = i % 2 ? random_floats(RESIDUAL, N_EXPERTS * n, kind) : NULL};
+        float *got = output(GOT, n), *want = output(WANT, n);
+        tested->mix(&args, n, got);
+        plain->mix(&args, n, want);
+        same_outputs(got, want, n);
+    }
+}
+
 static void test_finite(void) {
     static const float others[] = {NAN, INFINITY, -INFINITY};
     for (int n = 1; n < 40; n++) {
@@ -495,6 +516,7 @@ static void test_table(const edge_kernels *kernels) {
     test_matmuls();
     test_quantize();
     test_vectors();
+    test_mix();
     test_finite();
     test_rotate();
     test_caches();

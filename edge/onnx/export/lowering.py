@@ -18,6 +18,7 @@ from edge.graph import (
     Attention,
     Bias,
     Embed,
+    Experts,
     Gain,
     Gated,
     Graph,
@@ -30,6 +31,7 @@ from edge.graph import (
     RmsNorm,
     Rope,
     Rotate,
+    Route,
     Scale,
     Slice,
     Softcap,
@@ -121,6 +123,8 @@ class Lowering(ABC):
             case Slice():
                 n = self.graph.dims[op.output]
                 return self.part(inputs[0], op.first, op.first + n)
+            case Route() | Experts():
+                raise self.missing(op.kind)
             case _:
                 assert_never(op)
 
