@@ -44,7 +44,8 @@ def configured(t: Tiny) -> Any:
     m = {key.removeprefix(prefix): value for key, value in metadata(t).items()}
     common = hf_config(t, m, is_tied="output.weight" not in arch.tensors(t))
     own = arch.config(t, m) if hasattr(arch, "config") else {}
-    return getattr(transformers, arch.CONFIG)(**common | own)
+    name = arch.CONFIG(t) if callable(arch.CONFIG) else arch.CONFIG
+    return getattr(transformers, name)(**common | own)
 
 
 def state_of(t: Tiny) -> dict[str, np.ndarray]:

@@ -142,7 +142,6 @@ CHANGES = {  # what llama and phi3 do not do -> a value that asks for it
     "attn_logit_softcapping": 50.0,
     "embedding_length_out": 32,
     "embedding_scale": 12.0,
-    "expert_used_count": 2,
     "final_logit_softcapping": 30.0,
     "hidden_activation": "gelu",
     "logit_scale": 0.5,
@@ -388,24 +387,25 @@ def with_experts(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
     out = {}
     for name, shape in shapes.items():
         dense = name.removesuffix(".weight")
-        is_expert = dense.endswith(("ffn_gate", "ffn_up", "ffn_down"))
+        is_expert = dense.endswith(("ffn_up", "ffn_down"))
         out[f"{dense}_exps.weight" if is_expert else name] = (4, *shape) if is_expert else shape
     return out | {"blk.0.ffn_gate_inp.weight": (4, 64)}
 
 
 @pytest.mark.parametrize("stated", [True, False])
 def test_experts(stated: bool) -> None:
-    metadata, shapes = described()
+    """Of an architecture that has none."""
+    metadata, shapes = described(arch="phi3")
     if stated:
-        metadata |= {"llama.expert_count": 4, "llama.expert_used_count": 2}
+        metadata |= {"phi3.expert_count": 4, "phi3.expert_used_count": 2}
     with pytest.raises(UnsupportedError, match="4 experts" if stated else "_exps"):
         build(metadata, with_experts(shapes))
 
 
 def test_experts_that_are_not_there() -> None:
     with pytest.raises(UnsupportedError, match="8 experts"):
-        built({"expert_count": 8})
-    built({"expert_count": 0})
+        built({"expert_count": 8}, arch="phi3")
+    built({"expert_count": 0, "expert_used_count": 2})
 
 
 FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")}

@@ -14,7 +14,7 @@ from edge.graph import Graph
 from edge.models.common import Config, Ends, chain, decoder
 from edge.models.kinds import require_model
 
-_SHARED = ("common", "keys", "kinds")  # modules that are not an architecture
+_SHARED = ("common", "experts", "keys", "kinds")  # modules that are not an architecture
 #: Names that are spelled with a hyphen; their files have an underscore.
 _HYPHENATED = ("command-r", "ernie4_5-moe", "gpt-oss", "hunyuan-dense", "hunyuan-moe")
 _SPELLED = {name.replace("-", "_"): name for name in _HYPHENATED}

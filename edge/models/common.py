@@ -427,20 +427,31 @@ _EXACT = decimal.Context(prec=30)
 _TWO_PI = Decimal("6.283185307179586476925286766559")
 
 
-def _yarn_ramp(c: Config, n_rot: int, base: float) -> tuple[float, float]:
+def _yarn_ends(c: Config, n_rot: int, base: float) -> tuple[Decimal, Decimal]:
     """The pairs between which the frequencies change from unscaled to scaled: those that turn
     beta_fast and beta_slow times within the original context.
     """
-    keys = c.keys
-    original = original_context(c)
-    bounds = []
+    original, ends = original_context(c), []
     for key, default in (("fast", 32.0), ("slow", 1.0)):
-        turns = keys.number(f"rope.scaling.yarn_beta_{key}", default, least=1e-3, most=1e6)
+        turns = c.keys.number(f"rope.scaling.yarn_beta_{key}", default, least=1e-3, most=1e6)
         length = _EXACT.divide(Decimal(original), _EXACT.multiply(Decimal(turns), _TWO_PI))
         share = _EXACT.divide(_EXACT.ln(length), _EXACT.ln(Decimal(base)))
-        bounds.append(_EXACT.multiply(share, n_rot // 2))
-    low, high = math.floor(bounds[0]), math.ceil(bounds[1])
-    return max(0, low), min(n_rot - 1, high)
+        ends.append(_EXACT.multiply(share, n_rot // 2))
+    return ends[0], ends[1]
+
+
+def _yarn_ramp(c: Config, n_rot: int, base: float) -> tuple[float, float]:
+    """A ramp that begins and ends at whole pairs."""
+    low, high = _yarn_ends(c, n_rot, base)
+    return max(0, math.floor(low)), min(n_rot - 1, math.ceil(high))
+
+
+def unrounded(c: Config, rope: Rope) -> Rope:
+    """The same rotary embedding with YaRN's ramp from end to end, if it has one (gpt-oss)."""
+    if rope.ramp is None:
+        return rope
+    low, high = map(float, _yarn_ends(c, rope.n_rot, rope.base))
+    return replace(rope, ramp=(max(0.0, low), min(rope.n_rot - 1.0, high)))
 
 
 def _yarn_magnitude(keys: Keys, factor: float) -> float:

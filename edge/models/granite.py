@@ -30,5 +30,9 @@ def rope(g: Graph, c: Config) -> Rope | None:
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
     a = Attend(rope(g, c), Scores(window_of(c, i), c.attention_scale))
-    branch = c.keys.number("residual_scale", 0, least=0, most=1e4) or 1.0
-    return scaled_branches(g, x, i, c, a, branch)
+    return scaled_branches(g, x, i, c, a, branch_scale(c))
+
+
+def branch_scale(c: Config) -> float:
+    """What the result of each part of a layer is multiplied by."""
+    return c.keys.number("residual_scale", 0, least=0, most=1e4) or 1.0

@@ -50,25 +50,7 @@ READ = frozenset(
 HARMLESS = {
     key: why
     for why, keys in {
-        "of experts, and the file has none": (
-            "expert_chunk_feed_forward_length",
-            "expert_feed_forward_length",
-            "expert_gating_func",
-            "expert_group_count",
-            "expert_group_scale",
-            "expert_group_used_count",
-            "expert_shared_count",
-            "expert_shared_feed_forward_length",
-            "expert_weights_norm",
-            "expert_weights_scale",
-            "experts_per_group",
-            "interleave_moe_layer_step",
-            "leading_dense_block_count",
-            "moe_every_n_layers",
-            "moe_latent_size",
-            "router_logit_softcapping",
-            "swiglu_clamp_exp",
-        ),
+        "the width of the shared expert says it": ("expert_shared_count",),
         "how it was trained": ("rope.scaling.finetuned",),
         "of embeddings of whole texts": ("pooling_type", "classifier.output_labels"),
     }.items()
@@ -93,7 +75,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (0,),
     "embedding_length_per_layer_input": (0,),
     "embedding_scale": (0, 1),
-    "expert_used_count": (0,),
     "final_logit_softcapping": (0,),
     "hidden_activation": ("silu", "swish"),
     "logit_scale": (0, 1),
@@ -107,6 +88,27 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "swin_norm": (False,),
     "tensor_data_layout": ("reference", "Meta AI original pth"),
     "use_parallel_residual": (False,),
+}
+
+#: Keys of experts -> the values with which they change nothing; any value where a file has none.
+EXPERTS: dict[str, tuple[Any, ...]] = {
+    "expert_chunk_feed_forward_length": (0,),
+    "expert_feed_forward_length": (0,),
+    "expert_gating_func": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_group_scale": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_shared_feed_forward_length": (0,),
+    "expert_used_count": (0,),
+    "expert_weights_norm": (False,),
+    "expert_weights_scale": (0, 1),
+    "experts_per_group": (0, 1),
+    "interleave_moe_layer_step": (0, 1),
+    "leading_dense_block_count": (0,),
+    "moe_every_n_layers": (0, 1),
+    "moe_latent_size": (0,),
+    "router_logit_softcapping": (0,),
+    "swiglu_clamp_exp": (0,),
 }
 
 #: Keys that are not built -> the key whose value they must repeat.
@@ -294,7 +296,7 @@ class Keys:
                 "expert_count",
                 f"a mixture of {brief(n_experts)} experts, which is not built: take a dense model",
             )
-        for key, values in NEUTRAL.items():
+        for key, values in (NEUTRAL | (EXPERTS if n_experts != 0 else {})).items():
             if key not in self.own:
                 self.neutral(key, values)
         for key, other in SAME.items():
@@ -332,7 +334,7 @@ class Keys:
 
     def _unknown(self) -> list[str]:
         """The keys of the architecture that are in no table, with its name before them."""
-        known = READ | HARMLESS.keys() | NEUTRAL.keys() | SAME.keys() | self.own
+        known = READ | HARMLESS.keys() | NEUTRAL.keys() | EXPERTS.keys() | SAME.keys() | self.own
         prefix = f"{self.architecture}."
         fields = (field for field in self.metadata if field.startswith(prefix))
         return [field for field in fields if field.removeprefix(prefix) not in known]

@@ -6,8 +6,9 @@ converter would write them, and what model of `transformers` they are:
 - `CASES`: name -> `Case`, what is compared with `transformers`.
 - `tensors(t)`: GGUF name -> shape, or an array where any random numbers would not do.
 - `metadata(t)`: keys beyond those of `common.metadata`, or with other values; None: not written.
-- `CONFIG`: the configuration's class in `transformers`. `config(t, m)`: its arguments beyond those
-  of `common.hf_config`; m: all metadata, keys without the architecture's name.
+- `CONFIG`: the configuration's class in `transformers`, or a function of t that names it.
+  `config(t, m)`: its arguments beyond those of `common.hf_config`; m: all metadata, keys without
+  the architecture's name.
 - `NAMES`: tensors with a name in `transformers` that is not in `common.NAMES`. `PAIRED`: the
   converter reorders the rows of q and k so that neighbours are a pair. `PLUS_ONE`: it adds 1 to the
   weights of norms. `state(t, weights)`: all of this, where these three do not say it.
@@ -17,7 +18,8 @@ converter would write them, and what model of `transformers` they are:
 
 All but `CASES`, `tensors` and `CONFIG` may be left out.
 
-common  what the files share
+common   what the files share
+experts  what those with experts share
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from arches.common import Case
 _ALL = {
     module.name: importlib.import_module(f"arches.{module.name}")
     for module in pkgutil.iter_modules(__path__)
-    if module.name != "common"
+    if module.name not in ("common", "experts")
 }
 #: Name -> what is compared with `transformers`, of all architectures.
 CASES: dict[str, Case] = {name: case for arch in _ALL.values() for name, case in arch.CASES.items()}

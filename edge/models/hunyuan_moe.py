@@ -1,0 +1,24 @@
+"""Hunyuan-A13B: experts, and one that all tokens use; queries and keys are normed after the
+rotation.
+"""
+
+from __future__ import annotations
+
+from edge.graph import Graph, Scores
+from edge.models import experts
+from edge.models.common import Attend, Config, attention, rms, rope_of
+
+KEYS = experts.KEYS
+
+
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
+    """x: (tokens, dim) -> (tokens, dim). The width of an expert is `feed_forward_length`; files
+    state another `expert_feed_forward_length`, which their tensors do not have.
+    """
+    rope = rope_of(c, interleaved=False, factors=None)
+    a = Attend(rope, Scores(scale=c.attention_scale), norm="head", norm_last=True)
+    x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
+    h = rms(g, x, f"blk.{i}.ffn_norm", c)
+    routed = experts.routed(g, h, i, c, experts.Mixture(c.ffn[i]))
+    shared = experts.shared(g, h, i, c, experts.shared_width(c, c.ffn[i]))
+    return g.add(g.add(routed, shared), x)

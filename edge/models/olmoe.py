@@ -1,0 +1,24 @@
+"""OLMoE: experts; queries and keys are normed over all heads at once."""
+
+from __future__ import annotations
+
+from edge.graph import Graph, Scores
+from edge.models import experts
+from edge.models.common import Attend, Config, Ends, attention, rms, rope_of
+
+KEYS = experts.KEYS
+
+
+def layer(g: Graph, x: str, i: int, c: Config) -> str:
+    """x: (tokens, dim) -> (tokens, dim)."""
+    rope = rope_of(c, interleaved=False, factors=None)
+    a = Attend(rope, Scores(scale=c.attention_scale), norm="whole")
+    x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
+    h = rms(g, x, f"blk.{i}.ffn_norm", c)
+    width = experts.width(c, i, c.ffn[i])
+    return g.add(experts.routed(g, h, i, c, experts.Mixture(width, is_normed=False)), x)
+
+
+def ends(c: Config) -> Ends:
+    """The output head is a matrix of its own."""
+    return Ends(head="own")
