@@ -31,7 +31,7 @@ KEYS = {
     *("model", "file_bytes", "whole_bytes", "complete", "fits", "budget_bytes", "budget_stated"),
     *("needed_bytes", "parts", "context", "context_trained", "sessions", "kv", "kv_types"),
     "kv_groups",
-    *("layouts", "compact", "options", "rotary", "threads", "speed"),
+    *("layouts", "compact", "options", "rotary", "threads", "reads_per_token", "speed"),
 }
 PARTS = ["weights", "keys_and_values", "buffers", "logits", "tokenizer", "prompt"]
 PARTS += ["template", "history", "program", "packing"]
@@ -97,6 +97,18 @@ def test_text(tiny_gguf: Tiny) -> None:
         "threads: ",
     ):
         assert word in result.stdout
+
+
+def test_experts(tiny_gguf: Tiny) -> None:
+    """What a token reads of them is told apart from what they take."""
+    path = tiny_gguf("ernie4_5-moe", type="Q4_0")
+    reads = plan(path)["reads_per_token"]
+    assert 0 < reads["expert_bytes"] == reads["all_expert_bytes"] * 3 // 8
+    assert reads["expert_bytes"] < reads["weight_bytes"] < reads["all_expert_bytes"] * 2
+    assert "each token reads " in run("plan", str(path)).stdout
+    dense = tiny_gguf("llama")
+    assert plan(dense)["reads_per_token"]["expert_bytes"] == 0
+    assert "each token reads " not in run("plan", str(dense)).stdout
 
 
 def test_layer_groups(tiny_gguf: Tiny) -> None:

@@ -93,6 +93,7 @@ def _facts(
             ledger, description = file.ledger, file.description
             facts = {"model": name, **_file(file), **_memory(description)}
             facts |= {"rotary": _rotary(description), "threads": asdict(choice)}
+            facts["reads_per_token"] = _reads(description)
             facts["speed"] = _speed(description, choice.threads)
     return ledger, facts
 
@@ -159,6 +160,18 @@ def _rotary(description: Description) -> dict[str, Any] | None:
     return {"factors": chosen, "long_from_context": original + 1}
 
 
+def _reads(description: Description) -> dict[str, int]:
+    """Bytes of weights that a token reads, how many of them are of experts, and those of all."""
+    from edge.engine import predict
+
+    demand = predict.demand_of(description)
+    return {
+        "weight_bytes": demand.weights,
+        "expert_bytes": demand.experts,
+        "all_expert_bytes": demand.all_experts,
+    }
+
+
 def _speed(description: Description, threads: int) -> dict[str, Any] | str:
     """Predicted tokens per second by depth; a string says why there is no prediction."""
     from edge.engine import predict
@@ -211,6 +224,7 @@ def _lines(facts: dict[str, Any], stated: str | None) -> list[str]:
         context = row["largest_context"] or "none"
         lines.append(f"{name:<18}{row['bytes_per_token']:>12}{context:>18}")
     lines += _group_lines(facts["kv_groups"])
+    lines += _expert_lines(facts.get("reads_per_token"))
     return [*lines, *_rotary_lines(facts), "", *_speed_lines(facts["speed"])]
 
 
@@ -226,6 +240,18 @@ def _group_lines(groups: list[dict[str, Any]]) -> list[str]:
             f"{show(group['bytes']):>14}"
         )
     return lines
+
+
+def _expert_lines(reads: dict[str, int] | None) -> list[str]:
+    """What each token reads of a model with experts. reads: None: of graphs."""
+    if reads is None or not reads["all_expert_bytes"]:
+        return []
+    experts, dense = reads["expert_bytes"], reads["weight_bytes"] - reads["expert_bytes"]
+    return [
+        "",
+        f"each token reads {show(reads['weight_bytes'])} of weights: {show(dense)} that all tokens "
+        f"read, {show(experts)} of the experts' {show(reads['all_expert_bytes'])}",
+    ]
 
 
 def _rotary_lines(facts: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """How fast a model will decode on this machine, before it is loaded.
 
-A token reads all weights and the keys and values of the tokens before it, and each operation must
-be handed to the threads:
+A token reads all weights (but of experts only those that it uses) and the keys and values of the
+tokens before it, and each operation must be handed to the threads:
 
     seconds = weights / (WEIGHTS_SHARE * bandwidth) + cache / (CACHE_SHARES[type] * bandwidth)
               + operations * OP_SECONDS
@@ -25,7 +25,7 @@ from edge.device.cores import cpu_name
 from edge.device.machine import Machine
 from edge.disk.atomic import replacing
 from edge.disk.room import cache_dir
-from edge.engine.plan import Lowered, PlanGatedMatmul, PlanMatmul
+from edge.engine.plan import Lowered, PlanExpertMatmul, PlanGatedMatmul, PlanMatmul
 from edge.errors import EdgeError
 from edge.kv.shape import KVLayout
 
@@ -49,9 +49,13 @@ class Planned(Protocol):
 
 @dataclass(frozen=True)
 class Demand:
-    """What a decoded token needs. weights: bytes of weights that it reads; n_ops: operations."""
+    """What a decoded token needs. weights: bytes of weights that it reads; experts: how many of
+    them are of its experts; all_experts: bytes of all experts; n_ops: operations.
+    """
 
     weights: int
+    experts: int
+    all_experts: int
     n_ops: int
     kv: KVLayout
 
@@ -64,8 +68,14 @@ def demand_of(model: Planned) -> Demand:
     """The demand of a loaded or described model."""
     ops = model.lowered.ops
     matmuls = [op for op in ops if isinstance(op, (PlanMatmul, PlanGatedMatmul))]
-    weights = sum(model.weight_bytes(name) for op in matmuls for name in op.weights)
-    return Demand(weights, len(ops), model.kv)
+    dense = sum(model.weight_bytes(name) for op in matmuls for name in op.weights)
+    experts = all_experts = 0
+    for op in ops:
+        if isinstance(op, PlanExpertMatmul):
+            n_bytes = sum(map(model.weight_bytes, op.weights))
+            all_experts += n_bytes
+            experts += n_bytes * op.n_used // op.n_experts
+    return Demand(dense + experts, experts, all_experts, len(ops), model.kv)
 
 
 @dataclass(frozen=True)
