@@ -13,7 +13,7 @@ import refgraph
 from arches import CASES
 from onnxrun import Runner, write_npu
 from test_onnx_cpu import open_session
-from tiny import write_tiny
+from tiny import metadata, write_tiny
 
 from edge import models
 from edge.errors import UnsupportedError
@@ -24,10 +24,22 @@ N_TOKENS = 24
 #: In float32 both compute the same; norms of random weights make some logits large.
 CLOSE = 1e-3
 
-#: What dialect cpu lacks, by the case.
-LACKS_CPU: dict[str, str] = {}
-#: What dialect npu lacks: all its layers must see and rotate alike.
-LACKS_NPU = dict.fromkeys(("cohere2", "exaone4-window", "exaone4-64-layers"), "dialect npu")
+#: What both dialects lack, by the case: experts.
+LACKS = {
+    name: "route"
+    for name, case in CASES.items()
+    if f"{case.model.arch}.expert_count" in metadata(case.model)
+}
+#: What dialect cpu lacks.
+LACKS_CPU = LACKS | dict.fromkeys(("gpt-oss", "gpt-oss-yarn"), "sinks of an attention")
+#: What dialect npu lacks: all its layers must see and rotate alike, and norm before they rotate.
+LACKS_NPU = LACKS | dict.fromkeys(
+    (
+        *("cohere2", "exaone4-window", "exaone4-64-layers", "gpt-oss", "gpt-oss-yarn"),
+        *("hunyuan-moe", "hunyuan-moe-untied"),
+    ),
+    "dialect npu",
+)
 
 
 def by_cpu(path: Path, folder: Path, tokens: list[int]) -> np.ndarray:
