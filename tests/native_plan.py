@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from edge import native
-from edge.engine.plan import F32, LOGITS, Q8
+from edge.engine.ops import F32, LOGITS, Q8
 from edge.files.tensor_types import TYPE_NUMBERS
 from edge.native import ffi, lib
 from edge.weights.weights import supported_types

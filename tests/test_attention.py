@@ -14,7 +14,7 @@ from native_plan import Plan, Spec, evaluate, on_all_isas, vector
 from test_kernels import EXTREMES, normal
 
 from edge import graph, native
-from edge.engine.plan import F32
+from edge.engine.ops import F32
 from edge.kv.shape import kv_types
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]

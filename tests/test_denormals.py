@@ -26,7 +26,8 @@ from test_kernels import (
     wide,
 )
 
-from edge.engine.plan import F32, Q8, Q8X2, _number_of
+from edge.engine.ops import F32, Q8, Q8X2
+from edge.engine.plan import _number_of
 from edge.graph import Activation, GateActivation
 from edge.kv.shape import kv_types
 

@@ -21,6 +21,7 @@ from edge import native
 from edge.device import memory
 from edge.engine import plan
 from edge.engine.engine import Engine
+from edge.engine.ops import LOGITS
 from edge.errors import (
     ContextError,
     InputError,
@@ -53,7 +54,7 @@ def native_value(engine: Engine, tokens: list[int], n_ops: int, buffer: int) -> 
     step.tokens, step.logits = ids, floats(logits)
     native.check(lib.edge_run(engine._plan, engine._threads, cache.handle, step, error), error)
     b = engine.lowered.buffers[buffer]
-    if b.kind == plan.LOGITS:
+    if b.kind == LOGITS:
         return logits
     out = np.empty((2 if b.logit_rows else len(tokens), b.dim), np.float32)
     native.check(lib.edge_plan_read(engine._plan, buffer, len(out), floats(out)))

@@ -19,7 +19,7 @@ from test_models import built
 from edge.engine import predict
 from edge.engine.describe import describe, pack
 from edge.engine.engine import Engine
-from edge.engine.plan import F32, LOGITS, Q8
+from edge.engine.ops import F32, LOGITS, Q8
 from edge.errors import EdgeError, ModelFileError, NativeError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph import Route

@@ -28,7 +28,8 @@ from native_plan import (
 from test_refmath import SIZES, n_halves, random_blocks, set_half
 
 from edge import native
-from edge.engine.plan import F32, LOGITS, Q8, Q8X2, _number_of
+from edge.engine.ops import F32, LOGITS, Q8, Q8X2
+from edge.engine.plan import _number_of
 from edge.errors import NativeError
 from edge.graph import Activation, GateActivation
 from edge.native import lib

@@ -29,20 +29,17 @@ from test_models import built
 
 from edge import native
 from edge.engine.engine import Engine
-from edge.engine.plan import (
+from edge.engine.ops import (
     F32,
     LOGITS,
     Q8,
     Q8X2,
     Buffer,
-    Lowered,
     PlanMatmul,
     PlanNorm,
     PlanOp,
-    _lay_out,
-    _number_of,
-    lower,
 )
+from edge.engine.plan import Lowered, _lay_out, _number_of, lower
 from edge.errors import NativeError
 from edge.graph import Activation, GateActivation, Graph, Heads, Rope
 from edge.native import ffi, lib

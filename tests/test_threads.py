@@ -20,7 +20,7 @@ from test_kernels import moderate, normal
 from edge import native
 from edge.device.cores import Choice
 from edge.engine.engine import Engine
-from edge.engine.plan import F32, LOGITS
+from edge.engine.ops import F32, LOGITS
 from edge.errors import CancelledError, NativeError
 from edge.native import ffi, lib
 from edge.native.cancel import Cancel

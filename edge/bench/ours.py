@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import edge
 from edge.bench.runner import Case
 from edge.engine.engine import Engine
-from edge.engine.plan import PlanGatedMatmul, PlanMatmul
+from edge.engine.ops import PlanGatedMatmul, PlanMatmul
 from edge.loading import Loading
 from edge.model import open_described
 from edge.progress import Progress

@@ -24,7 +24,7 @@ from edge import native
 from edge.device.cores import Cores
 from edge.device.machine import buffer_bytes, largest_cache, written
 from edge.device.memory import anonymous
-from edge.engine.plan import F32, Q8
+from edge.engine.ops import F32, Q8
 from edge.native import ffi, lib
 from edge.weights.packed import describe_weight
 

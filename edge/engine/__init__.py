@@ -1,6 +1,7 @@
 """The native engine: a graph planned, packed and run.
 
-    plan.py      the graph as native ops and buffers
+    ops.py       the native ops, and their buffers
+    plan.py      the graph as native ops
     ledger.py    the memory that a model takes
     predict.py   how fast a model will be
     describe.py  a file described: its graph, plan and ledger

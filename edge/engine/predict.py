@@ -25,7 +25,8 @@ from edge.device.cores import cpu_name
 from edge.device.machine import Machine
 from edge.disk.atomic import replacing
 from edge.disk.room import cache_dir
-from edge.engine.plan import Lowered, PlanExpertMatmul, PlanGatedMatmul, PlanMatmul
+from edge.engine.ops import PlanExpertMatmul, PlanGatedMatmul, PlanMatmul
+from edge.engine.plan import Lowered
 from edge.errors import EdgeError
 from edge.kv.shape import KVLayout
 

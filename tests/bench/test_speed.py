@@ -14,7 +14,7 @@ import pytest
 from native_plan import COMPACT_TYPES, TYPES, Plan, Spec, packed, vector
 
 from edge import native
-from edge.engine.plan import F32, Q8
+from edge.engine.ops import F32, Q8
 from edge.native import lib
 
 pytestmark = pytest.mark.native
