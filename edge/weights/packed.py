@@ -97,13 +97,13 @@ class PackedTensor(Item):
 def packed_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in which a tensor is packed: (k,), a vector of floats, or (n, k), a matrix.
 
-    Stacked matrices are one matrix of all their rows. Biases and norm weights are vectors, also
-    where there is a row for each expert or head. The gate of a shared expert is a matrix of one
-    row, which files have as a vector.
+    Stacked matrices are one matrix of all their rows. Biases are vectors, also where there is a row
+    for each expert; the weights of a norm with a row for each head are a matrix. The gate of a
+    shared expert is a matrix of one row, which files have as a vector.
     """
     if name.endswith("gate_inp_shexp.weight"):
         return (1, math.prod(shape))
-    if len(shape) == 1 or name.endswith((".bias", "_norm.weight")):
+    if len(shape) == 1 or name.endswith(".bias"):
         return (math.prod(shape),)
     return math.prod(shape[:-1]), shape[-1]
 
