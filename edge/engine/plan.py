@@ -132,6 +132,8 @@ class _Lowering:
                 self.readers.setdefault(value, []).append(op)
         attentions = [i for i, op in enumerate(graph.ops) if isinstance(op, Attention)]
         self.last_attention = attentions[-1] if attentions else -1
+        behind = graph.ops[self.last_attention + 1 :] if attentions else []
+        self.gathered = {value for op in behind for value in op.inputs}
         self.gathering = False  # behind the last attention: only rows whose logits are wanted
         self.buffer_of: dict[tuple[str, int, bool], int] = {}  # value, kind, logit rows -> buffer
         self.angles: dict[Rope, int] = {}
@@ -266,12 +268,16 @@ class _Lowering:
                 assert_never(op)
 
     def _norm(self, op: RmsNorm | LayerNorm) -> None:
-        """Quantise in the same op where every reader is a matmul that takes this form."""
+        """Quantise in the same op where every reader is a matmul that takes this form. Rows are
+        gathered as floats: a value that is read on both sides of the last attention stays so.
+        """
         forms = {
             self._form(reader, weight) if isinstance(reader, Matmul) else F32
             for reader in self.readers.get(op.output, [])
             for weight in reader.weights or ("",)
         }
+        if not self.gathering and op.output in self.gathered:
+            forms.add(F32)
         source = self._get(op.inputs[0])
         output = self._new(op.output, forms.pop() if len(forms) == 1 else F32)
         self._emit(PlanNorm((source,), output, op.weights, op.eps, isinstance(op, LayerNorm)))
