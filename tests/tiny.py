@@ -60,7 +60,8 @@ def metadata(t: Tiny) -> dict[str, Any]:
     own = arch.metadata(t) if hasattr(arch, "metadata") else {}
     keys = common.metadata(t) | own
     out = {whole_key(t, key): value for key, value in keys.items() if value is not None}
-    return out | dict(t.extra)
+    lists = {key: list(value) for key, value in t.extra if isinstance(value, tuple)}
+    return out | dict(t.extra) | lists
 
 
 def whole_key(t: Tiny, key: str) -> str:

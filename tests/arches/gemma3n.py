@@ -40,7 +40,7 @@ SPARSE = {0.95: 1.6448533535003662, 0.5: 0.0, 0.25: -0.6744897365570068, 0.0: -f
 def extra(shares: list[float], n_shared: int, input_dim: int) -> tuple[tuple[str, Any], ...]:
     """`Tiny.extra`."""
     return (
-        ("gemma3n.activation_sparsity_scale", [SPARSE[share] for share in shares]),
+        ("gemma3n.activation_sparsity_scale", tuple(SPARSE[share] for share in shares)),
         ("gemma3n.attention.shared_kv_layers", n_shared),
         ("gemma3n.embedding_length_per_layer_input", input_dim),
     )

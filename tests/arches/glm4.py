@@ -17,7 +17,7 @@ NAMES = {
 }
 
 #: As GLM-4.1V: with the sections of positions in pictures.
-SECTIONS = (("glm4.rope.dimension_sections", [1, 2, 1, 0]),)
+SECTIONS = (("glm4.rope.dimension_sections", (1, 2, 1, 0)),)
 CASES = {
     "glm4": Case(Tiny("glm4", seed=1, n_rot=8, tied=False)),
     "glm4-sections": Case(Tiny("glm4", seed=2, n_rot=8, extra=SECTIONS)),
