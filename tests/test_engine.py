@@ -308,9 +308,13 @@ def test_head_size_that_the_kernels_do_not_know(tiny_gguf: Callable[..., Path]) 
 
 
 def test_type_without_a_layout(tiny_gguf: Callable[..., Path]) -> None:
-    with pytest.raises(UnsupportedError, match="is NVFP4, which is not built") as caught:
-        Engine.load(tiny_gguf(type="NVFP4", ffn=128))
-    assert caught.value.what == "NVFP4" and "Q4_0" in caught.value.supported
+    path = tiny_gguf(type="F32")
+    content, name = path.read_bytes(), b"blk.1.ffn_up.weight"
+    at = content.index(name) + len(name) + 4 + 2 * 8
+    path.write_bytes(content[:at] + bytes([26]) + content[at + 1 :])
+    with pytest.raises(UnsupportedError, match="is I32, which is not built") as caught:
+        Engine.load(path)
+    assert caught.value.what == "I32" and "Q4_0" in caught.value.supported
 
 
 # ---- the environment -----------------------------------------------------------------------------

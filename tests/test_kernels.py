@@ -404,8 +404,8 @@ def test_bias(sizes: tuple[int, ...], first: int) -> None:
 @pytest.mark.parametrize("dim", [1, 17, 300])
 def test_products(dim: int) -> None:
     x, y = normal(9, dim), normal(9, dim, seed=1)
-    np.testing.assert_array_equal(by_row("gain", x, [vector(y[0])]), x * y[0])
-    np.testing.assert_array_equal(by_row("gain", x, [vector(y[0, :1])]), x * y[0, :1])
+    np.testing.assert_array_equal(by_row("gain", x, [vector(y[0])], n=x.shape[1]), x * y[0])
+    np.testing.assert_array_equal(by_row("gain", x, [vector(y[0, :1])], n=x.shape[1]), x * y[0, :1])
     np.testing.assert_array_equal(by_row("multiply", x, y=y), x * y)
     np.testing.assert_array_equal(by_row("multiply", x, y=y[:, :1]), x * y[:, :1])
     factor = np.float32(0.3)

@@ -31,12 +31,20 @@ LACKS = {
     if f"{case.model.arch}.expert_count" in metadata(case.model)
 }
 #: What dialect cpu lacks.
-LACKS_CPU = LACKS | dict.fromkeys(("gpt-oss", "gpt-oss-yarn"), "sinks of an attention")
+LACKS_CPU = (
+    LACKS
+    | dict.fromkeys(("gpt-oss", "gpt-oss-yarn"), "sinks of an attention")
+    | dict.fromkeys(("gemma3n", "gemma3n-25-layers"), "a stack of matrices")
+    | {"gemma4": "keys and values of another layer"}
+)
 #: What dialect npu lacks: all its layers must see and rotate alike, and norm before they rotate.
 LACKS_NPU = LACKS | dict.fromkeys(
     (
         *("cohere2", "exaone4-window", "exaone4-64-layers", "gpt-oss", "gpt-oss-yarn"),
-        *("hunyuan-moe", "hunyuan-moe-untied"),
+        *("gemma2", "gemma2-defaults", "gemma3", "gemma3n", "gemma3n-25-layers", "gemma4"),
+        *("gemma4-keys", "granite-nope", "hunyuan-dense", "hunyuan-dense-alpha", "hunyuan-moe"),
+        *("hunyuan-moe-untied", "olmo2-windows", "smollm3", "smollm3-untied"),
+        *("mistral3", "mistral3-magnitude"),
     ),
     "dialect npu",
 )

@@ -380,7 +380,7 @@ def every_op() -> Spec:
     heads = {"column": 2, "n_heads": 2, "head_dim": 7, "eps": 1e-5}
     spec.op("head_norm", (g,), g, [rows_weight(normal(2, 7))], **heads)
     spec.op("bias", (g,), g, [vector(normal(5)), vector(normal(8))], column=3)
-    spec.op("gain", (g,), g, [vector(normal(16))])
+    spec.op("gain", (g,), g, [vector(normal(16))], n=16)
     spec.op("scale", (g,), g, scale=0.5)
     spec.op("activate", (g,), g, activation=1)
     spec.op("xielu", (g,), g, alpha_p=0.7, alpha_n=0.6, beta=0.5, eps=-1e-6)

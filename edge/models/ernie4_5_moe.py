@@ -7,7 +7,7 @@ from edge.models import experts
 from edge.models.common import Attend, Config, attention, gated_mlp, rms, rope_of
 
 _DENSE, _STEP = "leading_dense_block_count", "interleave_moe_layer_step"
-KEYS = (*experts.KEYS, _DENSE, _STEP)
+KEYS = (*experts.KEYS, experts.SHARED, _DENSE, _STEP)
 
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:

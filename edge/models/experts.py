@@ -21,11 +21,12 @@ KEYS = (
     "expert_count",
     "expert_feed_forward_length",
     "expert_gating_func",
-    "expert_shared_feed_forward_length",
     "expert_used_count",
     "expert_weights_norm",
     "expert_weights_scale",
 )
+#: The key that `shared_width` reads.
+SHARED = "expert_shared_feed_forward_length"
 
 #: `expert_gating_func`: how a router's numbers become scores.
 _SCORES: dict[int, Score] = {1: "softmax", 2: "given", 3: "softmax_of_chosen"}
@@ -112,5 +113,4 @@ def shared_width(c: Config, default: int = 0) -> int:
     """The width of the shared expert; 0: there is none. default: where the metadata does not say,
     or says 0.
     """
-    key = "expert_shared_feed_forward_length"
-    return c.keys.whole(key, 0, least=0, most=MAX_DIM) or default
+    return c.keys.whole(SHARED, 0, least=0, most=MAX_DIM) or default

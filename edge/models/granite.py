@@ -8,7 +8,8 @@ from __future__ import annotations
 from edge.graph import Graph, Rope, Scores
 from edge.models.common import Attend, Config, Ends, divisors, rope_of, scaled_branches, window_of
 
-KEYS = ("embedding_scale", "logit_scale", "residual_scale", "rope.scaling.finetuned")
+SCALES = ("embedding_scale", "logit_scale", "residual_scale")
+KEYS = (*SCALES, "rope.scaling.finetuned")
 
 
 def ends(c: Config) -> Ends:

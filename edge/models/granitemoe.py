@@ -6,7 +6,7 @@ from edge.graph import Graph, Scores
 from edge.models import experts, granite
 from edge.models.common import Attend, Config, attention, divisors, rms, rope_of, window_of
 
-KEYS = (*experts.KEYS, *granite.KEYS)
+KEYS = (*experts.KEYS, experts.SHARED, *granite.SCALES)
 ends = granite.ends
 
 

@@ -8,7 +8,7 @@ from edge.graph import Graph, Scores
 from edge.models import experts
 from edge.models.common import Attend, Config, attention, rms, rope_of
 
-KEYS = experts.KEYS
+KEYS = (*experts.KEYS, experts.SHARED)
 
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:

@@ -6,7 +6,7 @@ from edge.graph import Graph, Rope, Scores
 from edge.models import experts
 from edge.models.common import Attend, Config, Ends, attention, rms, rope_of
 
-KEYS = experts.KEYS
+KEYS = (*experts.KEYS, experts.SHARED)
 
 
 def rope(c: Config) -> Rope:

@@ -156,6 +156,8 @@ class Lowering(ABC):
 
     def lower_matmul(self, op: Matmul, x: str) -> str:
         """[W0 x | W1 x | ...]."""
+        if any(len(self.model.tensors[name].shape) > 2 for name in op.weights):
+            raise self.missing("a stack of matrices")
         return self.linears.apply(self.g, x, op)
 
     def lower_layer_norm(self, op: LayerNorm, x: str) -> str:
