@@ -9,12 +9,12 @@ from edge.models import experts
 from edge.models.common import Attend, Config, attention, rms, rope_of
 
 KEYS = (*experts.KEYS, experts.SHARED)
+#: Files state another width than their tensors have, which is `feed_forward_length`.
+IGNORED = ("expert_feed_forward_length",)
 
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
-    """x: (tokens, dim) -> (tokens, dim). The width of an expert is `feed_forward_length`; files
-    state another `expert_feed_forward_length`, which their tensors do not have.
-    """
+    """x: (tokens, dim) -> (tokens, dim)."""
     rope = rope_of(c, interleaved=False, factors=None)
     a = Attend(rope, Scores(scale=c.attention_scale), norm="head", norm_last=True)
     x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
