@@ -57,8 +57,8 @@ def write_optimum(
         facts = {
             "model_type": config.architecture,
             "max_position_embeddings": config.n_context_train,
-            "num_attention_heads": config.n_heads,
-            "num_key_value_heads": config.n_kv_heads,
+            "num_attention_heads": config.heads[0].n_heads,
+            "num_key_value_heads": config.heads[0].n_kv_heads,
             "hidden_size": config.dim,
             "bos_token_id": vocabulary.bos_id,
             "eos_token_id": vocabulary.eos_id,

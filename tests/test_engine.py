@@ -307,9 +307,9 @@ def test_head_size_that_the_kernels_do_not_know(tiny_gguf: Callable[..., Path]) 
         Engine.load(tiny_gguf(dim=96, n_heads=4, n_kv_heads=2))
 
 
-def test_type_without_a_layout(tiny_gguf: Callable[..., Path]) -> None:
-    path = tiny_gguf(type="F32")
-    content, name = path.read_bytes(), b"blk.1.ffn_up.weight"
+def test_type_without_a_layout(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    content, name = tiny_gguf(type="F32").read_bytes(), b"blk.1.ffn_up.weight"
+    path = tmp_path / "m.gguf"
     at = content.index(name) + len(name) + 4 + 2 * 8
     path.write_bytes(content[:at] + bytes([26]) + content[at + 1 :])
     with pytest.raises(UnsupportedError, match="is I32, which is not built") as caught:

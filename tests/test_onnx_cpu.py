@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import refgraph
 from edge import models
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Gated
 from edge.onnx.export import cpu
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -204,13 +202,3 @@ def test_heads_that_the_kernel_does_not_have(
     path = tiny_gguf("llama", head_dim=24)
     with pytest.raises(UnsupportedError, match="heads of 24: dialect cpu has multiples of 16"):
         Exported(path, tmp_path / "out")
-
-
-def test_an_activation_without_a_form(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
-    with GGUF.open(tiny_gguf()) as model:
-        shapes = {t.name: t.shape for t in model.tensors.values()}
-        graph, config = models.build(model.metadata, shapes)
-        i, op = next((i, op) for i, op in enumerate(graph.ops) if isinstance(op, Gated))
-        graph.ops[i] = dataclasses.replace(op, activation="relu")
-        with pytest.raises(UnsupportedError, match="relu has no ONNX form"):
-            cpu.write(model, graph, config, tmp_path, lambda op: None)

@@ -13,6 +13,7 @@ from edge.errors import ContextError, InputError
 from edge.native.cancel import Cancel
 from edge.session.request import Request
 from edge.session.results import Piece
+from edge.session.sampler import SamplingOptions
 from edge.session.stream import Stream
 from edge.session.transcript import Transcript
 
@@ -97,7 +98,8 @@ def test_a_stream_needs_no_session() -> None:
         yield
         log.append("let go")
 
-    stream = Stream(Request(), [1, 2], Cancel(), steps, hold)
+    request = Request(sampling=SamplingOptions().settled())
+    stream = Stream(request, [1, 2], Cancel(), steps, hold)
     assert next(stream).token == 1 and log == ["hold", "step 1", "let go"]
     done = stream.finish()
     assert (done.text, done.tokens, done.finish_reason) == ("12", (1, 2), "stop")
