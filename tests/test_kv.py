@@ -35,9 +35,8 @@ def engine(tiny_gguf: Callable[..., Path]) -> Iterator[Engine]:
 
 def test_bytes_are_of_whole_pages(engine: Engine) -> None:
     c = engine.config
-    per_token = (
-        2 * c.n_layers * c.heads[0].n_kv_heads * c.heads[0].head_dim * 2
-    )  # keys and values, float16
+    heads = c.heads[0]
+    per_token = 2 * c.n_layers * heads.n_kv_heads * heads.head_dim * 2  # keys, values, float16
     for tokens, pages in [(0, 0), (1, 1), (64, 1), (65, 2), (256, 4)]:
         assert engine.cache_bytes(tokens) == pages * 64 * per_token
 
