@@ -25,7 +25,6 @@ from edge.files.gguf import GGUF
 from edge.graph import Route
 from edge.models import build
 from edge.native import ffi, lib
-from edge.onnx.export.export import Recipe, export
 from edge.weights.model_file import open_model
 
 Tiny = Callable[..., Path]
@@ -446,12 +445,6 @@ def test_a_token_reads_the_experts_that_it_uses(tiny_gguf: Tiny) -> None:
     )
     head = described.weight_bytes("token_embd.weight")
     assert demand.weights == dense + head + demand.experts
-
-
-@pytest.mark.parametrize("dialect", ["cpu", "npu"])
-def test_onnx_says_which_op_it_lacks(tiny_gguf: Tiny, tmp_path: Path, dialect: Any) -> None:
-    with pytest.raises(UnsupportedError, match="the model needs route"):
-        export(tiny_gguf(ARCH), tmp_path / "onnx", Recipe(dialect, context=64))
 
 
 EXPERTS = {"arch": ARCH, "n_layers": 2}
