@@ -270,7 +270,7 @@ typedef enum {
     EDGE_N_OPS
 } edge_op_kind;
 
-/* Formulas: edge/graph.py. The last one is of GATED and GATED_MATMUL only. */
+/* Formulas: edge/graph/ops.py. The last one is of GATED and GATED_MATMUL only. */
 typedef enum {
     EDGE_ACTIVATION_SILU = 0,
     EDGE_ACTIVATION_GELU_TANH,
@@ -301,14 +301,14 @@ typedef struct {
     int32_t activation; /* edge_activation */
     float eps;
     int32_t centred;              /* 1: norms subtract the mean */
-    float base, scale, magnitude; /* rotary: see edge/graph.py */
+    float base, scale, magnitude; /* rotary: see edge/graph/ops.py */
     float attention_scale;        /* of scores; 0: 1 / sqrt(head_dim) */
     float softcap;                /* of SOFTCAP, and of an attention's scores; 0: none */
-    float alpha_p, alpha_n, beta; /* of XIELU: see edge/graph.py; beta of TEMPERATURE, too */
+    float alpha_p, alpha_n, beta; /* of XIELU: see edge/graph/ops.py; beta of TEMPERATURE, too */
     int32_t n;                    /* how many elements GAIN, TEMPERATURE and SPARSIFY change */
     int32_t length;               /* of TEMPERATURE */
     int32_t has_ramp;          /* 1: the rotary frequencies are scaled by a ramp over the pairs, */
-    float ramp_low, ramp_high; /* see edge/graph.py */
+    float ramp_low, ramp_high; /* see edge/graph/ops.py */
     int32_t n_experts, n_used;
     int32_t score;      /* edge_score */
     int32_t is_normed;  /* 1: the weights of a token's experts are divided by their sum */

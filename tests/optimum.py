@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from edge import models
 from edge.files.gguf import GGUF
-from edge.graph import Attention, Embed, Matmul, RmsNorm, Rope, Rotate
+from edge.graph.ops import Attention, Embed, Matmul, RmsNorm, Rope, Rotate
 from edge.onnx.export import config as beside
 from edge.onnx.export.lowering import Lowering, rotations
 from edge.onnx.export.writer import GraphWriter

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import refmath
 
-from edge.graph import (
+from edge.graph.graph import Graph
+from edge.graph.ops import (
     Activate,
     Activation,
     Add,
@@ -24,7 +25,6 @@ from edge.graph import (
     Experts,
     Gain,
     Gated,
-    Graph,
     HeadNorm,
     LayerNorm,
     Matmul,

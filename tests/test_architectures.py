@@ -8,7 +8,7 @@ import pytest
 from test_models import built, described
 
 from edge.errors import ModelFileError, UnsupportedError
-from edge.graph import Attention, Gated, Matmul, Rotate, Xielu
+from edge.graph.ops import Attention, Gated, Matmul, Rotate, Xielu
 from edge.models import build
 
 

@@ -13,8 +13,9 @@ import refmath
 from native_plan import Plan, Spec, evaluate, on_all_isas, vector
 from test_kernels import EXTREMES, normal
 
-from edge import graph, native
+from edge import native
 from edge.engine.ops import F32
+from edge.graph import ops
 from edge.kv.shape import kv_types
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]
@@ -81,10 +82,10 @@ class Heads:
 
     def exact(self, x: np.ndarray) -> np.ndarray:
         """By the referee, in float64 with a float16 cache."""
-        heads = graph.Heads(self.n, self.n_kv, self.dim)
+        heads = ops.Heads(self.n, self.n_kv, self.dim)
         weights = {"sinks": self.sink_scores.astype("f8")} if self.has_sinks else {}
         scores = (self.window, self.scale, self.softcap)
-        op = graph.Attention((), "", tuple(weights), 0, heads, *scores)
+        op = ops.Attention((), "", tuple(weights), 0, heads, *scores)
         run = refgraph.Run(np.arange(len(x)), weights, {}, np.float16)
         return refgraph.attention(run, op, x.astype(np.float64))
 
@@ -155,7 +156,7 @@ def test_store_rotates_queries_and_keys(n_rot: int, interleaved: bool) -> None:
         plan.run(range(70))
         return plan.read(source, 70)
 
-    op = graph.Rotate((), "", (), 4, 32, graph.Rope(n_rot, 1e4, interleaved))
+    op = ops.Rotate((), "", (), 4, 32, ops.Rope(n_rot, 1e4, interleaved))
     state = refgraph.Run(np.arange(70), {}, {}, np.float16)
     got = on_all_isas(run)
     np.testing.assert_allclose(got, refgraph.rope(state, op, x.astype("f8")), rtol=1e-5, atol=2e-6)
@@ -178,7 +179,7 @@ def test_rotate_in_place(n_heads: int, n_rot: int, interleaved: bool) -> None:
         spec.op("rotate", (source, angles), source, n_heads=n_heads, head_dim=32, **rotary)
         return evaluate(spec, source, 70)
 
-    op = graph.Rotate((), "", (), n_heads, 32, graph.Rope(n_rot, 1e4, interleaved))
+    op = ops.Rotate((), "", (), n_heads, 32, ops.Rope(n_rot, 1e4, interleaved))
     state = refgraph.Run(np.arange(70), {}, {}, np.float16)
     got = on_all_isas(run)
     np.testing.assert_allclose(got, refgraph.rope(state, op, x.astype("f8")), rtol=1e-5, atol=2e-6)
@@ -188,7 +189,7 @@ def test_rotate_in_place(n_heads: int, n_rot: int, interleaved: bool) -> None:
 @pytest.mark.parametrize("low, high", [(0, 0), (0, 15), (3, 3), (2, 9), (2.5, 9.25), (9, 2)])
 def test_angles_of_a_ramp(low: float, high: float) -> None:
     x = normal(70, 32)
-    rope = graph.Rope(32, 1e4, False, scale=0.125, magnitude=1.25, ramp=(low, high))
+    rope = ops.Rope(32, 1e4, False, scale=0.125, magnitude=1.25, ramp=(low, high))
 
     def run(isa: str) -> np.ndarray:
         spec = Spec(isa, max_tokens=70)
@@ -199,7 +200,7 @@ def test_angles_of_a_ramp(low: float, high: float) -> None:
         spec.op("rotate", (source, angles), source, n_heads=1, head_dim=32, n_rot=32)
         return evaluate(spec, source, 70)
 
-    op = graph.Rotate((), "", (), 1, 32, rope)
+    op = ops.Rotate((), "", (), 1, 32, rope)
     state = refgraph.Run(np.arange(70), {}, {}, np.float16)
     want = refgraph.rope(state, op, x.astype("f8"))
     np.testing.assert_allclose(on_all_isas(run), want, rtol=1e-5, atol=2e-6)
@@ -215,7 +216,7 @@ def test_temperature_of_far_positions() -> None:
         return evaluate(spec, source, 70)
 
     got = on_all_isas(run)
-    want = refgraph.temperature(graph.Temperature((), "", (), 33, 0.5, 16), x)
+    want = refgraph.temperature(ops.Temperature((), "", (), 33, 0.5, 16), x)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_array_equal(got[:16], x[:16])
     np.testing.assert_array_equal(got[:, 33:], x[:, 33:])

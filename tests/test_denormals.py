@@ -28,7 +28,7 @@ from test_kernels import (
 
 from edge.engine.ops import F32, Q8, Q8X2
 from edge.engine.plan import _number_of
-from edge.graph import Activation, GateActivation
+from edge.graph.ops import Activation, GateActivation
 from edge.kv.shape import kv_types
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]

@@ -22,7 +22,7 @@ from edge.engine.engine import Engine
 from edge.engine.ops import F32, LOGITS, Q8
 from edge.errors import EdgeError, ModelFileError, NativeError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Route
+from edge.graph.ops import Route
 from edge.models import build
 from edge.native import ffi, lib
 from edge.weights.model_file import open_model

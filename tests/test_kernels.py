@@ -31,7 +31,7 @@ from edge import native
 from edge.engine.ops import F32, LOGITS, Q8, Q8X2
 from edge.engine.plan import _number_of
 from edge.errors import NativeError
-from edge.graph import Activation, GateActivation
+from edge.graph.ops import Activation, GateActivation
 from edge.native import lib
 
 pytestmark = [pytest.mark.native, pytest.mark.all_isas]

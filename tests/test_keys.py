@@ -23,7 +23,7 @@ from tiny import tensors, write_tiny
 
 from edge.errors import ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Rope
+from edge.graph.ops import Rope
 from edge.models import architectures, build
 from edge.models.keys import EXPERTS, HARMLESS, NEUTRAL, READ, SAME
 

@@ -19,7 +19,8 @@ from tiny import tensors, write_tiny
 
 from edge.errors import ContextError, EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Graph, Heads, Scale
+from edge.graph.graph import Graph
+from edge.graph.ops import Heads, Scale
 from edge.models import architectures, build
 from edge.models.common import DEFAULT_CONTEXT, Config
 

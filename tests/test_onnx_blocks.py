@@ -17,7 +17,7 @@ from tiny import quantise
 from edge.errors import ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.files.tensor_types import TYPE_NUMBERS
-from edge.graph import Matmul
+from edge.graph.ops import Matmul
 from edge.onnx.export import blocks
 from edge.onnx.export.blocks import Blocks, Form, floats, form_of, slices
 from edge.onnx.export.linear import BlockLinears

@@ -14,7 +14,7 @@ import tiny
 from edge import models
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
-from edge.graph import Graph
+from edge.graph.graph import Graph
 from edge.onnx.export import calibrate
 from edge.onnx.export.calibrate import calibration_tokens
 from edge.onnx.export.htp import Ranges

@@ -19,7 +19,8 @@ import edge
 from edge import models
 from edge.errors import InputError, UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Attention, Graph, Heads, Rotate
+from edge.graph.graph import Graph
+from edge.graph.ops import Attention, Heads, Rotate
 from edge.onnx.export import npu
 from edge.onnx.export.blocks import form_of
 from edge.onnx.export.step import shape_of

@@ -41,7 +41,8 @@ from edge.engine.ops import (
 )
 from edge.engine.plan import Lowered, _lay_out, _number_of, lower
 from edge.errors import NativeError
-from edge.graph import Activation, GateActivation, Graph, Heads, Rope
+from edge.graph.graph import Graph
+from edge.graph.ops import Activation, GateActivation, Heads, Rope
 from edge.native import ffi, lib
 
 TOKENS = 64

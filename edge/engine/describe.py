@@ -14,7 +14,8 @@ from edge.engine import plan
 from edge.engine.ledger import Ledger
 from edge.engine.plan import CHUNK
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
-from edge.graph import Experts, Graph
+from edge.graph.graph import Graph
+from edge.graph.ops import Experts
 from edge.kv.shape import KVLayout, kv_types
 from edge.loading import LAYOUTS, Layout, NativeOptions
 from edge.models.common import Config

@@ -22,7 +22,7 @@ from edge.engine.describe import Description, describe
 from edge.engine.ledger import Ledger
 from edge.engine.plan import CHUNK
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
-from edge.graph import check_factors, shown_name
+from edge.graph.ops import check_factors, shown_name
 from edge.kv.cache import KVCache
 from edge.kv.page_store import PageStore
 from edge.kv.pool import PagePool

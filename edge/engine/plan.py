@@ -50,7 +50,8 @@ from edge.engine.ops import (
     PlanXielu,
 )
 from edge.errors import NativeError
-from edge.graph import (
+from edge.graph.graph import Graph
+from edge.graph.ops import (
     Activate,
     Add,
     Attention,
@@ -60,7 +61,6 @@ from edge.graph import (
     Gain,
     GateActivation,
     Gated,
-    Graph,
     HeadNorm,
     LayerNorm,
     Matmul,

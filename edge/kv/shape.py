@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from edge import native
 from edge.errors import ContextError
-from edge.graph import Graph
+from edge.graph.graph import Graph
 from edge.native import CData, ffi, lib
 
 __all__ = [

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from edge.errors import UnsupportedError, brief
-from edge.graph import Graph
+from edge.graph.graph import Graph
 from edge.models.common import Config, Ends, chain, decoder
 from edge.models.kinds import require_model
 

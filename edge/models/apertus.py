@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from decimal import Context, Decimal
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, Ends, attention, divisors, linear, rms, rope_of
 from edge.models.keys import Keys
 

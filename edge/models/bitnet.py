@@ -7,7 +7,8 @@ all.
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, Ends, attention, gated_mlp, rms, rope_of
 
 

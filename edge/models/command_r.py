@@ -5,7 +5,8 @@ Command R+ has norms of each head, a row of weights for each.
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, Ends, attention, gated_mlp, layer_norm, rope_of
 
 KEYS = frozenset({"logit_scale"})

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from edge.errors import ContextError, InputError, UnsupportedError, brief
-from edge.graph import MAX_DIM, Activation, GateActivation, Graph, Heads, Rope, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import MAX_DIM, Activation, GateActivation, Heads, Rope, Scores
 from edge.models.keys import Keys
 
 #: Positions of a session by default: enough for a chat, and small on a device.

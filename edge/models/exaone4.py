@@ -6,7 +6,8 @@ this form for 64 layers alone; `transformers`, as edge, for each model with a wi
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import (
     Attend,
     Config,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge.graph import (
+from edge.graph.graph import Graph
+from edge.graph.ops import (
     MAX_DIM,
     MAX_EXPERTS,
     MAX_EXPERTS_USED,
     ExpertWeights,
     GateActivation,
-    Graph,
     Routing,
     Score,
 )
@@ -49,7 +49,7 @@ def width(c: Config, i: int, default: int | None = None) -> int:
 @dataclass(frozen=True)
 class Mixture:
     """What is special about the experts of a layer. width: of each; score, is_normed: see
-    `edge.graph.Route`, where the metadata does not say.
+    `edge.graph.ops.Route`, where the metadata does not say.
     """
 
     width: int

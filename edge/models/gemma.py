@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, Ends, pre_norm, rope_of, window_of
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from edge.graph import Graph, Rope, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Rope, Scores
 from edge.models.common import Attend, Config, Ends, rope_of, sandwich, window_of
 
 KEYS = ("attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base_swa")

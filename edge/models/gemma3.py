@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, Ends, local_rope, rope_of, sandwich, window_of
 
 KEYS = ("final_logit_softcapping", "rope.freq_base_swa")

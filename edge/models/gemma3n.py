@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 
-from edge.graph import MAX_DIM, Graph, Rope, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import MAX_DIM, Rope, Scores
 from edge.models.common import (
     Attend,
     Config,

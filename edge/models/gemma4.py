@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 
-from edge.graph import Graph, Rope, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Rope, Scores
 from edge.models.common import Attend, Config, Ends, rope_of, sandwich, window_of
 from edge.models.gemma3n import OPTIONAL as OPTIONAL
 from edge.models.gemma3n import from_input, layer_inputs, owner_of

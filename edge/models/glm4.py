@@ -8,7 +8,8 @@ all sections.
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, rope_of, sandwich
 
 KEYS = frozenset({"rope.dimension_sections"})

@@ -4,7 +4,8 @@ layer.
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models import experts
 from edge.models.common import (
     Attend,

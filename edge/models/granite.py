@@ -5,7 +5,8 @@ The logits are divided by `logit_scale`.
 
 from __future__ import annotations
 
-from edge.graph import Graph, Rope, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Rope, Scores
 from edge.models.common import Attend, Config, Ends, divisors, rope_of, scaled_branches, window_of
 
 SCALES = ("embedding_scale", "logit_scale", "residual_scale")

@@ -4,7 +4,8 @@ added 1 to the weights of the norms.
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, Ends, attention, layer_norm, mlp, rope_of
 
 

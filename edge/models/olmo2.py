@@ -5,7 +5,8 @@ OLMo 3 has windows in three layers of four, and YaRN in the others.
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import (
     Attend,
     Config,

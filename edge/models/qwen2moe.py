@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edge.graph import Graph, Rope, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Rope, Scores
 from edge.models import experts
 from edge.models.common import Attend, Config, Ends, attention, rms, rope_of
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, attention, gated_mlp, rms, rope_of, window_of
 
 

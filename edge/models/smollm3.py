@@ -5,7 +5,8 @@ Files do not say which layers; transformers has a list of them, with the same de
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, pre_norm, rope_of, window_of
 
 

@@ -6,7 +6,8 @@ says that they do not. That it says they do means nothing: converters write so f
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, Ends, attention, gated_mlp, layer_norm, rope_of
 
 KEYS = frozenset({"use_parallel_residual"})

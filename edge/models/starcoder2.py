@@ -6,7 +6,8 @@ name it and llama.cpp has none; edge applies it.
 
 from __future__ import annotations
 
-from edge.graph import Graph, Scores
+from edge.graph.graph import Graph
+from edge.graph.ops import Scores
 from edge.models.common import Attend, Config, Ends, attention, layer_norm, mlp, rope_of, window_of
 
 _WINDOW = 4096

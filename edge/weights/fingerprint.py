@@ -9,7 +9,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from edge import native
-from edge.graph import Graph, Rope, shown_name
+from edge.graph.graph import Graph
+from edge.graph.ops import Rope, shown_name
 from edge.native import ffi, lib
 
 if TYPE_CHECKING:

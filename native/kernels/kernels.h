@@ -78,7 +78,7 @@ typedef struct {
     bool centred; /* false: mean is 0 */
 } norm_args;
 
-/* Of XIELU, see edge/graph.py. */
+/* Of XIELU, see edge/graph/ops.py. */
 typedef struct {
     float alpha_p, alpha_n, beta, eps;
 } xielu_args;

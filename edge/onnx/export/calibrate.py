@@ -22,7 +22,8 @@ from edge.device import cores
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
 from edge.files.text_file import TextFile
-from edge.graph import Embed, Graph, Matmul, Op
+from edge.graph.graph import Graph
+from edge.graph.ops import Embed, Matmul, Op
 from edge.onnx.export.blocks import floats, slices
 from edge.onnx.export.htp import Range, Ranges
 from edge.onnx.export.linear import BlockLinears

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from edge.graph import Graph
+from edge.graph.graph import Graph
 from edge.tokenizer.backend import build
 from edge.tokenizer.pieces import SPM_SPACE
 from edge.tokenizer.vocabulary import Vocabulary

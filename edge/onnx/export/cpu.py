@@ -20,7 +20,8 @@ import numpy as np
 
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Add, Attention, Embed, Graph, Op, RmsNorm, Rope, Rotate, Temperature
+from edge.graph.graph import Graph
+from edge.graph.ops import Add, Attention, Embed, Op, RmsNorm, Rope, Rotate, Temperature
 from edge.models.common import Config
 from edge.onnx.export.linear import BlockLinears
 from edge.onnx.export.lowering import Lowering, rotations

@@ -19,7 +19,8 @@ from edge import check, models
 from edge.disk.atomic import sync_folder
 from edge.errors import InputError, ModelFileError
 from edge.files.gguf import GGUF
-from edge.graph import Graph, Op
+from edge.graph.graph import Graph
+from edge.graph.ops import Op
 from edge.onnx.export import config as beside
 from edge.onnx.export import cpu, npu
 from edge.onnx.export.ahead import compile_for, require_compiler

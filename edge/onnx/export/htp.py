@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF, Tensor
-from edge.graph import Matmul
+from edge.graph.ops import Matmul
 from edge.onnx.export.blocks import floats, slices
 from edge.onnx.export.writer import DataFile, GraphWriter, StoredTensor, onnx
 

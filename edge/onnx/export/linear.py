@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.files.gguf import GGUF, Tensor
-from edge.graph import Matmul
+from edge.graph.ops import Matmul
 from edge.onnx.export.blocks import Form, blocks, floats, form_of, slices
 from edge.onnx.export.writer import CONTRIB, DataFile, GraphWriter, StoredTensor, onnx
 

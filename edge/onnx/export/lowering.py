@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import (
+from edge.graph.graph import Graph
+from edge.graph.ops import (
     Activate,
     Activation,
     Add,
@@ -21,7 +22,6 @@ from edge.graph import (
     Experts,
     Gain,
     Gated,
-    Graph,
     HeadNorm,
     LayerNorm,
     Matmul,

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from edge import check
 from edge.errors import InputError
 from edge.files.gguf import GGUF
-from edge.graph import Graph, Op
+from edge.graph.graph import Graph
+from edge.graph.ops import Op
 from edge.onnx.export.calibrate import calibrate, calibration_tokens
 from edge.onnx.export.config import write_json
 from edge.onnx.export.htp import Float16Linears, Int8Linears, Ranges

@@ -9,7 +9,8 @@ import numpy as np
 
 from edge.errors import UnsupportedError
 from edge.files.gguf import GGUF
-from edge.graph import Attention, Embed, Graph, Heads, RmsNorm, Rope, Rotate
+from edge.graph.graph import Graph
+from edge.graph.ops import Attention, Embed, Heads, RmsNorm, Rope, Rotate
 from edge.onnx.export.lowering import Linears, Lowering
 from edge.onnx.export.writer import GraphWriter
 
