@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
@@ -18,6 +18,7 @@ __all__ = [
     "Layout",
     "LoadOptions",
     "Loading",
+    "Lora",
     "NativeOptions",
     "OnnxOptions",
 ]
@@ -29,6 +30,13 @@ KV_TYPES: tuple[KVType, ...] = get_args(KVType)
 #: How weights are packed in memory.
 Layout = Literal["auto", "fast", "compact"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+_Path = str | os.PathLike[str]
+#: LoRA adapters: the path of one, (path, scale), or several of these.
+Lora = _Path | tuple[_Path, float] | Sequence[_Path | tuple[_Path, float]]
+
+#: The most that an adapter's products may be multiplied by.
+_MOST_SCALE = 1000.0
 
 
 class LoadOptions(TypedDict, total=False):
@@ -42,6 +50,7 @@ class LoadOptions(TypedDict, total=False):
     sessions: int
     chat_template: str | None
     model_sampling: bool
+    lora: Lora | None
     prefix_cache: str | os.PathLike[str] | None
     ep: str | None
     fallback: bool
@@ -71,6 +80,7 @@ class NativeOptions(_Common):
 
     layout: Layout = "auto"
     kv: KVType | Literal["auto"] = "f16"
+    lora: tuple[tuple[str, float], ...] = ()
     prefix_cache: str | None = None
 
 
@@ -97,8 +107,10 @@ class Loading:
 
     For GGUF models only: layout: "fast", "compact" (some types take less memory, and are slower),
     "auto" (as many weights fast as fit). kv: the type of stored keys and values; "auto": the best
-    type with which the context fits. prefix_cache: a folder that keeps computed prompts for later
-    runs.
+    type with which the context fits. lora: LoRA adapters in GGUF files, a path or several: their
+    products are added to those of the model's matrices, which stay as they are; (path, scale)
+    instead of a path multiplies them by scale. prefix_cache: a folder that keeps computed prompts
+    for later runs.
 
     For ONNX models only: ep: the execution provider, "auto" or one that `edge-run devices` lists;
     None: the one that the model was made for. fallback: whether the CPU may run the parts that the
@@ -134,6 +146,7 @@ class Loading:
 _NOT_OF_ONNX = {
     "layout": "the weights are as they were exported: leave it out",
     "kv": "keys and values are of the type that the graph has: leave it out",
+    "lora": "merge the adapter into the model before it is exported",
     "prefix_cache": "save the session instead, and resume it",
 }
 
@@ -147,6 +160,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "model_sampling": lambda name, value: check.flag(name, value),
     "layout": lambda name, value: check.choice(name, value, LAYOUTS),
     "kv": lambda name, value: check.choice(name, value, ("auto", *KV_TYPES)),
+    "lora": lambda name, value: _adapters(name, value),
     "prefix_cache": lambda name, value: check.optional(check.path, name, value),
     "ep": lambda name, value: check.optional(check.text, name, value),
     "fallback": lambda name, value: check.flag(name, value),
@@ -154,6 +168,25 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 _Options = TypeVar("_Options", bound=_Common)
+
+
+def _adapters(name: str, value: Any) -> tuple[tuple[str, float], ...]:
+    """The path and the scale of each adapter."""
+    if value is None:
+        return ()
+    entries = value if isinstance(value, (list, tuple)) and not _is_scaled(value) else [value]
+    adapters = list[tuple[str, float]]()
+    for entry in entries:
+        path, scale = entry if _is_scaled(entry) else (entry, 1.0)
+        scale = check.number(f"the scale of {name}", scale, -_MOST_SCALE, _MOST_SCALE)
+        adapters.append((check.path(name, path), scale))
+    return tuple(adapters)
+
+
+def _is_scaled(value: Any) -> bool:
+    """Whether this is (path, scale)."""
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return is_pair and not isinstance(value[1], (str, bytes, os.PathLike, list, tuple))
 
 
 def _take(kind: type[_Options], options: Mapping[str, Any]) -> _Options:

@@ -140,7 +140,8 @@ static const char *check_matmul(const checked *c) {
         return wrong;
     }
     if (c->in2 != NULL) {
-        REQUIRE(c->in2->kind == EDGE_BUFFER_F32 && c->in2->dim == c->out->dim);
+        REQUIRE(c->in2->kind == EDGE_BUFFER_F32 || c->in2 == c->out); /* logits, too */
+        REQUIRE(c->in2->dim == c->out->dim);
         REQUIRE(c->in2->is_logit_rows == c->out->is_logit_rows);
     }
     return check_matrices(c);

@@ -1,12 +1,12 @@
 """Regenerate tests/data/references/: logits of `transformers` for tiny random models.
 
-    pip install torch==2.13.0 transformers==5.23.0 gguf libgguf
-    python tests/make_references.py [ARCHITECTURE ...]
+    pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 gguf libgguf
+    python tests/make_references.py [ARCHITECTURE ... | lora]
 
 The weights come from `tiny.tensors`, that is from numpy seeds, so the tests make the same model
 without torch. Float32, CPU, one thread, eager attention: the same file every time. Each case twice:
 `<case>` all in float32, `<case>.f16` with keys and values rounded to float16, as in the engine's
-cache (which alone moves these logits by 2e-3).
+cache (which alone moves these logits by 2e-3). `lora`: logits of `peft` for models with adapters.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import arches
+import lora
 import numpy as np
 from arches.common import Case, Tiny, hf_config, hf_state
+from lora import Lora, peft_state
 from tiny import metadata, tensors
 
 DATA = Path(__file__).parent / "data" / "references"
@@ -62,14 +64,10 @@ def state_of(t: Tiny) -> dict[str, np.ndarray]:
     )
 
 
-def references(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """(positions, vocab) logits by transformers: in float32, and with a float16 cache."""
+def loaded(case: Case) -> Any:
+    """The model of a case in transformers."""
     import torch
-    from transformers import AutoModelForCausalLM, DynamicCache
-
-    class HalfCache(DynamicCache):
-        def update(self, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-            return super().update(key.half().float(), value.half().float(), *args, **kwargs)
+    from transformers import AutoModelForCausalLM
 
     configuration = configured(case.model)
     model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32).eval()
@@ -79,6 +77,36 @@ def references(case: Case) -> tuple[np.ndarray, np.ndarray]:
     assert list(missing) == tied and not unexpected, (missing, unexpected)
     if tied:
         model.tie_weights()
+    return model
+
+
+def adapted(case: Case, adapter: Lora) -> Any:
+    """The model of a case with an adapter, by peft."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    state = peft_state(case.model, adapter)
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.factor * adapter.rank,
+        target_modules=lora.names(case.model, adapter),
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(loaded(case), config).eval()
+    result = model.load_state_dict({k: torch.from_numpy(w.copy()) for k, w in state.items()}, False)
+    assert not result.unexpected_keys and not [k for k in result.missing_keys if "lora_" in k]
+    return model
+
+
+def references(case: Case, model: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, vocab) logits by transformers: in float32, and with a float16 cache."""
+    import torch
+    from transformers import DynamicCache
+
+    class HalfCache(DynamicCache):
+        def update(self, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().update(key.half().float(), value.half().float(), *args, **kwargs)
+
     with torch.no_grad():
         exact, half = (
             model(torch.from_numpy(case.tokens)[None], past_key_values=cache).logits
@@ -88,15 +116,20 @@ def references(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(*wanted: str) -> None:
-    """Write the files of these architectures; none: of all."""
+    """Write the files of these architectures, and of adapters; none: of all."""
     import torch
 
     torch.set_num_threads(1)
-    for arch in wanted or sorted({case.model.arch for case in arches.CASES.values()}):
+    for arch in wanted or [*sorted({case.model.arch for case in arches.CASES.values()}), "lora"]:
         logits = {}
+        if arch == "lora":
+            for name, (case, adapter) in lora.CASES.items():
+                _, logits[name] = references(case, adapted(case, adapter))
+            np.savez_compressed(lora.REFERENCES, **logits)
+            continue
         for name, case in arches.CASES.items():
             if case.model.arch == arch:
-                logits[name], logits[f"{name}.f16"] = references(case)
+                logits[name], logits[f"{name}.f16"] = references(case, loaded(case))
         np.savez_compressed(file_of(arch), **logits)
         print(f"{arch}: {len(logits) // 2} cases, {file_of(arch).stat().st_size} bytes")
 

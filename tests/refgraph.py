@@ -18,6 +18,7 @@ from edge.graph.graph import Graph
 from edge.graph.ops import (
     Activate,
     Activation,
+    Adapt,
     Add,
     Attention,
     Bias,
@@ -106,6 +107,8 @@ def evaluate(r: Run, op: Op, inputs: Sequence[Array]) -> Array:
             return head_norm(r, op, *inputs)
         case Matmul():
             return matmul(r, op, *inputs)
+        case Adapt():
+            return adapt(r, op, *inputs)
         case Bias():
             return bias(r, op, *inputs)
         case Gain():
@@ -218,6 +221,13 @@ def bias(r: Run, op: Bias, x: Array) -> Array:
     return out
 
 
+def adapt(r: Run, op: Adapt, x: Array, a: Array) -> Array:
+    """x plus a product of a, from an element on."""
+    out, added = x.copy(), matmul(r, op, a)
+    out[:, op.first : op.first + added.shape[1]] += added
+    return out
+
+
 def gain(r: Run, op: Gain, x: Array) -> Array:
     """Some elements of x, times the weight."""
     out = x.copy()
@@ -256,7 +266,7 @@ def rescale(op: Rescale, x: Array, y: Array) -> Array:
     return x * target / np.sqrt(np.maximum((x * x).mean(-1, keepdims=True), x.dtype.type(op.floor)))
 
 
-def matmul(r: Run, op: Matmul, x: Array) -> Array:
+def matmul(r: Run, op: Matmul | Adapt, x: Array) -> Array:
     """[x W0^T | x W1^T | ...]."""
     parts = []
     for name in op.weights:

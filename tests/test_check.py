@@ -75,6 +75,7 @@ LOADING = {
         "fallback": "flag",
         "memory": "whole text none",
         "chat_template": "text none",
+        "lora": "text path none tools",
         "model_sampling": "flag",
     },
     **{"prefix_cache": "path none", "ep": "text none", "soc": "text none"},

@@ -116,7 +116,7 @@ def test_a_model_is_lowered_once(
     monkeypatch.setattr(plan, "lower", counted)
     path = tiny_gguf(type="IQ3_S", dim=256, n_heads=4, ffn=256)
     with DescribedFile.open(path, NativeOptions(layout=layout)) as described:
-        assert described.description.weights.is_compact == (layout == "compact")
+        assert described.description.weights.model.is_compact == (layout == "compact")
     assert len(calls) == 1
 
 

@@ -209,7 +209,7 @@ def test_data_cannot_be_reached(tiny_gguf: Tiny, tmp_path: Path) -> None:
     path = tiny_gguf("llama")
     for file in (path, cut(path, tmp_path, header_bytes(path) + 100)):
         with open_model(file, header_only=True) as gguf:
-            weights = describe(gguf).weights
+            weights = describe(gguf).weights.model
             assert isinstance(gguf, GGUF) and isinstance(weights, RawWeights)
             with pytest.raises(ModelFileError, match="header alone"):
                 gguf.data()
@@ -233,7 +233,7 @@ def test_header_of_a_packed_file(tiny_gguf: Tiny, tmp_path: Path) -> None:
         with pytest.raises(ModelFileError, match="header alone"):
             file.verify(None)
         with pytest.raises(ModelFileError, match="not there"):
-            describe(file).weights.use(file)
+            describe(file).weights.model.use(file)
 
 
 def test_a_tensor_of_absurd_size(tmp_path: Path) -> None:

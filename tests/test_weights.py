@@ -180,7 +180,7 @@ def test_short_memory_makes_it_compact(
     needed = [description.ledger.needed for description in (fast, small)]
     monkeypatch.setattr(memory, "available", lambda: needed[0] - 1)
     engine = Engine.load(source)
-    assert small.weights.n_bytes <= engine.packed_bytes < fast.weights.n_bytes
+    assert small.weights.model.n_bytes <= engine.packed_bytes < fast.weights.model.n_bytes
     engine.close()
     with pytest.raises(MemoryBudgetError, match="--layout compact"):
         Engine.load(source, layout="fast")

@@ -199,7 +199,7 @@ def _parts(
     notes: tuple[str, ...] = ()
     try:
         described = describe(model, NativeOptions(layout=layout))
-        weights, notes = described.weights, described.config.keys.notes
+        weights, notes = described.weights.model, described.config.keys.notes
         vocabulary = Vocabulary.from_metadata(model.metadata, model.path)
     except EdgeError as e:
         return weights, vocabulary, notes, str(e)

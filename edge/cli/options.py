@@ -80,6 +80,18 @@ def memory_options(command: Command) -> Command:
     return memory_option(kv(command))
 
 
+def lora_option(command: Command) -> Command:
+    """--lora, of commands that run a model: (path, scale) of each adapter."""
+    return click.option(
+        "--lora",
+        multiple=True,
+        metavar="FILE[:SCALE]",
+        callback=_adapters,
+        help="Run the model with this LoRA adapter, a GGUF file; may be repeated. Its products are "
+        "multiplied by SCALE.",
+    )(command)
+
+
 def threads_option(command: Command) -> Command:
     """--threads, of commands that compute."""
     return click.option(
@@ -175,6 +187,7 @@ def model_options(command: Command) -> Command:
             help="Keep computed system messages there, for the next start.",
         ),
         explained_provider_options,
+        lora_option,
         layout_option,
         threads_option,
         memory_options,
@@ -246,7 +259,7 @@ class AnswerSettings:
     def take(cls, flags: dict[str, Any]) -> AnswerSettings:
         """Take these values out of a command's flags; its other flags stay. Raises InputError."""
         sampling = {option.name: flags.pop(option.name) for option in sampling_fields()}
-        loading = {name: flags.pop(name) for name in (*LOADING, *PROVIDER, "prefix_cache")}
+        loading = {name: flags.pop(name) for name in (*LOADING, *PROVIDER, "lora", "prefix_cache")}
         loading["model_sampling"] = flags.pop("model_sampling")
         loading["chat_template"] = flags.pop("chat_template", None)
         variables = flags.pop("template_var", {})
@@ -287,6 +300,22 @@ def _biases(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> 
                 f"{value!r} is not a token id, an equals sign and a number."
             ) from None
     return biases
+
+
+def _adapters(
+    ctx: click.Context, _: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str, float]]:
+    """`FILE[:SCALE]` flags -> path and scale. What follows the last colon is a scale if it is a
+    number.
+    """
+    adapters = []
+    for value in values:
+        path, _colon, scale = value.rpartition(":")
+        try:
+            adapters.append((path, float(scale)) if path else (value, 1.0))
+        except ValueError:
+            adapters.append((value, 1.0))
+    return adapters
 
 
 def _variables(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from edge.cli.answer import open_model
 from edge.cli.options import (
     LOADING,
     layout_option,
+    lora_option,
     memory_options,
     model_argument,
     open_text,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 )
 @memory_options
 @layout_option
+@lora_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def perplexity(
@@ -74,14 +76,18 @@ def perplexity(
     The method is that of llama.cpp's llama-perplexity with its defaults: windows of --context
     tokens that do not overlap, the second half of each scored. With --kl also how far the model
     is from a base model with the same vocabulary: KL divergence, and how often both have the same
-    most likely token. A number behind ± is a standard error.
+    most likely token; --lora is of MODEL alone. A number behind ± is a standard error.
     """
     text = open_text(file)
     with ExitStack() as stack:
         loading = {key: options[key] for key in LOADING}
         loading["context"] = options["session_context"] or options["context"]
         paths = (model, *([base] if base else []))
-        loaded = [stack.enter_context(open_model(path, **loading)) for path in paths]
+        adapted = [loading | {"lora": options["lora"]}, loading]
+        loaded = [
+            stack.enter_context(open_model(path, **how))
+            for path, how in zip(paths, adapted, strict=False)
+        ]
         measured = _measure(loaded, text, options)
         result = _as_dict(loaded, file, options["context"], measured)
     if as_json:

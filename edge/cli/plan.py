@@ -13,6 +13,7 @@ from edge.cli import COMMANDS
 from edge.cli.options import (
     context_option,
     layout_option,
+    lora_option,
     memory_options,
     model_argument,
     threads_option,
@@ -36,6 +37,7 @@ _NOT_OF_GRAPHS = "onnxruntime runs the graphs: `edge-run bench` measures it"
 @model_argument
 @memory_options
 @layout_option
+@lora_option
 @threads_option
 @context_option
 @click.option(
@@ -138,8 +140,8 @@ def _memory(description: Description) -> dict[str, Any]:
             }
             for group, n_pages in zip(ledger.kv.groups, ledger.planned_pages, strict=True)
         ],
-        "layouts": dict(Counter(map(weights.layout, weights.names))),
-        "compact": weights.is_compact,
+        "layouts": dict(Counter(map(weights.layout, weights.model.names))),
+        "compact": weights.model.is_compact,
         "options": [
             {"flags": option.flags, "needed_bytes": option.needed}
             for option in ([] if ledger.fits else ledger.options() or [ledger.least()])
@@ -206,10 +208,13 @@ def _lines(facts: dict[str, Any], stated: str | None) -> list[str]:
         size += f" of {show(facts['whole_bytes'])}: the header is there, which is enough to plan"
     sessions = f"{facts['sessions']} sessions of " if facts["sessions"] > 1 else ""
     lines = [f"{plain(facts['model'])} ({size})", ""]
-    lines += [f"{name.replace('_', ' '):<18}{show(n):>12}" for name, n in facts["parts"].items()]
-    lines[2] += f"   {', '.join(f'{n} {layout}' for layout, n in facts['layouts'].items())}"
-    lines[2] = lines[2].rstrip()
-    lines[3] += f"   {sessions}{facts['context']} tokens in {facts['kv']}"
+    behind = {
+        "weights": ", ".join(f"{n} {layout}" for layout, n in facts["layouts"].items()),
+        "keys_and_values": f"{sessions}{facts['context']} tokens in {facts['kv']}",
+    }
+    for name, n in facts["parts"].items():
+        line = f"{name.replace('_', ' '):<18}{show(n):>12}   {behind.get(name, '')}"
+        lines.append(line.rstrip())
     lines.append(f"{'in all':<18}{show(facts['needed_bytes']):>12}")
     if budget is not None:
         kind = "budget" if facts["budget_stated"] else "available"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -14,29 +15,33 @@ from edge.engine import plan
 from edge.engine.ledger import Ledger
 from edge.engine.plan import CHUNK
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
+from edge.files.gguf import GGUF
 from edge.graph.graph import Graph
 from edge.graph.ops import Experts
 from edge.kv.shape import KVLayout, kv_types
 from edge.loading import LAYOUTS, Layout, NativeOptions
+from edge.models.adapters import Adapter, GGUFHeader
 from edge.models.common import Config
 from edge.native import PANEL_ROWS, ffi, lib
 from edge.progress import Progress
 from edge.template.template import Sources
 from edge.tokenizer.cost import tokenizer_bytes
 from edge.weights import packed_cache
+from edge.weights.joined import JoinedWeights
 from edge.weights.model_file import ModelFile, open_model
-from edge.weights.weights import Weights
+from edge.weights.weights import RawWeights
 
 __all__ = ["Description", "describe", "pack"]
 
 
 @dataclass(frozen=True)
 class Description:
-    """What this build would run of a file, and the memory that it takes."""
+    """What this build would run of a file, with its adapters, and the memory that it takes."""
 
     graph: Graph
     config: Config
-    weights: Weights
+    adapters: tuple[Adapter, ...]
+    weights: JoinedWeights
     lowered: plan.Lowered
     ledger: Ledger
 
@@ -47,22 +52,33 @@ class Description:
 
     def weight_bytes(self, name: str) -> int:
         """Bytes of a weight when it is packed."""
-        return self.weights.bytes_of(name)
+        return self.weights.of(name).bytes_of(name)
 
 
-def describe(model: ModelFile, options: NativeOptions | None = None) -> Description:
+def describe(
+    model: ModelFile, options: NativeOptions | None = None, lora: Sequence[GGUF] = ()
+) -> Description:
     """What this build would run of a file, from its header alone; nothing is packed.
 
-    Raises UnsupportedError, ModelFileError, ContextError for a file that it cannot run, and
-    MemoryBudgetError for a stated budget above the available memory. A file that needs too much
-    memory raises nothing here: `ledger.require` does that.
+    lora: the open file of each adapter of the options. Raises UnsupportedError, ModelFileError,
+    ContextError for a file that it cannot run, InputError for a file that is no adapter of this
+    model, and MemoryBudgetError for a stated budget above the available memory. A file that needs
+    too much memory raises nothing here: `ledger.require` does that.
     """
     options = options or NativeOptions()
-    graph, config = _graph_of(model, options.context)
-    weights = model.weights(graph.weights)
+    adapters = _adapters(model, options, lora)
+    graph, config = _graph_of(model, options.context, adapters)
+    added = {name for adapter in adapters for name in adapter.shapes}
+    weights = JoinedWeights(
+        model.weights(name for name in graph.weights if name not in added),
+        [
+            RawWeights(file, adapter.shapes, adapter.prefix)
+            for file, adapter in zip(lora, adapters, strict=True)
+        ],
+    )
     lowered = _lower(graph, weights)
     ledger = _settle(weights, config, graph, lowered.arena_bytes, options)
-    return Description(graph, config, weights, lowered, ledger)
+    return Description(graph, config, adapters, weights, lowered, ledger)
 
 
 def pack(
@@ -100,10 +116,30 @@ def pack(
             ffi.release(threads)
 
 
-def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:
+def _adapters(
+    model: ModelFile, options: NativeOptions, lora: Sequence[GGUF]
+) -> tuple[Adapter, ...]:
+    """The adapters of a model, checked."""
+    own = _header(model)
+    return tuple(
+        Adapter.read(_header(file), own, number=i, scale=scale)
+        for i, (file, (_, scale)) in enumerate(zip(lora, options.lora, strict=True))
+    )
+
+
+def _header(file: ModelFile | GGUF) -> GGUFHeader:
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    return GGUFHeader(file.metadata, shapes, file.path)
+
+
+def _graph_of(
+    model: ModelFile, context: int | None, adapters: Sequence[Adapter] = ()
+) -> tuple[Graph, Config]:
     """The graph of a file, and its configuration. Raises UnsupportedError, ModelFileError."""
-    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
-    graph, config = models.build(model.metadata, shapes, context=context, path=model.path)
+    header = _header(model)
+    graph, config = models.build(
+        header.metadata, header.shapes, context=context, path=header.path, adapters=adapters
+    )
     for op in graph.attentions:
         head_dim = op.heads.head_dim
         if head_dim % 16 or head_dim > 256:
@@ -123,7 +159,7 @@ def _graph_of(model: ModelFile, context: int | None) -> tuple[Graph, Config]:
     return graph, config
 
 
-def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
+def _lower(graph: Graph, weights: JoinedWeights) -> plan.Lowered:
     """Lower the graph. The plan is the same for all forms of weights, see `Weights.takes_q8`."""
     return plan.lower(
         graph,
@@ -133,7 +169,7 @@ def _lower(graph: Graph, weights: Weights) -> plan.Lowered:
 
 
 def _settle(
-    weights: Weights, config: Config, graph: Graph, buffers: int, options: NativeOptions
+    weights: JoinedWeights, config: Config, graph: Graph, buffers: int, options: NativeOptions
 ) -> Ledger:
     """Choose the type of keys and values and the forms of the weights. Returns their ledger.
 
@@ -147,6 +183,7 @@ def _settle(
         path=config.path,
         layout=options.layout,
         weights=0,
+        adapters=weights.adapter_bytes,
         least_weights=0,
         kv=layouts[0],
         context=config.n_context,
@@ -164,9 +201,10 @@ def _settle(
     )
     for kv in layouts:
         rest = replace(ledger, kv=kv, weights=0).needed
-        weights.fit(options.layout, None if ledger.budget is None else ledger.budget - rest)
-        least = weights.n_bytes - weights.compact_saves
-        ledger = replace(ledger, kv=kv, weights=weights.n_bytes, least_weights=least)
+        own = weights.model
+        own.fit(options.layout, None if ledger.budget is None else ledger.budget - rest)
+        least = own.n_bytes - own.compact_saves
+        ledger = replace(ledger, kv=kv, weights=own.n_bytes, least_weights=least)
         if ledger.fits:
             break
     return ledger

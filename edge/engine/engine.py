@@ -22,6 +22,7 @@ from edge.engine.describe import Description, describe
 from edge.engine.ledger import Ledger
 from edge.engine.plan import CHUNK
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
+from edge.files.gguf import GGUF
 from edge.graph.ops import check_factors, shown_name
 from edge.kv.cache import KVCache
 from edge.kv.page_store import PageStore
@@ -63,9 +64,10 @@ class DescribedFile:
     is closed; description: what would run of the file.
     """
 
-    def __init__(self, file: ModelFile, options: NativeOptions) -> None:
+    def __init__(self, file: ModelFile, options: NativeOptions, lora: Sequence[GGUF] = ()) -> None:
         self.file, self._options = file, options
-        self.description = describe(file, options)
+        self.description = describe(file, options, lora)
+        self._lora = lora
         self._is_started = False
 
     @classmethod
@@ -84,12 +86,17 @@ class DescribedFile:
         """
         if not header_only:
             native.isa_index()  # first: what EDGE_ISA says can be wrong of any file
-        file = open_model(path, header_only=header_only)
-        try:
-            return cls(file, options or NativeOptions())
-        except BaseException:
-            file.close()
-            raise
+        options = options or NativeOptions()
+        with contextlib.ExitStack() as opened:
+            file = open_model(path, header_only=header_only)
+            opened.callback(file.close)
+            lora = list[GGUF]()
+            for adapter, _ in options.lora:
+                lora.append(GGUF.open(adapter, header_only=header_only))
+                opened.callback(lora[-1].close)
+            described = cls(file, options, lora)
+            opened.pop_all()
+        return described
 
     @property
     def path(self) -> str:
@@ -131,7 +138,9 @@ class DescribedFile:
         options = self._options
         choice, isa = cores.choose(options.threads), native.isa_index()
         store = None if options.prefix_cache is None else PageStore(options.prefix_cache)
-        engine = Engine(self.file, self.description, model_sampling=options.model_sampling)
+        engine = Engine(
+            self.file, self.description, self._lora, model_sampling=options.model_sampling
+        )
         self._is_started = True
         try:
             engine._start(choice, isa, progress)
@@ -142,9 +151,11 @@ class DescribedFile:
         return engine
 
     def close(self) -> None:
-        """Close the file, unless an engine owns it."""
+        """Close the files, unless an engine owns them."""
         if not self._is_started:
             self.file.close()
+            for file in self._lora:
+                file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -167,10 +178,16 @@ class Engine:
     chunk = CHUNK
 
     def __init__(
-        self, model: ModelFile, description: Description, *, model_sampling: bool = True
+        self,
+        model: ModelFile,
+        description: Description,
+        lora: Sequence[GGUF] = (),
+        *,
+        model_sampling: bool = True,
     ) -> None:
         graph, weights = description.graph, description.weights
         self.gguf, self.graph, self.config = model, graph, description.config
+        self.adapters, self._lora = description.adapters, lora
         self.kv, self.ledger = description.ledger.kv, description.ledger
         self.recommended = recommended_in(model.metadata) if model_sampling else {}
         self.notes = self.config.keys.notes
@@ -178,7 +195,7 @@ class Engine:
         self.isa = ""
         self.cores = Choice(0, (), "not loaded")
         self.lowered = description.lowered
-        self.packed_bytes, self.arena_bytes = weights.n_bytes, self.lowered.arena_bytes
+        self.packed_bytes, self.arena_bytes = weights.model.n_bytes, self.lowered.arena_bytes
         self.layouts = {name: weights.layout(name) for name in weights.names}
         self._weights = weights
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
@@ -226,7 +243,7 @@ class Engine:
 
     def weight_bytes(self, name: str) -> int:
         """Bytes of a packed weight."""
-        return self._weights.bytes_of(name)
+        return self._weights.of(name).bytes_of(name)
 
     def cache_bytes(self, n_tokens: int) -> int:
         """Bytes of keys and values of n_tokens tokens."""
@@ -270,17 +287,22 @@ class Engine:
             if self._fingerprint is None:
                 if self._plan is None:
                     raise InputError("the model was closed")
-                self._fingerprint = fingerprint(self.gguf.metadata, self.graph, self._weights)
+                self._fingerprint = fingerprint(
+                    self.gguf.metadata, self.graph, self._weights, self.adapters
+                )
             return self._fingerprint
 
     def facts(self) -> dict[str, Any]:
         """The facts that a session depends on, as plain values for JSON."""
         name = str(self.gguf.metadata.get("general.name") or "")
         file = os.path.basename(self.path)
+        model = f"{name} ({file})" if name else file
+        for adapter in self.adapters:
+            model += f" + {adapter.scale:g} x {os.path.basename(adapter.path)}"
         factors = (rope.factors for rope in self.graph.ropes if rope.factors is not None)
         return {
             "edge": __version__,
-            "model": f"{name} ({file})" if name else file,
+            "model": model,
             "fingerprint": self.fingerprint.hex(),
             "kv": self.kv.facts(),
             # name of the rotary factors in use; with LongRoPE the context limit chooses them
@@ -312,6 +334,7 @@ class Engine:
             "packed_bytes": self.packed_bytes,
             "arena_bytes": self.arena_bytes,
             "cache_bytes": self.cache_bytes(config.n_context),
+            "adapters": [adapter.as_dict() for adapter in self.adapters],
         }
 
     def cache(self, when_full: WhenFull = "stop") -> KVCache:
@@ -386,6 +409,8 @@ class Engine:
                 self._arena = None
             self._weights.close()
             self.gguf.close()
+            for file in self._lora:
+                file.close()
 
     def _forked(self) -> None:
         self._lock = forked.REFUSAL
@@ -435,7 +460,7 @@ class Engine:
     def _check_factors(self) -> None:
         """Check rotary factors, which divide frequencies. Raises ModelFileError."""
         for name in {rope.factors for rope in self.graph.ropes if rope.factors is not None}:
-            check_factors(name, self._weights.vector(name).tolist(), self.gguf.path)
+            check_factors(name, self._weights.model.vector(name).tolist(), self.gguf.path)
 
     def _not_finite(self, cache: KVCache) -> EdgeError:
         """The error for logits that are NaN or infinite. Packing found all weights finite."""
@@ -460,8 +485,9 @@ class Engine:
         for b, buffer in zip(buffers, lowered.buffers, strict=True):
             b.kind, b.dim, b.offset = buffer.kind, buffer.dim, buffer.offset
             b.is_logit_rows = int(buffer.logit_rows)
-        places = self.kv.places
-        ops = ffi.new("edge_op[]", [op.native(weights.index, places) for op in lowered.ops])
+        places, entries = self.kv.places, weights.entries()
+        index = {name: i for i, name in enumerate(weights.names)}
+        ops = ffi.new("edge_op[]", [op.native(index, places) for op in lowered.ops])
         spec = ffi.new("edge_plan_spec *")
         spec.isa, spec.max_tokens = isa, self.chunk
         shapes = ffi.new("edge_kv_shape[]", len(self.kv.groups))
@@ -470,9 +496,9 @@ class Engine:
         spec.kv, spec.n_kv_groups = shapes, len(shapes)
         spec.ops, spec.n_ops = ops, len(lowered.ops)
         spec.buffers, spec.n_buffers = buffers, len(lowered.buffers)
-        spec.weights, spec.n_weights = weights.entries, len(weights.names)
+        spec.weights, spec.n_weights = entries, len(index)
         spec.arena_bytes = lowered.arena_bytes
-        return spec, (ops, buffers, shapes)
+        return spec, (ops, buffers, shapes, entries)
 
     def _traced(self, n_tokens: int, op_ns: CData) -> str:
         """One line per op: kind, microseconds, layouts, weights."""

@@ -3,6 +3,7 @@
 The total is an upper bound of the resident memory of the whole process at any time:
 
     weights           all of them, packed: checking their sums brings every page into memory
+    adapters          the matrices of LoRA adapters, packed
     keys and values   the pages of all planned sessions, full; layers with a window need only the
                       pages that a chunk of tokens reaches
     buffers           the buffers of activations
@@ -57,16 +58,17 @@ class Option:
 class Ledger:
     """The plan of a model's memory; sizes in bytes. It counts, and changes nothing.
 
-    weights: packed, in the chosen layout; least_weights: all in the compact layout, where that can
-    be chosen. context: tokens of each session; most_context: positions that the model was made for;
-    positions: the most that a session which slides reaches. n_vocab: tokens; template: bytes,
-    compiled. packing: what packing needs besides the weights. budget: for the whole process; None:
-    the system does not tell; is_stated: the caller stated it.
+    weights: packed, in the chosen layout; adapters: packed; least_weights: all in the compact
+    layout, where that can be chosen. context: tokens of each session; most_context: positions that
+    the model was made for; positions: the most that a session which slides reaches. n_vocab:
+    tokens; template: bytes, compiled. packing: what packing needs besides the weights. budget: for
+    the whole process; None: the system does not tell; is_stated: the caller stated it.
     """
 
     path: str
     layout: Layout
     weights: int
+    adapters: int
     least_weights: int
     kv: KVLayout
     context: int
@@ -90,8 +92,10 @@ class Ledger:
             "buffers": self.buffers,
         }
         later["logits"] = logits_bytes(self.n_vocab)
+        adapters = {"adapters": self.adapters} if self.adapters else {}
         return {
             "weights": self.weights,
+            **adapters,
             **later,
             **text_parts(self.tokenizer, self.template, self.context),
             "history": self._history,

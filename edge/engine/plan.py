@@ -53,6 +53,7 @@ from edge.errors import NativeError
 from edge.graph.graph import Graph
 from edge.graph.ops import (
     Activate,
+    Adapt,
     Add,
     Attention,
     Bias,
@@ -189,7 +190,8 @@ class _Lowering:
         readers = self.readers.get(value, [])
         return value == self.graph.output or (
             len(readers) == 1
-            and isinstance(readers[0], (Bias, Scale, Softcap))
+            and isinstance(readers[0], (Adapt, Bias, Scale, Softcap))
+            and readers[0].inputs[0] == value
             and self._is_logits(readers[0].output)
         )
 
@@ -198,13 +200,23 @@ class _Lowering:
         input.
         """
         (value,) = op.inputs
-        logits = self.buffer_of.get((value, LOGITS, True))
-        source = self._get(value) if logits is None else logits
         if len(self.readers[value]) > 1:
-            return (source,), self._new(op.output)
-        buffer = self.buffers[source]
-        self.buffer_of[op.output, buffer.kind, buffer.logit_rows] = source
-        return (source,), source
+            return (self._get(value),), self._new(op.output)
+        buffer = self._overwrite(op)
+        return (buffer,), buffer
+
+    def _overwrite(self, op: Op) -> int:
+        """The buffer of the op's first input, which becomes that of its output."""
+        value = op.inputs[0]
+        if len(self.readers[value]) > 1:
+            raise NativeError(
+                f"the plan computes {op.kind} in place: nothing else may read {value}"
+            )
+        logits = self.buffer_of.get((value, LOGITS, True))
+        i = self._get(value) if logits is None else logits
+        buffer = self.buffers[i]
+        self.buffer_of[op.output, buffer.kind, buffer.logit_rows] = i
+        return i
 
     # ---- ops of the graph ----
 
@@ -233,6 +245,8 @@ class _Lowering:
             case Add():
                 inputs = tuple(self._get(value) for value in op.inputs)
                 self._emit(PlanAdd(inputs, self._new(op.output), ()))
+            case Adapt():
+                self._adapt(op)
             case Bias():
                 self._emit(PlanBias(*self._in_place(op), op.weights, op.first))
             case Gain():
@@ -325,16 +339,11 @@ class _Lowering:
         self.done.add(gated.output)
         return True
 
-    def _overwrite(self, op: Op) -> int:
-        """The buffer of the op's input, which becomes that of its output."""
-        (value,) = op.inputs
-        if len(self.readers[value]) > 1:
-            raise NativeError(
-                f"the plan computes {op.kind} in place: nothing else may read {value}"
-            )
-        buffer = self._get(value)
-        self.buffer_of[op.output, F32, self.gathering] = buffer
-        return buffer
+    def _adapt(self, op: Adapt) -> None:
+        """A matmul whose second input is the value that it adds to, in place."""
+        source = self._get(op.inputs[1], Q8 if self.takes_q8(op.weights[0]) else F32)
+        target = self._overwrite(op)
+        self._emit(PlanMatmul((source, target), target, op.weights, op.first))
 
     def _stores(self, op: Rotate) -> Attention | None:
         """The attention whose store op rotates, too: it alone reads all rotated heads."""

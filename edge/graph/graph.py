@@ -17,6 +17,7 @@ from edge.graph.ops import (
     MAX_EXPERTS_USED,
     Activate,
     Activation,
+    Adapt,
     Add,
     Attention,
     Bias,
@@ -29,6 +30,7 @@ from edge.graph.ops import (
     HeadNorm,
     Heads,
     LayerNorm,
+    LowRank,
     Matmul,
     Multiply,
     Op,
@@ -52,17 +54,25 @@ class Graph:
     """A flat list of ops, built by an architecture file, checked against the tensors' shapes.
 
     shapes: tensor name -> (n, k), (n,) or (n_experts, n, k). path: the file, for messages.
+    adapters: matrix or table -> what is added to its products or rows, in this order.
     Each method appends one op and returns the name of its output value. The first tensor that is
     missing or has the wrong shape becomes `fault`, the ModelFileError to raise when the graph is
     complete. Only then is it known whether the file has other tensors instead.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], path: str = "model") -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        path: str = "model",
+        adapters: Mapping[str, Sequence[LowRank]] | None = None,
+    ) -> None:
         self.path = path
         self.shapes = shapes
+        self.adapters = adapters or {}
         self.ops: list[Op] = []
         self.dims: dict[str, int] = {}
         self.weights: dict[str, tuple[int, ...]] = {}
+        self._tables: set[str] = set()
         self.fault: ModelFileError | None = None
         self.output = ""
 
@@ -84,8 +94,12 @@ class Graph:
         """Rows of the (n_vocab, dim) table, by token id. dim, n_vocab: what the table must have,
         None: any.
         """
-        dim = self._matrix(weight, n_vocab, dim)[1]
-        return self._append(Embed((), self._next(Embed), (weight,)), dim)
+        n_rows, dim = self._matrix(weight, n_vocab, dim)
+        self._tables.add(weight)
+        x = self._append(Embed((), self._next(Embed), (weight,)), dim)
+        for low in self.adapters.get(weight, ()):
+            x = self._adapt(x, self.embed(low.a, n_vocab=n_rows), low, 0, dim)
+        return x
 
     def rms_norm(self, x: str, weight: str, eps: float) -> str:
         """x / sqrt(mean(x ** 2) + eps) * weight, over each token's vector."""
@@ -141,13 +155,20 @@ class Graph:
     def matmul(self, x: str, *weights: str, rows: Sequence[int] | None = None) -> str:
         """x @ W.T for each W of shape (n, k), outputs side by side: [W0 x | W1 x | ...].
 
-        rows: the n that each must have, None: any.
+        rows: the n that each must have, None: any. An adapter of a table does not change it where
+        it is the output head, too: the adapter was trained for the rows alone.
         """
         n_rows: Sequence[int | None] = rows or [None] * len(weights)
         shapes = [
             self._matrix(weight, n, self.dims[x]) for weight, n in zip(weights, n_rows, strict=True)
         ]
-        return self._append(Matmul((x,), self._next(Matmul), weights), sum(n for n, _ in shapes))
+        h = self._append(Matmul((x,), self._next(Matmul), weights), sum(n for n, _ in shapes))
+        first = 0
+        for weight, (n, _) in zip(weights, shapes, strict=True):
+            for low in () if weight in self._tables else self.adapters.get(weight, ()):
+                h = self._adapt(h, self.matmul(x, low.a), low, first, n)
+            first += n
+        return h
 
     def matmul_stack(self, x: str, weight: str, n: int) -> str:
         """[W0 x | W1 x | ...] for a tensor that holds n square matrices, (n, dim, dim)."""
@@ -323,6 +344,13 @@ class Graph:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.ops))
+
+    def _adapt(self, x: str, a: str, low: LowRank, first: int, n: int) -> str:
+        """x, with B times a, scaled, added to its n elements from `first` on."""
+        if low.scale != 1:
+            a = self.scale(a, low.scale)
+        self._matrix(low.b, n, self.dims[a])
+        return self._append(Adapt((x, a), self._next(Adapt), (low.b,), first), self.dims[x])
 
     def _next(self, kind: type[Op]) -> str:
         """The name of the value that the next op makes."""

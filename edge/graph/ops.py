@@ -108,6 +108,20 @@ class ExpertWeights:
     down_bias: str | None = None
 
 
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to a matrix W (n, k): W x becomes W x + scale * B (A x).
+
+    a: the tensor A, (rank, k); b: B, (n, rank). Of a table of rows (n, k) by token id: A is
+    (n, rank) and B (k, rank), a row of A takes the place of A x.
+    Source: LoRA (Hu et al. 2021).
+    """
+
+    a: str
+    b: str
+    scale: float
+
+
 def shown_name(tensor: str) -> str:
     """A tensor's name in tables for people: without `.weight`, the end of nearly all names."""
     return tensor.removesuffix(".weight")
@@ -177,6 +191,14 @@ class Matmul(_Op):
     """[x W0.T | x W1.T | ...], W of shape (n, k), x of shape (tokens, k)."""
 
     kind = "matmul"
+
+
+@dataclass(frozen=True)
+class Adapt(_Op):
+    """x + [0 | a W.T | 0], where the product begins at element `first`; inputs: x, a."""
+
+    kind = "adapt"
+    first: int
 
 
 @dataclass(frozen=True)
@@ -373,6 +395,7 @@ Op = (
     | LayerNorm
     | HeadNorm
     | Matmul
+    | Adapt
     | Bias
     | Gain
     | Rotate

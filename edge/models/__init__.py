@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from edge.errors import UnsupportedError, brief
 from edge.graph.graph import Graph
+from edge.models.adapters import Adapter, by_tensor, require_used
 from edge.models.common import Config, Ends, chain, decoder
 from edge.models.kinds import require_model
 
-_SHARED = ("common", "experts", "keys", "kinds")  # modules that are not an architecture
+_SHARED = ("adapters", "common", "experts", "keys", "kinds")  # modules that are not an architecture
 #: Names that are spelled with a hyphen; their files have an underscore.
 _HYPHENATED = ("command-r", "ernie4_5-moe", "gpt-oss", "hunyuan-dense", "hunyuan-moe")
 _SPELLED = {name.replace("-", "_"): name for name in _HYPHENATED}
@@ -32,12 +33,13 @@ def build(
     *,
     context: int | None = None,
     path: str = "model",
+    adapters: Sequence[Adapter] = (),
 ) -> tuple[Graph, Config]:
     """The graph of the model that this metadata and these tensor shapes describe.
 
     context: the most positions that a session may use; None: the model's own limit, at most
     `common.DEFAULT_CONTEXT`. It also decides which LongRoPE factors are used (see
-    `common.longrope_of`).
+    `common.longrope_of`). adapters: LoRA adapters, whose products are added in this order.
     Raises UnsupportedError for a file that is not a model, and for an architecture, or a part of
     one, that is not built; ModelFileError for missing or contradictory metadata, a missing tensor
     or a wrong shape. An error of unsupported parts comes before one of missing tensors.
@@ -52,7 +54,10 @@ def build(
         )
     module = importlib.import_module(f"edge.models.{name.replace('-', '_')}")
     config = Config.read(metadata, context, path, getattr(module, "KEYS", ()))
-    graph = Graph(shapes, path)
+    every = dict(shapes)
+    for adapter in adapters:
+        every.update(adapter.shapes)
+    graph = Graph(every, path, by_tensor(adapters))
     if hasattr(module, "n_positions"):
         config = dataclasses.replace(config, n_positions=module.n_positions(graph, config))
     layers = module.layers if hasattr(module, "layers") else chain(module.layer)
@@ -69,6 +74,7 @@ def build(
             f"first {brief(strange[0])}",
             what=strange[0],
         )
+    require_used(adapters, graph)
     if graph.fault is not None:
         raise graph.fault
     return graph, config

@@ -328,6 +328,11 @@ def linear(g: Graph, x: str, names: Sequence[str], rows: Sequence[int]) -> str:
     first = 0
     for name, n in zip(names, sizes, strict=True):
         if g.has(f"{name}.scale"):
+            if f"{name}.weight" in g.adapters:
+                raise UnsupportedError(
+                    f"{g.path}: {name} has a scale of its own, such a matrix cannot be adapted",
+                    what=f"adapter of {name}.weight",
+                )
             h = g.gain(h, f"{name}.scale", n, first)
         first += n
     biases = [f"{name}.bias" for name in names]

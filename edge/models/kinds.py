@@ -9,7 +9,7 @@ from edge.errors import UnsupportedError, brief
 
 #: `general.type` -> what the message says. Older converters did not write this key.
 _TYPES = {
-    "adapter": "is a LoRA adapter: merge it into its model (llama-export-lora), and run that",
+    "adapter": "is a LoRA adapter: name its model, and this file with --lora",
     "imatrix": "is an importance matrix, which quantisers read: name the model itself",
     "mmproj": "is a projector of pictures or sound (mmproj): name the model that it belongs to",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,20 @@ from edge.native import ffi, lib
 
 if TYPE_CHECKING:
     from edge.files.gguf import Metadata
-    from edge.weights.weights import Weights
+    from edge.models.adapters import Adapter
+    from edge.weights.joined import JoinedWeights
 
 __all__ = ["fingerprint"]
 
 _VECTOR_BYTES = 1024  # of the start of each vector
 
 
-def fingerprint(metadata: Metadata, graph: Graph, weights: Weights) -> bytes:
+def fingerprint(
+    metadata: Metadata, graph: Graph, weights: JoinedWeights, adapters: Sequence[Adapter] = ()
+) -> bytes:
     """32 bytes, a hash of: the numbers of the architecture; the rotary embeddings in use; the
     windows, where layers differ in them; the name (without `.weight`) and shape of each weight, and
-    values of it: two rows of a matrix, the start of a vector.
+    values of it: two rows of a matrix, the start of a vector; the scales of adapters.
 
     It is the same for a file and one packed from it, for both forms of its weights, and on every
     machine. Models that differ only in other rows have the same fingerprint. The weights must be in
@@ -37,8 +40,11 @@ def fingerprint(metadata: Metadata, graph: Graph, weights: Weights) -> bytes:
     windows = [op.window for op in graph.attentions]
     if len(set(windows)) > 1:  # else the numbers of the architecture have the one window
         _add(out, repr(windows).encode())
+    for adapter in adapters:
+        scales = {name: low.scale for name, low in sorted(adapter.pairs.items())}
+        _add(out, repr(scales).encode())
     for name in sorted(weights.names, key=shown_name):
-        entry = weights.entries[weights.index[name]]
+        entry = weights.entry(name)
         _add(out, f"{shown_name(name)} {entry.n} {entry.k}".encode())
         if entry.layout == lib.EDGE_LAYOUT_VECTOR:
             _add(out, bytes(ffi.buffer(entry.data, min(entry.n_bytes, _VECTOR_BYTES))))

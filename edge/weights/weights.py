@@ -239,10 +239,12 @@ class _Slice(NamedTuple):
 
 
 class RawWeights(Weights):
-    """The weights of a GGUF, which are packed. Before `fit` all forms are fast."""
+    """The weights of a GGUF, which are packed. Before `fit` all forms are fast. prefix: of the
+    names here, before those in the file.
+    """
 
-    def __init__(self, source: GGUF, names: Iterable[str]) -> None:
-        self._source = source
+    def __init__(self, source: GGUF, names: Iterable[str], prefix: str = "") -> None:
+        self._source, self._prefix = source, prefix
         super().__init__(names)
 
     def fit(self, layout: Layout, room: int | None = None) -> None:
@@ -329,8 +331,9 @@ class RawWeights(Weights):
                     progress(n_packed, self.n_bytes)
 
     @property
-    def _tensors(self) -> Mapping[str, Stored]:
-        return self._source.tensors
+    def _tensors(self) -> Mapping[str, Tensor]:
+        tensors = self._source.tensors
+        return {self._prefix + name: t for name, t in tensors.items()} if self._prefix else tensors
 
     def _first_forms(self) -> list[str]:
         return ["fast"] * len(self.names)
@@ -352,7 +355,7 @@ class RawWeights(Weights):
 
     def _pack(self, i: int, part: CData, first: int, threads: CData) -> None:
         """Pack a slice of tensor i, from row `first` on, to part.data."""
-        tensor = self._source.tensors[self.names[i]]
+        tensor = self._tensors[self.names[i]]
         if part.layout == lib.EDGE_LAYOUT_VECTOR:
             _pack_vector(tensor, part, threads)
         else:

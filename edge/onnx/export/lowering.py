@@ -15,6 +15,7 @@ from edge.graph.graph import Graph
 from edge.graph.ops import (
     Activate,
     Activation,
+    Adapt,
     Add,
     Attention,
     Bias,
@@ -123,7 +124,7 @@ class Lowering(ABC):
             case Slice():
                 n = self.graph.dims[op.output]
                 return self.part(inputs[0], op.first, op.first + n)
-            case Route() | Experts():
+            case Adapt() | Route() | Experts():
                 raise self.missing(op.kind)
             case _:
                 assert_never(op)
