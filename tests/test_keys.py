@@ -452,7 +452,10 @@ def test_biases_where_the_file_has_them(layer: str) -> None:
 @pytest.mark.parametrize(
     "metadata, what",
     [
-        ({"general.type": "adapter", "general.architecture": "llama"}, "is a LoRA adapter: name its model"),
+        (
+            {"general.type": "adapter", "general.architecture": "llama"},
+            "is a LoRA adapter: name its model",
+        ),
         ({"adapter.type": "lora", "general.architecture": "llama"}, "is a LoRA adapter"),
         ({"general.type": "imatrix"}, "is an importance matrix"),
         ({"imatrix.chunk_count": 3}, "is an importance matrix"),

@@ -15,7 +15,8 @@ from edge.models.adapters import Adapter, by_tensor, require_used
 from edge.models.common import Config, Ends, chain, decoder
 from edge.models.kinds import require_model
 
-_SHARED = ("adapters", "common", "experts", "keys", "kinds")  # modules that are not an architecture
+#: Modules that are not an architecture.
+_SHARED = ("adapters", "common", "experts", "keys", "kinds", "ropes")
 #: Names that are spelled with a hyphen; their files have an underscore.
 _HYPHENATED = ("command-r", "ernie4_5-moe", "gpt-oss", "hunyuan-dense", "hunyuan-moe")
 _SPELLED = {name.replace("-", "_"): name for name in _HYPHENATED}
@@ -39,7 +40,7 @@ def build(
 
     context: the most positions that a session may use; None: the model's own limit, at most
     `common.DEFAULT_CONTEXT`. It also decides which LongRoPE factors are used (see
-    `common.longrope_of`). adapters: LoRA adapters, whose products are added in this order.
+    `ropes.longrope_of`). adapters: LoRA adapters, whose products are added in this order.
     Raises UnsupportedError for a file that is not a model, and for an architecture, or a part of
     one, that is not built; ModelFileError for missing or contradictory metadata, a missing tensor
     or a wrong shape. An error of unsupported parts comes before one of missing tensors.

@@ -6,8 +6,9 @@ from decimal import Context, Decimal
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, attention, divisors, linear, rms, rope_of
+from edge.models.common import Attend, Config, Ends, attention, linear, rms
 from edge.models.keys import Keys
+from edge.models.ropes import divisors, rope_of
 
 KEYS = frozenset({"xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps"})
 

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import (
-    Attend,
-    Config,
-    Ends,
-    attention,
-    gated_mlp,
-    layer_norm,
-    rope_of,
-    window_of,
-)
+from edge.models.common import Attend, Config, Ends, attention, gated_mlp, layer_norm, window_of
+from edge.models.ropes import rope_of
 
 KEYS = frozenset({"logit_scale"})
 _PERIOD = 4  # each 4th layer sees all positions, and has no rotary embedding

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, attention, gated_mlp, layer_norm, rope_of
+from edge.models.common import Attend, Config, Ends, attention, gated_mlp, layer_norm
+from edge.models.ropes import rope_of
 
 KEYS = frozenset({"logit_scale"})
 

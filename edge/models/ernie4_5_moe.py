@@ -5,7 +5,8 @@ from __future__ import annotations
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
 from edge.models import experts
-from edge.models.common import Attend, Config, attention, gated_mlp, rms, rope_of
+from edge.models.common import Attend, Config, attention, gated_mlp, rms
+from edge.models.ropes import rope_of
 
 _DENSE, _STEP = "leading_dense_block_count", "interleave_moe_layer_step"
 KEYS = (*experts.KEYS, experts.SHARED, _DENSE, _STEP)

@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import (
-    Attend,
-    Config,
-    attention,
-    divisors,
-    gated_mlp,
-    rms,
-    rope_of,
-    window_of,
-)
+from edge.models.common import Attend, Config, attention, gated_mlp, rms, window_of
+from edge.models.ropes import divisors, rope_of
 
 _N_LAYERS_32B, _WINDOW, _PERIOD = 64, 4096, 4
 

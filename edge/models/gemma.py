@@ -10,7 +10,8 @@ import math
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, pre_norm, rope_of, window_of
+from edge.models.common import Attend, Config, Ends, pre_norm, window_of
+from edge.models.ropes import rope_of
 
 
 def ends(c: Config) -> Ends:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Rope, Scores
-from edge.models.common import Attend, Config, Ends, rope_of, sandwich, window_of
+from edge.models.common import Attend, Config, Ends, sandwich, window_of
+from edge.models.ropes import rope_of
 
 KEYS = ("attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base_swa")
 _27B = 46  # layers

@@ -9,7 +9,8 @@ import math
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, local_rope, rope_of, sandwich, window_of
+from edge.models.common import Attend, Config, Ends, sandwich, window_of
+from edge.models.ropes import local_rope, rope_of
 
 KEYS = ("final_logit_softcapping", "rope.freq_base_swa")
 _27B = 62  # layers

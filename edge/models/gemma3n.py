@@ -14,17 +14,8 @@ import math
 
 from edge.graph.graph import Graph
 from edge.graph.ops import MAX_DIM, Rope, Scores
-from edge.models.common import (
-    Attend,
-    Config,
-    Ends,
-    attention,
-    linear,
-    local_rope,
-    rms,
-    rope_of,
-    window_of,
-)
+from edge.models.common import Attend, Config, Ends, attention, linear, rms, window_of
+from edge.models.ropes import local_rope, rope_of
 
 KEYS = frozenset(
     {

@@ -13,9 +13,10 @@ import math
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Rope, Scores
-from edge.models.common import Attend, Config, Ends, rope_of, sandwich, window_of
+from edge.models.common import Attend, Config, Ends, sandwich, window_of
 from edge.models.gemma3n import OPTIONAL as OPTIONAL
 from edge.models.gemma3n import from_input, layer_inputs, owner_of
+from edge.models.ropes import rope_of
 
 KEYS = frozenset(
     {

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, rope_of, sandwich
+from edge.models.common import Attend, Config, sandwich
+from edge.models.ropes import rope_of
 
 KEYS = frozenset({"rope.dimension_sections"})
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Rope, Scores
-from edge.models.common import Attend, Config, Ends, divisors, rope_of, scaled_branches, window_of
+from edge.models.common import Attend, Config, Ends, scaled_branches, window_of
+from edge.models.ropes import divisors, rope_of
 
 SCALES = ("embedding_scale", "logit_scale", "residual_scale")
 KEYS = (*SCALES, "rope.scaling.finetuned")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
 from edge.models import experts, granite
-from edge.models.common import Attend, Config, attention, divisors, rms, rope_of, window_of
+from edge.models.common import Attend, Config, attention, rms, window_of
+from edge.models.ropes import divisors, rope_of
 
 KEYS = (*experts.KEYS, experts.SHARED, *granite.SCALES)
 ends = granite.ends

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, pre_norm, rope_of, window_of
+from edge.models.common import Attend, Config, pre_norm, window_of
+from edge.models.ropes import rope_of
 
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:

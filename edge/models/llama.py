@@ -5,16 +5,8 @@ from __future__ import annotations
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
 from edge.models import experts
-from edge.models.common import (
-    Attend,
-    Config,
-    attention,
-    divisors,
-    pre_norm,
-    rms,
-    rope_of,
-    window_of,
-)
+from edge.models.common import Attend, Config, attention, pre_norm, rms, window_of
+from edge.models.ropes import divisors, rope_of
 
 KEYS = experts.KEYS
 

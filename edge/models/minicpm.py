@@ -10,17 +10,8 @@ import math
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import (
-    LONG,
-    SHORT,
-    Attend,
-    Config,
-    Ends,
-    longrope_of,
-    longrope_positions,
-    scaled_branches,
-    window_of,
-)
+from edge.models.common import Attend, Config, Ends, scaled_branches, window_of
+from edge.models.ropes import LONG, SHORT, longrope_of, longrope_positions
 
 KEYS = ("embedding_scale", "logit_scale", "residual_scale")
 OPTIONAL = frozenset({LONG, SHORT})

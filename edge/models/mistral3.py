@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import (
-    Attend,
-    Config,
-    divisors,
-    original_context,
-    pre_norm,
-    rope_of,
-    window_of,
-)
+from edge.models.common import Attend, Config, pre_norm, window_of
+from edge.models.ropes import divisors, original_context, rope_of
 
 KEYS = ("attention.temperature_scale",)
 

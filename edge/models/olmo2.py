@@ -7,17 +7,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import (
-    Attend,
-    Config,
-    Ends,
-    attention,
-    gated_mlp,
-    local_rope,
-    rms,
-    rope_of,
-    window_of,
-)
+from edge.models.common import Attend, Config, Ends, attention, gated_mlp, rms, window_of
+from edge.models.ropes import local_rope, rope_of
 
 KEYS = ("rope.freq_base_swa",)
 

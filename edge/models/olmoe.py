@@ -5,7 +5,8 @@ from __future__ import annotations
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
 from edge.models import experts
-from edge.models.common import Attend, Config, Ends, attention, rms, rope_of
+from edge.models.common import Attend, Config, Ends, attention, rms
+from edge.models.ropes import rope_of
 
 KEYS = experts.KEYS
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, attention, layer_norm, mlp, rope_of
+from edge.models.common import Attend, Config, Ends, attention, layer_norm, mlp
+from edge.models.ropes import rope_of
 
 
 def ends(c: Config) -> Ends:

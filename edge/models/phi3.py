@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import (
-    LONG,
-    SHORT,
-    Attend,
-    Config,
-    longrope_of,
-    longrope_positions,
-    pre_norm,
-    window_of,
-)
+from edge.models.common import Attend, Config, pre_norm, window_of
+from edge.models.ropes import LONG, SHORT, longrope_of, longrope_positions
 
 OPTIONAL = frozenset({LONG, SHORT})
 n_positions = longrope_positions

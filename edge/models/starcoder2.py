@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, attention, layer_norm, mlp, rope_of, window_of
+from edge.models.common import Attend, Config, Ends, attention, layer_norm, mlp, window_of
+from edge.models.ropes import rope_of
 
 _WINDOW = 4096
 
