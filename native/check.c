@@ -376,6 +376,10 @@ static const char *check_experts(const checked *c) {
     REQUIRE(c->in != NULL && c->in->is_logit_rows == c->out->is_logit_rows);
     REQUIRE(c->in2 == NULL || c->in2->is_logit_rows == c->out->is_logit_rows);
     REQUIRE(c->out->dim % op->n_used == 0 || op->kind == EDGE_OP_EXPERT_SUM);
+    if (op->kind == EDGE_OP_EXPERT_GAIN) {
+        REQUIRE(c->in == c->out);
+        return NULL;
+    }
     return check_no_overlap(c, c->in, c->out);
 }
 
@@ -450,6 +454,19 @@ static const char *check_expert_matmul(const checked *c) {
     return check_columns(c->in, k);
 }
 
+static const char *check_expert_gain(const checked *c) {
+    const edge_op *op = c->op;
+    const edge_weight *gains = weight_of(c, 0);
+    const char *wrong = check_ordered(c);
+    if (wrong != NULL) {
+        return wrong;
+    }
+    REQUIRE(c->out->kind == EDGE_BUFFER_F32);
+    REQUIRE(gains != NULL && gains->layout == EDGE_LAYOUT_VECTOR && gains->k == op->n_experts);
+    REQUIRE(op->column >= 0 && op->n > 0 && op->n <= c->out->dim / op->n_used - op->column);
+    return NULL;
+}
+
 /* Biases: a vector for each expert, or none. */
 static const char *check_expert_bias(const checked *c, int i, int64_t n) {
     const edge_weight *bias = weight_of(c, i);
@@ -516,6 +533,7 @@ static const char *check_op(const checked *c) {
     case EDGE_OP_ROUTE: return check_route(c);
     case EDGE_OP_EXPERT_COLUMNS: return check_expert_columns(c);
     case EDGE_OP_EXPERT_MATMUL: return check_expert_matmul(c);
+    case EDGE_OP_EXPERT_GAIN: return check_expert_gain(c);
     case EDGE_OP_EXPERT_GATED: return check_expert_gated(c);
     case EDGE_OP_EXPERT_SUM: return check_expert_sum(c);
     case EDGE_N_OPS: break;

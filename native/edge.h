@@ -265,6 +265,8 @@ typedef enum {
     EDGE_OP_EXPERT_COLUMNS, /* out = in for each pair, quantised when out is Q8; orders the pairs
                                by in2, which ROUTE made, for the ops that follow */
     EDGE_OP_EXPERT_MATMUL,  /* out from `column` on = [w[0] in | w[1] in] by each pair's expert */
+    EDGE_OP_EXPERT_GAIN,    /* n elements from `column` on of each pair, times its expert's number
+                               of w[0], in place: out is in */
     EDGE_OP_EXPERT_GATED,   /* out = activation(gate + w[0]) * (up + w[1]), in = [gate | up] */
     EDGE_OP_EXPERT_SUM,     /* out = sum of (in + w[0]) times the weights of in2, by token */
     EDGE_N_OPS
@@ -305,7 +307,7 @@ typedef struct {
     float attention_scale;        /* of scores; 0: 1 / sqrt(head_dim) */
     float softcap;                /* of SOFTCAP, and of an attention's scores; 0: none */
     float alpha_p, alpha_n, beta; /* of XIELU: see edge/graph/ops.py; beta of TEMPERATURE, too */
-    int32_t n;                    /* how many elements GAIN, TEMPERATURE and SPARSIFY change */
+    int32_t n;                    /* how many elements the GAINs, TEMPERATURE, SPARSIFY change */
     int32_t length;               /* of TEMPERATURE */
     int32_t has_ramp;          /* 1: the rotary frequencies are scaled by a ramp over the pairs, */
     float ramp_low, ramp_high; /* see edge/graph/ops.py */

@@ -331,6 +331,7 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
     case EDGE_OP_GATED_MATMUL:
     case EDGE_OP_EXPERT_COLUMNS:
     case EDGE_OP_EXPERT_MATMUL:
+    case EDGE_OP_EXPERT_GAIN:
     case EDGE_OP_EXPERT_GATED:
     case EDGE_OP_STORE:
     case EDGE_OP_ATTENTION:
@@ -576,6 +577,12 @@ static void run_expert_columns(const run *r, const edge_op *op, int32_t i) {
     }
 }
 
+static void run_expert_gain(const run *r, const edge_op *op, int32_t i) {
+    const float *gains = r->plan->weights[op->w[0]].data;
+    float *x = column_of(r, op, op->out, i) + op->column;
+    r->plan->kernels->scale(x, gains[r->plan->order->expert[i]], op->n, x);
+}
+
 /* n floats at p, plus those of the bias where there is one; sum: room for n. */
 static const float *biased(const run *r, const float *p, const float *bias, int64_t n, float *sum) {
     if (bias == NULL) {
@@ -687,12 +694,16 @@ static uint32_t expert_chunks(const run *r, const edge_op *op, int64_t rows) {
     }
 }
 
-/* A chunk of EXPERT_COLUMNS or EXPERT_GATED. */
+/* A chunk of EXPERT_COLUMNS, EXPERT_GAIN or EXPERT_GATED. */
 static void run_pairs(const run *r, const edge_op *op, uint32_t chunk) {
     const int32_t n = columns_per_chunk(r, op), first = (int32_t)chunk * n;
     const int32_t all = r->plan->order->n_columns, end = first + n < all ? first + n : all;
     for (int32_t i = first; i < end; i++) {
-        (op->kind == EDGE_OP_EXPERT_COLUMNS ? run_expert_columns : run_expert_gated)(r, op, i);
+        switch (op->kind) {
+        case EDGE_OP_EXPERT_COLUMNS: run_expert_columns(r, op, i); break;
+        case EDGE_OP_EXPERT_GAIN: run_expert_gain(r, op, i); break;
+        default: run_expert_gated(r, op, i);
+        }
     }
 }
 
@@ -794,6 +805,7 @@ static uint32_t run_chunks(void *context, uint32_t stage) {
         return rows == 0 ? 0 : (uint32_t)divide_up(matmul_panels(r, op), panels_per_chunk(r, op));
     case EDGE_OP_EXPERT_COLUMNS:
     case EDGE_OP_EXPERT_MATMUL:
+    case EDGE_OP_EXPERT_GAIN:
     case EDGE_OP_EXPERT_GATED:
     case EDGE_OP_EXPERT_SUM: return expert_chunks(r, op, rows);
     case EDGE_OP_STORE: return r->step->n_tokens < STORE_ROWS ? 1 : (uint32_t)op->n_kv_heads;
@@ -815,7 +827,8 @@ static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
         (op->kind == EDGE_OP_MATMUL ? run_matmul : run_gated_matmul)(r, op, first, last);
     } else if (op->kind == EDGE_OP_EXPERT_MATMUL) {
         run_expert_matmul(r, op, chunk);
-    } else if (op->kind == EDGE_OP_EXPERT_COLUMNS || op->kind == EDGE_OP_EXPERT_GATED) {
+    } else if (op->kind == EDGE_OP_EXPERT_COLUMNS || op->kind == EDGE_OP_EXPERT_GAIN ||
+               op->kind == EDGE_OP_EXPERT_GATED) {
         run_pairs(r, op, chunk);
     } else if (op->kind == EDGE_OP_ATTENTION) {
         run_attention(r, op, chunk);

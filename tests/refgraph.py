@@ -353,12 +353,14 @@ def route(r: Run, op: Route, x: Array) -> Array:
 def experts(r: Run, op: Experts, x: Array, routes: Array) -> Array:
     """Each token through its experts, one after the other."""
     out, t = np.zeros_like(x), op.tensors
-    biases = (*t.gate_up_biases, *([t.down_bias] if t.down_bias else []))
-    held = {name: r.weights[name] for name in biases}
+    held = r.weights
+    scales = dict(zip(t.gate_up, t.gate_up_scales, strict=True)) if t.gate_up_scales else {}
+    scales |= {} if t.down_scale is None else {t.down: t.down_scale}
 
     def multiplied(name: str, x: Array, e: int) -> Array:
         seen = r.quantised[name](x[None])[0] if name in r.quantised else x
-        return r.weights[name][e] @ seen
+        y = held[name][e] @ seen
+        return y * held[scales[name]][e] if name in scales else y
 
     for i, row in enumerate(routes):
         for j in range(op.n_used):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import refgraph
 import tiny
+from arches import experts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_plan import ISAS, Plan, Spec, Weight, evaluate, on_all_isas, rows_weight, vector
@@ -117,7 +118,7 @@ def of_types() -> Callable[[str, str, bool], Stack]:
 
 
 class Stack:
-    """Experts of width WIDTH on vectors of DIM, biases included."""
+    """Experts of width WIDTH on vectors of DIM, biases and scales included."""
 
     DIM, WIDTH, N = 256, 256, 6
 
@@ -130,12 +131,13 @@ class Stack:
         self.down, values = moderate(down, n * d, w, seed=7)
         self.down_values = values.reshape(n, d, w)
         self.biases = [normal(n * size, seed=i) for i, size in enumerate((w, w, d))]
+        self.scales = [normal(n, seed=i) for i in range(3)]
         self.is_float = [t in ("F32", "F16", "BF16") for t in (gate, down)]
 
     def spec(
-        self, isa: str, x: np.ndarray, scores: np.ndarray, n_used: int, biases: bool = False
+        self, isa: str, x: np.ndarray, scores: np.ndarray, n_used: int, has_more: bool = False
     ) -> tuple[Spec, int]:
-        """The ops of a layer, and the buffer of its output."""
+        """The ops of a layer, and the buffer of its output. has_more: biases and scales, too."""
         counts = {"n_experts": self.N, "n_used": n_used}
         spec = Spec(isa, max_tokens=len(x))
         source, logits = spec.given(x), spec.given(scores)
@@ -146,13 +148,18 @@ class Stack:
         spec.op("expert_columns", (source, route), columns, **counts)
         both = spec.buffer(F32, n_used * 2 * self.WIDTH)
         spec.op("expert_matmul", (columns,), both, self.gate_up, **counts)
+        for i in range(2 if has_more else 0):
+            at = {"column": i * self.WIDTH, "n": self.WIDTH}
+            spec.op("expert_gain", (both,), both, [vector(self.scales[i])], **at, **counts)
         h = spec.buffer(forms[1], n_used * self.WIDTH)
         first, second, third = map(vector, self.biases)
-        added = [first, second] if biases else []
+        added = [first, second] if has_more else []
         spec.op("expert_gated", (both,), h, added, activation=0, **counts)
         each = spec.buffer(F32, n_used * self.DIM)
         spec.op("expert_matmul", (h,), each, [self.down], **counts)
-        added = [third] if biases else []
+        if has_more:
+            spec.op("expert_gain", (each,), each, [vector(self.scales[2])], n=self.DIM, **counts)
+        added = [third] if has_more else []
         return spec, spec.op(
             "expert_sum", (each, route), spec.buffer(F32, self.DIM), added, **counts
         )
@@ -162,7 +169,7 @@ class Stack:
         spec, out = self.spec(isa, *args, **options)
         return evaluate(spec, out, len(args[0]))
 
-    def exact(self, x: np.ndarray, scores: np.ndarray, n_used: int, biases: bool) -> np.ndarray:
+    def exact(self, x: np.ndarray, scores: np.ndarray, n_used: int, has_more: bool) -> np.ndarray:
         """The same in float64, but for what the kernels quantise."""
         forms = [F32 if is_float else Q8 for is_float in self.is_float]
         read, out = seen(x, forms[0]), np.zeros(x.shape)
@@ -170,12 +177,14 @@ class Stack:
             ids = np.argsort(-row, kind="stable")[:n_used]
             for e, weight in zip(ids, row[ids] / row[ids].sum(), strict=True):
                 gate, up = np.split(self.values[e] @ read[i], 2)
-                if biases:
-                    gate = gate + self.biases[0].reshape(self.N, -1)[e]
-                    up = up + self.biases[1].reshape(self.N, -1)[e]
+                if has_more:
+                    gate = gate * self.scales[0][e] + self.biases[0].reshape(self.N, -1)[e]
+                    up = up * self.scales[1][e] + self.biases[1].reshape(self.N, -1)[e]
                 h = (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
                 y = self.down_values[e] @ seen(h[None], forms[1])[0]
-                out[i] += weight * (y + (self.biases[2].reshape(self.N, -1)[e] if biases else 0))
+                if has_more:
+                    y = y * self.scales[2][e] + self.biases[2].reshape(self.N, -1)[e]
+                out[i] += weight * y
         return out
 
 
@@ -198,9 +207,9 @@ COUNTS = [(0, 1, 7, 8, 9, 11), (3, 3, 3, 3, 3, 3), (0, 0, 18, 18, 0, 0), (1, 1, 
 def test_experts(types: tuple[str, str], counts: tuple[int, ...], of_types: Any) -> None:
     stack, scores = of_types(*types), chosen(counts, 2)
     x = normal(len(scores), Stack.DIM, seed=sum(counts))
-    for biases in (False, True):
-        got = on_all_isas(lambda isa, b=biases: stack.run(isa, x, scores, 2, biases=b))
-        want = stack.exact(x, scores, 2, biases)
+    for has_more in (False, True):
+        got = on_all_isas(lambda isa, more=has_more: stack.run(isa, x, scores, 2, has_more=more))
+        want = stack.exact(x, scores, 2, has_more)
         # a code of h may round to its neighbour
         assert np.abs(got - want).max() < 2e-2 * np.abs(want).max()
 
@@ -223,7 +232,7 @@ def test_bits_do_not_depend_on_chunks_and_threads(types: tuple[str, str], of_typ
     m = len(scores)
     x = normal(m, Stack.DIM)
     for isa in ISAS:
-        spec, out = stack.spec(isa, x, scores, 3)
+        spec, out = stack.spec(isa, x, scores, 3, has_more=True)
         plan = Plan(spec)
         plan.run(range(m))
         want = plan.read(out, m)
@@ -265,13 +274,14 @@ def part_of(weight: Weight, i: int, n: int) -> Weight:
 
 # ---- the check of a plan -------------------------------------------------------------------------
 
-ROUTE, COLUMNS, GATE_UP, GATED, DOWN, SUM = range(2, 8)
+ROUTE, COLUMNS, GATE_UP, GATE_GAIN, UP_GAIN, GATED, DOWN, DOWN_GAIN, SUM = range(2, 11)
+GAINS = (GATE_GAIN, UP_GAIN, DOWN_GAIN)
 
 
 def right_spec(stack: Stack) -> Spec:
     """Every op of experts, numbered as above, and a head."""
     scores = chosen((1, 2, 3, 4, 5, 3), 2)
-    spec, out = stack.spec(ISAS[-1], normal(len(scores), Stack.DIM), scores, 2, biases=True)
+    spec, out = stack.spec(ISAS[-1], normal(len(scores), Stack.DIM), scores, 2, has_more=True)
     for op in spec.ops[ROUTE:]:
         spec.buffers[op["out"]]["is_logit_rows"] = 0
     spec.op("matmul", (out,), spec.buffer(LOGITS, 5), [rows_weight(normal(5, Stack.DIM))])
@@ -289,7 +299,7 @@ WRONG: list[tuple[int, str, Any]] = [
     *((i, "in", value) for i in range(ROUTE, SUM + 1) for value in (-1, 99)),
     *((i, "in2", value) for i in (COLUMNS, SUM) for value in (-1, 0, 99)),
     *((i, "n_experts", value) for i in range(ROUTE, SUM + 1) for value in (0, -1, 1025, 2**30)),
-    *((i, "n_experts", 1) for i in (ROUTE, COLUMNS, GATE_UP, GATED, DOWN, SUM)),
+    *((i, "n_experts", 1) for i in range(ROUTE, SUM + 1)),
     *((i, "n_used", value) for i in range(ROUTE, SUM + 1) for value in (0, -1, 1, 3, 7, 2**30)),
     *((ROUTE, "score", value) for value in (-1, 3)),
     *((ROUTE, "is_normed", value) for value in (-1, 2)),
@@ -299,8 +309,12 @@ WRONG: list[tuple[int, str, Any]] = [
     *((GATE_UP, "w", value) for value in ([-1, 3, -1], [2, 3, 4], [0, 3, -1], [99, 3, -1])),
     *((i, "column", value) for i in (GATE_UP, DOWN) for value in (-1, 16, 2**31 - 1)),
     (GATE_UP, "in", 0),
+    *((i, "w", value) for i in GAINS for value in ([-1] * 3, [0, -1, -1], [3, -1, -1])),
+    *((i, "n", value) for i in GAINS for value in (0, -1, 513, 2**31 - 1)),
+    *((i, "column", value) for i in GAINS for value in (-1, 257, 2**31 - 1)),
+    *((i, "in", 0) for i in GAINS),
     *((GATED, "activation", value) for value in (-1, 99)),
-    *((GATED, "w", value) for value in ([0, 5, -1], [4, 0, -1], [99, 5, -1])),
+    *((GATED, "w", value) for value in ([0, 7, -1], [6, 0, -1], [99, 7, -1])),
     (DOWN, "w", [0, -1, -1]),
     (SUM, "w", [0, -1, -1]),
 ]
@@ -325,11 +339,11 @@ def test_pairs_must_be_ordered_first(of_types: Any) -> None:
         Plan(spec)
 
 
-FIELDS = ["kind", "in", "in2", "out", "column", "n_experts", "n_used", "score", "is_normed"]
+FIELDS = ["kind", "in", "in2", "out", "column", "n_experts", "n_used", "score", "is_normed", "n"]
 SMALL, HARD = st.integers(-2, 20), st.sampled_from([32, 64, 2**24, 2**30, 2**31 - 1, -(2**31)])
 CHANGE = st.one_of(
-    st.tuples(st.just("op"), st.integers(0, 9), st.sampled_from(FIELDS), SMALL | HARD),
-    st.tuples(st.just("weight"), st.integers(0, 9), st.integers(0, 2), SMALL),
+    st.tuples(st.just("op"), st.integers(0, 12), st.sampled_from(FIELDS), SMALL | HARD),
+    st.tuples(st.just("weight"), st.integers(0, 12), st.integers(0, 2), SMALL),
     st.tuples(
         st.just("buffer"),
         st.integers(0, 9),
@@ -395,16 +409,17 @@ def logits(path: Path, tokens: list[int], **options: Any) -> np.ndarray:
 @pytest.mark.native
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "F16"])
 def test_runs_as_the_referee(tiny_gguf: Tiny, kind: str) -> None:
-    path = tiny_gguf(ARCH, type=kind)
+    apart = apart_from_referee(tiny_gguf(ARCH, type=kind))
+    assert np.sqrt((apart**2).mean()) < 0.02 and np.abs(apart).max() < 0.3
+
+
+def apart_from_referee(path: Path) -> np.ndarray:
+    """Logits of the engine minus the referee's, which rounds what the kernels round."""
     tokens = np.random.default_rng(1).integers(0, 288, 50).tolist()
     got = logits(path, tokens, threads=2)
     with GGUF.open(path) as file:
         described = describe(open_model(path))
-        quantised = (
-            [n for n in described.graph.weights if described.weights.takes_q8(n)]
-            if kind != "F16"
-            else []
-        )
+        quantised = [n for n in described.graph.weights if described.weights.takes_q8(n)]
         want = refgraph.run(
             described.graph,
             refgraph.load_weights(file),
@@ -413,7 +428,7 @@ def test_runs_as_the_referee(tiny_gguf: Tiny, kind: str) -> None:
             quantised=quantised,
             cache=np.float16,
         )
-    assert np.sqrt(((got - want) ** 2).mean()) < 0.02 and np.abs(got - want).max() < 0.3
+    return got - want
 
 
 @pytest.mark.native
@@ -523,6 +538,61 @@ def test_gate_and_up_may_be_one_tensor() -> None:
     )
     assert len(fused) == len(weights) - 2 * model.n_layers
     np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+SCALES = [f"ffn_{name}_exps" for name in ("gate", "up", "down")]
+
+
+@pytest.fixture
+def with_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models of ARCH have scales of their experts, as NVFP4's converter writes them."""
+    arch = tiny.arch_of(ARCH)
+    plain, n = arch.tensors, experts.N_EXPERTS
+
+    def tensors(t: tiny.Tiny) -> dict[str, Any]:
+        names = [f"blk.1.{name}" for name in SCALES]
+        inputs = {f"{name}.input_scale": (n,) for name in names}
+        return plain(t) | {f"{name}.scale": (n,) for name in names} | inputs
+
+    monkeypatch.setattr(arch, "tensors", tensors)
+
+
+@pytest.mark.usefixtures("with_scales")
+def test_scales_are_those_of_the_matrices() -> None:
+    model = tiny.Tiny(ARCH)
+    weights, metadata = tiny.tensors(model), tiny.metadata(model)
+    folded = dict(weights)
+    for name in SCALES:
+        scale = folded.pop(f"blk.1.{name}.scale")
+        folded[f"blk.1.{name}.weight"] = folded[f"blk.1.{name}.weight"] * scale[:, None, None]
+    metadata["general.architecture"] = model.arch
+    got, want = (
+        refgraph.run(build(metadata, {n: w.shape for n, w in held.items()})[0], held, range(20))
+        for held in (weights, folded)
+    )
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.native
+@pytest.mark.usefixtures("with_scales")
+@pytest.mark.parametrize("kind", ["F32", "NVFP4"])
+def test_scales_as_the_referee(kind: str, tmp_path: Path) -> None:
+    def type_of(name: str) -> str:
+        return kind if "gate_exps" in name or "up_exps" in name else "F32"  # blocks of 64
+
+    apart = apart_from_referee(tiny.write_tiny(tmp_path / "m.gguf", ARCH, type=type_of))
+    assert np.abs(apart).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.usefixtures("with_scales")
+def test_scales_of_another_shape(name: str) -> None:
+    model = tiny.Tiny(ARCH)
+    metadata = tiny.metadata(model) | {"general.architecture": ARCH}
+    shapes = {tensor: w.shape for tensor, w in tiny.tensors(model).items()}
+    with pytest.raises(ModelFileError, match="shape is") as caught:
+        build(metadata, shapes | {f"blk.1.{name}.scale": (1,)})
+    assert caught.value.field == f"tensor blk.1.{name}.scale"
 
 
 def test_experts_that_end_within_a_panel_are_refused(tiny_gguf: Tiny) -> None:

@@ -323,6 +323,15 @@ class PlanExpertMatmul(_PlanExperts):
 
 
 @dataclass(frozen=True)
+class PlanExpertGain(_PlanExperts):
+    """n elements of each column from `column` on times its expert's number, in place."""
+
+    kind = "expert_gain"
+    column: int
+    n: int
+
+
+@dataclass(frozen=True)
 class PlanExpertGated(_PlanExperts):
     """activation(gate) * up, after biases, if any; the input is [gate | up]."""
 
@@ -366,6 +375,7 @@ PlanOp = (
     | PlanRoute
     | PlanExpertColumns
     | PlanExpertMatmul
+    | PlanExpertGain
     | PlanExpertGated
     | PlanExpertSum
 )

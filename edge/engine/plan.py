@@ -25,6 +25,7 @@ from edge.engine.ops import (
     PlanBias,
     PlanEmbed,
     PlanExpertColumns,
+    PlanExpertGain,
     PlanExpertGated,
     PlanExpertMatmul,
     PlanExpertSum,
@@ -389,13 +390,22 @@ class _Lowering:
             self._emit(PlanExpertColumns((x, routes), columns, (), *counts))
             self._emit(PlanExpertMatmul((columns,), gate_up, tuple(weights), *counts, column))
             column += sum(graph.weights[w][1] for w in weights)
+        self._gains(gate_up, t.gate_up_scales, 2 * width, counts)
         h = self._unnamed(Q8 if self.takes_q8(t.down) else F32, width * op.n_used)
         activation = _number_of(op.activation)
         self._emit(PlanExpertGated((gate_up,), h, t.gate_up_biases, *counts, activation))
         each = self._unnamed(F32, graph.dims[op.output] * op.n_used)
         self._emit(PlanExpertMatmul((h,), each, (t.down,), *counts, 0))
+        scales = () if t.down_scale is None else (t.down_scale,)
+        self._gains(each, scales, graph.dims[op.output], counts)
         bias = () if t.down_bias is None else (t.down_bias,)
         self._emit(PlanExpertSum((each, routes), self._new(op.output), bias, *counts))
+
+    def _gains(self, buffer: int, scales: Sequence[str], dim: int, counts: tuple[int, int]) -> None:
+        """Multiply parts of equal size of each pair's dim elements by the expert's scales."""
+        for i, scale in enumerate(scales):
+            n = dim // len(scales)
+            self._emit(PlanExpertGain((buffer,), buffer, (scale,), *counts, i * n, n))
 
     def _unnamed(self, kind: int, dim: int) -> int:
         """A fresh buffer for what is no value of the graph."""

@@ -336,7 +336,11 @@ class Graph:
         biases += [] if tensors.down_bias is None else [(tensors.down_bias, k)]
         for bias, dim in biases:
             self._vector(bias, n_experts, dim)
-        weights = (*tensors.gate_up, tensors.down, *(name for name, _ in biases))
+        scales = [*tensors.gate_up_scales]
+        scales += [] if tensors.down_scale is None else [tensors.down_scale]
+        for scale in scales:
+            self._vector(scale, n_experts)
+        weights = (*tensors.gate_up, tensors.down, *(name for name, _ in biases), *scales)
         op = Experts(
             (x, routes), self._next(Experts), weights, n_experts, n_used, activation, tensors
         )

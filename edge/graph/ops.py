@@ -99,13 +99,16 @@ class Routing:
 class ExpertWeights:
     """The tensors of a layer's experts. gate_up: gate and up, (n_experts, n, k) each, or one of
     (n_experts, 2 n, k), rows of gate, then of up; down: (n_experts, dim, n). Biases: of gate and
-    up, (n_experts, n) each, or none; of down, (n_experts, dim), or None.
+    up, (n_experts, n) each, or none; of down, (n_experts, dim), or None. Scales: a number for each
+    expert, (n_experts,), of each tensor of gate_up, or none; of down, or None.
     """
 
     gate_up: tuple[str, ...]
     down: str
     gate_up_biases: tuple[str, ...] = ()
     down_bias: str | None = None
+    gate_up_scales: tuple[str, ...] = ()
+    down_scale: str | None = None
 
 
 @dataclass(frozen=True)
@@ -376,7 +379,8 @@ class Route(_Op):
 @dataclass(frozen=True)
 class Experts(_Op):
     """The sum over a token's experts of weight * (down (activation(gate x) * up x)), in the order
-    of the routes; inputs: x, and what a `Route` made. Biases are added to gate x, up x and down h.
+    of the routes; inputs: x, and what a `Route` made. gate x, up x and down h are multiplied by the
+    expert's scale, then its bias is added.
 
     weights: the tensors of `tensors`, in the order of its fields.
     """

@@ -17,6 +17,9 @@ from edge.models.kinds import require_model
 
 #: Modules that are not an architecture.
 _SHARED = ("adapters", "common", "experts", "keys", "kinds", "ropes")
+#: Tensors that may be there and change nothing: scales of NVFP4's inputs, for engines that round
+#: these to 4 bits.
+_UNUSED = ("*.input_scale",)
 #: Names that are spelled with a hyphen; their files have an underscore.
 _HYPHENATED = ("command-r", "ernie4_5-moe", "gpt-oss", "hunyuan-dense", "hunyuan-moe")
 _SPELLED = {name.replace("-", "_"): name for name in _HYPHENATED}
@@ -63,7 +66,7 @@ def build(
         config = dataclasses.replace(config, n_positions=module.n_positions(graph, config))
     layers = module.layers if hasattr(module, "layers") else chain(module.layer)
     decoder(graph, config, layers, module.ends(config) if hasattr(module, "ends") else Ends())
-    optional = getattr(module, "OPTIONAL", ())
+    optional = (*_UNUSED, *getattr(module, "OPTIONAL", ()))
     strange = [
         tensor
         for tensor in shapes

@@ -32,6 +32,11 @@ SHARED = "expert_shared_feed_forward_length"
 _SCORES: dict[int, Score] = {1: "softmax", 2: "given", 3: "softmax_of_chosen"}
 
 
+def count(c: Config) -> int:
+    """How many experts a layer has."""
+    return c.keys.whole("expert_count", most=MAX_EXPERTS)
+
+
 def used(c: Config, i: int) -> int:
     """How many experts a token uses in layer i."""
     return c.keys.wholes("expert_used_count", c.n_layers, most=MAX_EXPERTS_USED)[i]
@@ -58,12 +63,13 @@ class Mixture:
     activation: GateActivation = "silu"
 
 
-def routed(g: Graph, x: str, i: int, c: Config, m: Mixture) -> str:
-    """The weighted sum of a token's experts: (tokens, dim) -> (tokens, dim). Biases are added, of
-    the router, too, where the file has them.
+def routed(g: Graph, x: str, i: int, c: Config, m: Mixture, logits: str | None = None) -> str:
+    """The weighted sum of a token's experts: (tokens, dim) -> (tokens, dim). Scales (a number for
+    each expert) and biases, of the router, too, take part where the file has them.
+
+    logits: of the router, (tokens, experts), where it does not read x.
     """
-    blk = f"blk.{i}.ffn_"
-    n_experts = c.keys.whole("expert_count", most=MAX_EXPERTS)
+    blk, n_experts = f"blk.{i}.ffn_", count(c)
     code = c.keys.whole("expert_gating_func", 0, least=0)
     if code not in (0, *_SCORES):
         raise c.keys.not_built("expert_gating_func", f"{code}: {', '.join(map(str, _SCORES))} run")
@@ -71,7 +77,8 @@ def routed(g: Graph, x: str, i: int, c: Config, m: Mixture) -> str:
     if not isinstance(is_normed, bool):
         raise c.keys.error("expert_weights_norm", "must be true or false")
     scale = c.keys.number("expert_weights_scale", 1, least=0, most=1000) or 1  # 0: none
-    logits = linear(g, x, [f"{blk}gate_inp"], [n_experts])
+    if logits is None:
+        logits = linear(g, x, [f"{blk}gate_inp"], [n_experts])
     if code == 2:
         logits = g.activate(logits, "sigmoid")
     bias = f"blk.{i}.exp_probs_b.bias"
@@ -82,12 +89,15 @@ def routed(g: Graph, x: str, i: int, c: Config, m: Mixture) -> str:
     fused = g.has(f"{blk}gate_up_exps.weight")
     gate_up = [f"{blk}gate_up_exps"] if fused else [f"{blk}gate_exps", f"{blk}up_exps"]
     biases = [] if fused else [f"{name}.bias" for name in gate_up]
-    down_bias = f"{blk}down_exps.bias"
+    scales = [f"{name}.scale" for name in gate_up]
+    down_bias, down_scale = f"{blk}down_exps.bias", f"{blk}down_exps.scale"
     tensors = ExpertWeights(
         tuple(f"{name}.weight" for name in gate_up),
         f"{blk}down_exps.weight",
         tuple(biases) if any(map(g.has, biases)) else (),
         down_bias if g.has(down_bias) else None,
+        tuple(scales) if any(map(g.has, scales)) else (),
+        down_scale if g.has(down_scale) else None,
     )
     return g.experts(x, routes, tensors, (n_experts, m.width), m.activation)
 
