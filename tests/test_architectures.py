@@ -114,9 +114,11 @@ def test_contradictory_gemma4(change: dict[str, Any]) -> None:
         built(change, arch="gemma4", n_layers=6)
 
 
-def test_gemma4_with_experts() -> None:
-    with pytest.raises(UnsupportedError, match="experts"):
-        built({"expert_count": 8}, arch="gemma4", n_layers=3)
+def test_gemma4_of_experts_that_are_not_there() -> None:
+    experts = {"expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 32}
+    with pytest.raises(ModelFileError, match="missing") as caught:
+        built(experts, arch="gemma4", n_layers=3)
+    assert caught.value.field == "tensor blk.0.post_ffw_norm_1.weight"
 
 
 def test_gemma4_has_one_matrix_for_keys_and_values() -> None:

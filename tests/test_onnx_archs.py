@@ -42,8 +42,8 @@ LACKS_NPU = LACKS | dict.fromkeys(
     (
         *("cohere2", "exaone4-window", "exaone4-64-layers", "gpt-oss", "gpt-oss-yarn"),
         *("gemma2", "gemma2-defaults", "gemma3", "gemma3n", "gemma3n-25-layers", "gemma4"),
-        *("gemma4-keys", "granite-nope", "hunyuan-dense", "hunyuan-dense-alpha", "hunyuan-moe"),
-        *("hunyuan-moe-untied", "olmo2-windows", "smollm3", "smollm3-untied"),
+        *("gemma4-experts", "gemma4-keys", "granite-nope", "hunyuan-dense", "hunyuan-dense-alpha"),
+        *("hunyuan-moe", "hunyuan-moe-untied", "olmo2-windows", "smollm3", "smollm3-untied"),
         *("mistral3", "mistral3-magnitude"),
     ),
     "dialect npu",

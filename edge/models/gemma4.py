@@ -1,8 +1,8 @@
 """Gemma 4, the part that reads text: heads of two sizes, layers that read the keys and values of
-others, inputs of each layer by token.
+others, inputs of each layer by token, experts beside the feed-forward network.
 
 Layers that see all positions rotate only some pairs: the divisors of the others' frequencies are
-near infinity. They may have one matrix for keys and values. Its models with experts are not built.
+near infinity. They may have one matrix for keys and values.
 `transformers` is followed where llama.cpp differs: a file without a cap of the logits has none; a
 layer reads the keys and values of the last layer of its kind.
 """
@@ -13,13 +13,23 @@ import math
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Rope, Scores
-from edge.models.common import Attend, Config, Ends, sandwich, window_of
+from edge.models import experts
+from edge.models.common import (
+    Attend,
+    Config,
+    Ends,
+    attention,
+    gated_mlp,
+    rms,
+    window_of,
+)
 from edge.models.gemma3n import OPTIONAL as OPTIONAL
 from edge.models.gemma3n import from_input, layer_inputs, owner_of
 from edge.models.ropes import rope_of
 
 KEYS = frozenset(
     {
+        *experts.KEYS,
         "attention.key_length_swa",
         "attention.shared_kv_layers",
         "attention.value_length_swa",
@@ -52,11 +62,28 @@ def layers(g: Graph, x: str, c: Config) -> str:
 
 def layer(g: Graph, x: str, i: int, c: Config, inputs: str | None) -> str:
     """x: (tokens, dim) -> (tokens, dim). inputs: of all layers, if there are any."""
-    x = sandwich(g, x, i, c, _attend(g, c, i), "gelu_tanh")
+    blk = f"blk.{i}."
+    h = attention(g, rms(g, x, f"{blk}attn_norm", c), i, c, _attend(g, c, i))
+    x = g.add(rms(g, h, f"{blk}post_attention_norm", c), x)
+    h = gated_mlp(g, rms(g, x, f"{blk}ffn_norm", c), i, c, "gelu_tanh")
+    if c.keys.get("expert_count", 0) != 0:
+        h = g.add(rms(g, h, f"{blk}post_ffw_norm_1", c), _experts(g, x, i, c))
+    x = g.add(rms(g, h, f"{blk}post_ffw_norm", c), x)
     if inputs is not None:
         x = g.add(x, from_input(g, x, i, c, inputs))
-    scale = f"blk.{i}.layer_output_scale.weight"
+    scale = f"{blk}layer_output_scale.weight"
     return g.gain(x, scale) if g.has(scale) else x
+
+
+def _experts(g: Graph, x: str, i: int, c: Config) -> str:
+    """norm(experts(norm(x))): (tokens, dim) -> (tokens, dim). The router has a norm of its own."""
+    blk = f"blk.{i}."
+    seen = g.rms_norm(x, f"{blk}ffn_gate_inp.scale", c.rms_eps)
+    seen = g.scale(seen, 1 / math.sqrt(c.dim))
+    logits = g.matmul(seen, f"{blk}ffn_gate_inp.weight", rows=[experts.count(c)])
+    mixture = experts.Mixture(experts.width(c, i), activation="gelu_tanh")
+    h = experts.routed(g, rms(g, x, f"{blk}pre_ffw_norm_2", c), i, c, mixture, logits)
+    return rms(g, h, f"{blk}post_ffw_norm_2", c)
 
 
 def _attend(g: Graph, c: Config, i: int) -> Attend:

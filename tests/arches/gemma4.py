@@ -1,5 +1,5 @@
 """Gemma 4: heads of two sizes, layers that read the keys and values of others, inputs of each
-layer; or layers with one matrix for keys and values.
+layer; or layers with one matrix for keys and values; and experts beside the feed-forward network.
 """
 
 from __future__ import annotations
@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from arches import gemma3n
+from arches import experts, gemma3n
 from arches.common import Case, Filling, Tiny, decoder, hf_state, norms
 
 CONFIG = "Gemma4TextConfig"
-SPARE = {"layer_output_scale.weight", "attn_v.weight"}
+SPARE = {
+    "layer_output_scale.weight",
+    "attn_v.weight",
+    "ffn_gate_up_exps.weight",
+    "ffn_down_exps.scale",
+}
 
 
 def extra(n_shared: int, input_dim: int) -> tuple[tuple[str, Any], ...]:
@@ -24,12 +29,35 @@ def extra(n_shared: int, input_dim: int) -> tuple[tuple[str, Any], ...]:
     )
 
 
+NAMES = gemma3n.NAMES | {
+    "layer_output_scale": "layer_scalar",
+    "ffn_gate_inp": "router.proj",
+    "ffn_gate_up_exps": "experts.gate_up_proj",
+    "ffn_down_exps": "experts.down_proj",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+}
+#: Those without `.weight`, or with another name, there.
+RENAMED = {
+    "layer_scalar.weight": "layer_scalar",
+    "router.proj.scale": "router.scale",
+    "experts.gate_up_proj.weight": "experts.gate_up_proj",
+    "experts.down_proj.weight": "experts.down_proj",
+    "experts.down_proj.scale": "router.per_expert_scale",
+}
+EXPERTS = (
+    ("gemma4.expert_count", experts.N_EXPERTS),
+    ("gemma4.expert_used_count", experts.N_USED),
+    ("gemma4.expert_feed_forward_length", experts.WIDTH),
+)
 SHAPE: dict[str, Any] = {"arch": "gemma4", "head_dim": 16, "window": 20}
 CASES = {
     "gemma4": Case(Tiny(seed=1, n_layers=6, extra=extra(3, 32), **SHAPE)),  # as E2B
     "gemma4-keys": Case(Tiny(seed=2, n_layers=6, extra=extra(0, 0), **SHAPE)),  # as 31B
+    "gemma4-experts": Case(Tiny(seed=3, n_layers=6, extra=extra(0, 0) + EXPERTS, **SHAPE)),  # 26B
 }
-LARGEST = {"n_layers": 3}
+LARGEST = {"n_layers": 3, "extra": EXPERTS}
 
 
 def is_full(i: int) -> bool:
@@ -87,7 +115,23 @@ def layer(t: Tiny, i: int) -> dict[str, Filling]:
     if n:
         out |= {"inp_gate.weight": (n, t.dim), "proj.weight": (t.dim, n)}
         out |= norms(t.dim, "post_norm")
-    return out
+    return out | (with_experts(t, i) if t.get("expert_count") else {})
+
+
+def with_experts(t: Tiny, i: int) -> dict[str, Filling]:
+    """The experts of a layer. The router's scale undoes its division by sqrt(dim), so that scores
+    are apart.
+    """
+    n, width = experts.N_EXPERTS, experts.WIDTH
+    scale = 1 + 0.3 * np.random.default_rng(t.seed + i).standard_normal(t.dim)
+    return {
+        "ffn_gate_inp.weight": (n, t.dim),
+        "ffn_gate_inp.scale": np.sqrt(t.dim) * scale,
+        "ffn_gate_up_exps.weight": (n, 2 * width, t.dim),
+        "ffn_down_exps.weight": (n, t.dim, width),
+        "ffn_down_exps.scale": (n,),
+        **norms(t.dim, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"),
+    }
 
 
 def n_kv_heads(t: Tiny, i: int) -> int:
@@ -133,11 +177,16 @@ def config(t: Tiny, m: Mapping[str, Any]) -> dict[str, Any]:
         "global_head_dim": 2 * t.d_head,
         "num_global_key_value_heads": 1 if has_one(t) else None,
         "use_double_wide_mlp": True,
+        "enable_moe_block": "expert_count" in m,
+        "num_experts": m.get("expert_count"),
+        "top_k_experts": m.get("expert_used_count"),
+        "moe_intermediate_size": m.get("expert_feed_forward_length"),
     }
 
 
 def state(t: Tiny, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Layers that read others' keys have none there."""
-    names = gemma3n.NAMES | {"layer_output_scale": "layer_scalar"}
-    out = hf_state(t, gemma3n.own(t, weights), names)
-    return {name.replace("layer_scalar.weight", "layer_scalar"): w for name, w in out.items()}
+    out = hf_state(t, gemma3n.own(t, weights), NAMES)
+    for old, new in RENAMED.items():
+        out = {name.replace(old, new): w for name, w in out.items()}
+    return out
