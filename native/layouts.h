@@ -89,7 +89,7 @@ enum {
     Q8_COLUMN_BYTES = 48, /* per group and column of quantised activations */
     MAX_DIM = 1 << 24,    /* of a vector of activations */
     PAGE_POSITIONS = 64,
-    MAX_HEAD_DIM = 256,
+    MAX_HEAD_DIM = 512,
     MAX_EXPERTS = 1024,   /* of a layer */
     MAX_EXPERTS_USED = 64 /* by a token */
 };

@@ -98,7 +98,7 @@ class Heads:
     "heads",
     [
         *(Heads(group * 2, 2, 16) for group in (1, 3, 8)),
-        *(Heads(3, 1, dim) for dim in (64, 96, 128, 256)),
+        *(Heads(3, 1, dim) for dim in (64, 96, 128, 256, 512)),
         *(Heads(3, 1, 32, window) for window in (1, 5, 16, 64, 70, 500)),
         Heads(1, 1, 16),
         Heads(8, 1, 48, 33),
@@ -326,7 +326,7 @@ NEAR = {"f16": 1e-5, "q8": 2e-5, "q4": 6e-3}
 
 @pytest.mark.parametrize("kv", CODES)
 @pytest.mark.parametrize(
-    "heads", [(6, 2, 32), (3, 1, 64), (2, 1, 96), (8, 1, 128), (1, 1, 256)], ids=str
+    "heads", [(6, 2, 32), (3, 1, 64), (2, 1, 96), (8, 1, 128), (1, 1, 256), (2, 1, 512)], ids=str
 )
 @pytest.mark.parametrize("t", [1, 17, 65, 150])
 def test_attention_over_codes(heads: tuple[int, int, int], kv: str, t: int) -> None:

@@ -653,7 +653,7 @@ WRONG_SPECS: list[tuple[str, Any]] = [
     *(("arena_bytes", value) for value in (0, -64, 64, 2**62)),
     ("arena", ffi.NULL),
     ("arena", ffi.cast("void *", 96)),
-    *(("kv.head_dim", value) for value in (0, 8, 24, 272)),
+    *(("kv.head_dim", value) for value in (0, 8, 24, 528)),
     *((f"kv.{name}", value) for name in ("n_layers", "n_kv_heads") for value in (0, 4097)),
     ("kv", ffi.NULL),
     *(("n_kv_groups", value) for value in (0, -1, 2**30)),

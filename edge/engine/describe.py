@@ -142,9 +142,9 @@ def _graph_of(
     )
     for op in graph.attentions:
         head_dim = op.heads.head_dim
-        if head_dim % 16 or head_dim > 256:
+        if head_dim % 16 or head_dim > 512:
             raise UnsupportedError(
-                f"{model.path}: heads of {head_dim}: multiples of 16 up to 256 run",
+                f"{model.path}: heads of {head_dim}: multiples of 16 up to 512 run",
                 what=f"head_dim {head_dim}",
             )
     for experts in (op for op in graph.ops if isinstance(op, Experts)):

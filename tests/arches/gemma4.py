@@ -52,10 +52,11 @@ EXPERTS = (
     ("gemma4.expert_feed_forward_length", experts.WIDTH),
 )
 SHAPE: dict[str, Any] = {"arch": "gemma4", "head_dim": 16, "window": 20}
+LARGE: dict[str, Any] = SHAPE | {"head_dim": 256}  # real ones: of 512 where all is seen
 CASES = {
     "gemma4": Case(Tiny(seed=1, n_layers=6, extra=extra(3, 32), **SHAPE)),  # as E2B
     "gemma4-keys": Case(Tiny(seed=2, n_layers=6, extra=extra(0, 0), **SHAPE)),  # as 31B
-    "gemma4-experts": Case(Tiny(seed=3, n_layers=6, extra=extra(0, 0) + EXPERTS, **SHAPE)),  # 26B
+    "gemma4-experts": Case(Tiny(seed=3, n_layers=3, extra=extra(0, 0) + EXPERTS, **LARGE)),  # 26B
 }
 LARGEST = {"n_layers": 3, "extra": EXPERTS}
 
@@ -99,7 +100,7 @@ def layer(t: Tiny, i: int) -> dict[str, Filling]:
     out: dict[str, Filling] = {
         **norms(t.dim, *names),
         **norms(d, "attn_k_norm"),
-        "attn_q_norm.weight": (1 + 0.4 * rng.standard_normal(d)) / 8,
+        "attn_q_norm.weight": (1 + 0.4 * rng.standard_normal(d)) / max(8, d**0.5),
         "attn_q.weight": (n_q, t.dim),
         "attn_k.weight": (n_k, t.dim),
         "attn_v.weight": (n_k, t.dim),

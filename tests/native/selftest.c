@@ -496,7 +496,8 @@ static void test_caches(void) {
         {EDGE_KV_Q8, 32, 1, 17, 0, 0, 0},     {EDGE_KV_Q8, 96, 3, 131, 70, 0, 0},
         {EDGE_KV_Q8, 64, 4, 200, 0, 1, 2},    {EDGE_KV_Q4, 32, 1, 17, 0, 0, 0},
         {EDGE_KV_Q4, 96, 3, 131, 0, 0, 0},    {EDGE_KV_Q4, 128, 2, 70, 20, 0, 0},
-        {EDGE_KV_Q4, 64, 4, 200, 0, 1, 2},
+        {EDGE_KV_Q4, 64, 4, 200, 0, 1, 2},    {EDGE_KV_F16, 512, 2, 70, 0, 0, 0},
+        {EDGE_KV_Q8, 512, 2, 70, 0, 0, 0},    {EDGE_KV_Q4, 512, 2, 70, 0, 0, 0},
     };
     for (int i = 0; i < SIZE(cases); i++) {
         test_cache(&cases[i], USUAL);
