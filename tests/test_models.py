@@ -331,6 +331,18 @@ def test_tensor_without_a_place(name: str) -> None:
     assert caught.value.what == name
 
 
+def test_scale_of_the_head() -> None:
+    """As NVFP4's converter writes it."""
+    t = Tiny(tied=False)
+    weights = tensors(t) | {"output.scale": np.array([0.25], np.float32)}
+    held = tiny.metadata(t) | {"general.architecture": t.arch}
+    got, want = (
+        refgraph.run(build(held, {n: w.shape for n, w in some.items()})[0], some, range(9))
+        for some in (weights, tensors(t))
+    )
+    assert np.array_equal(got, want / 4)
+
+
 def test_referee_with_the_kernels_activations(tmp_path: Path) -> None:
     """Int8 inputs move the logits a little."""
     case = CASES["llama"]

@@ -311,7 +311,7 @@ def any_graph(shapes: dict[str, tuple[int, ...]]) -> Graph:
     h = g.multiply(g.xielu(g.slice(h, 0, 48), 0.8, 0.7, 0.5, -1e-6), g.slice(h, 16, 48))
     x = g.add(x, g.matmul(h, "down"))
     h = g.bias(g.matmul(g.layer_norm(x, "norm", 1e-5), "head"), "head.b", dims=[40], first=3)
-    g.softcap(g.scale(h, 0.5), 5.0)
+    g.softcap(g.scale(g.gain(h, "one"), 0.5), 5.0)
     assert g.fault is None
     return g
 

@@ -191,7 +191,7 @@ class _Lowering:
         readers = self.readers.get(value, [])
         return value == self.graph.output or (
             len(readers) == 1
-            and isinstance(readers[0], (Adapt, Bias, Scale, Softcap))
+            and isinstance(readers[0], (Adapt, Bias, Gain, Scale, Softcap))
             and readers[0].inputs[0] == value
             and self._is_logits(readers[0].output)
         )

@@ -182,6 +182,8 @@ def decoder(g: Graph, c: Config, layers: Layers, ends: Ends) -> None:
     if ends.head == "tied" or (ends.head == "any" and not g.has(head)):
         head = embedding
     x = g.matmul(x, head, rows=[n_vocab])
+    if head != embedding:
+        x = _scaled(g, x, "output", n_vocab, 0)
     if g.has("output.bias"):
         x = g.bias(x, "output.bias")
     if ends.logit_scale != 1:
@@ -325,13 +327,7 @@ def linear(g: Graph, x: str, names: Sequence[str], rows: Sequence[int]) -> str:
     h = g.matmul(x, *(f"{name}.weight" for name in names), rows=sizes)
     first = 0
     for name, n in zip(names, sizes, strict=True):
-        if g.has(f"{name}.scale"):
-            if f"{name}.weight" in g.adapters:
-                raise UnsupportedError(
-                    f"{g.path}: {name} has a scale of its own, such a matrix cannot be adapted",
-                    what=f"adapter of {name}.weight",
-                )
-            h = g.gain(h, f"{name}.scale", n, first)
+        h = _scaled(g, h, name, n, first)
         first += n
     biases = [f"{name}.bias" for name in names]
     if all(map(g.has, biases)):
@@ -342,6 +338,20 @@ def linear(g: Graph, x: str, names: Sequence[str], rows: Sequence[int]) -> str:
             h = g.bias(h, bias, dims=[n], first=first)
         first += n
     return h
+
+
+def _scaled(g: Graph, x: str, name: str, n: int, first: int) -> str:
+    """x, with n elements from `first` on multiplied by the scale of a matrix that has one of its
+    own (NVFP4, BitNet).
+    """
+    if not g.has(f"{name}.scale"):
+        return x
+    if f"{name}.weight" in g.adapters:
+        raise UnsupportedError(
+            f"{g.path}: {name} has a scale of its own, such a matrix cannot be adapted",
+            what=f"adapter of {name}.weight",
+        )
+    return g.gain(x, f"{name}.scale", n, first)
 
 
 def window_of(c: Config, i: int, *, period: int = 0, default: int = 0) -> int:
