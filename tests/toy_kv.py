@@ -4,7 +4,7 @@ holds can be checked against its tokens alone."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 
 from edge.kv.cache import _FULL_PAGE, KVCache
@@ -34,7 +34,8 @@ def _mark(before: bytes, token: int) -> bytes:
     return blake2b(before + token.to_bytes(4, "little"), digest_size=_MARK).digest()
 
 
-def marks(tokens: Sequence[int]) -> list[bytes]:
+@lru_cache(1000)  # tests say the same prompts again and again
+def marks(tokens: tuple[int, ...]) -> list[bytes]:
     """What each position must hold."""
     out, mark = [], b""
     for token in tokens:
@@ -51,16 +52,17 @@ def of_group(marks: Sequence[bytes], group: int) -> bytes:
 def run(cache: KVCache, tokens: Sequence[int]) -> None:
     """As a run of the engine does: reserve, write, append."""
     cache.reserve(cache.length + len(tokens))
-    want = marks([*cache.tokens, *tokens])
-    for g in range(cache.n_groups):
-        table = cache.handle.groups[g]
-        for i in range(cache.length, len(want)):
-            page = ffi.buffer(table.pages[i // PAGE], cache.pool.layout.groups[g].shape.page_bytes)
-            page[i % PAGE * _MARK : (i % PAGE + 1) * _MARK] = of_group([want[i]], g)
+    history = [*cache.tokens, *tokens]
+    want = marks(tuple(history))
+    for g, group in enumerate(cache.pool.layout.groups):
+        n_bytes, pages = group.shape.page_bytes, cache.handle.groups[g].pages
+        for i in range(cache.length // PAGE, -(-len(want) // PAGE)):
+            first = max(cache.length, i * PAGE)
+            part, at = of_group(want[first : (i + 1) * PAGE], g), first % PAGE * _MARK
+            ffi.buffer(pages[i], n_bytes)[at : at + len(part)] = part
     key = cache.pool.root
     for start in range(0, len(want) - PAGE + 1, PAGE):
-        whole = [*cache.tokens, *tokens][start : start + PAGE]
-        key = cache.pool.key_after(key, _FULL_PAGE.pack(*whole))
+        key = cache.pool.key_after(key, _FULL_PAGE.pack(*history[start : start + PAGE]))
         _PAGES[key] = want[start : start + PAGE]
     cache.append(tokens)
 
@@ -83,7 +85,7 @@ def sees(cache: KVCache, group: int, i: int) -> bool:
 
 def check_content(cache: KVCache) -> None:
     """Every page that the next token may see is there, and holds what its tokens demand."""
-    want = marks(cache.tokens)
+    want = marks(tuple(cache.tokens))
     for number in range(cache.n_pages):
         i, group = divmod(number, cache.n_groups)
         assert cache.has_page(number) or not sees(cache, group, i)
