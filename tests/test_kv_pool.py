@@ -21,7 +21,7 @@ from edge.kv.page_store import PageStore
 from edge.kv.pool import PagePool
 from edge.kv.shape import PAGE, KVLayout
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]  # pages, which kernels only read
 
 CONTEXT = 6 * PAGE
 LENGTHS = [1, 63, 64, 65, 128, 200, 300]
