@@ -345,7 +345,8 @@ def test_control_group_at_the_budget(
 def test_default_model_is_within_the_budget(smollm2: Path, tmp_path: Path, context: int) -> None:
     flags = ("--context", str(context))
     least = needed(tmp_path, smollm2, *flags)
-    for budget, cache in ((least, "0"), (least, "1GB"), (least, "1GB"), (4 * least, "1GB")):
+    runs = ((least, "0"), (least, "1GB"), (least, "1GB"), (4 * least, "1GB"))
+    for budget, cache in runs if context < 4096 else runs[:1]:  # a long prompt takes its time
         args = ("--memory", str(budget), *flags)
         run = complete(tmp_path, smollm2, *args, n_prompt=context - 4, cache=cache)
         assert run.answered, run.stderr
