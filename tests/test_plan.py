@@ -260,6 +260,12 @@ def test_arena_of_a_model_is_shared(arch: str) -> None:
     assert plan.arena_bytes < sum(buffer_bytes(b.kind, b.dim) for b in plan.buffers)
 
 
+def test_laying_out_takes_time_by_the_number_of_buffers() -> None:
+    """Were each compared with all others, this would take a minute."""
+    buffers = [Buffer(F32, 16, False, i, i + 2) for i in range(20000)]
+    assert _lay_out(buffers, lambda kind, dim: 4 * dim) == 3 * 64
+
+
 # ---- right results whatever the forms ------------------------------------------------------------
 
 MIXES: dict[str, Callable[[str], str]] = {

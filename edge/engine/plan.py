@@ -441,17 +441,16 @@ def _runs(weights: Sequence[str], takes_q8: Callable[[str], bool]) -> list[list[
 
 def _lay_out(buffers: Sequence[Buffer], buffer_bytes: Callable[[int, int], int]) -> int:
     """Set offsets such that buffers alive at the same op do not overlap. Returns the bytes."""
-    placed: list[tuple[int, int, Buffer]] = []  # begin, end
+    taken: dict[int, list[tuple[int, int]]] = {}  # op -> (begin, end) of the buffers alive at it
     total = ALIGNMENT
     for buffer in sorted(buffers, key=lambda b: -buffer_bytes(b.kind, b.dim)):
         size = -(-buffer_bytes(buffer.kind, buffer.dim) // ALIGNMENT) * ALIGNMENT
-        begin = 0
-        for other_begin, other_end, other in sorted(placed, key=lambda p: p[0]):
-            apart = buffer.last < other.first or other.last < buffer.first
-            if not apart and other_begin < begin + size:
+        begin, alive = 0, range(buffer.first, buffer.last + 1)
+        for other_begin, other_end in sorted({s for op in alive for s in taken.get(op, [])}):
+            if other_begin < begin + size:
                 begin = max(begin, other_end)
         buffer.offset = begin
-        if size:
-            placed.append((begin, begin + size, buffer))
+        for op in alive if size else ():
+            taken.setdefault(op, []).append((begin, begin + size))
         total = max(total, begin + size)
     return total
