@@ -78,7 +78,8 @@ class Weights(ABC):
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = list(names)
-        self.names += [name for name in _vectors(self._tensors) if name not in set(self.names)]
+        known = set(self.names)
+        self.names += [name for name in _vectors(self._tensors) if name not in known]
         self.index = {name: i for i, name in enumerate(self.names)}
         #: The edge_weight of each name, which the plan reads.
         self.entries = ffi.new("edge_weight[]", max(1, len(self.names)))
