@@ -212,7 +212,9 @@ BAD = {
     "negative epsilon": {"attention.layer_norm_rms_epsilon": -1e-5},
     "epsilon not a number": {"attention.layer_norm_rms_epsilon": math.nan},
     "negative window": {"attention.sliding_window": -1},
-    "more layers than tensors": {"block_count": 3},
+    "more layers than tensors of layers": {"block_count": 3},
+    "more layers than tensors": {"block_count": 1000},
+    "more layers than any model": {"block_count": 1025},
     "another width": {"embedding_length": 96},
     "odd rotated dimensions": {"rope.dimension_count": 15},
     "no rotated dimensions": {"rope.dimension_count": 0},
@@ -227,6 +229,17 @@ BAD = {
     "another width of the feed-forward network": {"feed_forward_length": 64},
     "more tokens than rows": {"vocab_size": 289},
 }
+
+
+def test_many_layers_are_refused_soon() -> None:
+    """A graph of this file would have a million ops."""
+    metadata, shapes = described(arch="gemma3n")
+    shapes |= {f"more.{i}": (1,) for i in range(1024)}
+    metadata |= {"gemma3n.block_count": 1024, "gemma3n.altup.num_inputs": 16}
+    metadata["gemma3n.activation_sparsity_scale"] = 0.0
+    metadata["gemma3n.attention.sliding_window_pattern"] = [True] * 1024
+    with pytest.raises(ModelFileError, match="more than 131072 operations"):
+        build(metadata, shapes)
 
 
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)

@@ -15,6 +15,7 @@ from edge.graph.ops import (
     MAX_DIM,
     MAX_EXPERTS,
     MAX_EXPERTS_USED,
+    MAX_OPS,
     Activate,
     Activation,
     Adapt,
@@ -75,6 +76,7 @@ class Graph:
         self._tables: set[str] = set()
         self.fault: ModelFileError | None = None
         self.output = ""
+        self._kept: dict[int, Heads] = {}  # of each layer's first attention
 
     def has(self, weight: str) -> bool:
         """Whether the file holds this weight."""
@@ -222,16 +224,8 @@ class Graph:
                 f"its {n_heads} + {n_written} heads of {head_dim} need {want}",
                 path=self.path,
             )
-        kept = {op.layer: op.heads for op in self.attentions}.get(layer)
-        if (
-            reads_only
-            and kept is not None
-            and (kept.n_kv_heads, kept.head_dim)
-            != (
-                n_kv_heads,
-                head_dim,
-            )
-        ):
+        kept = self._kept.setdefault(layer, heads)
+        if reads_only and (kept.n_kv_heads, kept.head_dim) != (n_kv_heads, head_dim):
             raise ModelFileError(
                 f"layer {layer} keeps {kept.n_kv_heads} key heads of {kept.head_dim}, "
                 f"another layer reads them as {n_kv_heads} of {head_dim}",
@@ -361,6 +355,11 @@ class Graph:
         return f"{kind.kind}.{len(self.ops)}"
 
     def _append(self, op: Op, dim: int) -> str:
+        if len(self.ops) == MAX_OPS:
+            raise ModelFileError(f"more than {MAX_OPS} operations", path=self.path)
+        if dim > MAX_DIM and self.fault is None:
+            message = f"{op.kind} makes {dim} numbers for a token, at most 2^24 run"
+            self.fault = ModelFileError(message, path=self.path)
         self.ops.append(op)
         self.dims[op.output] = dim
         self.output = op.output

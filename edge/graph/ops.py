@@ -15,6 +15,9 @@ from edge.errors import ModelFileError
 #: The most elements that a value, or a row or column of a weight, may have.
 MAX_DIM = 1 << 24
 
+#: The most ops of a graph.
+MAX_OPS = 1 << 17
+
 #: The most experts of a layer, and the most that a token uses.
 MAX_EXPERTS, MAX_EXPERTS_USED = 1024, 64
 

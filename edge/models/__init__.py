@@ -58,6 +58,8 @@ def build(
         )
     module = importlib.import_module(f"edge.models.{name.replace('-', '_')}")
     config = Config.read(metadata, context, path, getattr(module, "KEYS", ()))
+    if config.n_layers > len(shapes):  # else a file of a few bytes could ask for thousands
+        raise config.keys.error("block_count", f"{config.n_layers} layers of {len(shapes)} tensors")
     every = dict(shapes)
     for adapter in adapters:
         every.update(adapter.shapes)

@@ -16,7 +16,7 @@ from edge.models.keys import Keys
 DEFAULT_CONTEXT = 4096
 
 #: The most layers, and the most heads of a layer, that a file may claim.
-MAX_COUNT = 4096
+MAX_LAYERS, MAX_HEADS = 1024, 4096
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Config:
         arch = metadata["general.architecture"]
         keys = Keys(metadata, arch, path, own)
         keys.check()
-        n_layers = keys.whole("block_count", most=MAX_COUNT)
+        n_layers = keys.whole("block_count", most=MAX_LAYERS)
         dim = keys.whole("embedding_length", most=MAX_DIM)
         heads = _heads(keys, n_layers, dim)
         scale = keys.number("attention.scale", 0, least=0, most=1000)
@@ -84,7 +84,7 @@ class Config:
 
 def _heads(keys: Keys, n_layers: int, dim: int) -> tuple[Heads, ...]:
     """The heads of each layer. Layers with a window may have heads of another size (Gemma 4)."""
-    n_heads = keys.wholes("attention.head_count", n_layers, most=MAX_COUNT)
+    n_heads = keys.wholes("attention.head_count", n_layers, most=MAX_HEADS)
     n_kv_heads = [
         n or n_heads[i]
         for i, n in enumerate(keys.wholes("attention.head_count_kv", n_layers, 0, least=0))
@@ -366,9 +366,11 @@ def window_of(c: Config, i: int, *, period: int = 0, default: int = 0) -> int:
     pattern = c.keys.get(key, period)
     if not window:
         return 0
-    if isinstance(pattern, list) and all(value in (0, 1) for value in pattern):
+    if isinstance(pattern, list):
         if len(pattern) != c.n_layers:
             raise c.keys.error(key, f"{len(pattern)} values for {c.n_layers} layers")
+        if pattern[i] not in (0, 1):
+            raise c.keys.error(key, f"{brief(pattern[i])} is neither true nor false")
         return window if pattern[i] else 0
     if pattern is True:
         return window

@@ -97,10 +97,10 @@ def owner_of(c: Config, i: int, period: int, n_shared: int) -> int | None:
     if i < n_own:
         return None
     window = window_of(c, i, period=period)
-    owners = [j for j in range(n_own) if window_of(c, j, period=period) == window]
-    if not owners:
-        raise c.keys.error(key, f"no layer of the kind of layer {i} has keys and values")
-    return owners[-1]
+    for j in reversed(range(n_own)):
+        if window_of(c, j, period=period) == window:
+            return j
+    raise c.keys.error(key, f"no layer of the kind of layer {i} has keys and values")
 
 
 def _mlp(g: Graph, x: str, i: int, c: Config) -> str:
