@@ -158,3 +158,12 @@ def test_a_table_of_inputs_for_fewer_tokens() -> None:
     with pytest.raises(ModelFileError) as caught:
         build(metadata, shapes)
     assert caught.value.field == "tensor per_layer_token_embd.weight"
+
+
+def test_rows_of_wide_norms() -> None:
+    """A norm of all heads at once has one vector; one row of a matrix is none."""
+    metadata, shapes = described(arch="olmo2", n_heads=20, n_kv_heads=20, head_dim=16)
+    build(metadata, shapes)
+    shapes["blk.0.attn_q_norm.weight"] = (1, 320)
+    with pytest.raises(ModelFileError, match=r"needs \(320,\)"):
+        build(metadata, shapes)

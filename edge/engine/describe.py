@@ -17,7 +17,7 @@ from edge.engine.plan import CHUNK
 from edge.errors import EdgeError, InputError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph.graph import Graph
-from edge.graph.ops import Experts
+from edge.graph.ops import MAX_HEAD_DIM, Experts
 from edge.kv.shape import KVLayout, kv_types
 from edge.loading import LAYOUTS, Layout, NativeOptions
 from edge.models.adapters import Adapter, GGUFHeader
@@ -142,9 +142,9 @@ def _graph_of(
     )
     for op in graph.attentions:
         head_dim = op.heads.head_dim
-        if head_dim % 16 or head_dim > 512:
+        if head_dim % 16 or head_dim > MAX_HEAD_DIM:
             raise UnsupportedError(
-                f"{model.path}: heads of {head_dim}: multiples of 16 up to 512 run",
+                f"{model.path}: heads of {head_dim}: multiples of 16 up to {MAX_HEAD_DIM} run",
                 what=f"head_dim {head_dim}",
             )
     for experts in (op for op in graph.ops if isinstance(op, Experts)):

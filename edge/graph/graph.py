@@ -15,6 +15,7 @@ from edge.graph.ops import (
     MAX_DIM,
     MAX_EXPERTS,
     MAX_EXPERTS_USED,
+    MAX_HEAD_DIM,
     MAX_OPS,
     Activate,
     Activation,
@@ -128,10 +129,10 @@ class Graph:
         each. weight: of the elements of a head, or a row for each head; None: no weight.
         """
         first, n_heads, head_dim = heads
-        if weight is not None and self.shapes.get(weight) == (n_heads, head_dim):
-            self._vector(weight, n_heads, head_dim)
-        elif weight is not None:
-            self._vector(weight, head_dim)
+        if weight is not None:
+            rows = n_heads, head_dim
+            has_rows = self.shapes.get(weight) == rows and head_dim <= MAX_HEAD_DIM
+            self._vector(weight, *(rows if has_rows else rows[1:]))
         weights = () if weight is None else (weight,)
         op = HeadNorm(
             (x,), self._next(HeadNorm), weights, first, n_heads, head_dim, eps, is_centred

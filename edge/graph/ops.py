@@ -15,6 +15,9 @@ from edge.errors import ModelFileError
 #: The most elements that a value, or a row or column of a weight, may have.
 MAX_DIM = 1 << 24
 
+#: The most elements of a head.
+MAX_HEAD_DIM = 512
+
 #: The most ops of a graph.
 MAX_OPS = 1 << 17
 
