@@ -19,7 +19,7 @@ from arches.common import Tiny
 from fake_model import run
 from ggufbytes import ARRAY, BOOL, I32, STRING, U8, U32, key
 from test_models import built, described
-from tiny import tensors, write_tiny
+from tiny import tensors, whole_key, write_tiny
 
 from edge.errors import ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
@@ -96,7 +96,7 @@ def test_ramp_of_yarn(fast: float, slow: float, original: int) -> None:
     def pair(turns: float) -> float:
         return 128 * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(10000))
 
-    assert rope.ramp == (max(0, math.floor(pair(fast))), math.ceil(pair(slow)))
+    assert rope.ramp == (max(0, math.floor(pair(fast))), max(0, math.ceil(pair(slow))))
     assert rope.scale == 1 / 8
 
 
@@ -517,3 +517,43 @@ def test_info_shows_a_type_that_is_not_known(tmp_path: Path) -> None:
     assert "blk.1.ffn_up.weight is I32, which is not built" in facts["why_not"]
     result = run("plan", str(path))
     assert result.exit_code == 1 and "I32" in result.stderr
+
+
+#: Numbers that are 0, or beyond the checks of a plan, as the float32 that native ops have.
+BEYOND = [
+    ("gemma2", "attn_logit_softcapping", 1e6),
+    ("gemma2", "final_logit_softcapping", 1e-300),
+    ("gemma3", "final_logit_softcapping", 1e9),
+    ("gemma3n", "final_logit_softcapping", 1e-50),
+    ("gemma4", "final_logit_softcapping", 1e-50),
+    ("granite", "attention.scale", 1e-50),
+    ("olmoe", "expert_weights_scale", 1e-50),
+    ("mistral3", "rope.scaling.attn_factor", 100.0),
+    ("mistral3", "rope.scaling.yarn_attn_factor", 100.0),
+    ("gemma3n", "activation_sparsity_scale", -1e5),
+    ("apertus", "xielu.eps", 1.0),
+]
+
+
+@pytest.mark.parametrize("arch, key, value", BEYOND)
+def test_numbers_beyond_what_ops_take(arch: str, key: str, value: float) -> None:
+    metadata, shapes = described(arch=arch)
+    metadata[whole_key(Tiny(arch), key)] = value
+    if "yarn" in key:
+        metadata["mistral3.rope.scaling.type"] = "yarn"
+    with pytest.raises(ModelFileError, match="is out of range"):
+        build(metadata, shapes)
+
+
+@pytest.mark.parametrize("arch", ["mistral3", "gpt-oss"])
+@pytest.mark.parametrize("original, turns", [(2**31 - 1, 1e-3), (2, 1e6)])
+def test_ramp_of_yarn_is_within_a_head(arch: str, original: int, turns: float) -> None:
+    """Whatever the numbers: a plan takes up to a million."""
+    change = {
+        "rope.freq_base": 1.001,
+        "rope.scaling.original_context_length": original,
+        "rope.scaling.yarn_beta_fast": turns,
+        "rope.scaling.yarn_beta_slow": turns,
+    }
+    rope = rope_with(YARN | change, arch=arch, head_dim=256, window=4, n_layers=1)
+    assert rope.ramp == (((255, 255), (0, 0))[original == 2])

@@ -33,10 +33,11 @@ def _xielu(c: Config, i: int) -> tuple[float, float, float, float]:
     softplus makes them positive.
     """
     keys = Keys(c.keys.metadata, "xielu", c.path)
-    alpha_p, alpha_n, beta, eps = (
+    alpha_p, alpha_n, beta = (
         keys.numbers(key, c.n_layers, least=-1000, most=1000)[i]
-        for key in ("alpha_p", "alpha_n", "beta", "eps")
+        for key in ("alpha_p", "alpha_n", "beta")
     )
+    eps = keys.numbers("eps", c.n_layers, least=-0.5, most=0.5)[i]
     return _softplus(alpha_p), beta + _softplus(alpha_n), beta, eps
 
 

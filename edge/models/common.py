@@ -53,7 +53,7 @@ class Config:
         n_layers = keys.whole("block_count", most=MAX_LAYERS)
         dim = keys.whole("embedding_length", most=MAX_DIM)
         heads = _heads(keys, n_layers, dim)
-        scale = keys.number("attention.scale", 0, least=0, most=1000)
+        scale = keys.optional("attention.scale", least=1e-6, most=1000)
         if math.isclose(scale, heads[0].head_dim ** -0.5, rel_tol=1e-6):
             scale = 0  # it is the default, rounded in another way
         trained = keys.whole("context_length")

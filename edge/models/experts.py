@@ -76,7 +76,7 @@ def routed(g: Graph, x: str, i: int, c: Config, m: Mixture, logits: str | None =
     is_normed = c.keys.get("expert_weights_norm", m.is_normed)
     if not isinstance(is_normed, bool):
         raise c.keys.error("expert_weights_norm", "must be true or false")
-    scale = c.keys.number("expert_weights_scale", 1, least=0, most=1000) or 1  # 0: none
+    scale = c.keys.optional("expert_weights_scale", 1, least=1e-3, most=1000) or 1
     if logits is None:
         logits = linear(g, x, [f"{blk}gate_inp"], [n_experts])
     if code == 2:

@@ -19,7 +19,7 @@ _27B = 46  # layers
 
 def ends(c: Config) -> Ends:
     """A scaled embedding, which is the output head, too; capped logits."""
-    cap = c.keys.number("final_logit_softcapping", 30.0, least=0)
+    cap = c.keys.softcap("final_logit_softcapping", 30.0)
     return Ends(embedding_scale=math.sqrt(c.dim), head="tied", softcap=cap)
 
 
@@ -36,5 +36,5 @@ def layer(g: Graph, x: str, i: int, c: Config) -> str:
     if c.n_layers == _27B:
         scale = scale or 1 / math.sqrt(c.dim / c.heads[i].n_heads)
     window = window_of(c, i, period=2, default=4096)
-    cap = c.keys.number("attn_logit_softcapping", 50.0, least=0)
+    cap = c.keys.softcap("attn_logit_softcapping", 50.0)
     return sandwich(g, x, i, c, Attend(rope(c, window), Scores(window, scale, cap)), "gelu_tanh")

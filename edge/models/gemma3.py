@@ -18,7 +18,7 @@ _27B = 62  # layers
 
 def ends(c: Config) -> Ends:
     """A scaled embedding."""
-    cap = c.keys.number("final_logit_softcapping", 0, least=0)
+    cap = c.keys.softcap("final_logit_softcapping")
     return Ends(embedding_scale=math.sqrt(c.dim), softcap=cap)
 
 

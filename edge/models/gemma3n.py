@@ -39,7 +39,7 @@ _FLOOR = 1e-5  # of the mean square of a stream that is scaled
 
 def ends(c: Config) -> Ends:
     """The embedding is scaled, logits are capped."""
-    cap = c.keys.number("final_logit_softcapping", 30, least=0, most=1e4)
+    cap = c.keys.softcap("final_logit_softcapping", 30)
     return Ends(embedding_scale=math.sqrt(c.dim), softcap=cap)
 
 
@@ -110,6 +110,8 @@ def _mlp(g: Graph, x: str, i: int, c: Config) -> str:
     factor = _SPARSITY if i < _N_SPARSE else -math.inf
     if c.keys.get(key) is not None:
         factor = c.keys.numbers(key, c.n_layers, least=-math.inf, most=100)[i]
+    if -math.inf < factor < -100:
+        raise c.keys.error(key, f"{factor} is out of range")
     h = linear(g, x, [f"{blk}ffn_gate", f"{blk}ffn_up"], [n, n])
     if factor > -math.inf:
         h = g.sparsify(h, n, factor)

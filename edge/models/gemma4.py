@@ -43,7 +43,7 @@ KEYS = frozenset(
 
 def ends(c: Config) -> Ends:
     """The embedding is scaled; logits may be capped."""
-    cap = c.keys.number("final_logit_softcapping", 0, least=0, most=1e4)
+    cap = c.keys.softcap("final_logit_softcapping")
     return Ends(embedding_scale=math.sqrt(c.dim), softcap=cap)
 
 

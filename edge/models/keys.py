@@ -227,6 +227,12 @@ class Keys:
             raise self.error(key, f"{value} is out of range")
         return value
 
+    def optional(self, key: str, default: float = 0, *, least: float, most: float) -> float:
+        """A number from `least` to `most`, or 0, which stands for none. Errors: as of `number`."""
+        if self.number(key, default, least=0, most=most) == 0:
+            return 0
+        return self.number(key, default, least=least, most=most)
+
     def whole(
         self,
         key: str,
@@ -240,6 +246,10 @@ class Keys:
         if value != int(value):
             raise self.error(key, f"{value} must be whole")
         return int(value)
+
+    def softcap(self, key: str, default: float = 0) -> float:
+        """What caps scores or logits; 0: nothing. Errors: as of `number`."""
+        return self.optional(key, default, least=1e-3, most=1e4)
 
     def wholes(
         self,

@@ -47,11 +47,9 @@ def rope_of(
     factor_key = "rope.scaling.factor"
     if keys.get(factor_key) is None:
         factor_key = "rope.scale_linear"  # its old name
-    factor = keys.number(factor_key, 0, least=0, most=1e4) or 1  # 0: no scaling
-    if factor < 1e-3:
-        raise keys.error(factor_key, f"{factor} is out of range")
+    factor = keys.optional(factor_key, least=1e-3, most=1e4) or 1
     scale = 1 if kind == "none" else 1 / factor
-    magnitude = keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=100)
+    magnitude = keys.number("rope.scaling.attn_factor", magnitude, least=0.01, most=50)
     ramp = None
     if kind == "yarn":
         ramp = _yarn_ramp(c, n_rot, base)
@@ -81,29 +79,30 @@ _TWO_PI = Decimal("6.283185307179586476925286766559")
 
 def _yarn_ends(c: Config, n_rot: int, base: float) -> tuple[Decimal, Decimal]:
     """The pairs between which the frequencies change from unscaled to scaled: those that turn
-    beta_fast and beta_slow times within the original context.
+    beta_fast and beta_slow times within the original context; 0 and n_rot - 1 are the limits.
     """
-    original, ends = original_context(c), []
+    original, ends = original_context(c), list[Decimal]()
     for key, default in (("fast", 32.0), ("slow", 1.0)):
         turns = c.keys.number(f"rope.scaling.yarn_beta_{key}", default, least=1e-3, most=1e6)
         length = _EXACT.divide(Decimal(original), _EXACT.multiply(Decimal(turns), _TWO_PI))
         share = _EXACT.divide(_EXACT.ln(length), _EXACT.ln(Decimal(base)))
-        ends.append(_EXACT.multiply(share, n_rot // 2))
+        pair = _EXACT.multiply(share, n_rot // 2)
+        ends.append(max(Decimal(0), min(pair, Decimal(n_rot - 1))))
     return ends[0], ends[1]
 
 
 def _yarn_ramp(c: Config, n_rot: int, base: float) -> tuple[float, float]:
     """A ramp that begins and ends at whole pairs."""
     low, high = _yarn_ends(c, n_rot, base)
-    return max(0, math.floor(low)), min(n_rot - 1, math.ceil(high))
+    return math.floor(low), math.ceil(high)
 
 
 def unrounded(c: Config, rope: Rope) -> Rope:
     """The same rotary embedding with YaRN's ramp from end to end, if it has one (gpt-oss)."""
     if rope.ramp is None:
         return rope
-    low, high = map(float, _yarn_ends(c, rope.n_rot, rope.base))
-    return replace(rope, ramp=(max(0.0, low), min(rope.n_rot - 1.0, high)))
+    low, high = _yarn_ends(c, rope.n_rot, rope.base)
+    return replace(rope, ramp=(float(low), float(high)))
 
 
 def _yarn_magnitude(keys: Keys, factor: float) -> float:
@@ -114,7 +113,7 @@ def _yarn_magnitude(keys: Keys, factor: float) -> float:
     share = Decimal(keys.number("rope.scaling.yarn_log_multiplier", 0, least=0, most=100))
     magnitude = _EXACT.divide(_EXACT.add(1, log), _EXACT.fma(share, log, 1))
     own = "rope.scaling.yarn_attn_factor"
-    return keys.number(own, float(magnitude), least=0.01, most=100)
+    return keys.number(own, float(magnitude), least=0.01, most=50)
 
 
 #: LongRoPE's two sets of factors.
