@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edge.errors import ContextError, InputError, UnsupportedError
+from edge.errors import ContextError, InputError, UnsupportedError, brief
 from edge.graph.graph import Graph
 from edge.graph.ops import MAX_DIM, Activation, GateActivation, Heads, Rope, Scores
 from edge.models.keys import Keys
