@@ -22,43 +22,20 @@ from arches.common import Tiny
 from edge.files.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
 from edge.models.keys import EXPERTS, NEUTRAL, READ, SAME
 
-_SECONDS = 60  # for one mutant, until its process is killed
+SECONDS = 60  # for one mutant, until its process is killed
 
 #: Numbers at which something may overflow, be none, or be too much.
 NUMBERS: tuple[float, ...] = (
     *(0, 1, 2, 3, 4, 5, 7, 16, 17, 32, 64, 100, 4095, 4096, 4097, 2**16, 2**24, 2**24 + 2),
     *(2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1, -1, -2, -(2**31), -(2**63)),
-    *(
-        0.0,
-        -0.0,
-        0.5,
-        -1.5,
-        1e-300,
-        1e-45,
-        1e-30,
-        1e-5,
-        1e4,
-        1e6,
-        1e9,
-        3e38,
-        1e300,
-        -1e5,
-        math.inf,
-        -math.inf,
-        math.nan,
-    ),
+    *(0.0, -0.0, 0.5, -1.5, 1e-300, 1e-45, 1e-30, 1e-5, 1e4, 1e6, 1e9, 3e38, 1e300, -1e5),
+    *(math.inf, -math.inf, math.nan),
 )
 _STRINGS = ("", "none", "linear", "yarn", "longrope", "silu", "4", "nan", "é\n\x1b[31m", "x" * 300)
 #: Names of tensors that an architecture may know, in layer 0 or outside the layers.
 _NAMES = (
-    *(
-        "output.weight",
-        "output.bias",
-        "output_norm.bias",
-        "rope_freqs.weight",
-        "position_embd.weight",
-    ),
-    *("rope_factors_long.weight", "rope_factors_short.weight", "token_embd.bias"),
+    *("output.weight", "output.bias", "output_norm.bias", "rope_freqs.weight", "token_embd.bias"),
+    *("rope_factors_long.weight", "rope_factors_short.weight", "position_embd.weight"),
     *(f"blk.0.attn_{x}.{y}" for x in ("q", "k", "v", "qkv", "output") for y in ("bias", "scale")),
     *(f"blk.0.attn_{x}_norm.{y}" for x in ("q", "k", "sub") for y in ("weight", "bias")),
     *(f"blk.0.ffn_{x}.{y}" for x in ("gate", "up", "down") for y in ("weight", "bias", "scale")),
@@ -206,7 +183,7 @@ def _no_tensor(model: Model, rng: random.Random) -> None:
 
 def _new_tensor(model: Model, rng: random.Random) -> None:
     """A tensor that an architecture may know, or a copy of another."""
-    sizes = [n for tensor in model.tensors.values() for n in tensor.shape] or [1]
+    sizes = [n for tensor in model.tensors.values() for n in tensor.shape if n <= 4096]
     shape = tuple(rng.choice((*sizes, 1)) for _ in range(rng.choice((1, 1, 2, 3))))
     if math.prod(shape) > 1 << 16:
         shape = shape[-1:]
@@ -233,8 +210,8 @@ def _type(model: Model, rng: random.Random) -> None:
     """A tensor of another type."""
     if model.tensors:
         name = rng.choice([*model.tensors])
-        kind = rng.choice((*TENSOR_TYPES, 99, 2**32 - 1)) & 0xFFFFFFFF
-        _replace(model, name, model.tensors[name].shape, kind & 0xFFFF, rng)
+        kind = rng.choice((*TENSOR_TYPES, 99, 2**16 - 1)) & 0xFFFF
+        _replace(model, name, model.tensors[name].shape, kind, rng)
 
 
 def _replace(
@@ -329,7 +306,7 @@ def _child(
     try:
         for number in numbers:
             at[:] = struct.pack("<q", number)
-            signal.alarm(_SECONDS)
+            signal.alarm(SECONDS)
             outcomes[attempt(number)] += 1
         signal.alarm(0)
         said, code = json.dumps(outcomes), 0

@@ -6,8 +6,12 @@ added tensors, tensors of other types, and any bytes as data; NaN and infinity, 
 
 from __future__ import annotations
 
+import os
 import random
 import resource
+import signal
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -137,6 +141,26 @@ def try_mutants(family: str, n: int, path: Path) -> None:
     assert found.most_bytes < (before << 10) + ROOM
     outcomes = found.outcomes  # were all refused, the damage would tell nothing
     assert outcomes.total() == n and outcomes["ran"] > n / 10 and outcomes["ModelFileError"] > n / 4
+
+
+def raise_value_error() -> None:
+    raise ValueError("a bug")
+
+
+@pytest.mark.parametrize(
+    "end, fault",
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "mutant 3: SIGKILL"),
+        (lambda: time.sleep(60), "mutant 3: SIGALRM"),
+        (raise_value_error, "mutant 3: exit code 1 ValueError: a bug"),
+    ],
+)
+def test_a_mutant_that_crashes_is_told(
+    end: Callable[[], None], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "SECONDS", 1)
+    found = mutants.tried(range(5), lambda number: str(end()) if number == 3 else "ran")
+    assert found.fault.strip() == fault and not found.outcomes
 
 
 @pytest.mark.parametrize("family", FAMILIES)

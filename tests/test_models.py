@@ -242,6 +242,18 @@ def test_many_layers_are_refused_soon() -> None:
         build(metadata, shapes)
 
 
+def test_values_of_too_many_numbers() -> None:
+    """Gate and up are possible, each of them."""
+    metadata, shapes = described()
+    n = 1 << 24
+    metadata["llama.feed_forward_length"] = n
+    for name, shape in shapes.items():
+        if "ffn_" in name and len(shape) == 2:
+            shapes[name] = (64, n) if "down" in name else (n, 64)
+    with pytest.raises(ModelFileError, match=r"matmul makes 33554432 numbers for a token"):
+        build(metadata, shapes)
+
+
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
 def test_contradictory_metadata(change: dict[str, Any]) -> None:
     with pytest.raises(ModelFileError):
