@@ -74,6 +74,15 @@ def test_every_architecture_has_a_reference() -> None:
     assert {file_of(arch) for arch in tested} == set(file_of("any").parent.iterdir())
 
 
+@pytest.mark.parametrize("arch", architectures())
+def test_a_window_is_never_ignored(arch: str) -> None:
+    """Whether or not the architecture's own models have one."""
+    case = next(case for case in CASES.values() if case.model.arch == arch)
+    metadata, shapes = described(**vars(case.model))
+    graph, _ = build(metadata | {f"{arch}.attention.sliding_window": 16}, shapes)
+    assert any(op.window == 16 for op in graph.attentions)
+
+
 def test_referee_agrees_with_itself_in_float64(tmp_path: Path) -> None:
     case = CASES["phi3-longrope-long"]
     path = write_case(tmp_path / "m.gguf", case)

@@ -6,7 +6,7 @@ from decimal import Context, Decimal
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, attention, linear, rms
+from edge.models.common import Attend, Config, Ends, attention, linear, rms, window_of
 from edge.models.keys import Keys
 from edge.models.ropes import divisors, rope_of
 
@@ -21,7 +21,7 @@ def ends(c: Config) -> Ends:
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
     rope = rope_of(c, interleaved=False, factors=divisors(g))
-    a = Attend(rope, Scores(scale=c.attention_scale), norm="head")
+    a = Attend(rope, Scores(window_of(c, i), c.attention_scale), norm="head")
     x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
     h = linear(g, rms(g, x, f"blk.{i}.ffn_norm", c), [f"blk.{i}.ffn_up"], [c.ffn[i]])
     h = g.xielu(h, *_xielu(c, i))

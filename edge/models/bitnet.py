@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, attention, gated_mlp, rms
+from edge.models.common import Attend, Config, Ends, attention, gated_mlp, rms, window_of
 from edge.models.ropes import rope_of
 
 
@@ -21,7 +21,9 @@ def ends(c: Config) -> Ends:
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
     shares_keys = c.heads[i].n_kv_heads < c.heads[i].n_heads
-    a = Attend(rope_of(c, interleaved=False, factors=None), Scores(scale=c.attention_scale))
+    a = Attend(
+        rope_of(c, interleaved=False, factors=None), Scores(window_of(c, i), c.attention_scale)
+    )
     x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
     h = rms(g, x, f"blk.{i}.ffn_norm", c)
     return g.add(gated_mlp(g, h, i, c, "relu2" if shares_keys else "silu"), x)

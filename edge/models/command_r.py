@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, attention, gated_mlp, layer_norm
+from edge.models.common import Attend, Config, Ends, attention, gated_mlp, layer_norm, window_of
 from edge.models.ropes import rope_of
 
 KEYS = frozenset({"logit_scale"})
@@ -23,7 +23,7 @@ def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
     a = Attend(
         rope_of(c, interleaved=True, factors=None),
-        Scores(scale=c.attention_scale),
+        Scores(window_of(c, i), c.attention_scale),
         norm="head" if g.has(f"blk.{i}.attn_q_norm.weight") else "none",
         is_centred=True,
     )

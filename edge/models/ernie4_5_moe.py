@@ -5,7 +5,7 @@ from __future__ import annotations
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
 from edge.models import experts
-from edge.models.common import Attend, Config, attention, gated_mlp, rms
+from edge.models.common import Attend, Config, attention, gated_mlp, rms, window_of
 from edge.models.ropes import rope_of
 
 _DENSE, _STEP = "leading_dense_block_count", "interleave_moe_layer_step"
@@ -14,7 +14,9 @@ KEYS = (*experts.KEYS, experts.SHARED, _DENSE, _STEP)
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
-    a = Attend(rope_of(c, interleaved=True, factors=None), Scores(scale=c.attention_scale))
+    a = Attend(
+        rope_of(c, interleaved=True, factors=None), Scores(window_of(c, i), c.attention_scale)
+    )
     x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
     h = rms(g, x, f"blk.{i}.ffn_norm", c)
     if i < c.keys.whole(_DENSE, 0, least=0) or (i + 1) % c.keys.whole(_STEP, 1):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, sandwich
+from edge.models.common import Attend, Config, sandwich, window_of
 from edge.models.ropes import rope_of
 
 KEYS = frozenset({"rope.dimension_sections"})
@@ -20,4 +20,4 @@ def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
     has_sections = any(c.keys.wholes("rope.dimension_sections", 4, 0, least=0))
     rope = rope_of(c, interleaved=not has_sections, factors=None)
-    return sandwich(g, x, i, c, Attend(rope, Scores(scale=c.attention_scale)))
+    return sandwich(g, x, i, c, Attend(rope, Scores(window_of(c, i), c.attention_scale)))

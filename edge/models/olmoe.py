@@ -5,7 +5,7 @@ from __future__ import annotations
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
 from edge.models import experts
-from edge.models.common import Attend, Config, Ends, attention, rms
+from edge.models.common import Attend, Config, Ends, attention, rms, window_of
 from edge.models.ropes import rope_of
 
 KEYS = experts.KEYS
@@ -14,7 +14,7 @@ KEYS = experts.KEYS
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
     rope = rope_of(c, interleaved=False, factors=None)
-    a = Attend(rope, Scores(scale=c.attention_scale), norm="whole")
+    a = Attend(rope, Scores(window_of(c, i), c.attention_scale), norm="whole")
     x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
     h = rms(g, x, f"blk.{i}.ffn_norm", c)
     width = experts.width(c, i, c.ffn[i])

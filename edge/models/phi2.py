@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge.graph.graph import Graph
 from edge.graph.ops import Scores
-from edge.models.common import Attend, Config, Ends, attention, layer_norm, mlp
+from edge.models.common import Attend, Config, Ends, attention, layer_norm, mlp, window_of
 from edge.models.ropes import rope_of
 
 
@@ -15,7 +15,9 @@ def ends(c: Config) -> Ends:
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
-    a = Attend(rope_of(c, interleaved=False, factors=None), Scores(scale=c.attention_scale))
+    a = Attend(
+        rope_of(c, interleaved=False, factors=None), Scores(window_of(c, i), c.attention_scale)
+    )
     h = layer_norm(g, x, f"blk.{i}.attn_norm", c)
     x = g.add(attention(g, h, i, c, a), x)
     return g.add(mlp(g, h, i, c, "gelu_tanh"), x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edge.graph.graph import Graph
 from edge.graph.ops import Rope, Scores
 from edge.models import experts
-from edge.models.common import Attend, Config, Ends, attention, rms
+from edge.models.common import Attend, Config, Ends, attention, rms, window_of
 from edge.models.ropes import rope_of
 
 KEYS = (*experts.KEYS, experts.SHARED)
@@ -18,7 +18,7 @@ def rope(c: Config) -> Rope:
 
 def layer(g: Graph, x: str, i: int, c: Config) -> str:
     """x: (tokens, dim) -> (tokens, dim)."""
-    a = Attend(rope(c), Scores(scale=c.attention_scale))
+    a = Attend(rope(c), Scores(window_of(c, i), c.attention_scale))
     x = g.add(attention(g, rms(g, x, f"blk.{i}.attn_norm", c), i, c, a), x)
     h = rms(g, x, f"blk.{i}.ffn_norm", c)
     width = experts.width(c, i, max(1, c.ffn[i] // experts.used(c, i)))
