@@ -2,90 +2,15 @@
  *
  * Each op is split into chunks over rows, panels or heads; threads.c hands them out. What a
  * chunk computes does not depend on the number of chunks or threads. */
-#include <math.h>
 #include <string.h>
 
 #include "clock.h"
 #include "error.h"
-#include "kv.h"
-#include "layouts.h"
 #include "numbers.h"
-#include "plan.h"
+#include "run.h"
 #include "threads.h"
 
-/* The state of one edge_run. */
-typedef struct {
-    const edge_plan *plan;
-    const edge_kv *kv;
-    const edge_step *step;
-    int32_t n_threads;
-    int32_t n_ops;   /* how many first ops of the plan run */
-    int64_t last_ns; /* when the current op began */
-} run;
-
-/* ---- places in buffers ------------------------------------------------------------------- */
-
-/* Where buffer i begins. */
-static void *buffer_data(const run *r, int32_t i) {
-    const edge_buffer *b = &r->plan->buffers[i];
-    return b->kind == EDGE_BUFFER_LOGITS ? (void *)r->step->logits
-                                         : (uint8_t *)r->plan->spec.arena + b->offset;
-}
-
-/* Row `row` of a buffer of floats. */
-static float *row_of(const run *r, int32_t i, int64_t row) {
-    return (float *)buffer_data(r, i) + row * r->plan->buffers[i].dim;
-}
-
-/* How many rows an op has: one per token, or per token whose logits are wanted. */
-static int64_t rows_of(const run *r, const edge_op *op) {
-    return r->plan->buffers[op->out].is_logit_rows ? r->step->n_logits : r->step->n_tokens;
-}
-
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/* A tile of columns of a buffer. */
-typedef struct {
-    void *data;
-    int32_t columns; /* 1..kernels->tile */
-} column_tile;
-
-/* Column tile `t` of a buffer of `rows` rows; only the last one may be narrower than the others. */
-static column_tile tile_of(const run *r, int32_t buffer, int64_t t, int64_t rows) {
-    const int32_t width = r->plan->kernels->tile;
-    const edge_buffer *b = &r->plan->buffers[buffer];
-    const int64_t left = buffer_columns(b->kind, rows) - t * width;
-    const int64_t column_bytes = b->kind == EDGE_BUFFER_F32
-                                     ? (int64_t)b->dim * 4
-                                     : (int64_t)b->dim / GROUP * Q8_COLUMN_BYTES;
-    return (column_tile){(uint8_t *)buffer_data(r, buffer) + t * width * column_bytes,
-                         (int32_t)(left < width ? left : width)};
-}
-
-/* Column tiles of the input of an op. */
-static int64_t tile_count(const run *r, const edge_op *op) {
-    const int64_t columns = buffer_columns(r->plan->buffers[op->in].kind, rows_of(r, op));
-    return divide_up(columns, r->plan->kernels->tile);
-}
-
-/* The place of a row's first column in a quantised buffer. */
-static q8_place place_of(const run *r, int32_t buffer, int64_t row, int64_t rows) {
-    const int32_t width = r->plan->kernels->tile;
-    const int32_t kind = r->plan->buffers[buffer].kind;
-    const int64_t column = buffer_columns(kind, row);
-    const column_tile tile = tile_of(r, buffer, column / width, rows);
-    return (q8_place){.tile = tile.data,
-                      .column = (int32_t)(column % width),
-                      .columns = tile.columns,
-                      .twice = kind == EDGE_BUFFER_Q8X2};
-}
-
 /* ---- ops over rows ----------------------------------------------------------------------- */
-
-enum { ROWS_PER_CHUNK = 8 };
-
-/* The least that the weights of experts are divided by. */
-static const float LEAST_SUM = 1e-12f;
 
 /* out: (n_rot / 2, 2), cos and sin of the row's position. */
 static void run_angles(const run *r, const edge_op *op, int64_t row) {
@@ -215,65 +140,6 @@ static void run_temperature(const run *r, const edge_op *op, int64_t row) {
     }
 }
 
-/* The experts of a token, the highest score first, equal scores by index, and their weights. NaN is
- * the lowest score; with any NaN among the scores all weights are NaN, so that the run fails. */
-static void run_route(const run *r, const edge_op *op, int64_t row) {
-    const edge_kernels *kernels = r->plan->kernels;
-    const float *x = row_of(r, op->in, row);
-    const float *bias = op->w[0] >= 0 ? r->plan->weights[op->w[0]].data : NULL;
-    float scores[MAX_EXPERTS], ranks[MAX_EXPERTS];
-    bool is_taken[MAX_EXPERTS] = {false}, has_nan = false;
-    if (op->score == EDGE_SCORE_SOFTMAX) {
-        kernels->softmax(x, op->n_experts, scores);
-    } else {
-        memcpy(scores, x, (size_t)op->n_experts * 4);
-    }
-    for (int32_t i = 0; i < op->n_experts; i++) {
-        ranks[i] = bias != NULL ? scores[i] + bias[i] : scores[i];
-        if (ranks[i] != ranks[i]) {
-            ranks[i] = -INFINITY;
-            has_nan = true;
-        }
-    }
-    float *experts = row_of(r, op->out, row), *weights = experts + op->n_used;
-    float chosen[MAX_EXPERTS_USED];
-    for (int32_t j = 0; j < op->n_used; j++) {
-        int32_t best = -1;
-        for (int32_t i = 0; i < op->n_experts; i++) {
-            if (!is_taken[i] && (best < 0 || ranks[i] > ranks[best])) {
-                best = i;
-            }
-        }
-        is_taken[best] = true;
-        experts[j] = (float)best;
-        chosen[j] = scores[best];
-    }
-    if (op->score == EDGE_SCORE_SOFTMAX_OF_CHOSEN) {
-        kernels->softmax(chosen, op->n_used, weights);
-    } else {
-        memcpy(weights, chosen, (size_t)op->n_used * 4);
-    }
-    float sum = 0.0f;
-    for (int32_t j = 0; j < op->n_used; j++) {
-        sum += weights[j];
-    }
-    const float divisor = op->is_normed == 0 ? 1.0f : sum > LEAST_SUM ? sum : LEAST_SUM;
-    for (int32_t j = 0; j < op->n_used; j++) {
-        weights[j] = has_nan ? NAN : weights[j] / divisor * op->expert_scale;
-    }
-}
-
-static void run_expert_sum(const run *r, const edge_op *op, int64_t row) {
-    const expert_order *order = r->plan->order;
-    const mix_args args = {.x = buffer_data(r, op->in),
-                           .columns = order->column + row * op->n_used,
-                           .experts = order->expert,
-                           .weights = row_of(r, op->in2, row) + op->n_used,
-                           .n_used = op->n_used,
-                           .bias = op->w[0] >= 0 ? r->plan->weights[op->w[0]].data : NULL};
-    r->plan->kernels->mix(&args, r->plan->buffers[op->out].dim, row_of(r, op->out, row));
-}
-
 /* One row of an op whose rows are independent. */
 static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) {
     const edge_kernels *kernels = r->plan->kernels;
@@ -341,16 +207,8 @@ static void run_row(const run *r, const edge_op *op, int64_t row, int64_t rows) 
 
 /* ---- matmuls ----------------------------------------------------------------------------- */
 
-/* Where the rows of a panel go, in a tile of columns. */
-typedef struct {
-    float *out; /* column j, row r at out[j * stride + r] */
-    int64_t stride;
-    const float *residual; /* of the same shape; NULL: none */
-} tile_target;
-
-/* `panels` panels from i_panel on, 1 or 2, times a tile of columns. */
-static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_panel, int panels,
-                     column_tile x, tile_target to) {
+void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_panel, int panels,
+              column_tile x, tile_target to) {
     const packed_weight *packed = &plan->packed[w - plan->weights];
     const tile_args args = {(const uint8_t *)w->data + i_panel * packed->panel_bytes,
                             packed->panel_bytes,
@@ -370,9 +228,8 @@ static void run_tile(const edge_plan *plan, const edge_weight *w, int64_t i_pane
     }
 }
 
-/* How many panels to run at once, from panel i of a weight on: 1 or 2 of the `left` ones. */
-static int panels_at_once(const edge_plan *plan, const edge_weight *w, int64_t i, int64_t left,
-                          int32_t columns) {
+int panels_at_once(const edge_plan *plan, const edge_weight *w, int64_t i, int64_t left,
+                   int32_t columns) {
     return left > 1 && columns == plan->kernels->tile && (i + 2) * PANEL_ROWS <= w->n &&
                    plan->kernels->pairs[w->layout] != NULL
                ? 2
@@ -489,220 +346,6 @@ static void run_gated_matmul(const run *r, const edge_op *op, int64_t first_pane
                 memcpy(row_of(r, op->out, t * kernels->tile + j) + row, both + rows * j,
                        (size_t)n * 4);
             }
-        }
-    }
-}
-
-/* ---- experts ----------------------------------------------------------------------------- */
-
-/* Expert `slot` of a row that ROUTE made. */
-static int32_t expert_at(const float *routes, int32_t slot, int32_t n_experts) {
-    return routes[slot] >= 0.0f && routes[slot] < (float)n_experts ? (int32_t)routes[slot] : 0;
-}
-
-/* Order the pairs by expert, then by token: a counting sort. One thread does it. */
-static void order_columns(const run *r, const edge_op *op, int64_t rows) {
-    expert_order *order = r->plan->order;
-    const float *routes = row_of(r, op->in2, 0);
-    const int32_t n_used = op->n_used;
-    memset(order->next, 0, (size_t)op->n_experts * sizeof *order->next);
-    for (int64_t i = 0; i < rows; i++) {
-        for (int32_t j = 0; j < n_used; j++) {
-            order->next[expert_at(routes + 2 * n_used * i, j, op->n_experts)]++;
-        }
-    }
-    int32_t column = 0;
-    order->n_active = 0;
-    for (int32_t e = 0; e < op->n_experts; e++) {
-        const int32_t n = order->next[e];
-        if (n > 0) {
-            order->active[order->n_active++] = e;
-        }
-        order->first[e] = order->next[e] = column;
-        column += n;
-    }
-    order->first[op->n_experts] = column;
-    for (int64_t i = 0; i < rows; i++) {
-        for (int32_t j = 0; j < n_used; j++) {
-            const int32_t e = expert_at(routes + 2 * n_used * i, j, op->n_experts);
-            const int32_t at = order->next[e]++;
-            order->column[i * n_used + j] = at;
-            order->row[at] = (int32_t)i;
-            order->expert[at] = e;
-        }
-    }
-    order->n_experts = op->n_experts;
-    order->n_columns = column;
-}
-
-/* Elements of one column of a buffer of pairs. */
-static int64_t column_dim(const run *r, const edge_op *op, int32_t buffer) {
-    return r->plan->buffers[buffer].dim / op->n_used;
-}
-
-/* Column i of a buffer of pairs of floats. */
-static float *column_of(const run *r, const edge_op *op, int32_t buffer, int64_t i) {
-    return (float *)buffer_data(r, buffer) + i * column_dim(r, op, buffer);
-}
-
-/* The tile of a buffer of pairs that begins at column `first` and ends before `end`. The tiles of
- * an expert are as wide as the kernels', the last one as wide as what is left; so columns need no
- * room but their own. */
-static column_tile expert_tile(const run *r, const edge_op *op, int32_t buffer, int32_t first,
-                               int32_t end) {
-    const int32_t width = r->plan->kernels->tile;
-    const int64_t dim = column_dim(r, op, buffer);
-    const int64_t column_bytes =
-        r->plan->buffers[buffer].kind == EDGE_BUFFER_F32 ? dim * 4 : dim / GROUP * Q8_COLUMN_BYTES;
-    return (column_tile){(uint8_t *)buffer_data(r, buffer) + first * column_bytes,
-                         end - first < width ? end - first : width};
-}
-
-/* The place of column i in a quantised buffer of pairs. */
-static q8_place column_place(const run *r, const edge_op *op, int32_t buffer, int32_t i) {
-    const expert_order *order = r->plan->order;
-    const int32_t width = r->plan->kernels->tile, e = order->expert[i];
-    const int32_t in_tile = (i - order->first[e]) % width;
-    const column_tile tile = expert_tile(r, op, buffer, i - in_tile, order->first[e + 1]);
-    return (q8_place){tile.data, in_tile, tile.columns, false};
-}
-
-static void run_expert_columns(const run *r, const edge_op *op, int32_t i) {
-    const float *x = row_of(r, op->in, r->plan->order->row[i]);
-    const int64_t k = r->plan->buffers[op->in].dim;
-    if (r->plan->buffers[op->out].kind == EDGE_BUFFER_F32) {
-        memcpy(column_of(r, op, op->out, i), x, (size_t)k * 4);
-    } else {
-        r->plan->kernels->quantize(x, k, column_place(r, op, op->out, i));
-    }
-}
-
-static void run_expert_gain(const run *r, const edge_op *op, int32_t i) {
-    const float *gains = r->plan->weights[op->w[0]].data;
-    float *x = column_of(r, op, op->out, i) + op->column;
-    r->plan->kernels->scale(x, gains[r->plan->order->expert[i]], op->n, x);
-}
-
-/* n floats at p, plus those of the bias where there is one; sum: room for n. */
-static const float *biased(const run *r, const float *p, const float *bias, int64_t n, float *sum) {
-    if (bias == NULL) {
-        return p;
-    }
-    r->plan->kernels->add(p, bias, n, sum);
-    return sum;
-}
-
-static void run_expert_gated(const run *r, const edge_op *op, int32_t i) {
-    enum { PIECE = 32 * GROUP };
-    const edge_kernels *kernels = r->plan->kernels;
-    const bool is_float = r->plan->buffers[op->out].kind == EDGE_BUFFER_F32;
-    const int64_t dim = column_dim(r, op, op->out);
-    const int64_t at = r->plan->order->expert[i] * dim;
-    const float *gate = column_of(r, op, op->in, i), *up = gate + dim, *bias[2] = {NULL, NULL};
-    for (int j = 0; j < 2; j++) {
-        if (op->w[j] >= 0) {
-            bias[j] = (const float *)r->plan->weights[op->w[j]].data + at;
-        }
-    }
-    q8_place place = {NULL, 0, 0, false};
-    if (!is_float) {
-        place = column_place(r, op, op->out, i);
-    }
-    for (int64_t first = 0; first < dim; first += PIECE) {
-        float g[PIECE], u[PIECE], both[PIECE];
-        const int64_t n = dim - first < PIECE ? dim - first : PIECE;
-        const float *a = biased(r, gate + first, bias[0] ? bias[0] + first : NULL, n, g);
-        const float *b = biased(r, up + first, bias[1] ? bias[1] + first : NULL, n, u);
-        float *out = is_float ? column_of(r, op, op->out, i) + first : both;
-        kernels->gated(a, b, op->activation, n, out);
-        if (!is_float) {
-            kernels->quantize(both, n, place);
-            place.tile = (uint8_t *)place.tile + PIECE / GROUP * Q8_COLUMN_BYTES * place.columns;
-        }
-    }
-}
-
-/* Panels of an expert, of the weights of the op one after the other. */
-static int64_t expert_panels(const run *r, const edge_op *op) {
-    int64_t n = 0;
-    for (int i = 0; i < 2 && op->w[i] >= 0; i++) {
-        n += r->plan->weights[op->w[i]].n / op->n_experts / PANEL_ROWS;
-    }
-    return n;
-}
-
-/* How many panels of an expert a chunk takes, see panels_per_chunk. */
-static int64_t expert_share(const run *r, const edge_op *op) {
-    const int64_t all = expert_panels(r, op);
-    const int64_t share = all * r->plan->order->n_active / (r->n_threads * 8);
-    const int64_t most = rows_of(r, op) > 1 ? 8 : 64;
-    return share < 2 ? 1 : share > most ? most : share / 2 * 2; /* pairs */
-}
-
-/* A chunk: some panels of an expert, for all its columns. */
-static void run_expert_matmul(const run *r, const edge_op *op, uint32_t chunk) {
-    const expert_order *order = r->plan->order;
-    const int64_t n = expert_share(r, op), all = expert_panels(r, op), parts = divide_up(all, n);
-    const int32_t e = order->active[chunk / parts];
-    const int64_t first_panel = chunk % parts * n;
-    const int64_t last_panel = first_panel + n < all ? first_panel + n : all;
-    const int64_t stride = column_dim(r, op, op->out);
-    for (int32_t first = order->first[e], end = order->first[e + 1]; first < end;
-         first += r->plan->kernels->tile) {
-        const column_tile x = expert_tile(r, op, op->in, first, end);
-        float *out = column_of(r, op, op->out, first) + op->column;
-        int64_t base = 0; /* the panel of the expert at which weight s begins */
-        for (int s = 0; s < 2 && op->w[s] >= 0; s++) {
-            const edge_weight *w = &r->plan->weights[op->w[s]];
-            const int64_t own = w->n / op->n_experts / PANEL_ROWS;
-            const int64_t stop = last_panel < base + own ? last_panel : base + own;
-            int64_t i = first_panel > base ? first_panel : base;
-            while (i < stop) {
-                const int64_t panel = e * own + i - base;
-                const int panels = panels_at_once(r->plan, w, panel, stop - i, x.columns);
-                run_tile(r->plan, w, panel, panels, x,
-                         (tile_target){out + i * PANEL_ROWS, stride, NULL});
-                i += panels;
-            }
-            base += own;
-        }
-    }
-}
-
-/* With fewer rows than this, a chunk is one column. */
-enum { COLUMN_ROWS = 8, COLUMNS_PER_CHUNK = 8 };
-
-static int32_t columns_per_chunk(const run *r, const edge_op *op) {
-    return rows_of(r, op) < COLUMN_ROWS ? 1 : COLUMNS_PER_CHUNK;
-}
-
-/* Chunks of an op on pairs. Pairs that another op ordered can only be there after a cancelled run:
- * nothing is done with them. */
-static uint32_t expert_chunks(const run *r, const edge_op *op, int64_t rows) {
-    const expert_order *order = r->plan->order;
-    if (op->kind == EDGE_OP_EXPERT_COLUMNS) {
-        order_columns(r, op, rows);
-    }
-    if (order->n_experts != op->n_experts || order->n_columns != rows * op->n_used) {
-        return 0;
-    }
-    switch (op->kind) {
-    case EDGE_OP_EXPERT_MATMUL:
-        return (uint32_t)(order->n_active * divide_up(expert_panels(r, op), expert_share(r, op)));
-    case EDGE_OP_EXPERT_SUM: return (uint32_t)divide_up(rows, ROWS_PER_CHUNK);
-    default: return (uint32_t)divide_up(order->n_columns, columns_per_chunk(r, op));
-    }
-}
-
-/* A chunk of EXPERT_COLUMNS, EXPERT_GAIN or EXPERT_GATED. */
-static void run_pairs(const run *r, const edge_op *op, uint32_t chunk) {
-    const int32_t n = columns_per_chunk(r, op), first = (int32_t)chunk * n;
-    const int32_t all = r->plan->order->n_columns, end = first + n < all ? first + n : all;
-    for (int32_t i = first; i < end; i++) {
-        switch (op->kind) {
-        case EDGE_OP_EXPERT_COLUMNS: run_expert_columns(r, op, i); break;
-        case EDGE_OP_EXPERT_GAIN: run_expert_gain(r, op, i); break;
-        default: run_expert_gated(r, op, i);
         }
     }
 }
@@ -829,7 +472,7 @@ static void run_chunk(void *context, uint32_t stage, uint32_t chunk) {
         run_expert_matmul(r, op, chunk);
     } else if (op->kind == EDGE_OP_EXPERT_COLUMNS || op->kind == EDGE_OP_EXPERT_GAIN ||
                op->kind == EDGE_OP_EXPERT_GATED) {
-        run_pairs(r, op, chunk);
+        run_expert_pairs(r, op, chunk);
     } else if (op->kind == EDGE_OP_ATTENTION) {
         run_attention(r, op, chunk);
     } else if (op->kind == EDGE_OP_STORE) {
