@@ -16,17 +16,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lora
 import mutants
 import numpy as np
 import pytest
+import tiny
 from arches import gemma3n, gemma4
 from arches.common import Tiny, yarn
+from lora import Lora
 from mutants import Model, Stored
 
 from edge import models
 from edge.device import cores, memory
 from edge.engine.engine import Engine
 from edge.errors import EdgeError, ModelFileError, NativeError
+from edge.files.tensor_types import TYPE_NUMBERS
 
 N_MUTANTS = 2000
 #: The bytes that a family's mutants may take beyond what the tests have.
@@ -50,6 +54,9 @@ def gemma_4(n_layers: int, n_shared: int, input_dim: int) -> Tiny:
     """Gemma 4: layers that read others' keys, inputs of each layer."""
     return small("gemma4", n_layers, window=4, extra=gemma4.extra(n_shared, input_dim))
 
+
+#: The model that adapters are for.
+BASE = small("llama", tied=False)
 
 #: Family of ops -> models that have them.
 FAMILIES: dict[str, list[Tiny]] = {
@@ -114,7 +121,7 @@ FAMILIES: dict[str, list[Tiny]] = {
 @cache
 def models_of(family: str) -> list[Model]:
     """The models of a family."""
-    return [Model.of(tiny) for tiny in FAMILIES[family]]
+    return [Model.of(t) for t in FAMILIES[family]]
 
 
 @pytest.fixture
@@ -175,13 +182,48 @@ def test_some_mutants_run_or_are_refused(family: str, path: Path) -> None:
     try_mutants(family, 60, path)
 
 
-def outcome(model: Model, path: Path) -> str:
-    """How loading a model and running it ended: "ran", or the error's type."""
+def adapters() -> list[Model]:
+    """Adapters of a small model, in two types."""
+    found = []
+    for kind in ("F32", "Q8_0"):
+        own = Lora(("attn", "ffn", "token_embd"), rank=32, type=kind)
+        data = lora.in_file(BASE, own).items()
+        tensors = {
+            name: Stored(a.shape, TYPE_NUMBERS[kind], tiny.quantise(a, kind).tobytes())
+            for name, a in data
+        }
+        keys = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 2.0}
+        others = ("adapter.alora.invocation_tokens", "general.alignment")
+        found.append(Model({"general.architecture": BASE.arch} | keys, tensors, others))
+    return found
+
+
+@pytest.mark.parametrize(
+    "n", [pytest.param(N_MUTANTS, id="many"), pytest.param(60, id="some", marks=pytest.mark.native)]
+)
+def test_mutants_of_adapters_run_or_are_refused(n: int, path: Path, tmp_path: Path) -> None:
+    base, sources = tmp_path / "base.gguf", adapters()
+    base.write_bytes(Model.of(BASE).content)
+
+    def attempt(number: int) -> str:
+        rng = random.Random(f"adapters {number}")
+        return outcome(mutants.mutant(sources[number % 2], rng), path, base)
+
+    found = mutants.tried(range(n), attempt)
+    assert not found.fault
+    outcomes = found.outcomes
+    assert outcomes.total() == n and outcomes["ran"] > n / 10 and outcomes["ModelFileError"] > n / 4
+
+
+def outcome(model: Model, path: Path, base: Path | None = None) -> str:
+    """How loading a model and running it ended: "ran", or the error's type. base: the model, where
+    this is an adapter of one.
+    """
     with path.open("r+b") as file:  # some file systems are slow to make a file anew
         file.write(model.content)
         file.truncate()
     try:
-        load_and_run(path)
+        load_and_run(path) if base is None else load_and_run(base, lora=path)
     except EdgeError as error:
         assert not isinstance(error, NativeError), error
         assert "\n" not in str(error).removeprefix(str(path))
@@ -189,9 +231,9 @@ def outcome(model: Model, path: Path) -> str:
     return "ran"
 
 
-def load_and_run(path: Path) -> None:
+def load_and_run(path: Path, **options: Any) -> None:
     """More tokens than a window has, in two calls."""
-    engine = Engine.load(path, threads=1)
+    engine = Engine.load(path, threads=1, **options)
     try:
         cache, n = engine.cache(), engine.n_vocab
         tokens = [i % n for i in range(9)]
