@@ -14,11 +14,12 @@ enum {
     KNOWN = 1 << 0,
     HAS_AVX2 = 1 << 1, /* with FMA and F16C */
     HAS_AVXVNNI = 1 << 2,
-    HAS_AVX512VNNI = 1 << 3, /* with VBMI */
-    HAS_AVX512BF16 = 1 << 4,
-    HAS_NEON = 1 << 5, /* 32-bit: with VFPv4, which has fma */
-    HAS_DOTPROD = 1 << 6,
-    HAS_I8MM = 1 << 7
+    HAS_AVX512VNNI = 1 << 3,
+    HAS_AVX512VBMI = 1 << 4,
+    HAS_AVX512BF16 = 1 << 5,
+    HAS_NEON = 1 << 6, /* 32-bit: with VFPv4, which has fma */
+    HAS_DOTPROD = 1 << 7,
+    HAS_I8MM = 1 << 8
 };
 
 #if defined(__x86_64__)
@@ -44,7 +45,8 @@ static uint32_t read_features(void) {
                vl = b >> 31 & 1, vbmi = c >> 1 & 1, vnni = c >> 11 & 1;
     if (ymm && avx2 && fma && f16c) {
         has |= HAS_AVX2;
-        has |= zmm && avx512f && dq && bw && vl && vbmi && vnni ? HAS_AVX512VNNI : 0;
+        has |= zmm && avx512f && dq && bw && vl && vnni ? HAS_AVX512VNNI : 0;
+        has |= (has & HAS_AVX512VNNI) != 0 && vbmi ? HAS_AVX512VBMI : 0;
     }
     if (has != 0 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
         has |= a >> 4 & 1 ? HAS_AVXVNNI : 0;
@@ -149,6 +151,9 @@ static const struct {
 #endif
 #ifdef EDGE_HAVE_AVX512VNNI
     {&kernels_avx512vnni, HAS_AVX512VNNI},
+#endif
+#ifdef EDGE_HAVE_AVX512VBMI
+    {&kernels_avx512vbmi, HAS_AVX512VNNI | HAS_AVX512VBMI},
 #endif
 #ifdef EDGE_HAVE_NEON32
     {&kernels_neon32, HAS_NEON},

@@ -1,5 +1,5 @@
-/* The vocabulary for AVX-512 with VNNI and VBMI: one register of 16 lanes. See scalar.h for the
- * meaning. Of the CPUs with VNNI only servers of 2019 and 2020 lack VBMI; they run avx2. */
+/* The vocabulary for AVX-512 with VNNI: one register of 16 lanes. See scalar.h for the meaning.
+ * With EDGE_AVX512VBMI grids are looked up by bytes: see avx512vbmi.h. */
 #ifndef EDGE_ISA_AVX512VNNI_H
 #define EDGE_ISA_AVX512VNNI_H
 
@@ -120,6 +120,7 @@ INLINE void vc_zip(vc low, vc high, vc *a, vc *b) {
     *b = _mm512_unpackhi_epi8(low, high);
 }
 
+#ifdef EDGE_AVX512VBMI
 /* 64 indices into a table of 128 << n bytes: two registers at a time by the low 7 bits, then one
  * choice for each bit above. */
 INLINE __m512i look_up(const uint8_t *table, int n, __m512i index, const __mmask64 *choose) {
@@ -145,6 +146,44 @@ INLINE void vc_grid(const grid_info *grid, int index_bits, const uint8_t *index,
     *low = look_up(grid->low, index_bits - 7, i, choose);
     *high_out = look_up(grid->high, index_bits - 7, i, choose);
 }
+#else
+/* 32 indices into a table of 64 << n entries of 16 bits: two registers at a time by the low 6 bits,
+ * then one choice for each bit above. */
+INLINE __m512i look_up(const uint16_t *entries, int n, __m512i index) {
+    __m512i at[16];
+    UNROLL for (int i = 0; i < 1 << n; i++) {
+        at[i] = _mm512_permutex2var_epi16(_mm512_loadu_si512(entries + 64 * i), index,
+                                          _mm512_loadu_si512(entries + 64 * i + 32));
+    }
+    UNROLL for (int b = 0; b < n; b++) {
+        const __mmask32 choose = _mm512_test_epi16_mask(index, _mm512_set1_epi16((short)(64 << b)));
+        UNROLL for (int i = 0; i < 1 << (n - b - 1); i++) {
+            at[i] = _mm512_mask_blend_epi16(choose, at[2 * i], at[2 * i + 1]);
+        }
+    }
+    return at[0];
+}
+INLINE void vc_grid(const grid_info *grid, int index_bits, const uint8_t *index,
+                    const uint8_t *high, vc *low, vc *high_out) {
+    __m512i e[2];
+    UNROLL for (int i = 0; i < 2; i++) {
+        __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(index + 32 * i)));
+        UNROLL for (int b = 0; b < index_bits - 8; b++) {
+            __mmask32 bits;
+            __builtin_memcpy(&bits, high + 8 * b + 4 * i, 4);
+            wide = _mm512_mask_add_epi16(wide, bits, wide, _mm512_set1_epi16((short)(256 << b)));
+        }
+        e[i] = look_up(grid->entries, index_bits - 6, wide);
+    }
+    const __m512i low_bytes = _mm512_set1_epi16(255);
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    const __m512i l =
+        _mm512_packus_epi16(_mm512_and_si512(e[0], low_bytes), _mm512_and_si512(e[1], low_bytes));
+    const __m512i h = _mm512_packus_epi16(_mm512_srli_epi16(e[0], 8), _mm512_srli_epi16(e[1], 8));
+    *low = _mm512_permutexvar_epi64(order, l);
+    *high_out = _mm512_permutexvar_epi64(order, h);
+}
+#endif
 
 INLINE vi start_at(q8_group q, int j, int first, int n, int zero_shift) {
     if (zero_shift < 0) {

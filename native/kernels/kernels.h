@@ -141,6 +141,6 @@ struct edge_kernels {
 typedef struct edge_kernels edge_kernels;
 
 extern const edge_kernels kernels_scalar, kernels_avx2, kernels_avxvnni, kernels_avx512vnni,
-    kernels_neon, kernels_dotprod, kernels_i8mm, kernels_neon32;
+    kernels_avx512vbmi, kernels_neon, kernels_dotprod, kernels_i8mm, kernels_neon32;
 
 #endif

@@ -6,6 +6,7 @@
 #define EDGE_HAVE_AVX2 1
 #define EDGE_HAVE_AVXVNNI 1
 #define EDGE_HAVE_AVX512VNNI 1
+#define EDGE_HAVE_AVX512VBMI 1
 #elif defined(__aarch64__)
 #define EDGE_HAVE_NEON 1
 #define EDGE_HAVE_DOTPROD 1
@@ -17,7 +18,8 @@
 
 const edge_kernels kernels_scalar = {.name = "scalar"}, kernels_avx2 = {.name = "avx2"},
                    kernels_avxvnni = {.name = "avxvnni"},
-                   kernels_avx512vnni = {.name = "avx512vnni"}, kernels_neon = {.name = "neon"},
+                   kernels_avx512vnni = {.name = "avx512vnni"},
+                   kernels_avx512vbmi = {.name = "avx512vbmi"}, kernels_neon = {.name = "neon"},
                    kernels_dotprod = {.name = "dotprod"}, kernels_i8mm = {.name = "i8mm"},
                    kernels_neon32 = {.name = "neon32"};
 
