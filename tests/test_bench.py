@@ -462,6 +462,18 @@ def test_shape_of_both_architectures(make_shape: Any, tmp_path: Path) -> None:
     assert phi["blk.1.ffn_up.weight"] == b"".join(gate_up)
 
 
+def test_shape_with_experts(make_shape: Any, tmp_path: Path) -> None:
+    """A file that runs, and says how many experts a token uses."""
+    small = make_shape.Shape(256, 256, 2, 2, 128, 128, 1024, experts=4, experts_used=2)
+    path = tmp_path / "olmoe.gguf"
+    make_shape.write(path, "IQ3_S", layers=2, arch="olmoe", shape=small)
+    with Ours(path, 1, 64) as ours:
+        runner.seconds(ours, Case("decode", 4, 8))
+        file = ours.engine.gguf
+    assert file.tensors["blk.1.ffn_down_exps.weight"].shape == (4, 256, 256)
+    assert file.metadata["olmoe.expert_used_count"] == 2
+
+
 def test_shape_vocabulary_is_consistent(make_shape: Any) -> None:
     import shape_vocabulary
 

@@ -1,12 +1,17 @@
-"""Write a model of the shape of Phi-4-mini whose weights are random blocks: for speed and memory.
+"""Write a model of the shape of a real one whose weights are random blocks: for speed and memory.
 
     python tests/bench/make_shape.py Q4_0 OUT.gguf [--layers 8] [--arch llama] [--head Q8_0]
 
-32 layers, hidden 3072, 24 heads and 8 of keys and values, head dimension 128, feed-forward 8192,
-a vocabulary of 200,064, embedding and output head tied. The first argument is a tensor type, or a
-mix by its name (`MIXES`). --arch llama holds the same matrices cut into q, k, v and gate, up, for
-runtimes that do not load phi3. Blocks have random bytes, but their scales are set so that weights
-have a root mean square of 0.02: activations stay finite. Same options, same bytes.
+The first argument is a tensor type, or a mix by its name (`MIXES`). --arch is one of `SHAPES`:
+
+phi3    Phi-4-mini: 32 layers, hidden 3072, 24 heads and 8 of keys and values, head dimension 128,
+        feed-forward 8192, a vocabulary of 200,064, embedding and output head tied
+llama   the same matrices cut into q, k, v and gate, up, for runtimes that do not load phi3
+olmoe   OLMoE, but with 32 experts of which 4 are used: 16 layers, hidden 2048, 16 heads of keys and
+        values too, experts of 1024, a vocabulary of 50,304, a head of its own; routers are F32
+
+Blocks have random bytes, but their scales are set so that weights have a root mean square of 0.02:
+activations stay finite. Same options, same bytes.
 """
 
 from __future__ import annotations
@@ -74,7 +79,7 @@ MIXES: dict[str, tuple[Callable[[str, int, int], str], str]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model. n_rot: of a head, as much as phi3 rotates."""
+    """Sizes of a model. n_rot: of a head, as much as phi3 rotates; ffn: of an expert, if any."""
 
     dim: int = 3072
     ffn: int = 8192
@@ -83,19 +88,29 @@ class Shape:
     head_dim: int = 128
     n_rot: int = 96
     vocab: int = 200_064
+    experts: int = 0
+    experts_used: int = 0
+    name: str = "Phi-4-mini"
+    layers: int = 32
 
 
 PHI = Shape()
+OLMOE = Shape(2048, 1024, 16, 16, 128, 128, 50_304, 32, 4, name="OLMoE", layers=16)
+SHAPES = {"phi3": PHI, "llama": PHI, "olmoe": OLMOE}
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix of the model: rows of k, seeds of its parts (row counts and what seeds them)."""
+    """A matrix of the model: rows of k, seeds of its parts (row counts and what seeds them).
+
+    stacked: of each expert, if the matrices of several are one tensor.
+    """
 
     name: str
     type: str
     k: int
     parts: tuple[tuple[str, int], ...]
+    stacked: int = 0
 
     @property
     def n(self) -> int:
@@ -161,25 +176,38 @@ def matrices(
     dim, ffn = shape.dim, shape.ffn
     yield Matrix("token_embd", head or head_of, dim, (("embd", shape.vocab),))
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if arch == "olmoe":
+        yield Matrix("output", head or head_of, dim, (("head", shape.vocab),))
     for i in range(layers):
         qkv, gate_up = [("q", q), ("k", kv), ("v", kv)], [("gate", ffn), ("up", ffn)]
-        groups = [("attn_output", q, [("out", dim)]), ("ffn_down", ffn, [("down", dim)])]
+        groups = [("attn_output", q, [("out", dim)])]
+        if not shape.experts:
+            groups += [("ffn_down", ffn, [("down", dim)])]
         if arch == "phi3":
             groups = [("attn_qkv", dim, qkv), ("ffn_up", dim, gate_up), *groups]
         else:
             groups += [(f"attn_{part}", dim, [(part, n)]) for part, n in qkv]
+        if arch == "llama":
             groups += [(f"ffn_{part}", dim, [(part, n)]) for part, n in gate_up]
         for name, k, parts in groups:
             seeds = tuple((f"{i}.{part}", n) for part, n in parts)
             yield Matrix(f"blk.{i}.{name}", of(parts[0][0], i, layers), k, seeds)
+        for part, n, k in (("gate", ffn, dim), ("up", ffn, dim), ("down", dim, ffn)):
+            seeds = tuple((f"{i}.{part}.{e}", n) for e in range(shape.experts))
+            if seeds:
+                yield Matrix(f"blk.{i}.ffn_{part}_exps", of(part, i, layers), k, seeds, n)
 
 
 def vectors(layers: int, arch: str, shape: Shape) -> dict[str, np.ndarray]:
-    """Norm weights, and the rotary factors of phi3."""
+    """Norm weights, the rotary factors of phi3, the routers of experts."""
     ones = np.ones(shape.dim, np.float32)
     out = {"output_norm.weight": ones}
     for i in range(layers):
         out |= {f"blk.{i}.attn_norm.weight": ones, f"blk.{i}.ffn_norm.weight": ones}
+        if arch == "olmoe":
+            out |= {f"blk.{i}.attn_q_norm.weight": ones, f"blk.{i}.attn_k_norm.weight": ones}
+            router = random_rows("F32", shape.experts, shape.dim, f"{i}.router")
+            out[f"blk.{i}.ffn_gate_inp.weight"] = router
     if arch == "phi3":
         out["rope_factors_long.weight"] = np.geomspace(1, 32, shape.n_rot // 2).astype(np.float32)
         out["rope_factors_short.weight"] = np.ones(shape.n_rot // 2, np.float32)
@@ -199,6 +227,9 @@ def add_metadata(writer: gguf.GGUFWriter, name: str, layers: int, arch: str, sha
     writer.add_rope_freq_base(10_000.0)
     writer.add_vocab_size(shape.vocab)
     writer.add_rope_dimension_count(shape.n_rot if arch == "phi3" else shape.head_dim)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.experts_used)
     if arch == "phi3":
         writer.add_rope_scaling_orig_ctx_len(ORIGINAL_CONTEXT)
         writer.add_rope_scaling_attn_factors(1.1902)
@@ -217,7 +248,7 @@ def write(
     """Write the file, a tensor at a time; the embedding is the largest."""
     partial = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, arch)
-    add_metadata(writer, f"Phi-4-mini shape, {kind}, random weights", layers, arch, shape)
+    add_metadata(writer, f"{shape.name} shape, {kind}, random weights", layers, arch, shape)
     add_vocabulary(writer, shape.vocab)
     plain = vectors(layers, arch, shape)
     all_matrices = list(matrices(kind, head or None, layers, arch, shape))
@@ -226,8 +257,8 @@ def write(
     for m in all_matrices:
         block, block_bytes = gguf.GGML_QUANT_SIZES[Type[m.type]]
         row = m.k // block * block_bytes
-        of_bytes = (m.n, row)  # the writer makes elements of them
-        writer.add_tensor_info(
+        of_bytes = (len(m.parts), m.stacked, row) if m.stacked else (m.n, row)
+        writer.add_tensor_info(  # which makes elements of bytes
             f"{m.name}.weight", of_bytes, np.dtype(np.uint8), m.n * row, raw_dtype=Type[m.type]
         )
     writer.write_header_to_file()
@@ -249,11 +280,13 @@ def main() -> None:
     names = sorted({*TYPES, *MIXES})
     parser.add_argument("type", choices=names, metavar="TYPE", help=", ".join(names))
     parser.add_argument("out", type=Path, metavar="OUT.gguf")
-    parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--arch", choices=["phi3", "llama"], default="phi3")
+    parser.add_argument("--layers", type=int, help="by default as many as the real model")
+    parser.add_argument("--arch", choices=list(SHAPES), default="phi3")
     parser.add_argument("--head", choices=sorted(TYPES), default="", help="type of the embedding")
     args = parser.parse_args()
-    write(args.out, args.type, layers=args.layers, arch=args.arch, head=args.head)
+    shape = SHAPES[args.arch]
+    layers = args.layers or shape.layers
+    write(args.out, args.type, layers=layers, arch=args.arch, head=args.head, shape=shape)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
 
 
