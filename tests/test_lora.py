@@ -291,6 +291,41 @@ def test_a_matrix_with_a_scale_of_its_own(tmp_path: Path) -> None:
     refused(path, file, UnsupportedError, "a scale of its own")
 
 
+def test_keys_that_another_layer_keeps(tmp_path: Path) -> None:
+    """The model's own tensors have no effect there, so nor has the adapter."""
+    case = MODELS["gemma3n"]
+    path = write_tiny(tmp_path / "m.gguf", **vars(case.model))
+    with DescribedFile.open(path) as described:
+        unused = [n for n in described.file.tensors if n not in described.description.graph.weights]
+    assert any("attn_k" in name for name in unused)
+    file = write_lora(tmp_path / "a.gguf", case.model, Lora(("attn_q", "attn_k")))
+    assert np.isfinite(logits_of(path, [1, 2, 3], lora=file)).all()
+
+
+def test_many_adapters_of_the_head(tmp_path: Path) -> None:
+    t = Tiny(seed=1, tied=False, n_layers=1)
+    path = write_tiny(tmp_path / "m.gguf", **vars(t))
+    file = write_lora(tmp_path / "a.gguf", t, Lora(("output.weight",)))
+    with DescribedFile.open(path, NativeOptions(lora=((str(file), 0.001),) * 1100)) as described:
+        assert len(described.description.adapters) == 1100
+
+
+def test_a_scale_that_is_too_large(model: Path, tmp_path: Path) -> None:
+    file = write_lora(tmp_path / "a.gguf", TINY, Lora(EVERYTHING.targets, alpha=1e6))
+    with pytest.raises(UnsupportedError, match="lower the scales of its adapters"):
+        logits_of(model, [1, 2, 3], lora=(file, 1000.0))
+
+
+def test_a_folder_is_no_adapter(model: Path, tmp_path: Path) -> None:
+    refused(model, tmp_path, InputError, "is a folder: make a GGUF file")
+
+
+def test_a_colon_in_the_name(model: Path, tmp_path: Path) -> None:
+    file = write_lora(tmp_path / "a:1", TINY, EVERYTHING)
+    result = run("plan", str(model), "--lora", str(file), "-t", "1")
+    assert result.exit_code == 0, result.output
+
+
 def test_a_model_is_no_adapter_and_an_adapter_no_model(model: Path, adapter: Path) -> None:
     refused(model, model, InputError, "is no LoRA adapter")
     with pytest.raises(UnsupportedError, match="name its model, and this file with --lora"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -310,7 +311,7 @@ def _adapters(
     """
     adapters = []
     for value in values:
-        path, _colon, scale = value.rpartition(":")
+        path, _colon, scale = ("", "", "") if os.path.exists(value) else value.rpartition(":")
         try:
             adapters.append((path, float(scale)) if path else (value, 1.0))
         except ValueError:

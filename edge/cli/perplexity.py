@@ -145,8 +145,10 @@ def _as_dict(
     from edge.perplexity import Divergence
 
     def row(model: Model, p: Perplexity) -> dict[str, Any]:
-        path = model.engine.path
-        return {"model": path, **asdict(p), "tokens_per_second": p.tokens_per_second}
+        facts = {"model": model.engine.path, **asdict(p)}
+        if adapters := model.info().get("adapters"):
+            facts["adapters"] = adapters
+        return {**facts, "tokens_per_second": p.tokens_per_second}
 
     engine = models[0].engine
     result: dict[str, Any] = {"file": file, "context": context}

@@ -72,7 +72,7 @@ def describe(
     weights = JoinedWeights(
         model.weights(name for name in graph.weights if name not in added),
         [
-            RawWeights(file, adapter.shapes, adapter.prefix)
+            RawWeights(file, filter(graph.weights.__contains__, adapter.shapes), adapter.prefix)
             for file, adapter in zip(lora, adapters, strict=True)
         ],
     )

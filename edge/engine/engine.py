@@ -92,6 +92,11 @@ class DescribedFile:
             opened.callback(file.close)
             lora = list[GGUF]()
             for adapter, _ in options.lora:
+                if os.path.isdir(adapter):
+                    raise InputError(
+                        f"{adapter} is a folder: make a GGUF file of the adapter in it with "
+                        "convert_lora_to_gguf.py of llama.cpp, and name that"
+                    )
                 lora.append(GGUF.open(adapter, header_only=header_only))
                 opened.callback(lora[-1].close)
             described = cls(file, options, lora)
@@ -258,7 +263,7 @@ class Engine:
                 buffers = memory.resident_of(int(ffi.cast("uintptr_t", arena)), len(arena))
             weights = self._weights.resident()
         return {
-            "weights": weights,
+            **weights,
             "keys and values": self.pool.touched_bytes,
             "buffers": buffers,
         }
@@ -323,7 +328,7 @@ class Engine:
             "architecture": config.architecture,
             "parameters": sum(math.prod(t.shape) for t in gguf.tensors.values()),
             "types": dict(Counter(t.type for t in gguf.tensors.values())),
-            "layouts": dict(Counter(self.layouts.values())),
+            "layouts": dict(Counter(self.layouts[name] for name in self._weights.model.names)),
             "layers": config.n_layers,
             "vocabulary": self.n_vocab,
             "context": config.n_context,
@@ -465,17 +470,23 @@ class Engine:
     def _not_finite(self, cache: KVCache) -> EdgeError:
         """The error for logits that are NaN or infinite. Packing found all weights finite."""
         layer = cache.overflowed_layer()
+        lower = ", or lower the scales of its adapters" if self.adapters else ""
         if layer is not None:
             others = [t for t in kv_types()[1:] if self.kv.with_type(t).is_possible]
             hint = f"load the model with --kv {others[0]}" if others else "no other type keeps them"
             return UnsupportedError(
                 f"{self.path}: keys or values of layer {layer} are beyond 65504, the most that f16 "
-                f"holds: {hint}",
+                f"holds: {hint}{lower}",
                 what="kv f16",
                 supported=others,
             )
+        whose = (
+            "the weights, or those of its adapters, are damaged"
+            if lower
+            else "the weights are damaged"
+        )
         return ModelFileError(
-            "the logits came out NaN or infinite: the weights are damaged", path=self.path
+            f"the logits came out NaN or infinite: {whose}{lower}", path=self.path
         )
 
     def _spec(self, isa: int) -> tuple[CData, tuple[CData, ...]]:

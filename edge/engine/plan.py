@@ -188,13 +188,15 @@ class _Lowering:
 
     def _is_logits(self, value: str) -> bool:
         """Whether a value is the logits, or ops that run in place turn it into them."""
-        readers = self.readers.get(value, [])
-        return value == self.graph.output or (
-            len(readers) == 1
-            and isinstance(readers[0], (Adapt, Bias, Gain, Scale, Softcap))
-            and readers[0].inputs[0] == value
-            and self._is_logits(readers[0].output)
-        )
+        while value != self.graph.output:
+            readers = self.readers.get(value, [])
+            in_place = (Adapt, Bias, Gain, Scale, Softcap)
+            if len(readers) != 1 or not isinstance(readers[0], in_place):
+                return False
+            if readers[0].inputs[0] != value:
+                return False
+            value = readers[0].output
+        return True
 
     def _in_place(self, op: Op) -> tuple[tuple[int], int]:
         """The buffers of an op's input and of its output: the same one if nothing else reads the

@@ -80,7 +80,7 @@ def build(
             f"first {brief(strange[0])}",
             what=strange[0],
         )
-    require_used(adapters, graph)
     if graph.fault is not None:
         raise graph.fault
+    require_used(adapters, graph)
     return graph, config

@@ -17,7 +17,7 @@ from typing import Any
 
 from edge.errors import InputError, ModelFileError, UnsupportedError, brief
 from edge.graph.graph import Graph
-from edge.graph.ops import LowRank
+from edge.graph.ops import MAX_DIM, LowRank
 from edge.models.keys import Keys
 
 __all__ = ["Adapter", "GGUFHeader", "by_tensor", "require_used"]
@@ -86,13 +86,16 @@ def by_tensor(adapters: Sequence[Adapter]) -> dict[str, list[LowRank]]:
 
 
 def require_used(adapters: Sequence[Adapter], graph: Graph) -> None:
-    """Raise UnsupportedError for an adapted tensor whose adapter has no place in the graph."""
+    """Raise UnsupportedError for an adapted tensor that the graph uses in a way that has no place
+    for an adapter. Tensors that the graph does not use (keys of layers that read another's) may be
+    adapted, to no effect.
+    """
     for adapter in adapters:
         for name, low in adapter.pairs.items():
-            if low.b not in graph.weights:
+            if name in graph.weights and low.b not in graph.weights:
                 raise UnsupportedError(
-                    f"{adapter.path}: it adapts {brief(name)}, which is not built: only plain "
-                    "matrices and the embedding are",
+                    f"{adapter.path}: it adapts {brief(name)}, which is no plain matrix: only such "
+                    "matrices and the embedding can be adapted",
                     what=f"adapter of {name}",
                 )
 
@@ -101,7 +104,10 @@ def _alpha(header: GGUFHeader, architecture: Any) -> float:
     """The checked alpha of an adapter for this architecture."""
     metadata, path = header.metadata, header.path
     if metadata.get("general.type") != "adapter":
-        raise InputError(f"{path} is no LoRA adapter: its general.type is not adapter")
+        raise InputError(
+            f"{path} is no LoRA adapter (general.type is not adapter): name a file that "
+            "convert_lora_to_gguf.py of llama.cpp made"
+        )
     kind, own = metadata.get("adapter.type"), metadata.get("general.architecture")
     if kind != "lora":
         raise UnsupportedError(
@@ -147,7 +153,8 @@ def _rank(name: str, header: GGUFHeader, model: GGUFHeader) -> int:
         raise _fault(
             path,
             f"{name}.lora_a",
-            "the model has no such tensor: name the model that it was trained on",
+            "the model has no such tensor: it was trained on another model, or on an output head "
+            "of its own where this model's is the embedding",
         )
     if len(a) != 2 or len(b) != 2 or len(shape) != 2:
         raise UnsupportedError(
@@ -160,7 +167,7 @@ def _rank(name: str, header: GGUFHeader, model: GGUFHeader) -> int:
     is_table = name.endswith("token_embd.weight")
     wanted = (shape[0], rank) if is_table else (rank, shape[1])
     rows = shape[1] if is_table else shape[0]
-    if a != wanted or b[0] != rows:
+    if a != wanted or b[0] != rows or rank > MAX_DIM:
         raise _fault(
             path,
             f"{name}.lora_a",

@@ -58,11 +58,16 @@ class JoinedWeights:
             part.load(threads)
         self.model.load(threads, progress)
 
-    def resident(self) -> int | None:
-        """Bytes that are in memory; None: the system does not say."""
-        sizes = [part.resident() for part in self._parts]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
+    def resident(self) -> dict[str, int | None]:
+        """Bytes of the weights, and of the adapters where there are any, that are in memory; None:
+        the system does not say.
+        """
+        sizes = {"weights": self.model.resident()}
+        if self.adapters:
+            parts = [part.resident() for part in self.adapters]
+            known = [size for size in parts if size is not None]
+            sizes["adapters"] = sum(known) if len(known) == len(parts) else None
+        return sizes
 
     def close(self) -> None:
         """Give the memory back. No plan may use the weights any more."""

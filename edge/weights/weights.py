@@ -245,7 +245,10 @@ class RawWeights(Weights):
     """
 
     def __init__(self, source: GGUF, names: Iterable[str], prefix: str = "") -> None:
-        self._source, self._prefix = source, prefix
+        self._source = source
+        self._named = source.tensors
+        if prefix:
+            self._named = {prefix + name: tensor for name, tensor in source.tensors.items()}
         super().__init__(names)
 
     def fit(self, layout: Layout, room: int | None = None) -> None:
@@ -333,8 +336,7 @@ class RawWeights(Weights):
 
     @property
     def _tensors(self) -> Mapping[str, Tensor]:
-        tensors = self._source.tensors
-        return {self._prefix + name: t for name, t in tensors.items()} if self._prefix else tensors
+        return self._named
 
     def _first_forms(self) -> list[str]:
         return ["fast"] * len(self.names)
