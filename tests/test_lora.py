@@ -25,8 +25,6 @@ from edge.loading import NativeOptions
 from edge.models import build
 from edge.session.sampler import SamplingOptions
 
-pytestmark = pytest.mark.native
-
 GREEDY = SamplingOptions(temperature=0)
 TINY = Tiny(seed=1, type="Q4_0")
 
@@ -54,6 +52,7 @@ def logits_of(path: Path, tokens: list[int], **options: Any) -> np.ndarray:
         engine.close()
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("name", CASES)
 def test_logits_match_peft(name: str, tmp_path: Path) -> None:
     case, own = CASES[name]
@@ -85,6 +84,7 @@ def test_a_product_beside_is_a_product_merged(name: str, tmp_path: Path) -> None
     assert np.abs(beside - refgraph.run(base, merged, case.tokens, **double)).max() < 1e-9
 
 
+@pytest.mark.native
 @pytest.mark.all_isas
 @pytest.mark.parametrize("isa", native.isas())
 def test_the_bits_are_the_same_everywhere(
@@ -105,6 +105,7 @@ def test_the_bits_are_the_same_everywhere(
         assert np.array_equal(np.concatenate(parts), wanted)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
 @pytest.mark.parametrize("rank", [1, 5, 32])
 def test_ranks_and_types(kind: str, rank: int, model: Path, tmp_path: Path) -> None:
@@ -118,6 +119,7 @@ def test_ranks_and_types(kind: str, rank: int, model: Path, tmp_path: Path) -> N
     assert 0 < np.abs(a - b).max() < 0.3 * np.abs(a).max()
 
 
+@pytest.mark.native
 def test_scale_and_alpha(model: Path, tmp_path: Path) -> None:
     """Scale 0 is no adapter; alpha 0 is alpha = rank; two adapters of half the scale are one."""
     tokens = Case(TINY).tokens.tolist()[:9]
@@ -132,6 +134,7 @@ def test_scale_and_alpha(model: Path, tmp_path: Path) -> None:
     assert np.abs(whole - logits_of(model, tokens)).max() > 0.1
 
 
+@pytest.mark.native
 def test_the_packed_file_serves_with_and_without(
     model: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
