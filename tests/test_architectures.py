@@ -162,8 +162,8 @@ def test_a_table_of_inputs_for_fewer_tokens() -> None:
 
 def test_rows_of_wide_norms() -> None:
     """A norm of all heads at once has one vector; one row of a matrix is none."""
-    metadata, shapes = described(arch="olmo2", n_heads=20, n_kv_heads=20, head_dim=16)
+    metadata, shapes = described(arch="olmo2", n_heads=40, n_kv_heads=40, head_dim=16)
     build(metadata, shapes)
-    shapes["blk.0.attn_q_norm.weight"] = (1, 320)
-    with pytest.raises(ModelFileError, match=r"needs \(320,\)"):
+    shapes["blk.0.attn_q_norm.weight"] = (1, 640)
+    with pytest.raises(ModelFileError, match=r"needs \(640,\)"):
         build(metadata, shapes)
