@@ -303,6 +303,11 @@ def test_keys_that_another_layer_keeps(tmp_path: Path) -> None:
     assert any("attn_k" in name for name in unused)
     file = write_lora(tmp_path / "a.gguf", case.model, Lora(("attn_q", "attn_k")))
     assert np.isfinite(logits_of(path, [1, 2, 3], lora=file)).all()
+    nothing = Lora((next(name for name in unused if "attn_k.weight" in name),))
+    file = write_lora(tmp_path / "b.gguf", case.model, nothing)
+    engine = Engine.load(path, lora=file)
+    assert "adapters" not in engine.resident()
+    engine.close()
 
 
 def test_many_adapters_of_the_head(tmp_path: Path) -> None:

@@ -72,8 +72,9 @@ def describe(
     weights = JoinedWeights(
         model.weights(name for name in graph.weights if name not in added),
         [
-            RawWeights(file, filter(graph.weights.__contains__, adapter.shapes), adapter.prefix)
+            RawWeights(file, used, adapter.prefix)
             for file, adapter in zip(lora, adapters, strict=True)
+            if (used := [name for name in adapter.shapes if name in graph.weights])
         ],
     )
     lowered = _lower(graph, weights)
