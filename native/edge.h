@@ -176,6 +176,27 @@ int32_t edge_weight_values(const edge_weight *weight, int8_t *values, int32_t *h
  * finds damage, but whoever wants can make data with the same checksum. */
 int32_t edge_checksum(edge_threads *threads, const void *data, int64_t n_bytes, uint64_t *sum);
 
+/* ---- encoding weights -------------------------------------------------------------------- */
+
+/* Rounds float32 weights to blocks of one type. */
+typedef struct edge_encoder edge_encoder;
+
+/* An encoder of blocks of GGUF type number `type`, with the tables that its search needs.
+ * EDGE_BAD_ARGUMENT for a type that cannot be encoded. */
+int32_t edge_encoder_new(int32_t type, edge_encoder **encoder, edge_error *error);
+/* 1: it encodes only with an importance; else 0. */
+int32_t edge_encoder_needs_importance(const edge_encoder *encoder);
+void edge_encoder_free(edge_encoder *encoder);
+
+/* Encodes x, (n, k), into dst, n rows of k weights in blocks. importance, (k): what the square of
+ * an error counts in each column, at least 0; NULL: all count the same, or what the type's
+ * reference takes instead. The bits are those of ggml's quantisers. EDGE_BAD_DATA for an x or
+ * importance that is NaN or infinite, or a negative importance: error->row (-1: of the importance),
+ * error->column. */
+int32_t edge_encode(edge_threads *threads, const edge_encoder *encoder, const float *x, int64_t n,
+                    int64_t k, const float *importance, void *dst, int64_t dst_bytes,
+                    edge_error *error);
+
 /* ---- the KV cache ------------------------------------------------------------------------ */
 
 /* How keys and values are kept, drawn in kv.h. */

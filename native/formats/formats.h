@@ -38,6 +38,14 @@ typedef struct grid_info {
     int32_t weights;           /* per entry: 4, 8 */
 } grid_info;
 
+/* A block of weights to encode. */
+typedef struct {
+    const float *x;          /* the weights */
+    const float *importance; /* of their columns; NULL: not known */
+    float row_square;        /* mean square of the whole row; 0 without importance */
+    const void *tables;      /* what tables_new of the format made */
+} encode_input;
+
 typedef struct {
     int32_t type; /* number in the file; where that has two sizes of blocks, | size << 16 */
     int32_t block, block_bytes;
@@ -48,6 +56,15 @@ typedef struct {
     /* For formats with a grid; compact: their other layout. */
     int32_t compact;
     void (*decode_grid)(const uint8_t *block, decoded_grid *out);
+    /* The search for scales and codes, with the bits of ggml's quantisers; out comes as zeros. Then
+     * what `store` writes is what `decode` reads. NULL for floats. */
+    void (*choose)(const encode_input *in, decoded_block *out);
+    void (*store)(const decoded_block *in, uint8_t *block);
+    void (*choose_grid)(const encode_input *in, decoded_grid *out);
+    void (*store_grid)(const decoded_grid *in, uint8_t *block);
+    /* What a search looks up; NULL: nothing. tables_new gives NULL when there is no memory. */
+    void *(*tables_new)(void);
+    bool needs_importance;
 } format_info;
 
 /* NULL for a type that has no layout. */
