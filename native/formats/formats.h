@@ -107,8 +107,33 @@ static inline float bfloat_to_float(uint16_t b) {
     return out.f;
 }
 
+/* To nearest, ties to even; infinity beyond the range. NaN becomes 0x7e00, with its sign. */
+static inline uint16_t float_to_half(float f) {
+    union {
+        float f;
+        uint32_t u;
+    } in = {f}, magnitude;
+    magnitude.u = in.u & 0x7fffffff;
+    uint32_t h;
+    if (magnitude.u > 0x7f800000) {
+        h = 0x7e00;
+    } else if (magnitude.u >= 0x38800000) { /* normal; a carry may reach infinity */
+        h = (magnitude.u - 0x38000000 + 0xfff + (magnitude.u >> 13 & 1)) >> 13;
+        h = magnitude.u >= 0x47800000 ? 0x7c00 : h;
+    } else { /* denormal: adding 0.5 rounds to multiples of 2^-24 */
+        magnitude.f += 0.5f;
+        h = magnitude.u - 0x3f000000;
+    }
+    return (uint16_t)(in.u >> 16 & 0x8000 | h);
+}
+
 static inline bool half_is_finite(uint16_t h) { return (h & 0x7c00) != 0x7c00; }
 
 static inline uint16_t read_u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
+
+static inline void write_u16(uint8_t *p, uint16_t value) {
+    p[0] = (uint8_t)value;
+    p[1] = (uint8_t)(value >> 8);
+}
 
 #endif

@@ -1,0 +1,73 @@
+/* Searches for the scale of a group of weights, with the bits of ggml's quantisers: the order of
+ * every sum is theirs. Formats share them. Any finite weights may come; what a search gives then
+ * may be infinite or NaN, but no conversion is undefined. */
+#ifndef EDGE_SEARCH_H
+#define EDGE_SEARCH_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Weights that share a scale. */
+typedef struct {
+    const float *x;
+    const float *error_weight; /* what the square of an error of each counts */
+    int n;                     /* at most SEARCH_MAX */
+} search_group;
+
+enum { SEARCH_MAX = 32 };
+
+/* The largest magnitude that counts as zero. */
+#define SEARCH_ZERO 1e-15f
+
+/* f to the nearest integer, ties to even, where |f| < 2^22. Other f, also NaN, give some integer
+ * from -2^22 to 2^22 - 1, the same as ggml's on every machine. */
+static inline int32_t nearest_int(float f) {
+    const float shifted = f + 0x1.8p23f;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    return (bits & 0x7fffff) - 0x400000;
+}
+
+static inline int32_t clamped(int32_t i, int32_t low, int32_t high) {
+    return i < low ? low : i > high ? high : i;
+}
+
+/* error_weight[i] = importance[i] * sqrt(square + x[i]^2). */
+void search_error_weights(const float *x, const float *importance, float square, int n,
+                          float *error_weight);
+
+/* The element whose magnitude is largest, the first of several. */
+float search_largest(const float *x, int n);
+
+/* value = scale * (code - limit), code 0 .. 2 * limit - 1: the best of 19 scales around limit over
+ * the largest element (make_qx_quants of ggml, its type of error 1). Returns the scale; all codes
+ * are 0 with a scale of 0. */
+float search_scale(const search_group *group, int limit, int8_t *code);
+
+/* The same, but codes are moved one by one as long as that is better, up to 5 times; an error
+ * counts x^2 (make_q3_quants). group->error_weight is not read. */
+float search_scale_by_codes(const search_group *group, int limit, int8_t *code);
+
+/* Which scales search_scale_min tries: the range of the weights over
+ * max_code + first + i * step, i 0 .. n_steps. */
+typedef struct {
+    float first, step;
+    int n_steps;
+    int absolute; /* 1: the magnitude of an error counts, 0: its square */
+} search_steps;
+
+/* value = scale * code + min, code 0 .. max_code, min at most 0: the best of several scales, each
+ * with the min that fits best (make_qkx2_quants and make_qkx3_quants, which are the same). Returns
+ * the scale. */
+float search_scale_min(const search_group *group, int max_code, const search_steps *steps,
+                       int8_t *code, float *min);
+
+/* value = scale * table[code] with the table of IQ4_NL, for a group of 32 (the search of
+ * quantize_row_iq4_nl_impl). Returns the scale, 0 for a group of zeros. */
+float search_scale_iq4(const search_group *group);
+
+/* code[i]: the entry of that table nearest to factor * x[i]; NaN: the last. */
+void nearest_iq4(const float *x, float factor, int n, int8_t *code);
+
+#endif
