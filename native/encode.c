@@ -1,7 +1,9 @@
 /* Encoding: float32 weights to the blocks of a format. */
 #include <math.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "error.h"
 #include "formats/formats.h"
@@ -12,10 +14,14 @@ struct edge_encoder {
     void *tables;
 };
 
+static bool holds_floats(const format_info *format) {
+    return layout_table[format->layout].kind == SCALE_NONE;
+}
+
 int32_t edge_encoder_new(int32_t type, edge_encoder **encoder, edge_error *error) {
     const format_info *format = format_find(type);
     if (encoder == NULL || format == NULL ||
-        (format->store == NULL && format->store_grid == NULL)) {
+        (format->store == NULL && format->store_grid == NULL && !holds_floats(format))) {
         return fail(error, EDGE_BAD_ARGUMENT, "no encoder for tensor type %d", type);
     }
     edge_encoder *made = malloc(sizeof *made);
@@ -42,16 +48,35 @@ void edge_encoder_free(edge_encoder *encoder) {
     }
 }
 
-static void encode_block(const format_info *format, const encode_input *in, uint8_t *dst) {
+/* False: the weights are beyond the range of the scales. */
+static bool encode_block(const format_info *format, const encode_input *in, uint8_t *dst) {
     if (format->store_grid != NULL) {
         decoded_grid grid = {0};
         format->choose_grid(in, &grid);
         format->store_grid(&grid, dst);
-    } else {
-        decoded_block block = {0};
-        format->choose(in, &block);
-        format->store(&block, dst);
+        return half_is_finite(grid.scale);
     }
+    decoded_block block = {0};
+    format->choose(in, &block);
+    format->store(&block, dst);
+    return scales_are_finite(format->layout, &block);
+}
+
+/* The first of k floats that the format's floats cannot hold; -1: none. */
+static int64_t store_floats(const format_info *format, const float *x, int64_t k, uint8_t *dst) {
+    if (format->layout == EDGE_LAYOUT_F32) {
+        memcpy(dst, x, (size_t)k * sizeof *x);
+        return -1;
+    }
+    const bool half = format->layout == EDGE_LAYOUT_F16;
+    for (int64_t j = 0; j < k; j++) {
+        const uint16_t h = half ? float_to_half(x[j]) : float_to_bfloat(x[j]);
+        if (half ? !half_is_finite(h) : !isfinite(bfloat_to_float(h))) {
+            return j;
+        }
+        write_u16(dst + 2 * j, h);
+    }
+    return -1;
 }
 
 typedef struct {
@@ -59,7 +84,7 @@ typedef struct {
     const float *x, *importance;
     int64_t n, k, row_bytes;
     uint8_t *dst;
-    _Atomic int64_t bad; /* first element that is not finite, as row * k + column; -1: none */
+    _Atomic int64_t bad; /* first element that cannot be encoded, as row * k + column; -1: none */
 } encoding;
 
 enum { ROWS_PER_CHUNK = 4 };
@@ -76,25 +101,47 @@ static void report_bad(encoding *e, int64_t element) {
     }
 }
 
-static void encode_row(encoding *e, int64_t row) {
+/* The first of k that is NaN or infinite; -1: none. */
+static int64_t not_finite(const float *x, int64_t k) {
+    for (int64_t j = 0; j < k; j++) {
+        if (!isfinite(x[j])) {
+            return j;
+        }
+    }
+    return -1;
+}
+
+/* The mean of the squares, added up one after the other. */
+static float mean_square(const float *x, int64_t k) {
+    float sum = 0;
+    for (int64_t j = 0; j < k; j++) {
+        sum += x[j] * x[j];
+    }
+    return sum / (float)k;
+}
+
+/* The first column, or first of a block, that cannot be encoded; -1: none. */
+static int64_t encode_row(const encoding *e, int64_t row) {
     const format_info *format = e->encoder->format;
     const float *x = e->x + row * e->k;
     uint8_t *dst = e->dst + row * e->row_bytes;
-    float sum = 0;
-    for (int64_t j = 0; j < e->k; j++) {
-        if (!isfinite(x[j])) {
-            report_bad(e, row * e->k + j);
-            return;
-        }
-        sum += x[j] * x[j];
+    const int64_t bad = not_finite(x, e->k);
+    if (bad >= 0) {
+        return bad;
     }
-    encode_input in = {x, e->importance, 0, e->encoder->tables};
-    in.row_square = e->importance != NULL ? sum / (float)e->k : 0;
+    if (holds_floats(format)) {
+        return store_floats(format, x, e->k, dst);
+    }
+    encode_input in = {x, NULL, 0, e->encoder->tables};
+    in.row_square = e->importance != NULL ? mean_square(x, e->k) : 0;
     for (int64_t j = 0; j < e->k; j += format->block, dst += format->block_bytes) {
         in.x = x + j;
         in.importance = e->importance != NULL ? e->importance + j : NULL;
-        encode_block(format, &in, dst);
+        if (!encode_block(format, &in, dst)) {
+            return j;
+        }
     }
+    return -1;
 }
 
 static void encode_chunk(void *context, uint32_t stage, uint32_t chunk) {
@@ -102,7 +149,10 @@ static void encode_chunk(void *context, uint32_t stage, uint32_t chunk) {
     encoding *e = context;
     const int64_t first = (int64_t)chunk * ROWS_PER_CHUNK;
     for (int64_t row = first; row < first + ROWS_PER_CHUNK && row < e->n; row++) {
-        encode_row(e, row);
+        const int64_t column = encode_row(e, row);
+        if (column >= 0) {
+            report_bad(e, row * e->k + column);
+        }
     }
 }
 

@@ -85,10 +85,7 @@ static bool pack_block(const format_info *format, const edge_weight *w, uint8_t 
         format->decode(src, &block);
     }
     panel_put(w->layout, panel, w->k, j, r, &block);
-    if (layout_table[w->layout].kind == SCALE_E) { /* times the largest code, 12 */
-        return bfloat_to_float(block.scale) < 0x1p125f;
-    }
-    return half_is_finite(block.scale) && half_is_finite(block.min);
+    return scales_are_finite(w->layout, &block);
 }
 
 static bool element_is_finite(int32_t bytes, int32_t layout, const uint8_t *p) {

@@ -124,10 +124,27 @@ static inline uint16_t float_to_half(float f) {
         magnitude.f += 0.5f;
         h = magnitude.u - 0x3f000000;
     }
-    return (uint16_t)(in.u >> 16 & 0x8000 | h);
+    return (uint16_t)((in.u >> 16 & 0x8000) | h);
+}
+
+/* The same to bfloat16; f is no NaN. */
+static inline uint16_t float_to_bfloat(float f) {
+    union {
+        float f;
+        uint32_t u;
+    } in = {f};
+    return (uint16_t)((in.u + 0x7fff + (in.u >> 16 & 1)) >> 16);
 }
 
 static inline bool half_is_finite(uint16_t h) { return (h & 0x7c00) != 0x7c00; }
+
+/* Whether the scales of a block, decoded for this layout, stand for numbers. */
+static inline bool scales_are_finite(int32_t layout, const decoded_block *block) {
+    if (layout_table[layout].kind == SCALE_E) { /* times the largest code, 12 */
+        return bfloat_to_float(block->scale) < 0x1p125f;
+    }
+    return half_is_finite(block->scale) && half_is_finite(block->min);
+}
 
 static inline uint16_t read_u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
 

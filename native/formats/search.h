@@ -29,6 +29,17 @@ static inline int32_t nearest_int(float f) {
     return (bits & 0x7fffff) - 0x400000;
 }
 
+/* f without its fraction, to zero; 0 where |f| >= 2^23, and for NaN. */
+static inline int32_t whole_part(float f) {
+    const float usable = fabsf(f) < 0x1p23f ? f : 0.0f;
+    return (int32_t)usable;
+}
+
+/* f to the nearest integer, ties away from zero; 0 where |f| >= 2^23, and for NaN. */
+static inline int32_t nearest_away(float f) {
+    return whole_part(f + copysignf(0x1.fffffep-2f, f)); /* with 0.5, the float below 0.5 fails */
+}
+
 static inline int32_t clamped(int32_t i, int32_t low, int32_t high) {
     return i < low ? low : i > high ? high : i;
 }

@@ -7,8 +7,13 @@
  *          r: k 240 + 4 n + i.
  *   TQ2_0  u8 q[64], fp16 d
  *          Bits 2 j of byte 32 h + i: k 128 h + 32 j + i. A code of 3 is possible, and means 2 d.
+ *
+ * Scales and codes are chosen as ggml's quantisers do (ggml-quants.c), to the bit.
  */
+#include <math.h>
+
 #include "formats.h"
+#include "search.h"
 
 /* n codes of each of `bytes` bytes. */
 static void digits(const uint8_t *q, int bytes, int n, int8_t *code) {
@@ -47,8 +52,46 @@ static void decode_tq2_0(const uint8_t *block, decoded_block *out) {
     }
 }
 
+/* The inverse of digits(), of n codes a byte. */
+static void put_digits(const int8_t *code, int bytes, int n, uint8_t *q) {
+    for (int i = 0; i < bytes; i++) {
+        unsigned number = 0;
+        for (int j = 0; j < 5; j++) {
+            number = 3 * number + (j < n ? (unsigned)code[j * bytes + i] : 0);
+        }
+        q[i] = (uint8_t)((number * 256 + 242) / 243);
+    }
+}
+
+static void store_tq1_0(const decoded_block *in, uint8_t *block) {
+    put_digits(in->code, 32, 5, block);
+    put_digits(in->code + 160, 16, 5, block + 32);
+    put_digits(in->code + 240, 4, 4, block + 48);
+    write_u16(block + 52, in->scale);
+}
+
+static void store_tq2_0(const decoded_block *in, uint8_t *block) {
+    for (int i = 0; i < 64; i++) {
+        const int8_t *code = in->code + i / 32 * 128 + i % 32;
+        block[i] = (uint8_t)(code[0] | code[32] << 2 | code[64] << 4 | code[96] << 6);
+    }
+    write_u16(block + 64, in->scale);
+}
+
+/* The largest magnitude is the scale: a code of 3 is never chosen. */
+static void choose_ternary(const encode_input *in, decoded_block *out) {
+    const float scale = fabsf(search_largest(in->x, SUPER));
+    const float factor = scale != 0 ? 1 / scale : 0;
+    one_scale(float_to_half(scale), out);
+    for (int i = 0; i < SUPER; i++) {
+        out->code[i] = (int8_t)(nearest_away(in->x[i] * factor) + 1);
+    }
+}
+
 const format_info formats_ternary[] = {
-    {34, SUPER, 54, EDGE_LAYOUT_C2B32, EDGE_TABLE_MINUS_1, .decode = decode_tq1_0},
-    {35, SUPER, 66, EDGE_LAYOUT_C2B32, EDGE_TABLE_MINUS_1, .decode = decode_tq2_0},
+    {34, SUPER, 54, EDGE_LAYOUT_C2B32, EDGE_TABLE_MINUS_1, .decode = decode_tq1_0,
+     .choose = choose_ternary, .store = store_tq1_0},
+    {35, SUPER, 66, EDGE_LAYOUT_C2B32, EDGE_TABLE_MINUS_1, .decode = decode_tq2_0,
+     .choose = choose_ternary, .store = store_tq2_0},
     {0},
 };
