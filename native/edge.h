@@ -176,23 +176,31 @@ int32_t edge_weight_values(const edge_weight *weight, int8_t *values, int32_t *h
  * finds damage, but whoever wants can make data with the same checksum. */
 int32_t edge_checksum(edge_threads *threads, const void *data, int64_t n_bytes, uint64_t *sum);
 
+/* The disk blocks src, n rows of k, as float32, dst of shape (n, k): the values of
+ * edge_weight_unpack. EDGE_BAD_DATA as in edge_weight_pack. */
+int32_t edge_decode(edge_threads *threads, int32_t type, const void *src, int64_t src_bytes,
+                    int64_t n, int64_t k, float *dst, edge_error *error);
+
 /* ---- encoding weights -------------------------------------------------------------------- */
 
 /* Rounds float32 weights to blocks of one type. */
 typedef struct edge_encoder edge_encoder;
 
+/* 1 when GGUF type number `type` can be encoded, else 0. */
+int32_t edge_can_encode(int32_t type);
+/* 1 when it is encoded with an importance alone, else 0. */
+int32_t edge_needs_importance(int32_t type);
+
 /* An encoder of blocks of GGUF type number `type`, with the tables that its search needs.
  * EDGE_BAD_ARGUMENT for a type that cannot be encoded. */
 int32_t edge_encoder_new(int32_t type, edge_encoder **encoder, edge_error *error);
-/* 1: it encodes only with an importance; else 0. */
-int32_t edge_encoder_needs_importance(const edge_encoder *encoder);
 void edge_encoder_free(edge_encoder *encoder);
 
 /* Encodes x, (n, k), into dst, n rows of k weights in blocks. importance, (k): what the square of
  * an error counts in each column, at least 0; NULL: all count the same, or what the type's
- * reference takes instead. The bits are those of ggml's quantisers. EDGE_BAD_DATA for an x or
- * importance that is NaN or infinite, or a negative importance: error->row (-1: of the importance),
- * error->column. */
+ * reference takes instead. The bits are those of ggml's quantisers. EDGE_BAD_DATA for an x that is
+ * NaN, infinite or beyond the range of the type, and an importance that is NaN, infinite or
+ * negative: error->row (-1: of the importance), error->column, or the first of its block. */
 int32_t edge_encode(edge_threads *threads, const edge_encoder *encoder, const float *x, int64_t n,
                     int64_t k, const float *importance, void *dst, int64_t dst_bytes,
                     edge_error *error);

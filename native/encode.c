@@ -1,6 +1,5 @@
 /* Encoding: float32 weights to the blocks of a format. */
 #include <math.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,10 +17,21 @@ static bool holds_floats(const format_info *format) {
     return layout_table[format->layout].kind == SCALE_NONE;
 }
 
+static bool can_encode(const format_info *format) {
+    return format != NULL &&
+           (format->store != NULL || format->store_grid != NULL || holds_floats(format));
+}
+
+int32_t edge_can_encode(int32_t type) { return can_encode(format_find(type)); }
+
+int32_t edge_needs_importance(int32_t type) {
+    const format_info *format = format_find(type);
+    return format != NULL && format->needs_importance;
+}
+
 int32_t edge_encoder_new(int32_t type, edge_encoder **encoder, edge_error *error) {
     const format_info *format = format_find(type);
-    if (encoder == NULL || format == NULL ||
-        (format->store == NULL && format->store_grid == NULL && !holds_floats(format))) {
+    if (encoder == NULL || !can_encode(format)) {
         return fail(error, EDGE_BAD_ARGUMENT, "no encoder for tensor type %d", type);
     }
     edge_encoder *made = malloc(sizeof *made);
@@ -35,10 +45,6 @@ int32_t edge_encoder_new(int32_t type, edge_encoder **encoder, edge_error *error
     }
     *encoder = made;
     return EDGE_OK;
-}
-
-int32_t edge_encoder_needs_importance(const edge_encoder *encoder) {
-    return encoder != NULL && encoder->format->needs_importance;
 }
 
 void edge_encoder_free(edge_encoder *encoder) {
@@ -95,12 +101,6 @@ static uint32_t encode_chunks(void *context, uint32_t stage) {
     return (uint32_t)((e->n + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK);
 }
 
-static void report_bad(encoding *e, int64_t element) {
-    int64_t seen = atomic_load(&e->bad);
-    while ((seen < 0 || element < seen) && !atomic_compare_exchange_weak(&e->bad, &seen, element)) {
-    }
-}
-
 /* The first of k that is NaN or infinite; -1: none. */
 static int64_t not_finite(const float *x, int64_t k) {
     for (int64_t j = 0; j < k; j++) {
@@ -151,19 +151,9 @@ static void encode_chunk(void *context, uint32_t stage, uint32_t chunk) {
     for (int64_t row = first; row < first + ROWS_PER_CHUNK && row < e->n; row++) {
         const int64_t column = encode_row(e, row);
         if (column >= 0) {
-            report_bad(e, row * e->k + column);
+            report_element(&e->bad, row * e->k + column);
         }
     }
-}
-
-static int32_t bad_data(edge_error *error, int64_t row, int64_t column) {
-    fail(error, EDGE_BAD_DATA, "row %lld, column %lld cannot be encoded", (long long)row,
-         (long long)column);
-    if (error != NULL) {
-        error->row = row;
-        error->column = column;
-    }
-    return EDGE_BAD_DATA;
 }
 
 int32_t edge_encode(edge_threads *threads, const edge_encoder *encoder, const float *x, int64_t n,
@@ -182,12 +172,12 @@ int32_t edge_encode(edge_threads *threads, const edge_encoder *encoder, const fl
     }
     for (int64_t j = 0; importance != NULL && j < k; j++) {
         if (!isfinite(importance[j]) || importance[j] < 0) {
-            return bad_data(error, -1, j);
+            return fail_element(error, -1, j, "of the importance is no weight");
         }
     }
     encoding e = {encoder, x, importance, n, k, row_bytes, dst, -1};
     const threads_job job = {1, encode_chunks, encode_chunk, &e};
     threads_run(threads, &job);
     const int64_t bad = atomic_load(&e.bad);
-    return bad < 0 ? EDGE_OK : bad_data(error, bad / k, bad % k);
+    return bad < 0 ? EDGE_OK : fail_element(error, bad / k, bad % k, "cannot be encoded");
 }

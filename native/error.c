@@ -16,3 +16,12 @@ int32_t fail(edge_error *error, int32_t code, const char *format, ...) {
     }
     return code;
 }
+
+int32_t fail_element(edge_error *error, int64_t row, int64_t column, const char *what) {
+    fail(error, EDGE_BAD_DATA, "row %lld, column %lld %s", (long long)row, (long long)column, what);
+    if (error != NULL) {
+        error->row = row;
+        error->column = column;
+    }
+    return EDGE_BAD_DATA;
+}

@@ -1,5 +1,5 @@
 /* Packing disk blocks into panels, and panels back to float32. */
-#include <stdatomic.h>
+#include <assert.h>
 #include <string.h>
 
 #include "error.h"
@@ -88,6 +88,8 @@ static bool pack_block(const format_info *format, const edge_weight *w, uint8_t 
     return scales_are_finite(w->layout, &block);
 }
 
+#define NOT_FINITE "is NaN or infinite"
+
 static bool element_is_finite(int32_t bytes, int32_t layout, const uint8_t *p) {
     if (bytes == 4) {
         return (p[3] & 0x7f) != 0x7f || (p[2] & 0x80) == 0;
@@ -103,13 +105,6 @@ typedef struct {
     int64_t row_bytes;   /* on disk */
     _Atomic int64_t bad; /* first element that is not finite, as row * k + column; -1: none */
 } packing;
-
-static void report_bad(packing *p, int64_t row, int64_t column) {
-    const int64_t element = row * p->weight->k + column;
-    int64_t seen = atomic_load(&p->bad);
-    while ((seen < 0 || element < seen) && !atomic_compare_exchange_weak(&p->bad, &seen, element)) {
-    }
-}
 
 /* Whether 16 rows of blocks write every byte of a panel. */
 static bool is_filled(const edge_weight *w) {
@@ -139,7 +134,7 @@ static void pack_panel(packing *p, int64_t i_panel) {
                 finite = pack_block(format, w, panel, j, r, src);
             }
             if (!finite) {
-                report_bad(p, row, j * format->block);
+                report_element(&p->bad, row * w->k + j * format->block);
                 return;
             }
         }
@@ -183,29 +178,22 @@ int32_t edge_weight_pack(edge_threads *threads, int32_t type, edge_weight *weigh
     const threads_job job = {1, pack_chunks, pack_chunk, &p};
     threads_run(threads, &job);
     const int64_t bad = atomic_load(&p.bad);
-    if (bad >= 0) {
-        const int64_t row = bad / weight->k, column = bad % weight->k;
-        fail(error, EDGE_BAD_DATA, "row %lld, column %lld is NaN or infinite", (long long)row,
-             (long long)column);
-        if (error != NULL) {
-            error->row = row;
-            error->column = column;
-        }
-        return EDGE_BAD_DATA;
-    }
-    return EDGE_OK;
+    return bad < 0 ? EDGE_OK : fail_element(error, bad / weight->k, bad % weight->k, NOT_FINITE);
 }
 
 /* ---- unpacking --------------------------------------------------------------------------- */
 
-static float element(const edge_weight *w, const uint8_t *panel, int r, int64_t k) {
-    const uint8_t *p = panel + (k * PANEL_ROWS + r) * (layout_table[w->layout].bits / 8);
+static float float_at(int32_t layout, const uint8_t *p) {
     float f;
-    switch (w->layout) {
+    switch (layout) {
     case EDGE_LAYOUT_F16: return half_to_float(read_u16(p));
     case EDGE_LAYOUT_BF16: return bfloat_to_float(read_u16(p));
     default: memcpy(&f, p, 4); return f;
     }
+}
+
+static float element(const edge_weight *w, const uint8_t *panel, int r, int64_t k) {
+    return float_at(w->layout, panel + (k * PANEL_ROWS + r) * (layout_table[w->layout].bits / 8));
 }
 
 static bool has_rows(const edge_weight *w, int64_t row, int64_t n_rows) {
@@ -267,4 +255,90 @@ int32_t edge_weight_values(const edge_weight *weight, int8_t *values, int32_t *h
     }
     *has_min = layout_table[weight->layout].has_min;
     return panel_values(weight->layout, weight->table, values);
+}
+
+/* ---- disk blocks to float32 --------------------------------------------------------------- */
+
+typedef struct {
+    const format_info *format;
+    const uint8_t *src;
+    int64_t n, k, row_bytes;
+    float *dst;
+    _Atomic int64_t bad; /* as in packing */
+} decoding;
+
+enum { BLOCK_PANEL_BYTES = 8192 }; /* at least those of a panel with one block a row */
+
+/* Block j of up to 16 rows, through a panel of one block a row: so the values are those of
+ * edge_weight_unpack. */
+static void decode_blocks(decoding *d, int64_t first, int rows, int64_t j) {
+    _Alignas(64) uint8_t panel[BLOCK_PANEL_BYTES];
+    const format_info *format = d->format;
+    const int64_t bytes = panel_bytes(format->layout, format->block);
+    const edge_weight w = {format->layout, format->table, PANEL_ROWS, format->block, panel, bytes};
+    assert(bytes <= BLOCK_PANEL_BYTES);
+    memset(panel, 0, (size_t)bytes);
+    for (int r = 0; r < rows; r++) {
+        const uint8_t *src = d->src + (first + r) * d->row_bytes + j * format->block_bytes;
+        const int64_t start = (first + r) * d->k + j * format->block;
+        if (!pack_block(format, &w, panel, 0, r, src)) {
+            report_element(&d->bad, start);
+        }
+        for (int g = 0; g < format->block / GROUP; g++) {
+            panel_get(&w, panel, r, g, d->dst + start + g * GROUP);
+        }
+    }
+}
+
+static void decode_floats(decoding *d, int64_t row) {
+    const int32_t bytes = d->format->block_bytes, layout = d->format->layout;
+    const uint8_t *src = d->src + row * d->row_bytes;
+    for (int64_t j = 0; j < d->k; j++, src += bytes) {
+        if (!element_is_finite(bytes, layout, src)) {
+            report_element(&d->bad, row * d->k + j);
+        }
+        d->dst[row * d->k + j] = float_at(layout, src);
+    }
+}
+
+static uint32_t decode_chunks(void *context, uint32_t stage) {
+    (void)stage;
+    const decoding *d = context;
+    return (uint32_t)panel_count(d->n);
+}
+
+static void decode_chunk(void *context, uint32_t stage, uint32_t chunk) {
+    (void)stage;
+    decoding *d = context;
+    const int64_t first = (int64_t)chunk * PANEL_ROWS, left = d->n - first;
+    const int rows = left < PANEL_ROWS ? (int)left : PANEL_ROWS;
+    if (takes_q8(d->format->layout)) {
+        for (int64_t j = 0; j < d->k / d->format->block; j++) {
+            decode_blocks(d, first, rows, j);
+        }
+    } else {
+        for (int r = 0; r < rows; r++) {
+            decode_floats(d, first + r);
+        }
+    }
+}
+
+int32_t edge_decode(edge_threads *threads, int32_t type, const void *src, int64_t src_bytes,
+                    int64_t n, int64_t k, float *dst, edge_error *error) {
+    edge_weight weight;
+    const int32_t status = edge_weight_describe(type, EDGE_FORM_FAST, n, k, &weight, error);
+    if (status != EDGE_OK) {
+        return status;
+    }
+    const format_info *format = format_find(type);
+    const int64_t row_bytes = k / format->block * format->block_bytes;
+    if (threads == NULL || src == NULL || dst == NULL || src_bytes != n * row_bytes) {
+        return fail(error, EDGE_BAD_ARGUMENT, "%lld bytes of blocks, the matrix needs %lld",
+                    (long long)src_bytes, (long long)(n * row_bytes));
+    }
+    decoding d = {format, src, n, k, row_bytes, dst, -1};
+    const threads_job job = {1, decode_chunks, decode_chunk, &d};
+    threads_run(threads, &job);
+    const int64_t bad = atomic_load(&d.bad);
+    return bad < 0 ? EDGE_OK : fail_element(error, bad / k, bad % k, NOT_FINITE);
 }
