@@ -41,6 +41,7 @@ LAYERS = [
     "hub",  # models to get
     "model",  # the door
     "perplexity",
+    "quantizer",  # models made from models
     "__init__",  # the face
     "bench",  # who uses it
     "cli",
@@ -49,7 +50,16 @@ LAYERS = [
 HEAVY = {
     "jinja2": {"template/environment", "template/filters", "template/text"},
     "tokenizers": {"tokenizer/backend"},
-    "numpy": {"native", "binding", "weights", "engine", "session/sampler", "perplexity", "onnx"},
+    "numpy": {
+        "native",
+        "binding",
+        "weights",
+        "engine",
+        "session/sampler",
+        "perplexity",
+        "onnx",
+        "quantizer",
+    },
     "cffi": set(),
     "onnx": set(),
     "onnxruntime": set(),

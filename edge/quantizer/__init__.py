@@ -1,0 +1,4 @@
+"""Quantised models, made from others.
+
+encode.py  rows of weights as blocks of a type, and back
+"""
