@@ -85,7 +85,7 @@ class Encoder:
             error,
         )
         if status == lib.EDGE_BAD_DATA:
-            raise InputError(self._reason(x, int(error.row), int(error.column)))
+            raise InputError(self._reason(x, counts, int(error.row), int(error.column)))
         native.check(status, error)
         return blocks
 
@@ -106,16 +106,17 @@ class Encoder:
             raise InputError(f"the importance of all {k} columns is 0: it would erase all weights")
         return counts
 
-    def _reason(self, x: NDArray[np.float32], row: int, column: int) -> str:
+    def _reason(
+        self, x: NDArray[np.float32], counts: NDArray[np.float32] | None, row: int, column: int
+    ) -> str:
         """Why the weight at this place, or the block that begins there, cannot be encoded."""
         if not np.isfinite(x[row, column]):
             return f"the weight in row {row}, column {column} is {x[row, column]}"
-        block = TENSOR_TYPES[TYPE_NUMBERS[self.type_name]].block
-        largest = np.abs(x[row, column : column + block]).max()
-        return (
-            f"{self.type_name} cannot hold the weights in row {row} from column {column} on: "
-            f"they go up to {largest:.3g}"
-        )
+        # The search knows the whole row: a weight elsewhere in it may be the one that is too large.
+        words = f"its weights go up to {np.abs(x[row]).max():.3g}"
+        if counts is not None:
+            words += f", their importance to {counts.max():.3g}"
+        return f"{self.type_name} cannot hold row {row} from column {column} on: {words}"
 
 
 def decode(

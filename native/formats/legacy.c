@@ -343,7 +343,11 @@ static unsigned scale_byte(float f) {
 static void choose_nvfp4(const encode_input *in, decoded_block *out) {
     for (int g = 0; g < 4; g++) {
         const float *x = in->x + 16 * g;
-        const unsigned scale = (uint8_t)nvfp4_scale(scale_byte(fabsf(search_largest(x, 16)) / 6));
+        const float wanted = fabsf(search_largest(x, 16)) / 6;
+        if (wanted > 448) { /* the reference clips; here the block counts as out of range */
+            out->scale = float_to_half(INFINITY);
+        }
+        const unsigned scale = (uint8_t)nvfp4_scale(scale_byte(wanted));
         out->group_scale[g] = (int8_t)scale;
         if (scale != 0) {
             const float unit = ldexpf((float)(scale & 15), (int)(scale >> 4) - 10);

@@ -1,0 +1,205 @@
+"""Encoders: the bits of libgguf, whatever the weights are; and errors instead of damaged blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import libgguf
+import numpy as np
+import pytest
+import refmath
+from native_plan import TYPES, shared_threads
+from test_refmath import SIZES, random_blocks
+
+from edge.errors import InputError, UnsupportedError
+from edge.files.tensor_types import TYPE_NUMBERS
+from edge.quantizer.encode import ENCODED_TYPES, IMPORTANCE_TYPES, Encoder, decode
+
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
+
+encoder = functools.cache(Encoder)
+all_types = pytest.mark.parametrize("type_name", ENCODED_TYPES)
+#: Types that take any finite float32.
+UNBOUNDED = ("F32", "MXFP4")
+#: Rows of a number of blocks, and what is special about their weights.
+CASES = {
+    "one block": 1,
+    "three blocks": 3,
+    "zeros": 2,
+    "minus zeros": 1,
+    "a block of zeros": 3,
+    "one huge": 2,
+    "tiny": 2,
+    "denormal": 2,
+    "negative": 2,
+    "constant": 2,
+    "spread": 2,
+}
+
+
+def weights(case: str, block: int) -> np.ndarray:
+    """(3, k) float32."""
+    rng = np.random.default_rng(len(case))
+    x = rng.normal(size=(3, CASES[case] * block))
+    if "zeros" in case:
+        x[:, : 2 * block] *= -0.0 if "minus" in case else 0.0
+    elif case == "one huge":
+        x[1, block // 3] = 2000
+    elif case in ("tiny", "denormal"):
+        x *= 1e-9 if case == "tiny" else 1e-41
+    elif case == "negative":
+        x = -np.abs(x)
+    elif case == "constant":
+        x[...] = [[0.3], [-0.7], [1e-3]]
+    elif case == "spread":
+        x = np.sign(x) * 2 ** rng.uniform(-40, 10, x.shape)
+    return x.astype(np.float32)
+
+
+def importance(kind: str, k: int) -> np.ndarray | None:
+    """None, or (k,) float32, with zeros in some columns."""
+    if kind == "none":
+        return None
+    out = np.random.default_rng(k).normal(size=k).astype(np.float32) ** 2
+    if kind == "with zeros":
+        out[::3] = 0
+    return out
+
+
+def reference(type_name: str, x: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
+    """The blocks of libgguf; of Q2_0, which it lacks, by the rule of ggml."""
+    if not type_name.startswith("Q2_0"):
+        return libgguf.quantize_rows(x, TYPE_NUMBERS[type_name], counts).view(np.uint8)
+    rows = x.reshape(-1, SIZES[type_name].block)
+    scale = np.abs(rows).max(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        shares = np.where(scale < 2.0**-128, 0, rows * (np.float32(1) / scale))
+    codes = (np.trunc(shares + np.copysign(np.float32(0.49999997), shares)) + 1).astype(np.uint8)
+    packed = (codes.reshape(len(rows), -1, 4) << np.uint8([0, 2, 4, 6])).sum(axis=2, dtype=np.uint8)
+    halves = scale.astype(np.float16).view(np.uint8)
+    return np.concatenate([halves, packed], axis=1).reshape(len(x), -1)
+
+
+@all_types
+@pytest.mark.parametrize("kind", ["none", "positive", "with zeros"])
+def test_bits_of_libgguf(type_name: str, kind: str) -> None:
+    if kind == "none" and type_name in IMPORTANCE_TYPES:
+        pytest.skip("needs an importance")
+    block = max(SIZES[type_name].block, 32)
+    for case in CASES:
+        if (type_name, case) == ("MXFP4", "denormal"):
+            continue  # see below
+        x = weights(case, block)
+        counts = importance(kind, x.shape[1])
+        got = encoder(type_name).encode(x, counts, shared_threads())
+        want = reference(type_name, x, counts).reshape(got.shape)
+        np.testing.assert_array_equal(got, want, err_msg=case)
+
+
+def test_denormals_as_mxfp4_take_the_smallest_scale() -> None:
+    """libgguf converts a negative float to an unsigned byte there, which C leaves open."""
+    x = weights("denormal", 32)
+    blocks = encoder("MXFP4").encode(x, None, shared_threads())
+    assert (blocks[:, ::17] == 0).all()
+    np.testing.assert_allclose(decode("MXFP4", blocks, 64, shared_threads()), x, atol=2.0**-129)
+
+
+@all_types
+def test_any_finite_weights(type_name: str) -> None:
+    """Random bits: blocks that can be read, or an error; the sanitizers see all of it."""
+    block = SIZES[type_name].block
+    rng = np.random.default_rng(7)
+    x = rng.integers(0, 1 << 32, (max(40, 4096 // block), block), np.uint32).view(np.float32)
+    x[~np.isfinite(x)] = 3e38
+    x[::2] *= np.float32(2.0**-100)
+    counts = rng.integers(0, 0x7F800000, block, np.uint32).view(np.float32)
+    for count in (counts, np.ones(block, np.float32)):
+        with contextlib.suppress(InputError):
+            encoder(type_name).encode(x, count, shared_threads())
+
+
+@all_types
+def test_any_number_of_threads_writes_the_same(type_name: str) -> None:
+    x = np.random.default_rng(3).normal(size=(13, 256)).astype(np.float32)
+    counts = importance("positive", 256)
+    first, *others = (encoder(type_name).encode(x, counts, shared_threads(n)) for n in (1, 2, 3))
+    assert all(np.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_decode_is_the_reference(type_name: str, threads: int) -> None:
+    k = 3 * SIZES[type_name].block
+    raw = random_blocks(type_name, 17 * 3).reshape(17, -1)
+    got = decode(type_name, raw, k, shared_threads(threads))
+    want = refmath.dequantise(type_name, raw, (17, k))
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@all_types
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weight_that_is_no_number(type_name: str, value: float) -> None:
+    x, counts = np.ones((9, 512), np.float32), np.ones(512, np.float32)
+    x[7, 300] = x[8, 2] = value
+    with pytest.raises(InputError, match=f"row 7, column 300 is {value}"):
+        encoder(type_name).encode(x, counts, shared_threads(2))
+
+
+@pytest.mark.parametrize("type_name", [t for t in ENCODED_TYPES if t not in UNBOUNDED])
+def test_weight_beyond_the_range(type_name: str) -> None:
+    x, counts = np.ones((2, 512), np.float32), np.ones(512, np.float32)
+    x[1, 300] = np.finfo(np.float32).max
+    words = rf"{type_name} cannot hold row 1 from column \d+ on: its weights go up to 3.4e\+38"
+    with pytest.raises(InputError, match=words):
+        encoder(type_name).encode(x, counts, shared_threads())
+
+
+def test_importance_beyond_the_range() -> None:
+    x, counts = np.full((1, 64), 4, np.float32), np.full(64, 3e38, np.float32)
+    with pytest.raises(InputError, match=r"weights go up to 4, their importance to 3e\+38"):
+        encoder("Q4_0").encode(x, counts, shared_threads())
+
+
+@pytest.mark.parametrize(
+    "counts, words",
+    [
+        (np.zeros(64), "importance of all 64 columns is 0: it would erase"),
+        (np.full(64, -1.0), "importance of column 0 is -1.0"),
+        (np.where(np.arange(64) == 5, np.nan, 1), "importance of column 5 is nan"),
+        (np.ones(32), r"importance of shape \(32,\) for rows of 64"),
+    ],
+)
+def test_importance_that_is_none(counts: np.ndarray, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        encoder("Q4_0").encode(np.ones((1, 64), np.float32), counts, shared_threads())
+
+
+@pytest.mark.parametrize("type_name", sorted(IMPORTANCE_TYPES))
+def test_missing_importance(type_name: str) -> None:
+    x = np.ones((1, 256), np.float32)
+    with pytest.raises(InputError, match=f"{type_name} needs an importance of its 256 columns"):
+        encoder(type_name).encode(x, None, shared_threads())
+
+
+@pytest.mark.parametrize("shape", [(2, 33), (64,), (0, 32), (2, 0)])
+def test_wrong_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"a row of|holds no rows"):
+        encoder("Q4_0").encode(np.ones(shape, np.float32), None, shared_threads())
+
+
+def test_types_that_are_not_encoded() -> None:
+    for type_name in ("Q8_1", "I32", "Q9_9"):
+        with pytest.raises(UnsupportedError, match=f"'{type_name}' cannot be encoded"):
+            Encoder(type_name)
+        with pytest.raises(UnsupportedError, match=f"'{type_name}' cannot be decoded"):
+            decode(type_name, np.zeros((1, 36), np.uint8), 32, shared_threads())
+
+
+def test_blocks_that_cannot_be_decoded() -> None:
+    with pytest.raises(InputError, match="rows of 36 bytes are no rows of 32 weights of Q4_0"):
+        decode("Q4_0", np.zeros((1, 36), np.uint8), 32, shared_threads())
+    damaged = np.full((2, 36), 0x7F, np.uint8)
+    damaged[0] = 0
+    with pytest.raises(InputError, match="Q4_0 weight in row 1, column 0 is NaN or infinite"):
+        decode("Q4_0", damaged, 64, shared_threads())
