@@ -35,6 +35,7 @@ CASES = {
     "negative": 2,
     "constant": 2,
     "spread": 2,
+    "halves": 3,
 }
 
 
@@ -54,6 +55,8 @@ def weights(case: str, block: int) -> np.ndarray:
         x[...] = [[0.3], [-0.7], [1e-3]]
     elif case == "spread":
         x = np.sign(x) * 2 ** rng.uniform(-40, 10, x.shape)
+    elif case == "halves":
+        x = rng.integers(-24, 25, x.shape) / 2
     return x.astype(np.float32)
 
 
@@ -95,6 +98,15 @@ def test_bits_of_libgguf(type_name: str, kind: str) -> None:
         got = encoder(type_name).encode(x, counts, shared_threads())
         want = reference(type_name, x, counts).reshape(got.shape)
         np.testing.assert_array_equal(got, want, err_msg=case)
+
+
+def test_magnitudes_near_powers_of_two_as_mxfp4() -> None:
+    """The logarithm that the scale comes from is rounded to the next power near it."""
+    powers = np.float32(2) ** np.arange(-120, 128, dtype=np.float32)
+    near = powers.view(np.int32)[:, None] - np.arange(-1, 100, dtype=np.int32)
+    x = np.repeat(near.view(np.float32).reshape(-1, 1), 32, axis=1)
+    got = encoder("MXFP4").encode(x, None, shared_threads())
+    np.testing.assert_array_equal(got, reference("MXFP4", x, None))
 
 
 def test_denormals_as_mxfp4_take_the_smallest_scale() -> None:

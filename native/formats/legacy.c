@@ -195,7 +195,8 @@ static void store_q2_0_128(const decoded_block *in, uint8_t *block) {
 static void store_nvfp4(const decoded_block *in, uint8_t *block) {
     for (int g = 0; g < 4; g++) {
         const unsigned scale = (uint8_t)in->group_scale[g];
-        block[g] = (uint8_t)(scale & 8 ? ((scale >> 4) + 1) << 3 | (scale & 7) : scale);
+        const unsigned byte = scale & 8 ? ((scale >> 4) + 1) << 3 | (scale & 7) : scale;
+        block[g] = (uint8_t)(byte != 0x7f ? byte : 0xff);
         for (int i = 0; i < 8; i++) {
             const int8_t *code = in->code + 16 * g + i;
             block[4 + 8 * g + i] = (uint8_t)(code[0] | code[8] << 4);
