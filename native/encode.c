@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "formats/formats.h"
+#include "formats/search.h"
 #include "threads.h"
 
 struct edge_encoder {
@@ -76,11 +77,13 @@ static int64_t store_floats(const format_info *format, const float *x, int64_t k
     }
     const bool half = format->layout == EDGE_LAYOUT_F16;
     for (int64_t j = 0; j < k; j++) {
-        const uint16_t h = half ? float_to_half(x[j]) : float_to_bfloat(x[j]);
+        write_u16(dst + 2 * j, half ? float_to_half(x[j]) : float_to_bfloat(x[j]));
+    }
+    for (int64_t j = 0; j < k; j++) {
+        const uint16_t h = read_u16(dst + 2 * j);
         if (half ? !half_is_finite(h) : !isfinite(bfloat_to_float(h))) {
             return j;
         }
-        write_u16(dst + 2 * j, h);
     }
     return -1;
 }
@@ -103,12 +106,14 @@ static uint32_t encode_chunks(void *context, uint32_t stage) {
 
 /* The first of k that is NaN or infinite; -1: none. */
 static int64_t not_finite(const float *x, int64_t k) {
-    for (int64_t j = 0; j < k; j++) {
-        if (!isfinite(x[j])) {
-            return j;
-        }
+    if (isfinite(search_magnitude(x, (int)k))) {
+        return -1;
     }
-    return -1;
+    int64_t j = 0;
+    while (isfinite(x[j])) {
+        j++;
+    }
+    return j;
 }
 
 /* The mean of the squares, added up one after the other. */

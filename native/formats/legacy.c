@@ -228,20 +228,40 @@ static void choose_around(const encode_input *in, int limit, decoded_block *out)
 static void choose_q4_0(const encode_input *in, decoded_block *out) { choose_around(in, 8, out); }
 static void choose_q5_0(const encode_input *in, decoded_block *out) { choose_around(in, 16, out); }
 
+/* The smallest and the largest of a group; of zeros that differ in sign the first. */
+static void range(const float *x, float *min, float *max) {
+    float low[4], high[4];
+    for (int j = 0; j < 4; j++) {
+        low[j] = high[j] = x[j];
+    }
+    for (int i = 4; i < GROUP; i += 4) {
+        for (int j = 0; j < 4; j++) {
+            low[j] = x[i + j] < low[j] ? x[i + j] : low[j];
+            high[j] = x[i + j] > high[j] ? x[i + j] : high[j];
+        }
+    }
+    *min = low[0], *max = high[0];
+    for (int j = 1; j < 4; j++) {
+        *min = low[j] < *min ? low[j] : *min;
+        *max = high[j] > *max ? high[j] : *max;
+    }
+    for (int i = GROUP - 1; i >= 0 && (*min == 0 || *max == 0); i--) {
+        *min = x[i] == *min ? x[i] : *min;
+        *max = x[i] == *max ? x[i] : *max;
+    }
+}
+
 /* Codes above a min. Without importance the range of the weights is that of the codes. */
 static void choose_above(const encode_input *in, int max_code, decoded_block *out) {
     static const search_steps steps = {-0.9f, 0.05f, 36, 0};
-    float scale, min = in->x[0], max = in->x[0];
+    float scale, min, max;
     if (in->importance != NULL) {
         float error_weight[GROUP];
         search_error_weights(in->x, in->importance, in->row_square, GROUP, error_weight);
         const search_group group = {in->x, error_weight, GROUP};
         scale = search_scale_min(&group, max_code, &steps, out->code, &min);
     } else {
-        for (int i = 1; i < GROUP; i++) {
-            min = in->x[i] < min ? in->x[i] : min;
-            max = in->x[i] > max ? in->x[i] : max;
-        }
+        range(in->x, &min, &max);
         scale = (max - min) / (float)max_code;
         const float factor = inverse(scale);
         for (int i = 0; i < GROUP; i++) {
@@ -257,7 +277,7 @@ static void choose_q4_1(const encode_input *in, decoded_block *out) { choose_abo
 static void choose_q5_1(const encode_input *in, decoded_block *out) { choose_above(in, 31, out); }
 
 static void choose_q8_0(const encode_input *in, decoded_block *out) {
-    const float scale = fabsf(search_largest(in->x, GROUP)) / 127, factor = inverse(scale);
+    const float scale = search_magnitude(in->x, GROUP) / 127, factor = inverse(scale);
     out->scale = float_to_half(scale);
     for (int i = 0; i < GROUP; i++) {
         out->code[i] = (int8_t)nearest_away(in->x[i] * factor);
@@ -294,7 +314,7 @@ static void nearest_mxfp4(const float *x, float unit, int n, int8_t *code) {
 
 /* The largest magnitude comes to 4 .. 8 units: 8 and more become 12, the largest code. */
 static void choose_mxfp4(const encode_input *in, decoded_block *out) {
-    const float magnitude = fabsf(search_largest(in->x, GROUP));
+    const float magnitude = search_magnitude(in->x, GROUP);
     int e = 0;
     if (magnitude > 0) { /* the logarithm rounded to float: it may reach the next power of two */
         e = (int)floorf((float)(number_log(magnitude) * 0x1.71547652b82fep0)) - 2 + 127;
@@ -316,7 +336,7 @@ static void choose_q1_0(const encode_input *in, decoded_block *out) {
 
 /* The reference has blocks of 64; those of 128 take the same rule. */
 static void choose_q2_0(const encode_input *in, int n, decoded_block *out) {
-    const float scale = fabsf(search_largest(in->x, n)), factor = inverse(scale);
+    const float scale = search_magnitude(in->x, n), factor = inverse(scale);
     out->scale = float_to_half(scale);
     for (int i = 0; i < n; i++) { /* -1, 0 or 1: code 3, twice the scale, is never the nearest */
         out->code[i] = (int8_t)(nearest_away(in->x[i] * factor) + 1);
@@ -344,7 +364,7 @@ static unsigned scale_byte(float f) {
 static void choose_nvfp4(const encode_input *in, decoded_block *out) {
     for (int g = 0; g < 4; g++) {
         const float *x = in->x + 16 * g;
-        const float wanted = fabsf(search_largest(x, 16)) / 6;
+        const float wanted = search_magnitude(x, 16) / 6;
         if (wanted > 448) { /* the reference clips; here the block counts as out of range */
             out->scale = float_to_half(INFINITY);
         }

@@ -11,13 +11,24 @@ void search_error_weights(const float *x, const float *importance, float square,
     }
 }
 
-float search_largest(const float *x, int n) {
-    float magnitude = 0, largest = 0;
+float search_magnitude(const float *x, int n) {
+    int32_t most = 0; /* bits of magnitudes are in the order of these: a vector of integers */
     for (int i = 0; i < n; i++) {
-        if (fabsf(x[i]) > magnitude) {
-            magnitude = fabsf(x[i]);
-            largest = x[i];
-        }
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    float magnitude;
+    memcpy(&magnitude, &most, sizeof magnitude);
+    return magnitude;
+}
+
+float search_largest(const float *x, int n) {
+    const float magnitude = search_magnitude(x, n);
+    float largest = 0;
+    for (int i = n - 1; i >= 0; i--) {
+        largest = x[i] != 0 && fabsf(x[i]) == magnitude ? x[i] : largest;
     }
     return largest;
 }

@@ -48,7 +48,10 @@ static inline int32_t clamped(int32_t i, int32_t low, int32_t high) {
 void search_error_weights(const float *x, const float *importance, float square, int n,
                           float *error_weight);
 
-/* The element whose magnitude is largest, the first of several. */
+/* The largest magnitude; infinity or NaN when one is. */
+float search_magnitude(const float *x, int n);
+
+/* The element whose magnitude is largest, the first of several; 0 for zeros of any sign. */
 float search_largest(const float *x, int n);
 
 /* value = scale * (code - limit), code 0 .. 2 * limit - 1: the best of 19 scales around limit over

@@ -10,8 +10,6 @@
  *
  * Scales and codes are chosen as ggml's quantisers do (ggml-quants.c), to the bit.
  */
-#include <math.h>
-
 #include "formats.h"
 #include "search.h"
 
@@ -80,7 +78,7 @@ static void store_tq2_0(const decoded_block *in, uint8_t *block) {
 
 /* The largest magnitude is the scale: a code of 3 is never chosen. */
 static void choose_ternary(const encode_input *in, decoded_block *out) {
-    const float scale = fabsf(search_largest(in->x, SUPER));
+    const float scale = search_magnitude(in->x, SUPER);
     const float factor = scale != 0 ? 1 / scale : 0;
     one_scale(float_to_half(scale), out);
     for (int i = 0; i < SUPER; i++) {
