@@ -199,8 +199,8 @@ void edge_encoder_free(edge_encoder *encoder);
 /* Encodes x, (n, k), into dst, n rows of k weights in blocks. importance, (k): what the square of
  * an error counts in each column, at least 0; NULL: all count the same, or what the type's
  * reference takes instead. The bits are those of ggml's quantisers. EDGE_BAD_DATA for an x that is
- * NaN, infinite or beyond the range of the type, and an importance that is NaN, infinite or
- * negative: error->row (-1: of the importance), error->column, or the first of its block. */
+ * NaN, infinite or beyond the range of the type, and an importance that is NaN, negative or 2^48 or
+ * more: error->row (-1: of the importance), error->column, or the first of its block. */
 int32_t edge_encode(edge_threads *threads, const edge_encoder *encoder, const float *x, int64_t n,
                     int64_t k, const float *importance, void *dst, int64_t dst_bytes,
                     edge_error *error);

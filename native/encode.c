@@ -104,17 +104,22 @@ static uint32_t encode_chunks(void *context, uint32_t stage) {
     return (uint32_t)((e->n + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK);
 }
 
-/* The first of k that is NaN or infinite; -1: none. */
-static int64_t not_finite(const float *x, int64_t k) {
-    if (isfinite(search_magnitude(x, (int)k))) {
+/* The first of k whose magnitude is not below the limit, or that is NaN; -1: none. */
+static int64_t beyond(const float *x, int64_t k, float limit) {
+    if (search_magnitude(x, (int)k) < limit) {
         return -1;
     }
     int64_t j = 0;
-    while (isfinite(x[j])) {
+    while (fabsf(x[j]) < limit) {
         j++;
     }
     return j;
 }
+
+/* Weights that a format with float16 scales may hold are below this, and a search with them and an
+ * importance below its limit sums no infinities. Larger ones could come out as zeros. */
+#define WEIGHT_LIMIT 0x1p29f
+#define IMPORTANCE_LIMIT 0x1p48f
 
 /* The mean of the squares, added up one after the other. */
 static float mean_square(const float *x, int64_t k) {
@@ -130,7 +135,8 @@ static int64_t encode_row(const encoding *e, int64_t row) {
     const format_info *format = e->encoder->format;
     const float *x = e->x + row * e->k;
     uint8_t *dst = e->dst + row * e->row_bytes;
-    const int64_t bad = not_finite(x, e->k);
+    const bool half_scales = layout_table[format->layout].kind != SCALE_E && !holds_floats(format);
+    const int64_t bad = beyond(x, e->k, half_scales ? WEIGHT_LIMIT : INFINITY);
     if (bad >= 0) {
         return bad;
     }
@@ -176,7 +182,7 @@ int32_t edge_encode(edge_threads *threads, const edge_encoder *encoder, const fl
                     importance == NULL ? ", and maybe an importance" : "");
     }
     for (int64_t j = 0; importance != NULL && j < k; j++) {
-        if (!isfinite(importance[j]) || importance[j] < 0) {
+        if (!(importance[j] >= 0 && importance[j] < IMPORTANCE_LIMIT)) {
             return fail_element(error, -1, j, "of the importance is no weight");
         }
     }

@@ -66,7 +66,7 @@ class Encoder:
         importance, (k,): what the square of an error counts in each column; None: not known.
         threads: of `edge.native.new_threads`.
         Raises InputError for another shape, a weight that is NaN, infinite or beyond the range of
-        the type, an importance that is missing, NaN, infinite, negative or 0 everywhere.
+        the type, an importance that is missing, NaN, negative, 2^48 or more, or 0 everywhere.
         """
         x = np.ascontiguousarray(x, np.float32)
         n, k = _shape(x)
@@ -85,7 +85,7 @@ class Encoder:
             error,
         )
         if status == lib.EDGE_BAD_DATA:
-            raise InputError(self._reason(x, counts, int(error.row), int(error.column)))
+            raise InputError(self._reason(x, int(error.row), int(error.column)))
         native.check(status, error)
         return blocks
 
@@ -99,24 +99,26 @@ class Encoder:
         counts = np.ascontiguousarray(importance, np.float32)
         if counts.shape != (k,):
             raise InputError(f"an importance of shape {counts.shape} for rows of {k} weights")
-        bad = np.flatnonzero(~(np.isfinite(counts) & (counts >= 0)))
+        bad = np.flatnonzero(~((counts >= 0) & (counts < 2.0**48)))
         if bad.size:
-            raise InputError(f"the importance of column {bad[0]} is {counts[bad[0]]}")
+            raise InputError(
+                f"the importance of column {bad[0]} is {counts[bad[0]]:.3g}: "
+                "it must be at least 0 and below 2^48"
+            )
         if not counts.any():
             raise InputError(f"the importance of all {k} columns is 0: it would erase all weights")
         return counts
 
-    def _reason(
-        self, x: NDArray[np.float32], counts: NDArray[np.float32] | None, row: int, column: int
-    ) -> str:
+    def _reason(self, x: NDArray[np.float32], row: int, column: int) -> str:
         """Why the weight at this place, or the block that begins there, cannot be encoded."""
         if not np.isfinite(x[row, column]):
             return f"the weight in row {row}, column {column} is {x[row, column]}"
-        # The search knows the whole row: a weight elsewhere in it may be the one that is too large.
-        words = f"its weights go up to {np.abs(x[row]).max():.3g}"
-        if counts is not None:
-            words += f", their importance to {counts.max():.3g}"
-        return f"{self.type_name} cannot hold row {row} from column {column} on: {words}"
+        block = TENSOR_TYPES[TYPE_NUMBERS[self.type_name]].block
+        largest = np.abs(x[row, column : column + block]).max()
+        return (
+            f"{self.type_name} cannot hold the weights in row {row} from column {column} on: "
+            f"they go up to {largest:.3g}"
+        )
 
 
 def decode(
