@@ -228,23 +228,23 @@ static void choose_around(const encode_input *in, int limit, decoded_block *out)
 static void choose_q4_0(const encode_input *in, decoded_block *out) { choose_around(in, 8, out); }
 static void choose_q5_0(const encode_input *in, decoded_block *out) { choose_around(in, 16, out); }
 
+/* Integers in the order of the floats with these bits, and back: a vector of minima of integers is
+ * plain C, one of floats is not. */
+static inline int32_t in_order(int32_t bits) { return bits < 0 ? bits ^ 0x7fffffff : bits; }
+
 /* The smallest and the largest of a group; of zeros that differ in sign the first. */
 static void range(const float *x, float *min, float *max) {
-    float low[4], high[4];
-    for (int j = 0; j < 4; j++) {
-        low[j] = high[j] = x[j];
+    int32_t low = INT32_MAX, high = INT32_MIN;
+    for (int i = 0; i < GROUP; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        const int32_t key = in_order(bits);
+        low = key < low ? key : low;
+        high = key > high ? key : high;
     }
-    for (int i = 4; i < GROUP; i += 4) {
-        for (int j = 0; j < 4; j++) {
-            low[j] = x[i + j] < low[j] ? x[i + j] : low[j];
-            high[j] = x[i + j] > high[j] ? x[i + j] : high[j];
-        }
-    }
-    *min = low[0], *max = high[0];
-    for (int j = 1; j < 4; j++) {
-        *min = low[j] < *min ? low[j] : *min;
-        *max = high[j] > *max ? high[j] : *max;
-    }
+    low = in_order(low), high = in_order(high);
+    memcpy(min, &low, sizeof low);
+    memcpy(max, &high, sizeof high);
     for (int i = GROUP - 1; i >= 0 && (*min == 0 || *max == 0); i--) {
         *min = x[i] == *min ? x[i] : *min;
         *max = x[i] == *max ? x[i] : *max;
