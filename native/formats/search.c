@@ -33,8 +33,7 @@ float search_largest(const float *x, int n) {
     return largest;
 }
 
-/* f to the nearest integer, ties to even, where |f| < 2^22. */
-static inline float rounded(float f) { return (f + 0x1.8p23f) - 0x1.8p23f; }
+static inline float rounded(float f) { return (float)nearest_int(f); }
 
 static inline float within(float f, float low, float high) {
     f = f < high ? f : high;
