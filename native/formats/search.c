@@ -230,6 +230,79 @@ float search_scale_min(const search_group *group, int max_code, const search_ste
     return scale;
 }
 
+/* ---- scales of groups -------------------------------------------------------------------- */
+
+/* wraps: codes are bytes, else at most max_code. */
+static float positive_error(const search_group *g, float factor, int max_code, bool wraps) {
+    const float scale = 1 / factor;
+    float sum = 0;
+    for (int i = 0; i < g->n; i++) {
+        const int nearest = nearest_int(factor * g->x[i]);
+        const int q = wraps ? (uint8_t)nearest : nearest < max_code ? nearest : max_code;
+        const float difference = g->x[i] - scale * (float)q;
+        sum += g->error_weight[i] * difference * difference;
+    }
+    return sum;
+}
+
+float search_positive_scale(const search_group *group, int max_code, uint8_t *code) {
+    const float *x = group->x;
+    float max = 0;
+    for (int i = 0; i < group->n; i++) {
+        max = x[i] > max ? x[i] : max;
+    }
+    if (max < SEARCH_ZERO) {
+        memset(code, 0, (size_t)group->n);
+        return 0;
+    }
+    float best = (float)max_code / max;
+    float error = positive_error(group, best, max_code, true);
+    for (int t = -4; t <= 4; t++) {
+        if (t == 0) {
+            continue; /* was the first */
+        }
+        const float factor = (0.1f * (float)t + (float)max_code) / max;
+        const float new_error = positive_error(group, factor, max_code, false);
+        if (new_error < error) {
+            error = new_error;
+            best = factor;
+        }
+    }
+    float wxq = 0, wqq = 0;
+    for (int i = 0; i < group->n; i++) {
+        const int nearest = nearest_int(best * x[i]), q = nearest < max_code ? nearest : max_code;
+        const float w = group->error_weight[i];
+        code[i] = (uint8_t)q;
+        wxq += w * x[i] * (float)q;
+        wqq += w * (float)q * (float)q;
+    }
+    bool changed = true;
+    for (int pass = 0; pass < 5 && changed; pass++) {
+        changed = false;
+        for (int i = 0; i < group->n; i++) {
+            const float w = group->error_weight[i];
+            float other_wxq = wxq - w * x[i] * code[i], other_wqq = wqq - w * code[i] * code[i];
+            if (!(other_wxq > 0 && other_wqq > 0)) {
+                continue;
+            }
+            const int nearest = nearest_int(x[i] * other_wqq / other_wxq);
+            const int q = nearest < max_code ? nearest : max_code;
+            if (q == code[i]) {
+                continue;
+            }
+            other_wxq += w * x[i] * (float)q;
+            other_wqq += w * (float)q * (float)q;
+            if (other_wxq * other_wxq * wqq > wxq * wxq * other_wqq) {
+                code[i] = (uint8_t)q;
+                wxq = other_wxq;
+                wqq = other_wqq;
+                changed = true;
+            }
+        }
+    }
+    return wqq > 0 ? wxq / wqq : 0.0f;
+}
+
 /* ---- the table of IQ4_NL ----------------------------------------------------------------- */
 
 enum { IQ4_FIRST = -127, IQ4_LANES = 16 };

@@ -77,6 +77,16 @@ typedef struct {
 float search_scale_min(const search_group *group, int max_code, const search_steps *steps,
                        int8_t *code, float *min);
 
+/* The same for n_groups groups of which *first is the first; the others follow it in its arrays,
+ * and in code. n_groups: a multiple of 4. Groups are lanes: faster than one by one. */
+void search_scale_min_groups(const search_group *first, int n_groups, int max_code,
+                             const search_steps *steps, int8_t *code, float *scale, float *min);
+
+/* value = scale * code, code 0 .. max_code, values at least 0: scales of groups (make_qp_quants of
+ * ggml). Returns the scale. Where a value is below 0 all the same, its
+ * code is too, as a byte that wraps. */
+float search_positive_scale(const search_group *group, int max_code, uint8_t *code);
+
 /* value = scale * table[code] with the table of IQ4_NL, for a group of 32 (the search of
  * quantize_row_iq4_nl_impl). Returns the scale, 0 for a group of zeros. */
 float search_scale_iq4(const search_group *group);
