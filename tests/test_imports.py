@@ -42,6 +42,7 @@ LAYERS = [
     "model",  # the door
     "perplexity",
     "quantizer",  # models made from models
+    "quantizer",  # smaller files of a model
     "__init__",  # the face
     "bench",  # who uses it
     "cli",
@@ -58,6 +59,7 @@ HEAVY = {
         "session/sampler",
         "perplexity",
         "onnx",
+        *("native", "binding", "weights", "engine", "session/sampler", "perplexity", "onnx"),
         "quantizer",
     },
     "cffi": set(),
