@@ -36,7 +36,9 @@ __all__ = ["Description", "describe", "pack"]
 
 @dataclass(frozen=True)
 class Description:
-    """What this build would run of a file, with its adapters, and the memory that it takes."""
+    """What this build would run of a file, with its adapters, and the memory that it takes. chunk:
+    the most tokens of one run.
+    """
 
     graph: Graph
     config: Config
@@ -44,6 +46,7 @@ class Description:
     weights: JoinedWeights
     lowered: plan.Lowered
     ledger: Ledger
+    chunk: int = CHUNK
 
     @property
     def kv(self) -> KVLayout:
@@ -56,14 +59,20 @@ class Description:
 
 
 def describe(
-    model: ModelFile, options: NativeOptions | None = None, lora: Sequence[GGUF] = ()
+    model: ModelFile,
+    options: NativeOptions | None = None,
+    lora: Sequence[GGUF] = (),
+    *,
+    kept: int | None = None,
 ) -> Description:
     """What this build would run of a file, from its header alone; nothing is packed.
 
-    lora: the open file of each adapter of the options. Raises UnsupportedError, ModelFileError,
-    ContextError for a file that it cannot run, InputError for a file that is no adapter of this
-    model, and MemoryBudgetError for a stated budget above the available memory. A file that needs
-    too much memory raises nothing here: `ledger.require` does that.
+    lora: the open file of each adapter of the options. kept: keep the inputs of matrices and
+    attentions, see `edge.engine.plan.lower`, in runs of at most so many tokens. Raises
+    UnsupportedError, ModelFileError, ContextError for a file that it cannot run, InputError for a
+    file that is no adapter of this model, and MemoryBudgetError for a stated budget above the
+    available memory. A file that needs too much memory raises nothing here: `ledger.require` does
+    that.
     """
     options = options or NativeOptions()
     adapters = _adapters(model, options, lora)
@@ -77,9 +86,15 @@ def describe(
             if (used := [name for name in adapter.shapes if name in graph.weights])
         ],
     )
-    lowered = _lower(graph, weights)
+    chunk = kept or CHUNK
+    lowered = plan.lower(
+        graph,
+        weights.takes_q8,  # the plan is the same for all forms of weights
+        lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, chunk)),
+        keeps_inputs=kept is not None,
+    )
     ledger = _settle(weights, config, graph, lowered.arena_bytes, options)
-    return Description(graph, config, adapters, weights, lowered, ledger)
+    return Description(graph, config, adapters, weights, lowered, ledger, chunk)
 
 
 def pack(
@@ -158,15 +173,6 @@ def _graph_of(
                     what=f"experts of {shape[1]} rows",
                 )
     return graph, config
-
-
-def _lower(graph: Graph, weights: JoinedWeights) -> plan.Lowered:
-    """Lower the graph. The plan is the same for all forms of weights, see `Weights.takes_q8`."""
-    return plan.lower(
-        graph,
-        weights.takes_q8,
-        lambda kind, dim: int(lib.edge_buffer_bytes(kind, dim, CHUNK)),
-    )
 
 
 def _settle(

@@ -20,7 +20,6 @@ from edge.device import cores, memory
 from edge.device.cores import Choice
 from edge.engine.describe import Description, describe
 from edge.engine.ledger import Ledger
-from edge.engine.plan import CHUNK
 from edge.errors import EdgeError, InputError, MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.graph.ops import check_factors, shown_name
@@ -61,12 +60,19 @@ class DescribedFile:
     """A model file that is open and described, see `edge.backend.Described`.
 
     Get one with `DescribedFile.open`. file: open until `close`, or after `start` until the engine
-    is closed; description: what would run of the file.
+    is closed; description: what would run of the file. kept: see `describe`.
     """
 
-    def __init__(self, file: ModelFile, options: NativeOptions, lora: Sequence[GGUF] = ()) -> None:
+    def __init__(
+        self,
+        file: ModelFile,
+        options: NativeOptions,
+        lora: Sequence[GGUF] = (),
+        *,
+        kept: int | None = None,
+    ) -> None:
         self.file, self._options = file, options
-        self.description = describe(file, options, lora)
+        self.description = describe(file, options, lora, kept=kept)
         self._lora = lora
         self._is_started = False
 
@@ -172,15 +178,14 @@ class DescribedFile:
 class Engine:
     """A loaded model. `DescribedFile.start` makes one. Any thread may call `run`.
 
-    gguf, graph, config: the loaded file, its graph and its configuration; threads: how many; isa:
-    the instruction set; cores: the threads, where they run and why; layouts: tensor name -> layout
-    in memory; packed_bytes, arena_bytes: memory of the weights and of the buffers.
+    gguf, graph, config: the loaded file, its graph and its configuration; chunk: the most tokens of
+    a run; threads: how many; isa: the instruction set; cores: the threads, where they run and why;
+    layouts: tensor name -> layout in memory; packed_bytes, arena_bytes: memory of the weights and
+    of the buffers.
 
     With EDGE_TRACE=1 each run logs a line per operation to the logger "edge.trace". The level is
     WARNING, the lowest that Python shows on stderr when nobody set up `logging`.
     """
-
-    chunk = CHUNK
 
     def __init__(
         self,
@@ -199,7 +204,7 @@ class Engine:
         self.n_vocab = graph.dims[graph.output]
         self.isa = ""
         self.cores = Choice(0, (), "not loaded")
-        self.lowered = description.lowered
+        self.lowered, self.chunk = description.lowered, description.chunk
         self.packed_bytes, self.arena_bytes = weights.model.n_bytes, self.lowered.arena_bytes
         self.layouts = {name: weights.layout(name) for name in weights.names}
         self._weights = weights
@@ -365,10 +370,40 @@ class Engine:
         ModelFileError when the weights make numbers that are not finite, UnsupportedError when
         they make keys or values that the cache's type cannot hold.
         """
+        rows = {"none": 0, "last": 1, "all": len(tokens)}[logits]
+        out = self._run(cache, tokens, rows, cancel=cancel)
+        return out if rows else None
+
+    def run_before(
+        self, op: int, cache: KVCache, tokens: Sequence[int], *, cancel: Cancel | None = None
+    ) -> None:
+        """Run tokens as `run` does, but only the ops before one of the plan's, with rows for all
+        tokens. Raises what `run` raises.
+        """
+        self._run(cache, tokens, len(tokens), op, cancel)
+
+    def kept(self, buffer: int, n_rows: int) -> NDArray[np.float32]:
+        """A copy (n_rows, dim) of a buffer that a plan of kept inputs has, after a run."""
+        out = np.empty((n_rows, self.lowered.buffers[buffer].dim), np.float32)
+        with self._lock:
+            if self._plan is None:
+                raise InputError("the model was closed")
+            target = ffi.cast("float *", out.ctypes.data)
+            native.check(lib.edge_plan_read(self._plan, buffer, n_rows, target))
+        return out
+
+    def _run(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        rows: int,
+        n_ops: int = -1,
+        cancel: Cancel | None = None,
+    ) -> NDArray[np.float32]:
+        """The logits (rows, n_vocab) of the last rows. n_ops: of the plan, -1: all."""
         n = len(tokens)
         if not 1 <= n <= self.chunk:
             raise InputError(f"{n} tokens in one run: from 1 to {self.chunk}")
-        rows = {"none": 0, "last": 1, "all": n}[logits]
         if not 0 <= min(tokens) <= max(tokens) < self.n_vocab:
             raise InputError(
                 f"token ids from {min(tokens)} to {max(tokens)}: 0 to {self.n_vocab - 1}"
@@ -380,7 +415,7 @@ class Engine:
             out = np.empty((rows, self.n_vocab), np.float32)
             op_ns = ffi.new("int64_t[]", len(self.lowered.ops)) if self._trace == "1" else ffi.NULL
             ids = ffi.new("int32_t[]", list(tokens))
-            step = ffi.new("edge_step *", {"n_tokens": n, "n_logits": rows, "n_ops": -1})
+            step = ffi.new("edge_step *", {"n_tokens": n, "n_logits": rows, "n_ops": n_ops})
             step.tokens, step.start, step.op_ns = ids, cache.length, op_ns
             step.logits = ffi.cast("float *", out.ctypes.data) if rows else ffi.NULL
             step.cancel = cancel.pointer if cancel is not None else ffi.NULL
@@ -392,7 +427,7 @@ class Engine:
             cache.append(tokens)
         if op_ns:
             _trace_log.warning("%s", self._traced(n, op_ns))
-        return out if rows else None
+        return out
 
     def close(self) -> None:
         """Give all memory back, after the current run has ended. Later runs raise InputError.

@@ -8,8 +8,8 @@ attention it drops the tokens whose logits nobody wants. It lays the buffers out
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from edge.engine.ops import (
     F32,
@@ -84,7 +84,7 @@ from edge.graph.ops import (
 )
 from edge.native import ALIGNMENT, PANEL_ROWS, lib
 
-__all__ = ["CHUNK", "Lowered", "lower"]
+__all__ = ["CHUNK", "KeptInput", "Lowered", "lower"]
 
 #: The most tokens in one native call: enough to keep the matmuls busy, few enough for a progress
 #: bar that moves.
@@ -93,13 +93,29 @@ CHUNK = 256
 _Kind = TypeVar("_Kind", Matmul, Rotate, Attention, Gated, Add)
 
 
+class KeptInput(NamedTuple):
+    """Where an input is after a run. buffer: of floats; op: the first op that reads the input, so
+    that a run of the ops before it is enough; routes: of experts, the buffer of what `PlanRoute`
+    made, None: no experts read it; in_pairs: whether it has a column for each pair of a token and
+    one of its experts, ordered by expert, then by token.
+    """
+
+    buffer: int
+    op: int
+    routes: int | None = None
+    in_pairs: bool = False
+
+
 @dataclass
 class Lowered:
-    """The ops in order, the buffers that they name, and the bytes of the arena."""
+    """The ops in order, the buffers that they name, and the bytes of the arena. kept: see `lower`;
+    by the names of weights, and by the values that attentions make.
+    """
 
     ops: list[PlanOp]
     buffers: list[Buffer]
     arena_bytes: int
+    kept: dict[str, KeptInput] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{'op':>4}  {'kind':<13} {'in':>9}  out  weights"]
@@ -113,18 +129,33 @@ def lower(
     graph: Graph,
     takes_q8: Callable[[str], bool],
     buffer_bytes: Callable[[int, int], int],
+    *,
+    keeps_inputs: bool = False,
 ) -> Lowered:
     """Lower a graph. takes_q8(weight): whether its layout multiplies quantised activations;
-    buffer_bytes(kind, dim): bytes of a buffer for the most tokens that one run takes."""
-    lowering = _Lowering(graph, takes_q8)
+    buffer_bytes(kind, dim): bytes of a buffer for the most tokens that one run takes.
+
+    keeps_inputs: whether the inputs of all matrices, and of the attentions, stay in the arena as
+    floats until the next run. Queries and keys are then rotated. The logits have the same bits.
+    """
+    lowering = _Lowering(graph, takes_q8, keeps_inputs)
     lowering.run()
+    for kept in lowering.kept.values():
+        for i in (kept.buffer, kept.routes):
+            if i is not None:
+                lowering.buffers[i].last = len(lowering.ops) - 1
     arena_bytes = _lay_out(lowering.buffers, buffer_bytes)
-    return Lowered(lowering.ops, lowering.buffers, arena_bytes)
+    return Lowered(lowering.ops, lowering.buffers, arena_bytes, lowering.kept)
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, takes_q8: Callable[[str], bool]) -> None:
-        self.graph, self.takes_q8 = graph, takes_q8
+    def __init__(
+        self, graph: Graph, takes_q8: Callable[[str], bool], keeps_inputs: bool = False
+    ) -> None:
+        self.graph, self.takes_q8, self.keeps_inputs = graph, takes_q8, keeps_inputs
+        readers = (Matmul, Experts, Attention) if keeps_inputs else ()
+        self.kept_values = {x for op in graph.ops if isinstance(op, readers) for x in op.inputs}
+        self.kept: dict[str, KeptInput] = {}
         self.ops: list[PlanOp] = []
         self.buffers: list[Buffer] = []
         self.makers = {op.output: op for op in graph.ops}
@@ -203,7 +234,7 @@ class _Lowering:
         input.
         """
         (value,) = op.inputs
-        if len(self.readers[value]) > 1:
+        if len(self.readers[value]) > 1 or value in self.kept_values:
             return (self._get(value),), self._new(op.output)
         buffer = self._overwrite(op)
         return (buffer,), buffer
@@ -286,14 +317,15 @@ class _Lowering:
 
     def _norm(self, op: RmsNorm | LayerNorm) -> None:
         """Quantise in the same op where every reader is a matmul that takes this form. Rows are
-        gathered as floats: a value that is read on both sides of the last attention stays so.
+        gathered as floats: a value that is read on both sides of the last attention stays so, and
+        so does a value that is kept.
         """
         forms = {
             self._form(reader, weight) if isinstance(reader, Matmul) else F32
             for reader in self.readers.get(op.output, [])
             for weight in reader.weights or ("",)
         }
-        if not self.gathering and op.output in self.gathered:
+        if (not self.gathering and op.output in self.gathered) or op.output in self.kept_values:
             forms.add(F32)
         source = self._get(op.inputs[0])
         output = self._new(op.output, forms.pop() if len(forms) == 1 else F32)
@@ -326,6 +358,7 @@ class _Lowering:
         for weights in _runs(op.weights, self.takes_q8):
             source = self._get(op.inputs[0], self._form(op, weights[0]))
             inputs = (source,) if residual is None else (source, residual)
+            self._keep(op, weights)
             self._emit(PlanMatmul(inputs, output, tuple(weights), column))
             column += sum(self.graph.weights[w][0] for w in weights)
 
@@ -338,6 +371,7 @@ class _Lowering:
             return False
         source = self._get(op.inputs[0], self._form(op, op.weights[0]))
         output, activation = self._new(gated.output), _number_of(gated.activation)
+        self._keep(op, op.weights)
         self._emit(PlanGatedMatmul((source,), output, op.weights, activation))
         self.done.add(gated.output)
         return True
@@ -373,6 +407,7 @@ class _Lowering:
             self._emit(PlanStore((source,), source, (), *heads))
         scores = (op.window, op.scale, op.softcap)
         output = self._new(op.output)
+        self._keep(op, [op.output])
         self._emit(PlanAttention((source,), output, op.weights, *heads, *scores))
 
     def _route(self, op: Route) -> None:
@@ -389,19 +424,39 @@ class _Lowering:
         for weights in _runs(t.gate_up, self.takes_q8):
             form = Q8 if self.takes_q8(weights[0]) else F32
             columns = self._unnamed(form, self.buffers[x].dim * op.n_used)
+            self._keep(op, weights, KeptInput(x, len(self.ops), routes))
             self._emit(PlanExpertColumns((x, routes), columns, (), *counts))
             self._emit(PlanExpertMatmul((columns,), gate_up, tuple(weights), *counts, column))
             column += sum(graph.weights[w][1] for w in weights)
         self._gains(gate_up, t.gate_up_scales, 2 * width, counts)
-        h = self._unnamed(Q8 if self.takes_q8(t.down) else F32, width * op.n_used)
-        activation = _number_of(op.activation)
-        self._emit(PlanExpertGated((gate_up,), h, t.gate_up_biases, *counts, activation))
+        activation, takes_q8 = _number_of(op.activation), self.takes_q8(t.down)
+        for form in [F32, Q8] if takes_q8 and self.keeps_inputs else [Q8 if takes_q8 else F32]:
+            h = self._unnamed(form, width * op.n_used)
+            self._emit(PlanExpertGated((gate_up,), h, t.gate_up_biases, *counts, activation))
+            if form == F32:
+                self._keep(op, [t.down], KeptInput(h, len(self.ops), routes, in_pairs=True))
         each = self._unnamed(F32, graph.dims[op.output] * op.n_used)
         self._emit(PlanExpertMatmul((h,), each, (t.down,), *counts, 0))
         scales = () if t.down_scale is None else (t.down_scale,)
         self._gains(each, scales, graph.dims[op.output], counts)
         bias = () if t.down_bias is None else (t.down_bias,)
         self._emit(PlanExpertSum((each, routes), self._new(op.output), bias, *counts))
+
+    def _keep(
+        self, op: Matmul | Attention | Experts, names: Sequence[str], place: KeptInput | None = None
+    ) -> None:
+        """Keep the input of the op that comes next. names: of it in `Lowered.kept`; place: None:
+        that of the op's first input.
+        """
+        if not self.keeps_inputs:
+            return
+        if place is None:
+            value = op.inputs[0]
+            everywhere = self.buffer_of.get((value, F32, False))
+            buffer = self._get(value) if everywhere is None else everywhere
+            place = KeptInput(buffer, len(self.ops))
+        for name in names:
+            self.kept.setdefault(name, place)
 
     def _gains(self, buffer: int, scales: Sequence[str], dim: int, counts: tuple[int, int]) -> None:
         """Multiply parts of equal size of each pair's dim elements by the expert's scales."""
