@@ -53,8 +53,18 @@ from edge.progress import Progress
 
 if TYPE_CHECKING:
     from edge.model import Model
+    from edge.tokenizer import Tokenizer
 
-__all__ = ["Divergence", "Perplexity", "Windows", "compare", "cut", "measure", "most_text"]
+__all__ = [
+    "Divergence",
+    "Perplexity",
+    "Windows",
+    "compare",
+    "cut",
+    "cut_tokens",
+    "measure",
+    "most_text",
+]
 
 #: Rows of logits in memory at a time: 51 MB for a vocabulary of 200,000.
 ROWS = 64
@@ -147,11 +157,23 @@ def cut(
     Raises CancelledError; InputError for a text that is too short for one window, and for numbers
     out of range; ContextError for a context that the model was not loaded for.
     """
+    context = check.whole("context", context, MIN_CONTEXT)
+    _check_holds(model, context)
+    return cut_tokens(model.tokenizer, text, context=context, chunks=chunks, cancel=cancel)
+
+
+def cut_tokens(
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    context: int = 512,
+    chunks: int | None = None,
+    cancel: Cancel | None = None,
+) -> Windows:
+    """`cut`, by a tokenizer alone. Raises what `cut` raises, but ContextError."""
     text = check.text("text", text)
     context = check.whole("context", context, MIN_CONTEXT)
     chunks = check.optional(check.whole, "chunks", chunks, 1)
-    _check_holds(model, context)
-    tokenizer = model.tokenizer
     tokens = array("i")
     for piece in tokenizer.pieces(text):
         if cancel is not None and cancel.is_set():

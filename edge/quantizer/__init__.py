@@ -7,5 +7,8 @@ Each imports from those above it.
 
 Its files, from the bottom up; each knows only those above it:
 
-    imatrix.py      how strongly each input column of a matrix is used: measured, read, written
+    imatrix.py      importance matrices: how strongly each input column is used; read, written
+    activations.py  what matrices read, while the model runs a text
+    mixing.py       what attention makes of the inputs of its values
+    moments.py      second moments of what matrices read
 """
