@@ -31,6 +31,7 @@ COMMANDS = {
     "tune": "Measure the best number of threads, and keep it for this machine.",
     "bench": "Measure prompt and decode speed.",
     "perplexity": "Measure how well a model predicts a text: lower is better.",
+    "imatrix": "Measure which inputs of each matrix a text uses most.",
     "pack": "Write a packed file, which starts without packing.",
     "export": "Write a model as ONNX graphs, for NPUs and for onnxruntime.",
     "cache": "List or clear packed models and compiled graphs.",

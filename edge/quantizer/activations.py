@@ -25,9 +25,10 @@ from edge.engine.describe import Description
 from edge.engine.engine import DescribedFile, Engine
 from edge.engine.plan import CHUNK, KeptInput
 from edge.errors import InputError, MemoryBudgetError, UnsupportedError
+from edge.files.text_file import TextFile
 from edge.graph.graph import Graph
 from edge.graph.ops import Experts
-from edge.loading import NativeOptions
+from edge.loading import Loading, NativeOptions
 from edge.native.cancel import Cancel
 from edge.onnx import is_onnx
 from edge.perplexity import Windows, cut_tokens
@@ -85,7 +86,7 @@ class Activations:
         *,
         context: int = CONTEXT,
         threads: int | None = None,
-        memory: int | None = None,
+        memory: int | str | None = None,
         progress: Progress | None = None,
     ) -> Activations:
         """Open a GGUF model. context: tokens of a window; threads, memory, progress: see
@@ -99,7 +100,7 @@ class Activations:
                 f"{path} is an ONNX model: name the GGUF file that it was made of",
                 what="activations of ONNX models",
             )
-        options = NativeOptions(context=context, threads=threads, memory=memory)
+        options = Loading.of({"context": context, "threads": threads, "memory": memory}).native
         described = _describe(path, options)
         try:
             described.ledger.require()
@@ -125,6 +126,26 @@ class Activations:
     def most_text(self) -> int | None:
         """The most bytes of text for which there is room; None: any number."""
         return None if self.room is None else self.room // _TEXT_BYTES
+
+    def read(self, files: Sequence[TextFile]) -> list[str]:
+        """The whole of some texts, without a newline at the end, as llama.cpp reads them.
+
+        Raises MemoryBudgetError for more text than there is room for, InputError.
+        """
+        texts, left = list[str](), self.most_text
+        for file in files:
+            text = file.read(left)
+            if text is None:
+                most = self.most_text or 0
+                raise MemoryBudgetError(
+                    f"{file.name}: the memory budget has room for {show(most)} of text: take less "
+                    "text or a larger --memory",
+                    needed=most + 1,
+                    budget=most,
+                )
+            left = None if left is None else max(0, left - len(text))
+            texts.append(text.removesuffix("\n"))
+        return texts
 
     def cut(
         self, texts: Sequence[str], *, chunks: int | None = None, cancel: Cancel | None = None
