@@ -178,6 +178,15 @@ def test_experts_have_moments_of_their_own(tiny_gguf: Callable[..., Path]) -> No
     np.testing.assert_allclose(total, op.n_used * whole.moments.train, rtol=1e-3, atol=1e-2)
 
 
+def test_enough_is_enough(llama: Activations, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ENOUGH_PER_COLUMN", 8)  # 512 of 64 columns, 768 of 96
+    made = collect(llama, windows(32), [Q, V, DOWN])
+    counts = {name: (m.n_train, m.n_held) for name in made for m in [made[name][0].moments]}
+    assert counts[Q] == (7 * 64, 64)  # one group of four
+    assert counts[V] == (7 * 64 * 2, 64 * 2)  # of two query heads
+    assert counts[DOWN] == (2 * 7 * 64, 2 * 64)
+
+
 def test_long_tokens_are_cut() -> None:
     x = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
     x[2] *= 1e4

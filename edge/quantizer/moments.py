@@ -13,7 +13,9 @@ value that the weight reads, and weights that read the same value share them, to
 - A token that is LONGEST times as long as the median of its window counts as if it were that long:
   the first tokens of a window can be a thousand times as long. Inputs that attention mixes are not
   cut, since what these tokens do to all others is what is measured there.
-- Of TOKENS_PER_COLUMN tokens for each input column on, moments say more than their diagonal.
+- From TOKENS_PER_COLUMN tokens for each input column on, moments say more than their diagonal. More
+  than ENOUGH_PER_COLUMN gain little: of a long text every second, third, ... group of eight windows
+  is taken for narrow inputs. What attention mixes counts once for each query head.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ Floats = NDArray[np.float32]
 
 #: Of so many windows one, the last, is held back.
 HELD_EVERY = 8
-#: The fewest tokens for each input column.
-TOKENS_PER_COLUMN = 16
+#: The fewest tokens for each input column, and how many are enough.
+TOKENS_PER_COLUMN, ENOUGH_PER_COLUMN = 16, 64
 #: Rows of moments that a task adds to.
 _SLICE = 512
 #: Matrices (tokens, tokens) that mixing needs at a time.
@@ -112,13 +114,18 @@ def collect(
     sources = _Sources(activations)
     activations.require(sources.n_bytes(names), "second moments")
     sums = {source: _Sum(source.k) for name in names for source in sources.of(name)}
+    steps = {source: source.step(len(windows.tokens) * windows.context) for source in sums}
     total = len(windows.tokens) * windows.context
     with ThreadPoolExecutor(activations.engine.threads) as pool:
         for i, window in enumerate(windows.tokens):
             if progress is not None:
                 progress(i * windows.context, total)
             is_held = i % HELD_EVERY == HELD_EVERY - 1
-            tasks = _read(activations, window, sums, is_held=is_held, cancel=cancel)
+            group = i // HELD_EVERY
+            taken = {source: sum_ for source, sum_ in sums.items() if group % steps[source] == 0}
+            if not taken:
+                continue
+            tasks = _read(activations, window, taken, is_held=is_held, cancel=cancel)
             for _ in pool.map(lambda task: task(), tasks):
                 pass
     if progress is not None:
@@ -160,7 +167,19 @@ class _Source:
 
     @property
     def k(self) -> int:
+        """Elements of an input."""
         return self.site.k
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads that mix the inputs; 1: none does."""
+        heads = None if self.values is None else self.values.attention.heads
+        return 1 if heads is None else heads.n_heads // heads.n_kv_heads
+
+    def step(self, n_tokens: int) -> int:
+        """Of how many groups of windows one is enough. An expert gets its share of the tokens."""
+        n = n_tokens * self.n_heads * self.site.n_used // self.site.n_experts
+        return max(1, n // (ENOUGH_PER_COLUMN * self.k))
 
 
 class _Sources:
@@ -247,7 +266,7 @@ def _read(
             op, head = source.values.attention, source.values.head
             sinks = activations.vector(op.weights[0]) if op.weights else None
             mixed = partial(mixing, op, heads[op.output], sinks, head)
-            n = len(inputs[key]) * (op.heads.n_heads // op.heads.n_kv_heads)
+            n = len(inputs[key]) * source.n_heads
             yield partial(total.add_mixed, inputs[key], mixed, n, is_held)
         elif key in capped:
             yield from total.tasks(capped[key], is_held)
