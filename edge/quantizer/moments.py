@@ -46,7 +46,7 @@ TOKENS_PER_COLUMN, ENOUGH_PER_COLUMN = 16, 64
 #: Rows of moments that a task adds to.
 _SLICE = 512
 #: Matrices (tokens, tokens) that mixing needs at a time.
-_SQUARES = 5
+_SQUARES = 8
 #: How much longer than the median of a window a token counts at most.
 LONGEST = 100.0
 
@@ -55,7 +55,7 @@ LONGEST = 100.0
 class Moments:
     """Sums of x.T x, (k, k) float32, symmetric. train, held: of the windows for rounding, and of
     those held back; n_train, n_held: how many x there were: tokens, or, where attention mixes
-    them, tokens of each query head.
+    them, tokens of each query head. An expert that no token reached has zeros of none.
     """
 
     train: Floats
@@ -79,8 +79,9 @@ def passes(
     activations: Activations, names: Sequence[str], most_bytes: int | None
 ) -> list[list[str]]:
     """Group weights, in the order in which they are used, such that the moments of each group, and
-    what `collect` needs beside, take at most so many bytes; None: any number. A weight whose
-    moments alone take more is in no group.
+    what `collect` needs beside, take at most so many bytes; None: any number. A weight that no
+    product reads, such as a table of embeddings alone, is in no group, nor is one whose moments
+    alone take more.
     """
     sources, groups = _Sources(activations), [list[str]()]
     for name in sources.in_order(names):
@@ -195,8 +196,8 @@ class _Sources:
             self._values.setdefault(rows.weight, []).append(rows)
 
     def in_order(self, names: Sequence[str]) -> list[str]:
-        """The weights in the order of use."""
-        return sorted(names, key=self._order.__getitem__)
+        """The weights that products read, in the order of use."""
+        return sorted(filter(self._order.__contains__, names), key=self._order.__getitem__)
 
     def rows(self, name: str) -> list[tuple[int, int, _Source]]:
         """(first row, how many, what their moments are of), of all rows of a weight."""
@@ -224,8 +225,8 @@ class _Sources:
         attentions = {s.values.attention for s in sources if s.values is not None}
         heads = [(op.heads.n_heads + 2 * op.heads.n_kv_heads) * op.heads.head_dim
                  for op in attentions]  # fmt: skip
-        # twice: in parts and joined
-        rows = 2 * self._context * (sum(site.k * site.n_used for site in sites) + sum(heads))
+        # in parts, joined, and cut where tokens are long
+        rows = 3 * self._context * (sum(site.k * site.n_used for site in sites) + sum(heads))
         widest = max(site.k for site in sites)
         scratch = self._threads * (_SLICE * widest + _SQUARES * self._context**2)
         return 4 * (2 * sum(source.k**2 for source in sources) + rows + scratch)
