@@ -109,9 +109,9 @@ def test_a_model_is_lowered_once(
 ) -> None:
     lower, calls = plan.lower, []
 
-    def counted(*args: Any) -> plan.Lowered:
+    def counted(*args: Any, **options: Any) -> plan.Lowered:
         calls.append(args)
-        return lower(*args)
+        return lower(*args, **options)
 
     monkeypatch.setattr(plan, "lower", counted)
     path = tiny_gguf(type="IQ3_S", dim=256, n_heads=4, ffn=256)

@@ -12,6 +12,7 @@ from arches import CASES
 from test_engine import referee_values
 
 from edge.engine.engine import DescribedFile, Engine
+from edge.errors import InputError
 from edge.graph.ops import Attention, Experts, Matmul
 from edge.loading import NativeOptions
 from edge.weights.model_file import open_model
@@ -75,3 +76,5 @@ def test_only_the_ops_before_are_run(tiny_gguf: Callable[..., Path]) -> None:
     np.testing.assert_array_equal(engine.kept(first.buffer, 16), early)
     assert not np.array_equal(engine.kept(last.buffer, 16), before)
     engine.close()
+    with pytest.raises(InputError, match="closed"):
+        engine.kept(first.buffer, 16)
