@@ -242,4 +242,6 @@ def test_the_command(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
     assert (importance.datasets, importance.chunk_count) == ([str(TEXT)], 2)
     again = CliRunner().invoke(cli, arguments)
     assert again.exit_code == 1 and "--force" in again.output
-    assert CliRunner().invoke(cli, [*arguments, "--force"]).exit_code == 0
+    assert CliRunner().invoke(cli, [*arguments, "--force", "--attention-mixed"]).exit_code == 0
+    mixed, name = Importance.read(out), "blk.0.attn_v.weight"
+    assert not np.allclose(mixed.inputs[name].squares, importance.inputs[name].squares)

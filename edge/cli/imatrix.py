@@ -51,6 +51,12 @@ if TYPE_CHECKING:
     help="Use the first N windows only.",
 )
 @click.option("--process-output", is_flag=True, help="Measure what the output matrix reads, too.")
+@click.option(
+    "--attention-mixed",
+    is_flag=True,
+    help="For matrices of values, measure their inputs as attention mixes them: better than what "
+    "llama-imatrix measures.",
+)
 @memory_option
 @threads_option
 @click.option("--force", is_flag=True, help="Replace the file when it is there.")
@@ -97,6 +103,7 @@ def _measure(path: str, files: list[TextFile], options: dict[str, Any]) -> tuple
                 activations,
                 windows,
                 head=options["process_output"],
+                mixed=options["attention_mixed"],
                 progress=progress,
                 cancel=cancel,
             )
