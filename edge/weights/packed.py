@@ -36,8 +36,10 @@ from typing import IO, TYPE_CHECKING, Any
 from edge import native
 from edge.disk.atomic import write_all
 from edge.errors import EdgeError, ModelFileError, UnsupportedError
+from edge.files import gguf_writer
 from edge.files.gguf import GGUF, TENSOR_TYPES, Metadata
-from edge.files.gguf_reader import ARRAY, BOOL, STRING, UINT32, UINT64
+from edge.files.gguf_reader import BOOL, STRING, UINT32
+from edge.files.gguf_writer import TensorEntry, entry, numbers, string, strings
 from edge.files.tensor_types import TYPE_NUMBERS
 from edge.native import CData, ffi, lib
 from edge.progress import Progress
@@ -336,31 +338,28 @@ class Header:
     def encode(self, sums: list[int]) -> bytes:
         """The bytes of the header, padded up to the data."""
         items = self.items
-        spans = [self.metadata.span(key) for key in self.metadata if self._is_kept(key)]
-        entries = [bytes(self.raw[span.start : span.end]) for span in spans]
+        entries = gguf_writer.copied(self.metadata, self.raw, self._is_kept)
         entries += [
-            _entry("general.alignment", UINT32, struct.pack("<I", ALIGN)),
-            _entry(_PREFIX + "version", UINT32, struct.pack("<I", VERSION)),
-            _entry(_PREFIX + "layouts", UINT32, struct.pack("<I", lib.edge_layout_version())),
-            _entry(_PREFIX + "key", STRING, _string(self.key)),
-            _entry(_PREFIX + "whole", BOOL, struct.pack("<B", self.whole)),
-            _strings(_PREFIX + "types", [item.type for item in items]),
-            _strings(_PREFIX + "forms", [item.form for item in items]),
-            _numbers(_PREFIX + "rows", [([0, *item.shape])[-2] for item in items]),
-            _numbers(_PREFIX + "columns", [item.shape[-1] for item in items]),
-            _numbers(_PREFIX + "stacks", [([0, 0, *item.shape])[-3] for item in items]),
-            _numbers(_PREFIX + "sums", sums),
-            _entry(_PREFIX + "digest", STRING, _string("0" * 64)),
+            entry("general.alignment", UINT32, struct.pack("<I", ALIGN)),
+            entry(_PREFIX + "version", UINT32, struct.pack("<I", VERSION)),
+            entry(_PREFIX + "layouts", UINT32, struct.pack("<I", lib.edge_layout_version())),
+            entry(_PREFIX + "key", STRING, string(self.key)),
+            entry(_PREFIX + "whole", BOOL, struct.pack("<B", self.whole)),
+            strings(_PREFIX + "types", [item.type for item in items]),
+            strings(_PREFIX + "forms", [item.form for item in items]),
+            numbers(_PREFIX + "rows", [([0, *item.shape])[-2] for item in items]),
+            numbers(_PREFIX + "columns", [item.shape[-1] for item in items]),
+            numbers(_PREFIX + "stacks", [([0, 0, *item.shape])[-3] for item in items]),
+            numbers(_PREFIX + "sums", sums),
+            entry(_PREFIX + "digest", STRING, string("0" * 64)),
         ]
-        head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(items), len(entries)))
-        head += b"".join(entries)
-        digest_end, offset = len(head), 0
+        head = gguf_writer.start(len(items), entries)
+        digest_end, offset, tensors = len(head), 0, list[TensorEntry]()
         for item in items:
-            head += _string(item.name) + struct.pack(
-                "<IQIQ", 1, item.n_bytes, TYPE_NUMBERS["I8"], offset
-            )
+            number = TYPE_NUMBERS["I8"]
+            tensors.append(TensorEntry(item.name, (item.n_bytes,), number, offset))
             offset += padded(item.n_bytes)
-        head += bytes(-len(head) % ALIGN)
+        gguf_writer.add_tensors(head, tensors, ALIGN)
         head[digest_end - 64 : digest_end] = _digest(memoryview(head), digest_end)
         return bytes(head)
 
@@ -378,22 +377,3 @@ def _digest(header: memoryview, end: int) -> bytes:
     sha = hashlib.sha256(header[: end - 64])
     sha.update(header[end:])
     return sha.hexdigest().encode()
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _entry(key: str, kind: int, value: bytes) -> bytes:
-    return _string(key) + struct.pack("<I", kind) + value
-
-
-def _strings(key: str, values: list[str]) -> bytes:
-    head = struct.pack("<IQ", STRING, len(values))
-    return _entry(key, ARRAY, head + b"".join(map(_string, values)))
-
-
-def _numbers(key: str, values: list[int]) -> bytes:
-    n = len(values)
-    return _entry(key, ARRAY, struct.pack(f"<IQ{n}Q", UINT64, n, *values))
