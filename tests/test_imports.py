@@ -43,6 +43,7 @@ LAYERS = [
     "perplexity",
     "quantizer",  # models made from models
     "quantizer",  # smaller files of a model
+    "quantizer",  # models in fewer bits
     "__init__",  # the face
     "bench",  # who uses it
     "cli",
