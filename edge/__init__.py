@@ -31,6 +31,7 @@ from edge.version import __version__
 
 if TYPE_CHECKING:
     from edge.model import Model, load
+    from edge.quantizer.job import Quantized, quantize
     from edge.session.chat import Chat
     from edge.session.restore import resume
     from edge.session.results import Completion, Piece, TokenLogprob, Usage
@@ -51,6 +52,7 @@ __all__ = [
     "ModelFileError",
     "NativeError",
     "Piece",
+    "Quantized",
     "SamplingOptions",
     "Session",
     "SessionFileError",
@@ -61,6 +63,7 @@ __all__ = [
     "Usage",
     "__version__",
     "load",
+    "quantize",
     "resume",
 ]
 
@@ -69,12 +72,14 @@ _MODULE_OF = {
     "Completion": "edge.session.results",
     "Model": "edge.model",
     "Piece": "edge.session.results",
+    "Quantized": "edge.quantizer.job",
     "SamplingOptions": "edge.session.sampler",
     "Session": "edge.session.session",
     "Stream": "edge.session.stream",
     "TokenLogprob": "edge.session.results",
     "Usage": "edge.session.results",
     "load": "edge.model",
+    "quantize": "edge.quantizer.job",
     "resume": "edge.session.restore",
 }
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "perplexity": "Measure how well a model predicts a text: lower is better.",
     "imatrix": "Measure which inputs of each matrix a text uses most.",
     "pack": "Write a packed file, which starts without packing.",
+    "quantize": "Write a model in other types, of fewer bits.",
     "export": "Write a model as ONNX graphs, for NPUs and for onnxruntime.",
     "cache": "List or clear packed models and compiled graphs.",
     "devices": "List what ONNX models can run on, and what is missing.",

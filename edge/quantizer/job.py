@@ -1,0 +1,349 @@
+"""Quantising a model: each tensor is read, encoded and written, a few rows at a time.
+
+    import edge
+
+    edge.quantize("model-f16.gguf", "model-q4.gguf", type="Q4_0")
+    edge.quantize("model-f16.gguf", "model-q4.gguf", recipe="Q4_K_M", importance="model.imatrix")
+
+The source may be of any type. Memory does not grow with the model: it holds one slice as floats,
+its bytes in both types, and the importance matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+
+from edge import check, native
+from edge.device import cores
+from edge.errors import EdgeWarning, InputError, UnsupportedError
+from edge.files import gguf_writer
+from edge.files.gguf import GGUF, Tensor
+from edge.files.gguf_reader import STRING, UINT32
+from edge.native import CData, ffi
+from edge.progress import Progress, silent
+from edge.quantizer import recipe as recipes
+from edge.quantizer.encode import IMPORTANCE_TYPES, Encoder
+from edge.quantizer.imatrix import Importance
+from edge.quantizer.recipe import TypeChoice, Uniform
+from edge.quantizer.source import Floats, in_slice, read_floats, read_raw, slices
+from edge.quantizer.types import (
+    FLOATS,
+    ModelTensors,
+    bits_per_weight,
+    needs_importance,
+)
+from edge.quantizer.writer import OutputPlan, writing
+from edge.version import __version__
+from edge.weights.model_file import open_model
+from edge.weights.weights import supported_types
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["QuantizeOptions", "Quantized", "explain", "quantize"]
+
+_VERSION = 2  # of the blocks: `general.quantization_version`, as ggml numbers it
+_ROUNDINGS = ("nearest",)
+#: Keys of the source that this file has others of, or none.
+_REPLACED = (
+    *("general.file_type", "general.quantization_version", "quantize.", "edge.quantize."),
+    "split.",
+)
+
+
+class QuantizeOptions(TypedDict, total=False):
+    """What `quantize` takes: see there."""
+
+    type: str | None
+    recipe: str | os.PathLike[str] | None
+    importance: str | os.PathLike[str] | None
+    rounding: str
+    threads: int | None
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was written, or would be. path: of the file, "": none; bytes: its size; bits_per_weight:
+    of all tensors together; tensors: name -> type; n_continued: tensors that an earlier run wrote;
+    seconds: of this run; recipe: the same types as the text of a recipe's file.
+    """
+
+    path: str
+    bytes: int
+    bits_per_weight: float
+    tensors: dict[str, str]
+    n_continued: int
+    seconds: float
+    recipe: str
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Type -> how many tensors have it, the most frequent first."""
+        return dict(Counter(self.tensors.values()).most_common())
+
+
+def quantize(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    **options: Unpack[QuantizeOptions],
+) -> Quantized:
+    """Write a GGUF model in other types. An existing output is replaced.
+
+    type: that of all matrices ("Q4_0"), but where a row does not fit its blocks; or recipe: a mix
+    of llama.cpp ("Q4_K_M"), a recipe that ships ("dynamicgate-low") or a TOML file, see
+    `edge.quantizer.recipe`. importance: a file of `edge-run imatrix` or `llama-imatrix`.
+    rounding: "nearest". threads: as `edge.load` takes it. progress(weights done, weights in all).
+
+    A run that was cut leaves two hidden files beside the output; the same call goes on with them.
+    Raises InputError for options, an output that is the model itself, and an importance that is
+    missing or of another model; ModelFileError for a model with a weight that is no number, and a
+    disk that is full; UnsupportedError. Warns (EdgeWarning) of a model that is quantised already,
+    of matrices without an importance, and of experts that its text did not reach.
+    """
+    target = Path(check.path("output", output))
+    with _Job.open(model, options) as job:
+        if any(target.exists() and target.samefile(shard) for shard in job.gguf.paths):
+            raise InputError(f"{target} is the model itself: name another file")
+        return job.run(target)
+
+
+def explain(model: str | os.PathLike[str], **options: Unpack[QuantizeOptions]) -> Quantized:
+    """What `quantize` would write with these options. Raises the same errors."""
+    with _Job.open(model, options) as job:
+        return job.result("", 0, 0.0)
+
+
+class _Job:
+    """A model to quantise: its types are chosen, nothing is read. It closes the file."""
+
+    def __init__(self, gguf: GGUF, options: QuantizeOptions) -> None:
+        self.gguf = gguf
+        self._choice = _choice(options)
+        check.choice("rounding", options.get("rounding", "nearest"), _ROUNDINGS)
+        self._cores = cores.choose(options.get("threads"))
+        progress = options.get("progress")
+        check.optional(check.function, "progress", progress, "(weights done, weights in all)")
+        self._progress: Progress = progress or silent
+        path = check.optional(check.path, "importance", options.get("importance"))
+        self._importance = Importance.read(path) if path else None
+        self._encoders = dict[str, Encoder]()
+        self._model = ModelTensors.of(gguf)
+        self._types = self._choice.types(self._model, self._importance is not None)
+        self._check_sources()
+        self._check_importance()
+        kinds = {t.name: (self._types.get(t.name, t.type), t.shape) for t in gguf.tensors.values()}
+        self._plan = OutputPlan.of(self._entries(), kinds, gguf.alignment)
+
+    @classmethod
+    def open(cls, model: str | os.PathLike[str], options: QuantizeOptions) -> _Job:
+        """Open the model. Raises the errors of `quantize`."""
+        check.names(options, list(QuantizeOptions.__annotations__))
+        opened = open_model(check.path("model", model))
+        try:
+            return cls(opened.unpacked(": quantise the model that it was packed from"), options)
+        except BaseException:
+            opened.close()
+            raise
+
+    def __enter__(self) -> _Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.gguf.close()
+
+    def run(self, target: Path) -> Quantized:
+        """Write the file."""
+        began, threads = time.monotonic(), native.new_threads(self._cores.threads, self._cores.cpus)
+        total = sum(math.prod(t.shape) for t in self.gguf.tensors.values())
+        done = 0
+        try:
+            with writing(target, self._plan, _identity(self.gguf)) as output:
+                continued = len(output.done)
+                for tensor in self.gguf.tensors.values():
+                    if tensor.name not in output.done:
+                        output.write(tensor.name, self._encoded(tensor, threads, done, total))
+                    done += math.prod(tensor.shape)
+                    self._progress(done, total)
+        finally:
+            ffi.release(threads)
+        return self.result(str(target), continued, time.monotonic() - began)
+
+    def result(self, path: str, n_continued: int, seconds: float) -> Quantized:
+        """What the file is."""
+        tensors = self.gguf.tensors.values()
+        kinds = {t.name: self._types.get(t.name, t.type) for t in tensors}
+        size, bits = self._plan.n_bytes, bits_per_weight([*tensors], self._types)
+        described = f"The types of {self._choice.name} for {self._name}: {bits:.2f} bits a weight"
+        text = recipes.described(self._types, self._model, described)
+        return Quantized(path, size, bits, kinds, n_continued, seconds, text)
+
+    @property
+    def _name(self) -> str:
+        return str(self.gguf.metadata.get("general.name") or Path(self.gguf.path).name)
+
+    # ---- checks before anything is written ----
+
+    def _check_sources(self) -> None:
+        """Raise UnsupportedError for a matrix that cannot be decoded; warn of those that are
+        quantised already.
+        """
+        changed = [t for t in self._model.matrices if t.type != self._types[t.name]]
+        for tensor in changed:
+            if tensor.type not in supported_types():
+                raise UnsupportedError(
+                    f"{tensor.path}, tensor {tensor.name}: the type {tensor.type} cannot be read",
+                    what=tensor.type,
+                    supported=supported_types(),
+                )
+        lossy = [t for t in changed if t.type not in FLOATS]
+        if not lossy:
+            return
+        kinds = ", ".join(f"{n} in {name}" for name, n in Counter(t.type for t in lossy).items())
+        _warn(
+            f"{self.gguf.path} is quantised already, to {bits_per_weight(lossy, {}):.2f} bits a "
+            f"weight ({kinds}): the errors of both roundings add up; take the F16 or BF16 file "
+            "where there is one"
+        )
+
+    def _check_importance(self) -> None:
+        """Raise InputError for an importance that is missing or of another model."""
+        needing = [n for n, kind in self._types.items() if needs_importance(n, kind)]
+        if self._importance is None:
+            if needing:
+                raise InputError(
+                    f"{self._types[needing[0]]}, which {len(needing)} tensors get, needs an "
+                    "importance matrix: make one with `edge-run imatrix`, and give it (--imatrix)"
+                )
+            return
+        self._importance.require_of({t.name: t.shape for t in self._model.tensors})
+        missing = [name for name in self._types if name not in self._importance.inputs]
+        if lacking := [name for name in missing if name in needing]:
+            raise InputError(
+                f"{self._importance.path} has no importance of {_some(lacking)}, which "
+                f"{self._types[lacking[0]]} needs: is it of another model?"
+            )
+        if lacking := [name for name in missing if name.startswith("blk.")]:
+            _warn(f"{self._importance.path} has no importance of {_some(lacking)}: none is used")
+        for name, experts in self._importance.unreached().items():
+            if name in self._types:
+                _warn(
+                    f"{name}: no token of the importance's text reached experts "
+                    f"{_some([*map(str, experts)])}: all their columns count the same"
+                )
+
+    # ---- what is written ----
+
+    def _entries(self) -> list[bytes]:
+        """The keys of the file."""
+        number, text = _number, _text
+        entries = gguf_writer.copied(self.gguf.metadata, self.gguf.headers()[0], _is_kept)
+        entries += [
+            number("general.file_type", self._choice.file_type(self._types)),
+            number("general.quantization_version", _VERSION),
+            text("edge.quantize.version", __version__),
+            text("edge.quantize.recipe", self._choice.name),
+            text("edge.quantize.rounding", "nearest"),
+        ]
+        if (importance := self._importance) is not None:
+            entries.append(text("edge.quantize.importance", _digest(importance.path)))
+            entries.append(text("quantize.imatrix.file", Path(importance.path).name))
+            entries += [text("quantize.imatrix.dataset", name) for name in importance.datasets[:1]]
+            entries.append(number("quantize.imatrix.entries_count", len(importance.inputs)))
+            entries.append(number("quantize.imatrix.chunks_count", importance.chunk_count))
+        return entries
+
+    def _encoded(
+        self, tensor: Tensor, threads: CData, done: int, total: int
+    ) -> Iterator[bytes | memoryview]:
+        """The bytes of a tensor as it is written, a slice at a time. done: weights before it."""
+        type_name = self._types.get(tensor.name, tensor.type)
+        weight = self._weight(tensor, type_name)
+        for rows in slices(tensor):
+            if type_name == tensor.type:
+                yield read_raw(tensor, rows)
+            else:
+                x = read_floats(tensor, rows, threads)
+                of_rows = weight[rows.matrix] if weight is not None and weight.ndim > 1 else weight
+                with in_slice(tensor, rows):
+                    yield self._encoder(type_name).encode(x, of_rows, threads).data
+            self.gguf.forget()
+            done += rows.n * tensor.shape[-1]
+            self._progress(done, total)
+
+    def _encoder(self, type_name: str) -> Encoder:
+        """The encoder of a type, whose tables are made once."""
+        if type_name not in self._encoders:
+            self._encoders[type_name] = Encoder(type_name)
+        return self._encoders[type_name]
+
+    def _weight(self, tensor: Tensor, type_name: str) -> Floats | None:
+        """The importance of a tensor's columns, (k,) or (n_experts, k)."""
+        if type_name in (*FLOATS, tensor.type):
+            return None
+        if self._importance is not None:
+            mean = self._importance.mean(tensor.name, tensor.shape)
+            if mean is not None:
+                return mean
+        return np.ones(tensor.shape[-1], np.float32) if type_name in IMPORTANCE_TYPES else None
+
+
+def _choice(options: QuantizeOptions) -> TypeChoice:
+    """The types that the options ask for. Raises InputError unless one option does."""
+    type_name, recipe = options.get("type"), options.get("recipe")
+    if (type_name is None) == (recipe is None):
+        raise InputError("say either the type of all matrices or a recipe")
+    if type_name is not None:
+        return Uniform(check.text("type", type_name))
+    return recipes.find(check.path("recipe", recipe))
+
+
+def _identity(gguf: GGUF) -> str:
+    """What tells a source from another, or from an earlier one of the same path."""
+    files = [(os.stat(path), bytes(h)) for path, h in zip(gguf.paths, gguf.headers(), strict=True)]
+    facts = [(s.st_size, s.st_mtime_ns, hashlib.sha256(h).hexdigest()) for s, h in files]
+    return json.dumps(facts)
+
+
+def _digest(path: str) -> str:
+    """SHA-256 of a file, in hex."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            sha.update(piece)
+    return sha.hexdigest()
+
+
+def _is_kept(key: str) -> bool:
+    return not key.startswith(_REPLACED)
+
+
+def _number(key: str, value: int) -> bytes:
+    return gguf_writer.entry(key, UINT32, struct.pack("<I", value))
+
+
+def _text(key: str, value: str) -> bytes:
+    return gguf_writer.entry(key, STRING, gguf_writer.string(value))
+
+
+def _some(names: Sequence[str]) -> str:
+    """Some names for a message."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, EdgeWarning, stacklevel=6)
