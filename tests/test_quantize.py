@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,22 @@ def test_slices_cover_stacks_of_matrices(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "sliced.gguf").read_bytes()
 
 
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    path, n, k = tmp_path / "model.gguf", 8192, 2048
+    sparse = gguf.GGUFWriter(path, "llama")
+    sparse.add_tensor_info("output.weight", (n, k), np.dtype("f4"), 4 * n * k)
+    sparse.write_header_to_file()
+    sparse.write_kv_data_to_file()
+    sparse.write_ti_data_to_file()
+    sparse.close()
+    os.truncate(path, path.stat().st_size + 32 + 4 * n * k)
+    tracemalloc.start()
+    edge.quantize(path, tmp_path / "out.gguf", type="Q8_0")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 24 << 20 < (4 * n * k) // 2
+
+
 # ---- a run that is cut ----
 
 
@@ -283,7 +300,10 @@ def test_experts_that_no_token_reached_are_named(tmp_path: Path) -> None:
     counts = np.array([0, *[3] * (n - 1)])
     squares = np.random.default_rng(1).uniform(0.1, 9, (n, k)).astype(np.float32)
     Importance({name: InputSums(squares, counts)}).write(tmp_path / "matrix.gguf")
-    with pytest.warns(EdgeWarning, match=f"{name}: no token .* reached experts 0: all"):
+    with (
+        pytest.warns(EdgeWarning, match=f"{name}: no token .* reached experts 0: all"),
+        pytest.warns(EdgeWarning, match="has no importance of blk"),
+    ):
         edge.quantize(path, tmp_path / "out.gguf", type="Q4_0", importance=tmp_path / "matrix.gguf")
     rows = [np.ones(k, np.float32), *(squares[1:] / np.float32(3))]
     kind = int(gguf.GGMLQuantizationType.Q4_0)

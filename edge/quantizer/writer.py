@@ -35,7 +35,6 @@ from edge.sizes import show
 __all__ = ["OutputFile", "OutputPlan", "writing"]
 
 _SYNC_SECONDS = 5.0
-_MOST_JOURNAL = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -121,12 +120,22 @@ def writing(path: Path, plan: OutputPlan, source: str) -> Iterator[OutputFile]:
                 finally:
                     output.sync()
             os.replace(part, path)
-            journal.unlink()
+            removed = _remove(journal)
+        if not removed:
+            _remove(journal)
         sync_folder(path.parent)
     except TimeoutError:
         raise InputError(f"{path}: another process is writing it") from None
     except OSError as e:
         raise _disk_error(e, path, plan) from e
+
+
+def _remove(journal: Path) -> bool:
+    """Remove the journal; False: it is open, and this system removes no open file."""
+    with contextlib.suppress(PermissionError):
+        journal.unlink()
+        return True
+    return False
 
 
 def _opened(part: Path) -> FileIO:
@@ -136,7 +145,7 @@ def _opened(part: Path) -> FileIO:
 
 def _resumed(file: FileIO, log: FileIO, digest: str, plan: OutputPlan) -> set[str]:
     """The tensors that an earlier run wrote; without one, both files begin anew."""
-    lines = log.read(_MOST_JOURNAL).split(b"\n")
+    lines = log.read().split(b"\n")
     if lines[0] == digest.encode() and os.fstat(file.fileno()).st_size == plan.n_bytes:
         log.seek(sum(len(line) + 1 for line in lines[:-1]))  # a line that was cut is written over
         log.truncate()
