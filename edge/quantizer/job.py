@@ -133,7 +133,7 @@ class _Job:
     def __init__(self, gguf: GGUF, options: QuantizeOptions) -> None:
         self.gguf = gguf
         self._choice = _choice(options)
-        check.choice("rounding", options.get("rounding", "nearest"), _ROUNDINGS)
+        self._rounding = check.choice("rounding", options.get("rounding", "nearest"), _ROUNDINGS)
         self._cores = cores.choose(options.get("threads"))
         progress = options.get("progress")
         check.optional(check.function, "progress", progress, "(weights done, weights in all)")
@@ -256,7 +256,7 @@ class _Job:
             number("general.quantization_version", _VERSION),
             text("edge.quantize.version", __version__),
             text("edge.quantize.recipe", self._choice.name),
-            text("edge.quantize.rounding", "nearest"),
+            text("edge.quantize.rounding", self._rounding),
         ]
         if (importance := self._importance) is not None:
             entries.append(text("edge.quantize.importance", _digest(importance.path)))
@@ -279,7 +279,7 @@ class _Job:
                 x = read_floats(tensor, rows, threads)
                 of_rows = weight[rows.matrix] if weight is not None and weight.ndim > 1 else weight
                 with in_slice(tensor, rows):
-                    yield self._encoder(type_name).encode(x, of_rows, threads).data
+                    yield self._encoder(type_name).encode(x, of_rows, threads).data.cast("B")
             self.gguf.forget()
             done += rows.n * tensor.shape[-1]
             self._progress(done, total)
@@ -336,7 +336,8 @@ def _number(key: str, value: int) -> bytes:
 
 
 def _text(key: str, value: str) -> bytes:
-    return gguf_writer.entry(key, STRING, gguf_writer.string(value))
+    valid = value.encode("utf-8", "replace").decode()  # names of files may be no Unicode
+    return gguf_writer.entry(key, STRING, gguf_writer.string(valid))
 
 
 def _some(names: Sequence[str]) -> str:
