@@ -13,7 +13,7 @@ import click
 
 from edge.cli import COMMANDS
 from edge.cli.models import model_path
-from edge.cli.options import model_argument, threads_option
+from edge.cli.options import memory_option, model_argument, threads_option
 from edge.cli.status import duration
 from edge.cli.terminal import Progress, mebibytes, note
 from edge.errors import InputError
@@ -55,13 +55,20 @@ class Quantizing(Progress):
     help="The importance matrix, a file of edge-run imatrix or llama-imatrix.",
 )
 @click.option(
-    "--rounding",
-    type=click.Choice(["nearest"]),
-    default="nearest",
-    show_default=True,
-    metavar="HOW",
-    help="How weights are rounded: nearest, each alone to the nearest value.",
+    "--calibration",
+    multiple=True,
+    metavar="TEXT",
+    help="A text for --rounding feedback, a UTF-8 file that the model runs; may be repeated.",
 )
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "feedback"]),
+    metavar="HOW",
+    show_default="feedback with --calibration, else nearest",
+    help="How weights are rounded: nearest, each alone to the nearest value; feedback, such that "
+    "later columns make up for the errors of earlier ones.",
+)
+@memory_option
 @threads_option
 @click.option(
     "--explain",
@@ -129,6 +136,8 @@ def _lines(target: str, result: Quantized) -> list[str]:
         lines.append(
             f"{result.n_continued} of {len(result.tensors)} were there from an earlier run"
         )
+    if result.to_nearest:
+        lines.append(f"{len(result.to_nearest)} matrices have rows that feedback did not improve")
     if result.path:
         lines.append(f"took {duration(result.seconds)}")
     return lines

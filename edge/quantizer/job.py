@@ -4,9 +4,11 @@
 
     edge.quantize("model-f16.gguf", "model-q4.gguf", type="Q4_0")
     edge.quantize("model-f16.gguf", "model-q4.gguf", recipe="Q4_K_M", importance="model.imatrix")
+    edge.quantize("model-f16.gguf", "model-q3.gguf", recipe="IQ3_S", calibration=["text.txt"])
 
 The source may be of any type. Memory does not grow with the model: it holds one slice as floats,
-its bytes in both types, and the importance matrix.
+its bytes in both types, and the importance matrix. Rounding with feedback runs the model, and holds
+the moments of a group of matrices and a matrix as floats, within a memory budget.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import struct
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -32,20 +34,24 @@ from edge.errors import EdgeWarning, InputError, UnsupportedError
 from edge.files import gguf_writer
 from edge.files.gguf import GGUF, Tensor
 from edge.files.gguf_reader import STRING, UINT32
+from edge.files.text_file import TextFile
 from edge.native import CData, ffi
 from edge.progress import Progress, silent
 from edge.quantizer import recipe as recipes
+from edge.quantizer.activations import Activations
 from edge.quantizer.encode import IMPORTANCE_TYPES, Encoder
-from edge.quantizer.imatrix import Importance
+from edge.quantizer.feedback import round_with_feedback
+from edge.quantizer.imatrix import CONTEXT, Importance
+from edge.quantizer.moments import collect, passes
 from edge.quantizer.recipe import TypeChoice, Uniform
-from edge.quantizer.source import Floats, in_slice, read_floats, read_raw, slices
+from edge.quantizer.source import Floats, in_slice, read_floats, read_raw, read_whole, slices
 from edge.quantizer.types import (
     FLOATS,
     ModelTensors,
     bits_per_weight,
     needs_importance,
 )
-from edge.quantizer.writer import OutputPlan, writing
+from edge.quantizer.writer import OutputFile, OutputPlan, writing
 from edge.version import __version__
 from edge.weights.model_file import open_model
 from edge.weights.weights import supported_types
@@ -56,7 +62,9 @@ if TYPE_CHECKING:
 __all__ = ["QuantizeOptions", "Quantized", "explain", "quantize"]
 
 _VERSION = 2  # of the blocks: `general.quantization_version`, as ggml numbers it
-_ROUNDINGS = ("nearest",)
+#: Bytes that rounding with feedback needs for each weight of a matrix: as a float, twice.
+_BYTES_OF_WEIGHT = 8
+_ROUNDINGS = ("nearest", "feedback")
 #: Keys of the source that this file has others of, or none.
 _REPLACED = (
     *("general.file_type", "general.quantization_version", "quantize.", "edge.quantize."),
@@ -70,7 +78,9 @@ class QuantizeOptions(TypedDict, total=False):
     type: str | None
     recipe: str | os.PathLike[str] | None
     importance: str | os.PathLike[str] | None
-    rounding: str
+    calibration: Sequence[str | os.PathLike[str]]
+    rounding: str | None
+    memory: str | int | None
     threads: int | None
     progress: Progress | None
 
@@ -79,7 +89,8 @@ class QuantizeOptions(TypedDict, total=False):
 class Quantized:
     """What was written, or would be. path: of the file, "": none; bytes: its size; bits_per_weight:
     of all tensors together; tensors: name -> type; n_continued: tensors that an earlier run wrote;
-    seconds: of this run; recipe: the same types as the text of a recipe's file.
+    seconds: of this run; recipe: the same types as the text of a recipe's file; to_nearest: tensors
+    of which feedback would have made some rows worse, and these were rounded to the nearest.
     """
 
     path: str
@@ -89,6 +100,7 @@ class Quantized:
     n_continued: int
     seconds: float
     recipe: str
+    to_nearest: tuple[str, ...] = ()
 
     @property
     def types(self) -> dict[str, int]:
@@ -106,7 +118,10 @@ def quantize(
     type: that of all matrices ("Q4_0"), but where a row does not fit its blocks; or recipe: a mix
     of llama.cpp ("Q4_K_M"), a recipe that ships ("dynamicgate-low") or a TOML file, see
     `edge.quantizer.recipe`. importance: a file of `edge-run imatrix` or `llama-imatrix`.
-    rounding: "nearest". threads: as `edge.load` takes it. progress(weights done, weights in all).
+    calibration: texts, UTF-8 files, for rounding "feedback", which is the default where there are
+    some; else it is "nearest". memory, threads: as `edge.load` takes them; memory is for feedback,
+    which runs the model. progress(weights done, weights in all); with feedback measuring counts as
+    much as rounding.
 
     A run that was cut leaves two hidden files beside the output; the same call goes on with them.
     Raises InputError for options, an output that is the model itself, and an importance that is
@@ -133,7 +148,9 @@ class _Job:
     def __init__(self, gguf: GGUF, options: QuantizeOptions) -> None:
         self.gguf = gguf
         self._choice = _choice(options)
-        self._rounding = check.choice("rounding", options.get("rounding", "nearest"), _ROUNDINGS)
+        self._texts = [check.path("calibration", text) for text in options.get("calibration", ())]
+        self._rounding = _rounding(options, bool(self._texts))
+        self._memory = check.optional(check.size, "memory", options.get("memory"))
         self._cores = cores.choose(options.get("threads"))
         progress = options.get("progress")
         check.optional(check.function, "progress", progress, "(weights done, weights in all)")
@@ -142,7 +159,8 @@ class _Job:
         self._importance = Importance.read(path) if path else None
         self._encoders = dict[str, Encoder]()
         self._model = ModelTensors.of(gguf)
-        self._types = self._choice.types(self._model, self._importance is not None)
+        measured = self._importance is not None or self._rounding == "feedback"
+        self._types = self._choice.types(self._model, measured)
         self._check_sources()
         self._check_importance()
         kinds = {t.name: (self._types.get(t.name, t.type), t.shape) for t in gguf.tensors.values()}
@@ -168,19 +186,59 @@ class _Job:
     def run(self, target: Path) -> Quantized:
         """Write the file."""
         began, threads = time.monotonic(), native.new_threads(self._cores.threads, self._cores.cpus)
-        total = sum(math.prod(t.shape) for t in self.gguf.tensors.values())
-        done = 0
+        to_nearest = list[str]()
         try:
             with writing(target, self._plan, _identity(self.gguf)) as output:
                 continued = len(output.done)
+                bar = _Weights(self.gguf, self._progress)
+                bar.skip(output.done)
+                if self._rounding == "feedback":
+                    to_nearest = self._round_with_feedback(output, threads, bar)
                 for tensor in self.gguf.tensors.values():
                     if tensor.name not in output.done:
-                        output.write(tensor.name, self._encoded(tensor, threads, done, total))
-                    done += math.prod(tensor.shape)
-                    self._progress(done, total)
+                        output.write(tensor.name, self._rounded(tensor, threads, bar))
         finally:
             ffi.release(threads)
-        return self.result(str(target), continued, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        result = self.result(str(target), continued, seconds)
+        return replace(result, to_nearest=tuple(to_nearest))
+
+    def _round_with_feedback(self, output: OutputFile, threads: CData, bar: _Weights) -> list[str]:
+        """Write the matrices whose moments the texts give, group by group. Returns those of which
+        some rows were rounded to the nearest all the same.
+        """
+        types, tensors, to_nearest = self._types, self.gguf.tensors, list[str]()
+        names = [
+            name
+            for name, kind in types.items()
+            if kind not in (*FLOATS, tensors[name].type) and name not in output.done
+        ]
+        options = {"context": self._context, "memory": self._memory}
+        n_threads = self._cores.threads
+        with Activations.open(self.gguf.path, threads=n_threads, **options) as activations:
+            windows = activations.cut(activations.read([TextFile.open(t) for t in self._texts]))
+            largest = max((math.prod(tensors[name].shape) for name in names), default=0)
+            room = activations.room and max(0, activations.room - _BYTES_OF_WEIGHT * largest)
+            for group in passes(activations, names, room):
+                measuring = bar.measuring(sum(math.prod(tensors[name].shape) for name in group))
+                moments = collect(activations, windows, group, progress=measuring)
+                for name in group:
+                    weights = read_whole(tensors[name], threads)
+                    rounded = round_with_feedback(
+                        types[name], weights, moments.pop(name), threads, n_threads
+                    )
+                    output.write(name, [rounded.blocks.data.cast("B")])
+                    bar.add(weights.size)
+                    if any(part.is_nearest for part in rounded.ranges):
+                        to_nearest.append(name)
+        return to_nearest
+
+    @property
+    def _context(self) -> int:
+        """Tokens of a window of the texts."""
+        architecture = self.gguf.metadata.get("general.architecture")
+        most = self.gguf.metadata.get(f"{architecture}.context_length")
+        return min(CONTEXT, most) if type(most) is int else CONTEXT
 
     def result(self, path: str, n_continued: int, seconds: float) -> Quantized:
         """What the file is."""
@@ -223,10 +281,11 @@ class _Job:
         """Raise InputError for an importance that is missing or of another model."""
         needing = [n for n, kind in self._types.items() if needs_importance(n, kind)]
         if self._importance is None:
-            if needing:
+            if needing and self._rounding == "nearest":
                 raise InputError(
                     f"{self._types[needing[0]]}, which {len(needing)} tensors get, needs an "
-                    "importance matrix: make one with `edge-run imatrix`, and give it (--imatrix)"
+                    "importance matrix: make one with `edge-run imatrix`, and give it (--imatrix), "
+                    "or give a text (--calibration)"
                 )
             return
         self._importance.require_of({t.name: t.shape for t in self._model.tensors})
@@ -258,6 +317,9 @@ class _Job:
             text("edge.quantize.recipe", self._choice.name),
             text("edge.quantize.rounding", self._rounding),
         ]
+        if self._rounding == "feedback":
+            digests = [_digest(path) for path in self._texts]
+            entries.append(gguf_writer.strings("edge.quantize.calibration", digests))
         if (importance := self._importance) is not None:
             entries.append(text("edge.quantize.importance", _digest(importance.path)))
             entries.append(text("quantize.imatrix.file", Path(importance.path).name))
@@ -266,10 +328,10 @@ class _Job:
             entries.append(number("quantize.imatrix.chunks_count", importance.chunk_count))
         return entries
 
-    def _encoded(
-        self, tensor: Tensor, threads: CData, done: int, total: int
+    def _rounded(
+        self, tensor: Tensor, threads: CData, bar: _Weights
     ) -> Iterator[bytes | memoryview]:
-        """The bytes of a tensor as it is written, a slice at a time. done: weights before it."""
+        """The bytes of a tensor as it is written, to the nearest, a slice at a time."""
         type_name = self._types.get(tensor.name, tensor.type)
         weight = self._weight(tensor, type_name)
         for rows in slices(tensor):
@@ -281,8 +343,7 @@ class _Job:
                 with in_slice(tensor, rows):
                     yield self._encoder(type_name).encode(x, of_rows, threads).data.cast("B")
             self.gguf.forget()
-            done += rows.n * tensor.shape[-1]
-            self._progress(done, total)
+            bar.add(rows.n * tensor.shape[-1])
 
     def _encoder(self, type_name: str) -> Encoder:
         """The encoder of a type, whose tables are made once."""
@@ -299,6 +360,44 @@ class _Job:
             if mean is not None:
                 return mean
         return np.ones(tensor.shape[-1], np.float32) if type_name in IMPORTANCE_TYPES else None
+
+
+class _Weights:
+    """Tells how many weights are done; those that were measured count once more."""
+
+    def __init__(self, gguf: GGUF, progress: Progress) -> None:
+        self._sizes = {name: math.prod(t.shape) for name, t in gguf.tensors.items()}
+        self._progress = progress
+        self._done, self._total = 0, sum(self._sizes.values())
+
+    def skip(self, names: Iterable[str]) -> None:
+        """These are done."""
+        self.add(sum(self._sizes[name] for name in names))
+
+    def add(self, n: int) -> None:
+        """n more are done."""
+        self._done += n
+        self._progress(self._done, self._total)
+
+    def measuring(self, n: int) -> Progress:
+        """The progress of measuring n weights."""
+        first = self._done
+        self._total += n
+
+        def progress(done: int, total: int) -> None:
+            self._done = first
+            self.add(n * done // max(1, total))
+
+        return progress
+
+
+def _rounding(options: QuantizeOptions, has_texts: bool) -> str:
+    """How weights are rounded. Raises InputError for feedback without a text."""
+    default = "feedback" if has_texts else "nearest"
+    rounding = check.choice("rounding", options.get("rounding") or default, _ROUNDINGS)
+    if rounding == "feedback" and not has_texts:
+        raise InputError("rounding 'feedback' needs a text that the model runs: calibration")
+    return rounding
 
 
 def _choice(options: QuantizeOptions) -> TypeChoice:

@@ -17,7 +17,7 @@ from edge.native import CData
 from edge.quantizer.encode import decode
 from edge.quantizer.types import FLOATS, n_bytes
 
-__all__ = ["Floats", "RowSlice", "in_slice", "read_floats", "read_raw", "slices"]
+__all__ = ["Floats", "RowSlice", "in_slice", "read_floats", "read_raw", "read_whole", "slices"]
 
 _SLICE = 1 << 20  # weights
 
@@ -67,6 +67,19 @@ def read_floats(tensor: Tensor, rows: RowSlice, threads: CData) -> Floats:
             x = decode(tensor.type, blocks, k, threads)
     _require_finite(x, tensor, rows)
     return x
+
+
+def read_whole(tensor: Tensor, threads: CData) -> Floats:
+    """All rows of a tensor, (n, k), those of a stack one after the other. Raises ModelFileError, as
+    `read_floats`.
+    """
+    k = tensor.shape[-1]
+    out = np.empty((math.prod(tensor.shape[:-1]), k), np.float32)
+    at = 0
+    for rows in slices(tensor):
+        out[at : at + rows.n] = read_floats(tensor, rows, threads)
+        at += rows.n
+    return out
 
 
 @contextlib.contextmanager
