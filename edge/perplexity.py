@@ -19,7 +19,8 @@ The method is that of llama.cpp's `llama-perplexity` with its defaults, so that 
   that of the paired differences, since both models meet the same hard tokens.
 
 llama.cpp rounds the base's log-probabilities to 16 bits on their way through a file; here nothing
-is rounded, and both models are in memory at once.
+is rounded. The base is a model in memory beside the other one, or a file of the logits that it
+gave before: the numbers are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,26 +45,33 @@ from edge.errors import (
     CancelledError,
     ContextError,
     InputError,
+    MemoryBudgetError,
     ModelFileError,
     UnsupportedError,
     brief,
 )
 from edge.native.cancel import Cancel
 from edge.progress import Progress
+from edge.sizes import show
 
 if TYPE_CHECKING:
+    from edge.files.text_file import TextFile
     from edge.model import Model
     from edge.tokenizer import Tokenizer
 
 __all__ = [
     "Divergence",
+    "KeptLogits",
     "Perplexity",
+    "Vocabulary",
     "Windows",
+    "check_vocabularies",
     "compare",
     "cut",
     "cut_tokens",
+    "keep",
     "measure",
-    "most_text",
+    "read",
 ]
 
 #: Rows of logits in memory at a time: 51 MB for a vocabulary of 200,000.
@@ -142,6 +150,63 @@ class Divergence:
     top1_error: float
 
 
+@dataclass(frozen=True)
+class KeptLogits:
+    """The logits of a model on the windows of a text, which `keep` wrote to a file.
+
+    file: float32 (n_scored, n_vocab), open for reading; path: of the model; perplexity: its own.
+    """
+
+    file: IO[bytes]
+    n_vocab: int
+    path: str
+    windows: Windows
+    perplexity: Perplexity
+
+    def rows(self, tokens: Sequence[int], first: int) -> Iterator[Floats]:
+        """The next rows of the file: logits (n_vocab,) of each position of a window from `first`
+        on.
+        """
+        for _ in tokens[first:]:
+            yield np.frombuffer(self.file.read(4 * self.n_vocab), np.float32)
+
+
+class Vocabulary(NamedTuple):
+    """The tokens of a model file. tokens: their spellings, where these are known."""
+
+    path: str
+    n_vocab: int
+    tokens: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, engine: Engine) -> Vocabulary:
+        """Of a model in memory."""
+        tokens = engine.gguf.metadata.get("tokenizer.ggml.tokens", [])
+        return cls(engine.path, engine.n_vocab, tokens)
+
+
+def read(file: TextFile, models: Sequence[Model], context: int, chunks: int | None) -> str:
+    """A text for `cut`, or as much of it as the windows need; all models must be in memory.
+
+    Raises InputError; MemoryBudgetError for a text that is too long for the models' budgets.
+    """
+    most = _most_text(models)
+    wanted = None if chunks is None else models[0].tokenizer.most_bytes(chunks * context)
+    if wanted is not None and (most is None or wanted <= most):
+        text = file.start(wanted)
+    elif (whole := file.read(most)) is not None:
+        text = whole
+    else:
+        assert most is not None
+        raise MemoryBudgetError(
+            f"{file.name} has more than the {show(most)} of text that the memory budget has "
+            "room for: take fewer windows (--chunks), a shorter text or a larger --memory",
+            needed=most + 1,
+            budget=most,
+        )
+    return text.removesuffix("\n") if file.ended else text  # as llama.cpp does
+
+
 def cut(
     model: Model,
     text: str,
@@ -196,41 +261,50 @@ def cut_tokens(
     return Windows(tuple(windows), context)
 
 
-def most_text(models: Sequence[Model]) -> int | None:
-    """The most bytes of text for which the models' memory budgets have room, with the tokens and
-    numbers of the text; None: any number.
-
-    All models must be in memory.
-    """
-    room = []
-    for ledger in (_engine(model).ledger for model in models):
-        if ledger.budget is not None:
-            room.append(ledger.budget - ledger.needed + ledger.parts["prompt"])
-    return min(room) // _TEXT_BYTES if room else None
-
-
 def measure(
     model: Model,
     windows: Windows,
     *,
+    file: IO[bytes] | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Perplexity:
     """The model's perplexity on the windows of a text, see the top of this module.
 
-    Raises ContextError when the model was loaded for less than a window, CancelledError,
-    MemoryBudgetError, ModelFileError when the weights turn out to be damaged.
+    file: gets the logits, see `keep`. Raises ContextError when the model was loaded for less than a
+    window, CancelledError, MemoryBudgetError, ModelFileError when the weights turn out to be
+    damaged.
     """
     nll = array("d")
     with _runners([model], windows, progress, cancel) as (runner,):
         for token, (logits,) in _positions([runner], windows):
             nll.append(-float(native.log_softmax(logits)[token]))
+            if file is not None:
+                file.write(logits.tobytes())
     return _perplexity(runner, windows, nll)
+
+
+def keep(
+    model: Model,
+    windows: Windows,
+    file: IO[bytes],
+    *,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> KeptLogits:
+    """Measure a model and write its logits to a file, so that others compare without it in memory.
+
+    file: empty, open for reading and writing; it gets `windows.n_scored` rows of 4 bytes for each
+    token of the vocabulary. Raises OSError, and the errors of `measure`.
+    """
+    perplexity = measure(model, windows, file=file, progress=progress, cancel=cancel)
+    engine = _engine(model)
+    return KeptLogits(file, engine.n_vocab, engine.path, windows, perplexity)
 
 
 def compare(
     model: Model,
-    base: Model,
+    base: Model | KeptLogits,
     windows: Windows,
     *,
     progress: Progress | None = None,
@@ -238,22 +312,23 @@ def compare(
 ) -> Divergence:
     """The divergence of the model from a base model on the windows of a text.
 
-    base: any model of the same vocabulary, such as the one that `model` was quantised from.
-    Raises InputError when the vocabularies differ, and the errors of `measure`.
+    base: any model of the same vocabulary, such as the one that `model` was quantised from, or the
+    logits that it gave on these windows. Raises InputError when the vocabularies or the windows
+    differ, and the errors of `measure`.
     """
-    _check_same_vocabulary(model, base)
+    _check_base(model, base, windows)
+    kept = [base] if isinstance(base, KeptLogits) else []
+    models = [model] if isinstance(base, KeptLogits) else [model, base]
     nll, nll_base, kl, same = array("d"), array("d"), array("d"), array("b")
-    with _runners([model, base], windows, progress, cancel) as runners:
-        for token, (logits, logits_base) in _positions(runners, windows):
+    with _runners(models, windows, progress, cancel) as runners:
+        for token, (logits, logits_base) in _positions([*runners, *kept], windows):
             log_q, log_p = native.log_softmax(logits), native.log_softmax(logits_base)
             nll.append(-float(log_q[token]))
             nll_base.append(-float(log_p[token]))
             kl.append(_kl(native.softmax(logits_base), log_p, log_q))
             same.append(bool(logits.argmax() == logits_base.argmax()))
-    measured, measured_base = (
-        _perplexity(runner, windows, values)
-        for runner, values in zip(runners, (nll, nll_base), strict=True)
-    )
+    measured = _perplexity(runners[0], windows, nll)
+    measured_base = kept[0].perplexity if kept else _perplexity(runners[1], windows, nll_base)
     if not all(map(math.isfinite, kl)):
         raise _damaged(runners[0])
     log_ratio = _Mean.of(array("d", map(operator.sub, nll, nll_base)))
@@ -337,13 +412,13 @@ def _runners(
 
 
 def _positions(
-    runners: Sequence[_ModelRun], windows: Windows
+    sources: Sequence[_ModelRun | KeptLogits], windows: Windows
 ) -> Iterator[tuple[int, tuple[Floats, ...]]]:
     """(the token that follows, logits (n_vocab,) of each model) for each scored position."""
     first = windows.first
     for window in windows.tokens:
         # The last token of a window is not run: it would predict a token outside the window.
-        rows = (runner.rows(window[:-1], first) for runner in runners)
+        rows = (source.rows(window[:-1], first) for source in sources)
         yield from zip(window[first + 1 :], zip(*rows, strict=True), strict=True)
 
 
@@ -423,16 +498,37 @@ def _check_holds(model: Model, context: int) -> None:
         )
 
 
-def _check_same_vocabulary(model: Model, base: Model) -> None:
-    """Raise InputError unless every token has the same spelling in both."""
-    ours, theirs = (
-        _engine(m).gguf.metadata.get("tokenizer.ggml.tokens", []) for m in (model, base)
-    )
-    if ours == theirs and model.engine.n_vocab == base.engine.n_vocab:
+def _most_text(models: Sequence[Model]) -> int | None:
+    """The most bytes of text for which the models' memory budgets have room, with the tokens and
+    numbers of the text; None: any number.
+    """
+    room = []
+    for ledger in (_engine(model).ledger for model in models):
+        if ledger.budget is not None:
+            room.append(ledger.budget - ledger.needed + ledger.parts["prompt"])
+    return min(room) // _TEXT_BYTES if room else None
+
+
+def _check_base(model: Model, base: Model | KeptLogits, windows: Windows) -> None:
+    """Raise InputError for a base that the model cannot be compared with on these windows."""
+    engine = _engine(model)
+    if not isinstance(base, KeptLogits):
+        check_vocabularies(Vocabulary.of(engine), Vocabulary.of(_engine(base)))
         return
-    where = f"{model.engine.path} and {base.engine.path} differ in their vocabularies"
-    if model.engine.n_vocab != base.engine.n_vocab:
-        raise InputError(f"{where}: {model.engine.n_vocab} and {base.engine.n_vocab} tokens")
+    if base.windows != windows:
+        raise InputError(f"the logits of {base.path} are of other windows")
+    check_vocabularies(Vocabulary(engine.path, engine.n_vocab), Vocabulary(base.path, base.n_vocab))
+    base.file.seek(0)
+
+
+def check_vocabularies(model: Vocabulary, base: Vocabulary) -> None:
+    """Raise InputError unless every token has the same spelling in both."""
+    ours, theirs = model.tokens, base.tokens
+    if ours == theirs and model.n_vocab == base.n_vocab:
+        return
+    where = f"{model.path} and {base.path} differ in their vocabularies"
+    if model.n_vocab != base.n_vocab:
+        raise InputError(f"{where}: {model.n_vocab} and {base.n_vocab} tokens")
     i = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), 0)
     spelled = " and ".join(brief(tokens[i] if tokens else None) for tokens in (ours, theirs))
     raise InputError(f"{where}: token {i} is {spelled}")

@@ -22,8 +22,7 @@ from edge.cli.options import (
 )
 from edge.cli.terminal import Interrupt, Progress, mebibytes, note
 from edge.device import memory
-from edge.errors import CancelledError, MemoryBudgetError
-from edge.sizes import show
+from edge.errors import CancelledError
 
 if TYPE_CHECKING:
     from edge.files.text_file import TextFile
@@ -107,7 +106,7 @@ def _measure(
     cancel, context, chunks = Cancel(), options["context"], options["chunks"]
     try:
         with Interrupt(cancel.set), Progress("measuring") as progress:
-            text = _read(file, models, context, chunks)
+            text = library.read(file, models, context, chunks)
             windows = library.cut(models[0], text, context=context, chunks=chunks, cancel=cancel)
             del text
             if len(models) == 1:
@@ -115,27 +114,6 @@ def _measure(
             return library.compare(models[0], models[1], windows, progress=progress, cancel=cancel)
     except CancelledError:
         raise click.exceptions.Exit(130) from None
-
-
-def _read(file: TextFile, models: list[Model], context: int, chunks: int | None) -> str:
-    """The text, or as much of it as the windows need. Raises InputError, MemoryBudgetError."""
-    from edge import perplexity as library
-
-    most = library.most_text(models)
-    wanted = None if chunks is None else models[0].tokenizer.most_bytes(chunks * context)
-    if wanted is not None and (most is None or wanted <= most):
-        text = file.start(wanted)
-    elif (whole := file.read(most)) is not None:
-        text = whole
-    else:
-        assert most is not None
-        raise MemoryBudgetError(
-            f"{file.name} has more than the {show(most)} of text that the memory budget has "
-            "room for: take fewer windows (--chunks), a shorter text or a larger --memory",
-            needed=most + 1,
-            budget=most,
-        )
-    return text.removesuffix("\n") if file.ended else text  # as llama.cpp does
 
 
 def _as_dict(
