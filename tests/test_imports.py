@@ -46,6 +46,9 @@ LAYERS = [
     "quantizer",  # models in fewer bits
     "__init__",  # the face
     "bench",  # who uses it
+    "__init__",  # the face; below, who uses it
+    "bench",
+    "evaluate",  # files beside one another
     "cli",
 ]
 #: Packages that may be imported at the top of these modules only.

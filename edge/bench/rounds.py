@@ -26,7 +26,7 @@ from edge.errors import EdgeError, InputError, UnsupportedError
 from edge.loading import KV_TYPES, NativeOptions
 from edge.onnx import is_onnx
 
-__all__ = ["Measurement", "Outcome", "Peer", "Settings", "measure"]
+__all__ = ["Measurement", "Outcome", "Peer", "Settings", "measure", "measure_files"]
 
 #: With peers, a round measures a case until it took ENOUGH seconds, at most MOST times.
 ENOUGH, MOST = 1.0, 3
@@ -134,6 +134,27 @@ def measure(path: str, settings: Settings, progress: Progress | None = None) -> 
     report = progress or (lambda what, done, total: None)
     measure_threads = _with_peers if settings.peers else _alone
     return [measure_threads(path, threads, settings, report) for threads in settings.threads]
+
+
+def measure_files(
+    paths: Sequence[str], settings: Settings, progress: Progress | None = None
+) -> list[Measurement]:
+    """Measure several models in the same rounds; one entry per path.
+
+    Each round begins with another model. Each model runs in a process of its own, so that one of
+    them is in memory at a time. settings: without peers, of one number of threads. Raises what
+    `measure` raises.
+    """
+    settings.check()
+    results = [Measurement(0) for _ in paths]
+    for i in range(settings.rounds):
+        for j in range(len(paths)):
+            k = (i + j) % len(paths)
+            outcome = _ours_once(paths[k], settings.threads[0], settings, results[k])
+            results[k].rounds.setdefault("edge", []).append(outcome)
+            if progress is not None:
+                progress("measuring speed", i * len(paths) + j + 1, settings.rounds * len(paths))
+    return results
 
 
 def _alone(path: str, threads: int | None, settings: Settings, progress: Progress) -> Measurement:

@@ -17,6 +17,7 @@ from edge.cli.options import (
     layout_option,
     memory_option,
     model_argument,
+    plot_path,
     provider_options,
 )
 from edge.cli.terminal import Progress, mebibytes
@@ -57,12 +58,6 @@ def _by_name(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) ->
     if not all(name and path for name, _, path in pairs):
         raise click.BadParameter("write a peer's name, an equals sign and a path.")
     return {name: path for name, _, path in pairs}
-
-
-def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not value.lower().endswith((".svg", ".png")):
-        raise click.BadParameter(f"{value!r} ends neither in .svg nor in .png.")
-    return value
 
 
 @click.command(short_help=COMMANDS["bench"])
@@ -135,7 +130,7 @@ def _plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str
 @click.option(
     "--plot",
     "plot_path",
-    callback=_plot_path,
+    callback=plot_path,
     metavar="FILE",
     help="Draw the roofline, as .svg or .png (needs matplotlib).",
 )

@@ -334,6 +334,13 @@ def _variables(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) 
     return variables
 
 
+def plot_path(ctx: click.Context, _: click.Parameter, value: str | None) -> str | None:
+    """The name of a picture, checked before what it shows is measured."""
+    if value is not None and not value.lower().endswith((".svg", ".png")):
+        raise click.BadParameter(f"{value!r} ends neither in .svg nor in .png.")
+    return value
+
+
 def open_text(path: str | None) -> TextFile:
     """A text file; standard input where path is None. Raises InputError."""
     if path is None:

@@ -1,0 +1,7 @@
+"""What the files of a model are worth: size, quality and speed of each, beside one another.
+
+    table.py    the figures of each file, measured against one base
+    picture.py  the figures as a picture: size against divergence
+
+Each imports only from those above it.
+"""
