@@ -63,7 +63,7 @@ __all__ = [
     "Divergence",
     "KeptLogits",
     "Perplexity",
-    "Vocabulary",
+    "TokenList",
     "Windows",
     "check_vocabularies",
     "compare",
@@ -171,7 +171,7 @@ class KeptLogits:
             yield np.frombuffer(self.file.read(4 * self.n_vocab), np.float32)
 
 
-class Vocabulary(NamedTuple):
+class TokenList(NamedTuple):
     """The tokens of a model file. tokens: their spellings, where these are known."""
 
     path: str
@@ -179,7 +179,7 @@ class Vocabulary(NamedTuple):
     tokens: Sequence[str] = ()
 
     @classmethod
-    def of(cls, engine: Engine) -> Vocabulary:
+    def of(cls, engine: Engine) -> TokenList:
         """Of a model in memory."""
         tokens = engine.gguf.metadata.get("tokenizer.ggml.tokens", [])
         return cls(engine.path, engine.n_vocab, tokens)
@@ -513,15 +513,15 @@ def _check_base(model: Model, base: Model | KeptLogits, windows: Windows) -> Non
     """Raise InputError for a base that the model cannot be compared with on these windows."""
     engine = _engine(model)
     if not isinstance(base, KeptLogits):
-        check_vocabularies(Vocabulary.of(engine), Vocabulary.of(_engine(base)))
+        check_vocabularies(TokenList.of(engine), TokenList.of(_engine(base)))
         return
     if base.windows != windows:
         raise InputError(f"the logits of {base.path} are of other windows")
-    check_vocabularies(Vocabulary(engine.path, engine.n_vocab), Vocabulary(base.path, base.n_vocab))
+    check_vocabularies(TokenList(engine.path, engine.n_vocab), TokenList(base.path, base.n_vocab))
     base.file.seek(0)
 
 
-def check_vocabularies(model: Vocabulary, base: Vocabulary) -> None:
+def check_vocabularies(model: TokenList, base: TokenList) -> None:
     """Raise InputError unless every token has the same spelling in both."""
     ours, theirs = model.tokens, base.tokens
     if ours == theirs and model.n_vocab == base.n_vocab:

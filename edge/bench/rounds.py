@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,15 +143,17 @@ def measure_files(
     """Measure several models in the same rounds; one entry per path.
 
     Each round begins with another model. Each model runs in a process of its own, so that one of
-    them is in memory at a time. settings: without peers, of one number of threads. Raises what
-    `measure` raises.
+    them is in memory at a time. No roofs are measured. settings: without peers, of one number of
+    threads. Raises what `measure` raises.
     """
     settings.check()
     results = [Measurement(0) for _ in paths]
     for i in range(settings.rounds):
         for j in range(len(paths)):
             k = (i + j) % len(paths)
-            outcome = _ours_once(paths[k], settings.threads[0], settings, results[k])
+            outcome = _ours_once(
+                paths[k], settings.threads[0], settings, results[k], has_roofs=False
+            )
             results[k].rounds.setdefault("edge", []).append(outcome)
             if progress is not None:
                 progress("measuring speed", i * len(paths) + j + 1, settings.rounds * len(paths))
@@ -219,10 +222,18 @@ def _with_peers(
     return result
 
 
-def _ours_once(path: str, threads: int | None, settings: Settings, result: Measurement) -> Outcome:
+def _ours_once(
+    path: str,
+    threads: int | None,
+    settings: Settings,
+    result: Measurement,
+    *,
+    has_roofs: bool = True,
+) -> Outcome:
     """Measure edge in a process of its own, and write its facts to `result`. Raises its errors."""
     job: dict[str, Any] = {"model": path, "threads": threads, "context": settings.context}
     job |= {"cases": settings.cases, "enough": ENOUGH, "most": MOST, "options": settings.loading}
+    job["has_roofs"] = has_roofs
     root = str(Path(edge.__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -248,12 +259,12 @@ def _run_ours(job: dict[str, Any]) -> dict[str, Any]:
     cases = [Case(*case) for case in job["cases"]]
     with Ours(job["model"], job["threads"], job["context"], **job["options"]) as ours:
         facts = _described(ours, cases)
-        with Machine(facts.threads) as machine:
+        with Machine(facts.threads) if job["has_roofs"] else nullcontext() as machine:
             warm_up(ours, cases)
-            roofs, speeds = [machine.measure()], []
+            roofs, speeds = [machine.measure()] if machine else [], []
             for case in cases:
                 speeds.append(speed(ours, case, job["enough"], job["most"]))
-                roofs.append(machine.measure())
+                roofs += [machine.measure()] if machine else []
         return {
             "build": ours.build(),
             "threads": facts.threads,

@@ -116,7 +116,7 @@ def compare(
     found: list[Evaluation] = []
     stopped: Exception | None = None
     try:
-        with Interrupt(cancel.set), _Bars() as bars:
+        with Interrupt(cancel.set), _TimedBars() as bars:
             for evaluation in evaluate(comparison, opened, progress=bars, cancel=cancel):
                 found.append(evaluation)
     except CancelledError:
@@ -145,7 +145,8 @@ def _show(
     missing = len(comparison.paths) - len(found)
     note(
         f"{base.n_windows} windows of {comparison.context} tokens, {base.n_scored:,} scored; "
-        "± is a standard error" + (f"; {missing} files not measured" if missing else "")
+        "± is a standard error"
+        + (f"; {missing} file{'s' * (missing > 1)} not measured" if missing else "")
     )
 
 
@@ -233,7 +234,7 @@ class _Timed(Progress):
         return f"{line}, {duration((total - done) * seconds / n)} left" if n > 0 else line
 
 
-class _Bars:
+class _TimedBars:
     """One bar on the terminal at a time, for what is being done; each goes on where it stopped."""
 
     def __init__(self) -> None:
@@ -248,7 +249,7 @@ class _Bars:
         self._last = self._bars.setdefault(what, _Timed(what))
         self._last(done, total)
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> _TimedBars:
         return self
 
     def __exit__(self, *error: object) -> None:

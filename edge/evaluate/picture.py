@@ -38,6 +38,7 @@ def draw(evaluations: Sequence[Evaluation], path: str | os.PathLike[str]) -> Non
     axes.set_xlabel("size (MB)")
     axes.set_ylabel("mean KL divergence from the base (nats)")
     axes.grid(True, which="both", alpha=0.2)
+    axes.margins(x=0.15)  # room for names
     for recipe, points in curves.items():
         xs, ys, names = zip(*sorted(points), strict=True)
         axes.plot(xs, ys, "o-", label=recipe)

@@ -34,7 +34,7 @@ from edge.loading import Loading
 from edge.model import Model, load
 from edge.native.cancel import Cancel
 from edge.onnx import is_onnx
-from edge.perplexity import Divergence, KeptLogits, Perplexity, Vocabulary, Windows
+from edge.perplexity import Divergence, KeptLogits, Perplexity, TokenList, Windows
 from edge.progress import Progress
 from edge.sizes import show
 
@@ -180,7 +180,7 @@ def _facts_of_all(comparison: Comparison) -> list[FileFacts]:
         raise InputError("there is no file to compare with the base")
     seen = set[tuple[int, int]]()
     facts = list[FileFacts]()
-    base: Vocabulary | None = None
+    base: TokenList | None = None
     for path in comparison.paths:
         if is_onnx(path):
             raise UnsupportedError(f"{path}: GGUF models are compared", what="compare")
@@ -212,10 +212,10 @@ def _facts_of(described: DescribedFile) -> FileFacts:
     )
 
 
-def _vocabulary_of(described: DescribedFile) -> Vocabulary:
+def _vocabulary_of(described: DescribedFile) -> TokenList:
     graph = described.description.graph
     tokens = described.file.metadata.get("tokenizer.ggml.tokens", [])
-    return Vocabulary(described.path, graph.dims[graph.output], tokens)
+    return TokenList(described.path, graph.dims[graph.output], tokens)
 
 
 # ---- running ----
