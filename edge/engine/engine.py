@@ -281,6 +281,13 @@ class Engine:
         return self._pages
 
     @property
+    def arena(self) -> mmap.mmap:
+        """The memory of the buffers: what the last run left in them."""
+        if self._arena is None:
+            raise InputError("the model was closed")
+        return self._arena
+
+    @property
     def page_bytes(self) -> Sequence[int]:
         """Bytes of a page of keys and values, for each layer group."""
         return [group.shape.page_bytes for group in self.kv.groups]
