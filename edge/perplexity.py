@@ -20,7 +20,7 @@ The method is that of llama.cpp's `llama-perplexity` with its defaults, so that 
 
 llama.cpp rounds the base's log-probabilities to 16 bits on their way through a file; here nothing
 is rounded. The base is a model in memory beside the other one, or a file of the logits that it
-gave before: the numbers are the same, bit for bit.
+gave before; and a model is in memory, or runs part by part. The numbers are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import operator
 import statistics
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
@@ -41,6 +41,8 @@ from numpy.typing import NDArray
 
 from edge import check, native
 from edge.engine.engine import Engine
+from edge.engine.parts import ModelInParts, Piece
+from edge.engine.plan import CHUNK
 from edge.errors import (
     CancelledError,
     ContextError,
@@ -58,6 +60,9 @@ if TYPE_CHECKING:
     from edge.files.text_file import TextFile
     from edge.model import Model
     from edge.tokenizer import Tokenizer
+
+    #: Both run; a part of the second is in memory at a time.
+    AnyModel = Model | ModelInParts
 
 __all__ = [
     "Divergence",
@@ -179,13 +184,13 @@ class TokenList(NamedTuple):
     tokens: Sequence[str] = ()
 
     @classmethod
-    def of(cls, engine: Engine) -> TokenList:
+    def of(cls, engine: Engine | ModelInParts) -> TokenList:
         """Of a model in memory."""
         tokens = engine.gguf.metadata.get("tokenizer.ggml.tokens", [])
         return cls(engine.path, engine.n_vocab, tokens)
 
 
-def read(file: TextFile, models: Sequence[Model], context: int, chunks: int | None) -> str:
+def read(file: TextFile, models: Sequence[AnyModel], context: int, chunks: int | None) -> str:
     """A text for `cut`, or as much of it as the windows need; all models must be in memory.
 
     Raises InputError; MemoryBudgetError for a text that is too long for the models' budgets.
@@ -208,7 +213,7 @@ def read(file: TextFile, models: Sequence[Model], context: int, chunks: int | No
 
 
 def cut(
-    model: Model,
+    model: AnyModel,
     text: str,
     *,
     context: int = 512,
@@ -262,7 +267,7 @@ def cut_tokens(
 
 
 def measure(
-    model: Model,
+    model: AnyModel,
     windows: Windows,
     *,
     file: IO[bytes] | None = None,
@@ -285,7 +290,7 @@ def measure(
 
 
 def keep(
-    model: Model,
+    model: AnyModel,
     windows: Windows,
     file: IO[bytes],
     *,
@@ -303,8 +308,8 @@ def keep(
 
 
 def compare(
-    model: Model,
-    base: Model | KeptLogits,
+    model: AnyModel,
+    base: AnyModel | KeptLogits,
     windows: Windows,
     *,
     progress: Progress | None = None,
@@ -365,32 +370,71 @@ class _ModelRun:
     def rows(self, tokens: Sequence[int], first: int) -> Iterator[Floats]:
         """Logits (n_vocab,) of each position from `first` on, ROWS of them computed at a time."""
         self._cache.trim(0)
-        starts = [*range(0, first, self.engine.chunk), *range(first, len(tokens), ROWS)]
-        for start, end in pairwise([*starts, len(tokens)]):
+        for piece in _pieces(tokens, first):
             # Copies: a view in use would keep all of these rows in memory beside the next ones.
-            yield from map(np.copy, self._run(tokens[start:end], scored=start >= first))
+            yield from map(np.copy, self._run(piece))
 
-    def _run(self, tokens: Sequence[int], *, scored: bool) -> Floats | tuple[()]:
+    def _run(self, piece: Piece) -> Floats | tuple[()]:
         """Logits (tokens, n_vocab) where they are scored, else ()."""
         start = perf_counter()
         logits = self.engine.run(
-            self._cache, tokens, logits="all" if scored else "none", cancel=self._cancel
+            self._cache,
+            piece.tokens,
+            logits="all" if piece.is_scored else "none",
+            cancel=self._cancel,
         )
         self.seconds += perf_counter() - start
-        self.n_tokens += len(tokens)
-        self._count(len(tokens))
+        self.n_tokens += len(piece.tokens)
+        self._count(len(piece.tokens))
         return () if logits is None else logits
+
+
+class _PartsRun:
+    """Runs a model part by part on all windows, and gives their logits one after the other."""
+
+    def __init__(
+        self,
+        model: ModelInParts,
+        windows: Windows,
+        count: Callable[[int], None],
+        cancel: Cancel | None,
+    ) -> None:
+        self.engine = model
+        self.seconds, self.n_tokens = 0.0, 0
+        pieces = [list(_pieces(window[:-1], windows.first)) for window in windows.tokens]
+        self._logits = model.run(pieces, count, cancel)
+
+    def rows(self, tokens: Sequence[int], first: int) -> Iterator[Floats]:
+        """Logits (n_vocab,) of each position of the next window from `first` on."""
+        for piece in _pieces(tokens, first):
+            start = perf_counter()
+            logits = next(self._logits)
+            self.seconds += perf_counter() - start
+            self.n_tokens += len(piece.tokens)
+            yield from () if logits is None else map(np.copy, logits)
+
+    def close(self) -> None:
+        """End the run."""
+        self._logits.close()
+
+
+def _pieces(tokens: Sequence[int], first: int) -> Iterator[Piece]:
+    """A window in runs: those from position `first` on are scored."""
+    starts = [*range(0, first, CHUNK), *range(first, len(tokens), ROWS)]
+    for start, end in pairwise([*starts, len(tokens)]):
+        yield Piece(tokens[start:end], is_scored=start >= first)
 
 
 @contextmanager
 def _runners(
-    models: Sequence[Model], windows: Windows, progress: Progress | None, cancel: Cancel | None
-) -> Iterator[list[_ModelRun]]:
-    """A runner for each model; progress counts the tokens of all."""
+    models: Sequence[AnyModel], windows: Windows, progress: Progress | None, cancel: Cancel | None
+) -> Iterator[list[_ModelRun | _PartsRun]]:
+    """A runner for each model; progress counts the tokens of all, once for each part of a model."""
     if not isinstance(windows, Windows):
         raise InputError(f"windows is {brief(windows)}, it must be what `cut` gives")
     check.optional(check.function, "progress", progress, "(done, total)")
-    total = len(models) * len(windows.tokens) * (windows.context - 1)
+    times = sum(m.n_parts if isinstance(m, ModelInParts) else 1 for m in models)
+    total = times * len(windows.tokens) * (windows.context - 1)
     done = 0
 
     def count(n_tokens: int) -> None:
@@ -400,10 +444,15 @@ def _runners(
             progress(done, total)
 
     with ExitStack() as stack:
-        runners = []
+        runners: list[_ModelRun | _PartsRun] = []
         for model in models:
             _check_holds(model, windows.context)
             engine = _engine(model)
+            if isinstance(engine, ModelInParts):
+                runners.append(
+                    stack.enter_context(closing(_PartsRun(engine, windows, count, cancel)))
+                )
+                continue
             cache = engine.cache()
             stack.callback(cache.close)
             runners.append(_ModelRun(engine, cache, count, cancel))
@@ -412,7 +461,7 @@ def _runners(
 
 
 def _positions(
-    sources: Sequence[_ModelRun | KeptLogits], windows: Windows
+    sources: Sequence[_ModelRun | _PartsRun | KeptLogits], windows: Windows
 ) -> Iterator[tuple[int, tuple[Floats, ...]]]:
     """(the token that follows, logits (n_vocab,) of each model) for each scored position."""
     first = windows.first
@@ -447,7 +496,9 @@ def _kl(p: Floats, log_p: Floats, log_q: Floats) -> float:
     return float(np.cumsum(terms)[-1])
 
 
-def _perplexity(runner: _ModelRun, windows: Windows, nll: Sequence[float]) -> Perplexity:
+def _perplexity(
+    runner: _ModelRun | _PartsRun, windows: Windows, nll: Sequence[float]
+) -> Perplexity:
     """The perplexity of these negative log-probabilities. Raises ModelFileError where they are not
     finite, or absurd.
     """
@@ -467,7 +518,7 @@ def _perplexity(runner: _ModelRun, windows: Windows, nll: Sequence[float]) -> Pe
     )
 
 
-def _damaged(runner: _ModelRun) -> ModelFileError:
+def _damaged(runner: _ModelRun | _PartsRun) -> ModelFileError:
     return ModelFileError(
         "what the text says comes out as impossible: the weights are damaged",
         path=runner.engine.path,
@@ -477,10 +528,12 @@ def _damaged(runner: _ModelRun) -> ModelFileError:
 # ---- checks ----
 
 
-def _engine(model: Model) -> Engine:
+def _engine(model: AnyModel) -> Engine | ModelInParts:
     """The native engine of a model. Raises UnsupportedError for another engine, because its weights
     are not known.
     """
+    if isinstance(model, ModelInParts):
+        return model
     if not isinstance(model.engine, Engine):
         raise UnsupportedError(
             f"{model.engine.path}: perplexity is measured of GGUF models", what="perplexity"
@@ -488,17 +541,18 @@ def _engine(model: Model) -> Engine:
     return model.engine
 
 
-def _check_holds(model: Model, context: int) -> None:
-    limit = model.engine.config.n_context
+def _check_holds(model: AnyModel, context: int) -> None:
+    engine = model if isinstance(model, ModelInParts) else model.engine
+    limit = engine.config.n_context
     if context > limit:
         raise ContextError(
-            f"{model.engine.path}: windows of {context} tokens, it was loaded for {limit}",
+            f"{engine.path}: windows of {context} tokens, it was loaded for {limit}",
             needed=context,
             limit=limit,
         )
 
 
-def _most_text(models: Sequence[Model]) -> int | None:
+def _most_text(models: Sequence[AnyModel]) -> int | None:
     """The most bytes of text for which the models' memory budgets have room, with the tokens and
     numbers of the text; None: any number.
     """
@@ -509,7 +563,7 @@ def _most_text(models: Sequence[Model]) -> int | None:
     return min(room) // _TEXT_BYTES if room else None
 
 
-def _check_base(model: Model, base: Model | KeptLogits, windows: Windows) -> None:
+def _check_base(model: AnyModel, base: AnyModel | KeptLogits, windows: Windows) -> None:
     """Raise InputError for a base that the model cannot be compared with on these windows."""
     engine = _engine(model)
     if not isinstance(base, KeptLogits):

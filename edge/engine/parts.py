@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -86,7 +86,7 @@ class ModelInParts:
         windows: Sequence[Sequence[Piece]],
         count: Callable[[int], None],
         cancel: Cancel | None = None,
-    ) -> Iterator[NDArray[np.float32] | None]:
+    ) -> Generator[NDArray[np.float32] | None, None, None]:
         """Run windows, each from an empty cache: yields the logits (tokens, n_vocab) of each piece,
         None where it is not scored, all while the last part runs.
 

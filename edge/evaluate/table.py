@@ -4,7 +4,8 @@
     for evaluation in evaluate(comparison, TextFile.open("text.txt")):
         print(evaluation.facts.path, evaluation.perplexity)
 
-One model is in memory at a time. The base runs once, and its logits stay in a file of the cache
+One model is in memory at a time, and one part of its layers where a GGUF file is too large for
+that. The base runs once, and its logits stay in a file of the cache
 folder until the end: 4 bytes for each scored position and token of the vocabulary. The file has no
 name, so nothing is left of it even if the process is killed. The numbers are those of
 `edge.perplexity.compare` with both models in memory, bit for bit.
@@ -27,6 +28,7 @@ from edge.bench.rounds import Measurement, Settings, measure_files
 from edge.bench.runner import Case
 from edge.disk.room import cache_dir
 from edge.engine.engine import DescribedFile
+from edge.engine.parts import ModelInParts
 from edge.errors import CancelledError, EdgeError, InputError, UnsupportedError
 from edge.files.file_types import FILE_TYPES
 from edge.files.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
@@ -34,7 +36,7 @@ from edge.loading import Loading
 from edge.model import Model, load
 from edge.native.cancel import Cancel
 from edge.onnx import is_onnx
-from edge.perplexity import Divergence, KeptLogits, Perplexity, TokenList, Windows
+from edge.perplexity import Divergence, KeptLogits, Perplexity, TokenList
 from edge.progress import Progress
 from edge.sizes import show
 
@@ -48,6 +50,8 @@ __all__ = ["Comparison", "Evaluation", "FileFacts", "evaluate"]
 N_DECODE = 64
 #: Rounds of the measurement of speed.
 ROUNDS = 3
+#: Steps of the progress of one model.
+_STEPS = 10_000
 #: The most characters of a recipe's name.
 _NAME = 80
 
@@ -90,7 +94,8 @@ class FileFacts:
     recipe: how it was quantised, see `recipe_of`. n_bytes: of the file, or of all shards. bits: per
     weight, of all tensors; layer_bits: of the matrices in the layers, so without embeddings, head
     and norms. memory_bytes: what a process needs to run it with the windows' context, as
-    `edge-run plan` counts.
+    `edge-run plan` counts. fits: whether that is within the memory budget; if not, the file runs
+    part by part, and its speed is not measured.
     """
 
     path: str
@@ -99,6 +104,7 @@ class FileFacts:
     bits: float
     layer_bits: float
     memory_bytes: int
+    fits: bool
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def evaluate(
     facts = _facts_of_all(comparison)
     with _scratch() as file:
         kept = _run_base(comparison, text, file, report, cancel)
-        speeds = _speeds(comparison, report, cancel)
+        speeds = _speeds(comparison, facts, report, cancel)
         yield Evaluation(facts[0], kept.perplexity, None, *speeds[0])
         for i, path in enumerate(comparison.files, 1):
             with _loaded(path, comparison, report) as model:
@@ -186,9 +192,13 @@ def _facts_of_all(comparison: Comparison) -> list[FileFacts]:
             raise UnsupportedError(f"{path}: GGUF models are compared", what="compare")
         options = Loading.of(comparison.options).for_native(path)
         with DescribedFile.open(path, options) as described:
-            described.ledger.require()
             facts.append(_facts_of(described))
+            if described.file.is_packed:
+                described.ledger.require()
             vocabulary = _vocabulary_of(described)
+        if not facts[-1].fits:
+            with ModelInParts(path, options) as model:
+                model.ledger.require()
         base = base or vocabulary
         perplexity.check_vocabularies(vocabulary, base)
         status = os.stat(path)
@@ -209,6 +219,7 @@ def _facts_of(described: DescribedFile) -> FileFacts:
         bits=bits_per_weight(tensors),
         layer_bits=bits_per_weight(matrices),
         memory_bytes=described.ledger.needed,
+        fits=described.ledger.fits,
     )
 
 
@@ -243,15 +254,16 @@ def _run_base(
         content = perplexity.read(text, [model], context, chunks)
         windows = perplexity.cut(model, content, context=context, chunks=chunks, cancel=cancel)
         del content
-        _check_room(windows, model.engine.n_vocab)
+        n_vocab = (model if isinstance(model, ModelInParts) else model.engine).n_vocab
+        _check_room(4 * windows.n_scored * n_vocab)
         part = _part(report, 0, comparison)
         return perplexity.keep(model, windows, file, progress=part, cancel=cancel)
 
 
-def _check_room(windows: Windows, n_vocab: int) -> None:
-    """Raise InputError where the disk has no room for the base's logits."""
+def _check_room(needed: int) -> None:
+    """Raise InputError where the disk has no room for so many bytes of logits."""
     folder = cache_dir()
-    needed, free = 4 * windows.n_scored * n_vocab, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
             f"the base's logits need {show(needed)} in {folder} until the end, {show(free)} are "
@@ -260,8 +272,15 @@ def _check_room(windows: Windows, n_vocab: int) -> None:
 
 
 @contextmanager
-def _loaded(path: str, comparison: Comparison, report: Report) -> Iterator[Model]:
-    """A model, until the `with` ends."""
+def _loaded(path: str, comparison: Comparison, report: Report) -> Iterator[Model | ModelInParts]:
+    """A model, until the `with` ends: in parts where it does not fit into memory."""
+    options = Loading.of(comparison.options).for_native(path)
+    with DescribedFile.open(path, options) as described:
+        fits = described.ledger.fits or described.file.is_packed
+    if not fits:
+        with ModelInParts(path, options) as parts:
+            yield parts
+        return
     with load(
         path,
         progress=lambda done, total: report("loading", done, total),
@@ -272,16 +291,17 @@ def _loaded(path: str, comparison: Comparison, report: Report) -> Iterator[Model
 
 def _part(report: Report, i: int, comparison: Comparison) -> Progress:
     """The progress of the i-th run, as a part of the progress of all."""
-    n = len(comparison.paths)
-    return lambda done, total: report("measuring", i * total + done, n * total)
+    n = _STEPS * len(comparison.paths)
+    return lambda done, total: report("measuring", _STEPS * i + _STEPS * done // total, n)
 
 
 def _speeds(
-    comparison: Comparison, report: Report, cancel: Cancel | None
+    comparison: Comparison, facts: list[FileFacts], report: Report, cancel: Cancel | None
 ) -> list[tuple[float | None, float | None]]:
-    """(prompt speed, decode speed) of the base and of each file."""
-    if not comparison.has_speed:
-        return [(None, None)] * len(comparison.paths)
+    """(prompt speed, decode speed) of the base and of each file, where these fit into memory."""
+    paths = [f.path for f in facts if f.fits and comparison.has_speed]
+    if not paths:
+        return [(None, None)] * len(facts)
 
     def go_on(what: str, done: int, total: int) -> None:
         report(what, done, total)
@@ -292,12 +312,13 @@ def _speeds(
     cases = (Case("prompt", n), Case("decode", min(n, N_DECODE)))
     settings = Settings(cases, (comparison.threads,), ROUNDS, options=options)
     try:
-        measured = measure_files(comparison.paths, settings, go_on)
+        measured = measure_files(paths, settings, go_on)
     except EdgeError:
         if cancel is not None and cancel.is_set():  # Ctrl-C ended the other process, too
             raise CancelledError("the call was cancelled") from None
         raise
-    return [_medians(measurement) for measurement in measured]
+    found = dict(zip(paths, map(_medians, measured), strict=True))
+    return [found.get(f.path, (None, None)) for f in facts]
 
 
 def _medians(measurement: Measurement) -> tuple[float, float]:
