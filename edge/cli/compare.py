@@ -90,9 +90,10 @@ def compare(
     what `edge-run plan` counts for a window. Bits are per weight: of all tensors, and of the
     matrices in the layers.
 
-    One model is in memory at a time. The base's logits take 4 bytes for each scored token and each
-    token of the vocabulary, in the cache folder, until the end. After Ctrl-C or an error the
-    results so far are shown.
+    One model is in memory at a time, and where it does not fit, one part of its layers: its speed
+    is not measured then. The base's logits take 4 bytes for each scored token and each token of
+    the vocabulary, in the cache folder, until the end. After Ctrl-C or an error the results so far
+    are shown.
     """
     if flags["as_json"] and flags["markdown"]:
         raise click.UsageError("--json and --markdown are two forms: choose one.")
