@@ -23,6 +23,7 @@ from edge import perplexity
 from edge.bench import rounds
 from edge.bench.rounds import Measurement, Outcome, Settings, measure_files
 from edge.bench.runner import Case
+from edge.engine.ledger import Ledger
 from edge.errors import (
     CancelledError,
     ContextError,
@@ -120,6 +121,24 @@ def test_one_model_is_in_memory_at_a_time(
     monkeypatch.setattr(table, "load", spy)
     evaluated(files, text)
     assert len(models) == 3 and all(model.closed for model in models)
+
+
+def test_what_does_not_fit_runs_in_parts(
+    files: list[str], text: str, found: list[Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same numbers, but without a speed."""
+    monkeypatch.setattr(Ledger, "fits", property(lambda self: self.weights < 150_000))
+
+    def fake(paths: Sequence[str], *_: Any) -> list[Measurement]:
+        assert list(paths) == files[1:]
+        return [Measurement(1, rounds={"edge": [Outcome(speeds=(2.0, 1.0))]}) for _ in paths]
+
+    monkeypatch.setattr(table, "measure_files", fake)
+    in_parts = evaluated(files, text, has_speed=True)
+    assert [e.facts.fits for e in in_parts] == [False, True, True]
+    assert [e.prompt_speed for e in in_parts] == [None, 2, 2]
+    for ours, theirs in zip(in_parts[1:], found[1:], strict=True):
+        assert without_time(ours.divergence) == without_time(theirs.divergence)
 
 
 def test_facts_of_the_headers(files: list[str], text: str) -> None:

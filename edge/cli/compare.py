@@ -126,10 +126,10 @@ def compare(
         stopped = error
     if len(found) > 1 or not stopped:
         _show(found, comparison, text, flags)
-        if picture_path:
-            picture.draw(found, picture_path)
     if stopped:
         raise stopped
+    if picture_path:
+        picture.draw(found, picture_path)
 
 
 def _show(
