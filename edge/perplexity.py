@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from edge import check, native
 from edge.engine.engine import Engine
-from edge.engine.parts import ModelInParts, Piece
+from edge.engine.parts import ModelInParts, WindowPiece
 from edge.engine.plan import CHUNK
 from edge.errors import (
     CancelledError,
@@ -374,7 +374,7 @@ class _ModelRun:
             # Copies: a view in use would keep all of these rows in memory beside the next ones.
             yield from map(np.copy, self._run(piece))
 
-    def _run(self, piece: Piece) -> Floats | tuple[()]:
+    def _run(self, piece: WindowPiece) -> Floats | tuple[()]:
         """Logits (tokens, n_vocab) where they are scored, else ()."""
         start = perf_counter()
         logits = self.engine.run(
@@ -418,11 +418,11 @@ class _PartsRun:
         self._logits.close()
 
 
-def _pieces(tokens: Sequence[int], first: int) -> Iterator[Piece]:
+def _pieces(tokens: Sequence[int], first: int) -> Iterator[WindowPiece]:
     """A window in runs: those from position `first` on are scored."""
     starts = [*range(0, first, CHUNK), *range(first, len(tokens), ROWS)]
     for start, end in pairwise([*starts, len(tokens)]):
-        yield Piece(tokens[start:end], is_scored=start >= first)
+        yield WindowPiece(tokens[start:end], is_scored=start >= first)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from fake_model import ROOT
 
 import edge
 from edge.engine.describe import pack
-from edge.engine.parts import ModelInParts, Piece
+from edge.engine.parts import ModelInParts, WindowPiece
 from edge.errors import CancelledError, InputError
 from edge.files.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
 from edge.loading import NativeOptions
@@ -27,8 +27,12 @@ from edge.native.cancel import Cancel
 
 TOKENS = list(range(40))
 WINDOWS = [
-    [Piece(TOKENS[:10], False), Piece(TOKENS[10:26], True), Piece(TOKENS[26:], True)],
-    [Piece(TOKENS[5:15], False), Piece(TOKENS[15:31], True)],
+    [
+        WindowPiece(TOKENS[:10], False),
+        WindowPiece(TOKENS[10:26], True),
+        WindowPiece(TOKENS[26:], True),
+    ],
+    [WindowPiece(TOKENS[5:15], False), WindowPiece(TOKENS[15:31], True)],
 ]
 
 

@@ -32,11 +32,11 @@ from edge.weights.weights import RawWeights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ModelInParts", "Piece"]
+__all__ = ["ModelInParts", "WindowPiece"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class WindowPiece:
     """Tokens of one run. is_scored: whether the logits of all of them are wanted, else of none."""
 
     tokens: Sequence[int]
@@ -83,7 +83,7 @@ class ModelInParts:
 
     def run(
         self,
-        windows: Sequence[Sequence[Piece]],
+        windows: Sequence[Sequence[WindowPiece]],
         count: Callable[[int], None],
         cancel: Cancel | None = None,
     ) -> Generator[NDArray[np.float32] | None, None, None]:
@@ -159,7 +159,7 @@ class ModelInParts:
         """The buffers that were written before op i, and are read from it on."""
         return [b for b in self._buffers if 0 <= b.first < i <= b.last]
 
-    def _views(self, engine: Engine, i: int, piece: Piece) -> Iterator[memoryview]:
+    def _views(self, engine: Engine, i: int, piece: WindowPiece) -> Iterator[memoryview]:
         """What a piece has in the buffers that are live before op i."""
         with memoryview(engine.arena) as arena:
             for buffer in self._live(i):
@@ -167,7 +167,7 @@ class ModelInParts:
                 with arena[buffer.offset : buffer.offset + size] as view:
                     yield view
 
-    def _most_bytes(self, piece: Piece) -> int:
+    def _most_bytes(self, piece: WindowPiece) -> int:
         """The most bytes that a piece has between two parts."""
         return max(
             sum(_bytes_of(buffer, piece) for buffer in self._live(part.first))
@@ -175,7 +175,7 @@ class ModelInParts:
         )
 
 
-def _bytes_of(buffer: Buffer, piece: Piece) -> int:
+def _bytes_of(buffer: Buffer, piece: WindowPiece) -> int:
     has_rows = piece.is_scored or not buffer.logit_rows
     rows = len(piece.tokens) if has_rows else 0
     return int(lib.edge_buffer_bytes(buffer.kind, buffer.dim, rows))
