@@ -23,10 +23,8 @@ from typing import Any
 from edge import native
 from edge.device.cores import Cores
 from edge.device.machine import buffer_bytes, largest_cache, written
-from edge.device.memory import anonymous
-from edge.engine.ops import F32, Q8
-from edge.native import ffi, lib
-from edge.weights.packed import describe_weight
+from edge.engine.chain import Chain
+from edge.native import ffi
 
 __all__ = ["RULE", "TuneRow", "Tuning", "best", "candidates", "measure"]
 
@@ -98,7 +96,10 @@ def measure(cores: Cores) -> Tuning:
     """Measure all candidates. Raises MemoryBudgetError, UnsupportedError."""
     numbers = candidates(cores)
     cpus = [cpu for cluster in cores.clusters for cpu in cluster.cpus]
-    with _Chain() as chain:
+    with (
+        written(buffer_bytes(largest_cache(), times=2)) as block,
+        Chain(block, "Q4_0", (DIM, DIM), tokens=TOKENS) as chain,
+    ):
         threads_of = {n: native.new_threads(n, cores.cpus(n)) for n in numbers}
         try:
             before = Times.now(cpus)
@@ -110,7 +111,7 @@ def measure(cores: Cores) -> Tuning:
                 ffi.release(threads)
 
 
-def _take_turns(chain: _Chain, threads_of: dict[int, Any]) -> list[TuneRow]:
+def _take_turns(chain: Chain, threads_of: dict[int, Any]) -> list[TuneRow]:
     numbers = list(threads_of)
     chain.seconds(threads_of[numbers[-1]], TOKENS, 1)  # wakes the threads
     once = chain.seconds(threads_of[numbers[-1]], TOKENS, 1)
@@ -179,77 +180,3 @@ class Times:
         passed = self.all - before.all
         others = self.busy - before.busy - (self.own - before.own)
         return min(1.0, max(0.0, others / passed)) if passed > 0 else 0.0
-
-
-class _Chain:
-    """Layers x + W x, with Q4_0 weights of DIM rows and columns. The CPU's caches cannot hold them.
-
-    Raises MemoryBudgetError where there is not enough memory for them, UnsupportedError.
-    """
-
-    def __init__(self) -> None:
-        weight, error = ffi.new("edge_weight *"), ffi.new("edge_error *")
-        describe_weight("Q4_0", (DIM, DIM), "fast", weight)
-        self._block = written(buffer_bytes(largest_cache(), times=2))
-        self.n_layers = len(self._block) // weight.n_bytes
-        self.n_bytes = self.n_layers * weight.n_bytes
-        sizes = [lib.edge_buffer_bytes(kind, DIM, TOKENS) for kind in (F32, Q8)]
-        self._arena = anonymous(sum(sizes))
-        self._pointers = [ffi.from_buffer("uint8_t[]", b) for b in (self._block, self._arena)]
-        spec = ffi.new("edge_plan_spec *")
-        spec.isa, spec.max_tokens = native.isa_index(), TOKENS
-        shapes = ffi.new("edge_kv_shape[]", [(lib.EDGE_KV_F16, 1, 1, 16)])
-        spec.kv, spec.n_kv_groups = shapes, len(shapes)
-        spec.arena, spec.arena_bytes = self._pointers[1], len(self._arena)
-        buffers = [{"kind": F32, "dim": DIM}, {"kind": Q8, "dim": DIM, "offset": sizes[0]}]
-        ops, weights = self._layers(weight)
-        arrays = [
-            ffi.new(f"{kind}[]", rows)
-            for kind, rows in (("edge_buffer", buffers), ("edge_op", ops), ("edge_weight", weights))
-        ]
-        spec.buffers, spec.ops, spec.weights = arrays
-        spec.n_buffers, spec.n_ops, spec.n_weights = map(len, arrays)
-        plan = ffi.new("edge_plan **")
-        native.check(lib.edge_plan_new(spec, plan, error), error)
-        self._plan = ffi.gc(plan[0], lib.edge_plan_free)
-        # No op looks at keys and values: any memory is a page.
-        self._pages = ffi.new("void *[]", [self._pointers[1]])
-        self._groups = ffi.new("edge_kv_group[]", [{"n_pages": 1, "pages": self._pages}])
-        self._groups[0].shape = shapes[0]
-        self._kv = ffi.new("edge_kv *", {"n_groups": 1, "groups": self._groups})
-        self._tokens = ffi.new("int32_t[]", TOKENS)
-
-    def _layers(self, weight: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Entries of the ops and the weights. Buffer 0 is x, buffer 1 its quantised form."""
-        ops, weights = list[dict[str, Any]](), list[dict[str, Any]]()
-        for i in range(self.n_layers):
-            none = {"in2": -1, "w": [-1, -1, -1]}
-            ops.append({**none, "kind": lib.EDGE_OP_QUANTIZE, "in": 0, "out": 1})
-            product = {"in": 1, "in2": 0, "out": 0, "w": [i, -1, -1]}
-            ops.append({"kind": lib.EDGE_OP_MATMUL, **product})
-            entry = {name: getattr(weight, name) for name in ("layout", "table", "n", "k")}
-            data = ffi.cast("uint8_t *", self._pointers[0]) + i * weight.n_bytes
-            weights.append({**entry, "data": data, "n_bytes": weight.n_bytes})
-        return ops, weights
-
-    def seconds(self, threads: Any, n_tokens: int, n_layers: int) -> float:
-        """What so many tokens take, through the first layers."""
-        step, error = ffi.new("edge_step *"), ffi.new("edge_error *")
-        step.tokens, step.n_tokens, step.n_ops = self._tokens, n_tokens, 2 * n_layers
-        start = time.perf_counter()
-        native.check(lib.edge_run(self._plan, threads, self._kv, step, error), error)
-        return time.perf_counter() - start
-
-    def close(self) -> None:
-        """Free the memory."""
-        ffi.release(self._plan)
-        for pointer in self._pointers:
-            ffi.release(pointer)
-        self._block.close()
-        self._arena.close()
-
-    def __enter__(self) -> _Chain:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()

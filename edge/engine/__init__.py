@@ -2,6 +2,7 @@
 
     ops.py       the native ops, and their buffers
     plan.py      the graph as native ops
+    chain.py     matmuls of one type, timed
     ledger.py    the memory that a model takes
     predict.py   how fast a model will be
     describe.py  a file described: its graph, plan and ledger
