@@ -18,7 +18,8 @@ from edge.device.machine import Roofs
 from edge.engine import predict
 from edge.engine.describe import describe, pack
 from edge.engine.engine import DescribedFile, Engine
-from edge.errors import MemoryBudgetError, ModelFileError
+from edge.engine.predict import Product
+from edge.errors import MemoryBudgetError, ModelFileError, UnsupportedError
 from edge.files.gguf import GGUF
 from edge.kv.shape import KVLayout, kv_types
 from edge.weights import packed
@@ -39,7 +40,7 @@ PARTS += ["template", "history", "program", "packing"]
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine that reads 10 GB/s, and a cache folder of its own."""
+    """A machine that reads 10 GB/s, weights 9 GB/s, and a cache folder of its own."""
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
 
     class Machine:
@@ -53,6 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             pass
 
     monkeypatch.setattr(predict, "Machine", Machine)
+    monkeypatch.setattr(predict, "_matmuls", lambda _, kinds: (1e-6, dict.fromkeys(kinds, 9e9)))
 
 
 def plan(*args: str | Path) -> dict[str, Any]:
@@ -269,10 +271,12 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_measurements_are_kept_by_threads(tmp_path: Path) -> None:
-    predict.Bandwidth(1, 5e9).store()
-    predict.Bandwidth(2, 9e9).store()
-    assert predict.Bandwidth.load(1) == predict.Bandwidth(1, 5e9)
-    assert predict.Bandwidth.load(2) == predict.Bandwidth(2, 9e9)
+    fast, slow = Product("c4h32"), Product("c6b16", 2)
+    predict.Bandwidth(1, 5e9, 1e-6, {fast: 4e9}).store()
+    predict.Bandwidth(2, 9e9, 2e-6, {fast: 8e9}).store()
+    predict.Bandwidth(2, 9e9, 3e-6, {slow: 7e9}).store()
+    assert predict.Bandwidth.load(1) == predict.Bandwidth(1, 5e9, 1e-6, {fast: 4e9})
+    assert predict.Bandwidth.load(2) == predict.Bandwidth(2, 9e9, 3e-6, {fast: 8e9, slow: 7e9})
     assert predict.Bandwidth.load(3) is None
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["machine.json"]
 
@@ -280,17 +284,18 @@ def test_measurements_are_kept_by_threads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        *("", "{", "[]", "7", '{"version": 2}', '{"version": 1, "cpu": "another", "read": {}}'),
-        *(
-            '{"version": 1, "cpu": CPU, "read": 1}',
-            '{"version": 1, "cpu": CPU, "read": {"2": "x"}}',
-        ),
-        *('{"version": 1, "cpu": CPU, "read": {"2": -1}}', "[" * 100_000),
+        *("", "{", "[]", "7", '{"version": 3}', '{"version": 2, "machine": "another"}'),
+        '{"version": 1, "cpu": "x", "read": {"2": 9e9}}',
+        '{"version": 2, "machine": MACHINE, "threads": 1}',
+        '{"version": 2, "machine": MACHINE, "threads": {"2": "x"}}',
+        '{"version": 2, "machine": MACHINE, "threads": {"2": {"read": 1}}}',
+        '{"version": 2, "machine": MACHINE, "threads": {"2": {"read": -1, "start": 0}}}',
+        "[" * 100_000,
     ],
 )
 def test_a_file_that_is_no_measurement(tmp_path: Path, content: str) -> None:
     (tmp_path / "cache").mkdir()
-    content = content.replace("CPU", json.dumps(predict.cpu_name()))
+    content = content.replace("MACHINE", json.dumps(predict._machine()))
     (tmp_path / "cache" / "machine.json").write_text(content)
     assert predict.Bandwidth.load(2) is None
     predict.Bandwidth(2, 9e9).store()
@@ -304,7 +309,10 @@ def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
     engine = Engine.load(tiny_gguf("llama"))
     assert predict.demand_of(engine) == demand
     engine.close()
-    slow, fast = (predict.Bandwidth(1, read) for read in (1e6, 2e6))
+    slow, fast = (
+        predict.Bandwidth(1, read, 1 / read, dict.fromkeys(demand.products, read))
+        for read in (1e6, 2e6)
+    )
     ratio = predict.tokens_per_second(demand, 99, fast) / predict.tokens_per_second(
         demand, 99, slow
     )
@@ -316,6 +324,31 @@ def test_prediction_is_made_of_bytes(tiny_gguf: Tiny) -> None:
     with DescribedFile.open(tiny_gguf("llama", window=64, extra=half)) as described:
         n_bytes = predict.demand_of(described.description).cache_bytes(5000)
     assert 2 * n_bytes == demand.cache_bytes(63) + demand.cache_bytes(5000)
+
+
+def test_products_of_a_model(tiny_gguf: Tiny) -> None:
+    """The head multiplies two columns; all else one."""
+    with DescribedFile.open(tiny_gguf(type="Q4_0")) as described:
+        demand = predict.demand_of(described.description)
+    assert Product("c4h32") in demand.products
+    assert sum(product.columns == 2 for product in demand.products) == 1
+    assert demand.weights == sum(demand.products.values()) > 0
+    assert predict.Bandwidth(1, 1e9).covers(demand) is False
+    assert predict.Bandwidth(1, 1e9, 0, dict.fromkeys(demand.products, 1e9)).covers(demand)
+
+
+def test_seconds_of_a_matrix() -> None:
+    """What an allocation of types asks."""
+    rates = {predict.product_of("IQ3_S"): 1e9, predict.product_of("IQ3_S", "compact"): 1e8}
+    measured = predict.Bandwidth(2, 1e10, 1e-5, rates)
+    fast, compact = (
+        measured.matrix_seconds("IQ3_S", (512, 2048), form) for form in ("fast", "compact")
+    )
+    more = 1e-5 + predict.OP_SECONDS
+    assert fast == pytest.approx(512 * 2048 * 4.3125 / 8 / 1e9 + more, rel=0.01)
+    assert compact == pytest.approx(512 * 2048 * 3.4375 / 8 / 1e8 + more, rel=0.01)
+    with pytest.raises(UnsupportedError):
+        measured.matrix_seconds("Q8_K", (512, 256))
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])

@@ -178,8 +178,9 @@ def _speed(description: Description, threads: int) -> dict[str, Any] | str:
     """Predicted tokens per second by depth; a string says why there is no prediction."""
     from edge.engine import predict
 
+    demand = predict.demand_of(description)
     try:
-        measured = predict.Bandwidth.now(threads)
+        measured = predict.Bandwidth.now(threads, demand.products)
     except MemoryBudgetError as e:
         return str(e)
     stored = True
@@ -187,7 +188,6 @@ def _speed(description: Description, threads: int) -> dict[str, Any] | str:
         measured.store()
     except (EdgeError, OSError):
         stored = False
-    demand = predict.demand_of(description)
     depths = [depth for depth in _DEPTHS if depth < description.config.n_context_train]
     return {
         "threads": threads,

@@ -78,13 +78,13 @@ def speed_line(engine: Engine, usage: Usage) -> str:
     speed = usage.decode_tokens_per_second
     if not speed:
         return "speed: nothing was decoded that could be measured"
-    measured = predict.Bandwidth.load(engine.threads)
-    if measured is None:
+    measured, demand = predict.Bandwidth.load(engine.threads), predict.demand_of(engine)
+    if measured is None or not measured.covers(demand):
         return (
             f"speed: {speed:.1f} tokens/s, nothing predicted: `edge-run plan` measures this machine"
         )
     depth = usage.prompt_tokens + usage.completion_tokens // 2
-    predicted = predict.tokens_per_second(predict.demand_of(engine), depth, measured)
+    predicted = predict.tokens_per_second(demand, depth, measured)
     off = 100 * (predicted / speed - 1)
     error = f"{abs(off):.0f} % too {'high' if off > 0 else 'low'}"
     return f"speed: predicted {predicted:.1f} tokens/s, was {speed:.1f}: {error}"

@@ -71,8 +71,9 @@ class Machine:
         self.close()
 
 
-def written(size: int) -> mmap:
+def written(size: int, *, huge: bool = True) -> mmap:
     """Memory to read, of whole MiB. It is written first: else all its pages are one page of zeros.
+    huge: in huge pages where the system has them.
 
     Raises MemoryBudgetError when it is more than half of the available memory.
     """
@@ -84,7 +85,7 @@ def written(size: int) -> mmap:
             budget=free,
             parts={"buffer": size},
         )
-    block = anonymous(size)
+    block = anonymous(size, huge=huge)
     for first in range(0, size, 1 << 20):
         block[first : first + (1 << 20)] = b"\1" * (1 << 20)
     return block

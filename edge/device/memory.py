@@ -77,8 +77,8 @@ def resident_of(address: int, n_bytes: int) -> int | None:
     return n_present * mmap.PAGESIZE
 
 
-def anonymous(n_bytes: int) -> mmap.mmap:
-    """Zeroed memory that is given back on close; in huge pages where the system has them.
+def anonymous(n_bytes: int, *, huge: bool = True) -> mmap.mmap:
+    """Zeroed memory that is given back on close. huge: in huge pages where the system has them.
 
     It is private, because shared memory gets no huge pages. Raises OSError, MemoryError.
     """
@@ -88,7 +88,7 @@ def anonymous(n_bytes: int) -> mmap.mmap:
         return mmap.mmap(-1, n_bytes)
     block = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
+        block.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
     return block
 
 

@@ -93,12 +93,21 @@ class Chain:
 
     def seconds(self, threads: Any, n_tokens: int, n_layers: int) -> float:
         """What so many tokens take, through the first matrices. threads: see `new_threads`."""
-        step, error = ffi.new("edge_step *"), ffi.new("edge_error *")
-        step.tokens, step.n_tokens = self._tokens, n_tokens
-        step.n_ops = self._ops_per_layer * n_layers
         start = time.perf_counter()
-        native.check(lib.edge_run(self._plan, threads, self._kv, step, error), error)
+        self._run(threads, n_tokens, n_layers, ffi.NULL)
         return time.perf_counter() - start
+
+    def matmul_seconds(self, threads: Any, n_tokens: int) -> list[float]:
+        """What each matrix takes with so many tokens, without their quantisation."""
+        op_ns = ffi.new("int64_t[]", self._ops_per_layer * self.n_layers)
+        self._run(threads, n_tokens, self.n_layers, op_ns)
+        return [ns * 1e-9 for ns in list(op_ns)[self._ops_per_layer - 1 :: self._ops_per_layer]]
+
+    def _run(self, threads: Any, n_tokens: int, n_layers: int, op_ns: Any) -> None:
+        step, error = ffi.new("edge_step *"), ffi.new("edge_error *")
+        step.tokens, step.n_tokens, step.op_ns = self._tokens, n_tokens, op_ns
+        step.n_ops = self._ops_per_layer * n_layers
+        native.check(lib.edge_run(self._plan, threads, self._kv, step, error), error)
 
     def close(self) -> None:
         """Free the memory."""

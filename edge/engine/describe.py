@@ -53,6 +53,11 @@ class Description:
         """What pages of keys and values hold."""
         return self.ledger.kv
 
+    @property
+    def layouts(self) -> dict[str, str]:
+        """Name of a weight -> its layout in memory."""
+        return {name: self.weights.layout(name) for name in self.weights.names}
+
     def weight_bytes(self, name: str) -> int:
         """Bytes of a weight when it is packed."""
         return self.weights.of(name).bytes_of(name)

@@ -206,7 +206,7 @@ class Engine:
         self.cores = Choice(0, (), "not loaded")
         self.lowered, self.chunk = description.lowered, description.chunk
         self.packed_bytes, self.arena_bytes = weights.model.n_bytes, self.lowered.arena_bytes
-        self.layouts = {name: weights.layout(name) for name in weights.names}
+        self.layouts = description.layouts
         self._weights = weights
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
         self._threads: CData = None
