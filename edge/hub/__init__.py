@@ -8,6 +8,7 @@
     fitting.py the one of several models that fits the memory
     named.py   a MODEL that is no file: found here, or fetched
     find.py    any MODEL: its path
+    at_hand.py the files among which a user chooses
     remove.py  models of edge, removed
 
 Each imports from those above it.
