@@ -49,6 +49,7 @@ LAYERS = [
     "__init__",  # the face; below, who uses it
     "bench",
     "evaluate",  # files beside one another
+    "evaluate",  # files of one model, compared
     "cli",
 ]
 #: Packages that may be imported at the top of these modules only.

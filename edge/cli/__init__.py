@@ -28,6 +28,7 @@ COMMANDS = {
     "complete": "Continue a text, without a chat template.",
     "info": "Say what a model file is, from its header alone.",
     "plan": "Say what memory a model will take, and how fast it will be.",
+    "advise": "Say which file of a model to take on this device.",
     "tune": "Measure the best number of threads, and keep it for this machine.",
     "bench": "Measure prompt and decode speed.",
     "perplexity": "Measure how well a model predicts a text: lower is better.",

@@ -4,4 +4,9 @@
     picture.py  the figures as a picture: size against divergence
 
 Each imports only from those above it.
+"""Files of one model compared: what each costs and gives on this device.
+
+    advise.py  which of them to take, before any is loaded
+
+Each file imports only from the files above it.
 """
