@@ -131,7 +131,8 @@ def test_warm_up_is_short() -> None:
 def test_roofs_are_measured() -> None:
     with Machine(1) as machine:
         read, dot = machine.measure()
-    assert 1e7 < read < 1e13 and 1e6 < dot < 1e14
+        undisturbed = machine.read()
+    assert 1e7 < read < 1e13 and 1e6 < dot < 1e14 and 1e7 < undisturbed < 1e13
     machine.close()
 
 

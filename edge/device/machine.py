@@ -19,6 +19,7 @@ __all__ = ["Machine", "Roofs", "buffer_bytes", "largest_cache", "written"]
 _LEAST, _MOST = 64 << 20, 1 << 30  # bytes of the buffer that is read
 _CACHES = 8  # times the largest cache: so little of the buffer stays in the cache between passes
 _PASSES = 3
+_PIECE = 16 << 20  # bytes; a divisor of the least buffer
 
 
 class Roofs(NamedTuple):
@@ -55,6 +56,16 @@ class Machine:
             native.check(lib.edge_measure_read(self._threads, self._base, len(self._block), ns))
             reads.append(len(self._block) / ns[0] * 1e9)
         return Roofs(statistics.median(reads), dot)
+
+    def read(self) -> float:
+        """Bytes per second that are read when no other program runs: the lower quartile of the
+        times of many pieces, because other programs disturb only some of them.
+        """
+        ns, seconds = ffi.new("int64_t *"), list[float]()
+        for first in [*range(0, len(self._block) - _PIECE + 1, _PIECE)] * _PASSES:
+            native.check(lib.edge_measure_read(self._threads, self._base + first, _PIECE, ns))
+            seconds.append(ns[0] / 1e9)
+        return _PIECE / sorted(seconds)[len(seconds) // 4]
 
     def close(self) -> None:
         """Give the memory and the threads back."""
