@@ -57,12 +57,14 @@ from edge.progress import Progress
 from edge.sizes import show
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeAlias
+
     from edge.files.text_file import TextFile
     from edge.model import Model
     from edge.tokenizer import Tokenizer
 
     #: Both run; a part of the second is in memory at a time.
-    AnyModel = Model | ModelInParts
+    AnyModel: TypeAlias = Model | ModelInParts
 
 __all__ = [
     "Divergence",

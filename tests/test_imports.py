@@ -41,14 +41,9 @@ LAYERS = [
     "hub",  # models to get
     "model",  # the door
     "perplexity",
-    "quantizer",  # models made from models
-    "quantizer",  # smaller files of a model
     "quantizer",  # models in fewer bits
     "__init__",  # the face
     "bench",  # who uses it
-    "__init__",  # the face; below, who uses it
-    "bench",
-    "evaluate",  # files beside one another
     "evaluate",  # files of one model, compared
     "cli",
 ]
@@ -57,13 +52,6 @@ HEAVY = {
     "jinja2": {"template/environment", "template/filters", "template/text"},
     "tokenizers": {"tokenizer/backend"},
     "numpy": {
-        "native",
-        "binding",
-        "weights",
-        "engine",
-        "session/sampler",
-        "perplexity",
-        "onnx",
         *("native", "binding", "weights", "engine", "session/sampler", "perplexity", "onnx"),
         "quantizer",
     },
