@@ -57,7 +57,7 @@ from edge.progress import Progress
 from edge.sizes import show
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeAlias
+    from typing import TypeAlias
 
     from edge.files.text_file import TextFile
     from edge.model import Model
