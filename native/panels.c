@@ -194,11 +194,26 @@ void panel_put_grid(int32_t layout, uint8_t *panel, int64_t k, int64_t j, int r,
 
 /* ---- reading ----------------------------------------------------------------------------- */
 
-static float half_at(const uint8_t *p) { return half_to_float(read_u16(p)); }
-
 /* An unsigned float of 8 bits, see u16 in layouts.h. */
 static float byte_to_float(uint8_t b) {
     return (float)(b & 15) * (float)(1 << (b >> 4)) * 0x1p-10f;
+}
+
+float code_scale(const layout_info *layout, int32_t table, uint16_t scale, int integer) {
+    switch (layout->kind) {
+    case SCALE_U: return byte_to_float((uint8_t)integer);
+    case SCALE_E: return bfloat_to_float(scale);
+    case SCALE_H: return half_to_float(scale);
+    default: /* exact: at most 24 bits */
+        return half_to_float(scale) * code_tables[table].unit * (float)integer;
+    }
+}
+
+float code_min(const layout_info *layout, uint16_t min, int integer) {
+    if (!layout->has_min) {
+        return -0.0f;
+    }
+    return layout->kind == SCALE_H ? half_to_float(min) : -(half_to_float(min) * (float)integer);
 }
 
 /* Integers of group g of a super-block, of k 0..15 and 16..31. */
@@ -246,27 +261,24 @@ void panel_codes(const edge_weight *w, const uint8_t *panel, int r, int64_t g, g
     const int groups = l->block / GROUP, i = (int)(g % groups);
     const uint8_t *block = block_at(l, panel, w->k, g / groups);
     const uint8_t *codes = block + l->header_bytes + i * l->codes_bytes;
-    out->min[0] = out->min[1] = -0.0f;
+    uint16_t scale = 0, min = 0;
+    integers n = {{0, 0}, {0, 0}};
     if (l->kind == SCALE_U) {
-        for (int h = 0; h < 2; h++) {
-            out->scale[h] = byte_to_float(block[PANEL_ROWS * (2 * i + h) + r]);
-        }
+        n.scale[0] = block[PANEL_ROWS * 2 * i + r];
+        n.scale[1] = block[PANEL_ROWS * (2 * i + 1) + r];
     } else if (l->kind == SCALE_H || l->kind == SCALE_E) {
         const uint8_t *p = block + i * GROUP / l->group * 2 * PANEL_ROWS + 2 * r;
-        const float scale = l->kind == SCALE_E ? bfloat_to_float(read_u16(p)) : half_at(p);
-        out->scale[0] = out->scale[1] = scale;
-        if (l->has_min) {
-            out->min[0] = out->min[1] = half_at(p + 4 * PANEL_ROWS);
-        }
+        scale = read_u16(p);
+        min = l->has_min ? read_u16(p + 4 * PANEL_ROWS) : 0;
     } else {
         const uint8_t *front = panel + g / groups * l->front_bytes + 2 * r;
-        const integers n = integers_of(l, block, i, r);
-        for (int h = 0; h < 2; h++) { /* exact: at most 24 bits */
-            out->scale[h] = half_at(front) * table->unit * (float)n.scale[h];
-            if (l->has_min) {
-                out->min[h] = -(half_at(front + 2 * PANEL_ROWS) * (float)n.min[h]);
-            }
-        }
+        scale = read_u16(front);
+        min = l->has_min ? read_u16(front + 2 * PANEL_ROWS) : 0;
+        n = integers_of(l, block, i, r);
+    }
+    for (int h = 0; h < 2; h++) {
+        out->scale[h] = code_scale(l, w->table, scale, n.scale[h]);
+        out->min[h] = code_min(l, min, n.min[h]);
     }
     uint8_t code[GROUP];
     if (l->kind == SCALE_GRID) {

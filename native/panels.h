@@ -26,6 +26,12 @@ void panel_codes(const edge_weight *w, const uint8_t *panel, int r, int64_t g, g
  * for floats. */
 int panel_values(int32_t layout, int32_t table, int8_t *values);
 
+/* What a code is multiplied by, and what is added to the product (-0 where a layout has no minima):
+ * from the floats of a block, and the integers of a group where a layout has them. Not for floats;
+ * an integer of a grid is 2 s + 1. */
+float code_scale(const layout_info *layout, int32_t table, uint16_t scale, int integer);
+float code_min(const layout_info *layout, uint16_t min, int integer);
+
 /* out[GROUP]: the values of row r, group g. Not for floats. */
 void panel_get(const edge_weight *w, const uint8_t *panel, int r, int64_t g, float *out);
 
