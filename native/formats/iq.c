@@ -24,7 +24,7 @@
  */
 #include <string.h>
 
-#include "formats.h"
+#include "encode_iq.h"
 
 static void decode_iq4_xs(const uint8_t *block, decoded_block *out) {
     const uint16_t high = read_u16(block + 2);
@@ -156,17 +156,24 @@ static void decode_iq3_s(const uint8_t *block, decoded_grid *out) {
     nibbles(block + 106, 8, out->group_scale);
 }
 
-#define GRID(type, bytes, layout, table, decoder, small)                                           \
-    {type, SUPER, bytes, layout, table, .compact = small, .decode_grid = decoder}
+#define BLOCK(type, bytes, layout, table, name)                                                    \
+    type, SUPER, bytes, layout, table, .decode = decode_##name, .choose = choose_##name,           \
+        .store = store_##name
+#define GRID(type, bytes, layout, table, name, small)                                              \
+    type, SUPER, bytes, layout, table, .compact = small, .decode_grid = decode_##name,             \
+        .choose_grid = choose_##name, .store_grid = store_##name, .tables_new = tables_##name
 
 const format_info formats_iq[] = {
-    {23, SUPER, 136, EDGE_LAYOUT_C4B32, EDGE_TABLE_IQ4_NL, .decode = decode_iq4_xs},
-    {19, SUPER, 50, EDGE_LAYOUT_C3B32, EDGE_TABLE_IQ1, .decode = decode_iq1_s},
-    {29, SUPER, 56, EDGE_LAYOUT_C3B16, EDGE_TABLE_IQ1, .decode = decode_iq1_m},
-    GRID(16, 66, EDGE_LAYOUT_C3B32, EDGE_TABLE_IQ2, decode_iq2_xxs, EDGE_LAYOUT_G8X8B32),
-    GRID(17, 74, EDGE_LAYOUT_C3B16, EDGE_TABLE_IQ2, decode_iq2_xs, EDGE_LAYOUT_G9X8B16),
-    GRID(22, 82, EDGE_LAYOUT_C3B16, EDGE_TABLE_IQ2, decode_iq2_s, EDGE_LAYOUT_G10X8B16),
-    GRID(18, 98, EDGE_LAYOUT_C4B32, EDGE_TABLE_IQ3_XXS, decode_iq3_xxs, EDGE_LAYOUT_G8X4B32),
-    GRID(21, 110, EDGE_LAYOUT_C4B32, EDGE_TABLE_IQ3_S, decode_iq3_s, EDGE_LAYOUT_G9X4B32),
+    {BLOCK(23, 136, EDGE_LAYOUT_C4B32, EDGE_TABLE_IQ4_NL, iq4_xs)},
+    {BLOCK(19, 50, EDGE_LAYOUT_C3B32, EDGE_TABLE_IQ1, iq1_s), .tables_new = tables_iq1,
+     .needs_importance = true},
+    {BLOCK(29, 56, EDGE_LAYOUT_C3B16, EDGE_TABLE_IQ1, iq1_m), .tables_new = tables_iq1},
+    {GRID(16, 66, EDGE_LAYOUT_C3B32, EDGE_TABLE_IQ2, iq2_xxs, EDGE_LAYOUT_G8X8B32),
+     .needs_importance = true},
+    {GRID(17, 74, EDGE_LAYOUT_C3B16, EDGE_TABLE_IQ2, iq2_xs, EDGE_LAYOUT_G9X8B16),
+     .needs_importance = true},
+    {GRID(22, 82, EDGE_LAYOUT_C3B16, EDGE_TABLE_IQ2, iq2_s, EDGE_LAYOUT_G10X8B16)},
+    {GRID(18, 98, EDGE_LAYOUT_C4B32, EDGE_TABLE_IQ3_XXS, iq3_xxs, EDGE_LAYOUT_G8X4B32)},
+    {GRID(21, 110, EDGE_LAYOUT_C4B32, EDGE_TABLE_IQ3_S, iq3_s, EDGE_LAYOUT_G9X4B32)},
     {0},
 };
