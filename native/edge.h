@@ -205,6 +205,26 @@ int32_t edge_encode(edge_threads *threads, const edge_encoder *encoder, const fl
                     int64_t k, const float *importance, void *dst, int64_t dst_bytes,
                     edge_error *error);
 
+/* Some columns of a weight, to be rounded with error feedback: see feedback.c. */
+typedef struct {
+    int64_t n;            /* rows */
+    int32_t width;        /* columns: whole blocks of the type, at most 256 */
+    const float *weights; /* (n, width) */
+    /* (n, width). In: the weights, with the feedback from the columns on the left. Out: the errors,
+     * weights - what the blocks stand for. */
+    float *x;
+    const float *shares; /* (width, width): [j, i], i < j: what column j takes of the error of i */
+    const float *costs;  /* (width): what the square of an error that is left over costs */
+    const float *importance;  /* (width): for the first choice of scales, as in edge_encode */
+    const float *row_squares; /* (n): mean squares of the rows of the whole weight */
+} edge_feedback;
+
+/* Rounds these columns into dst, n rows of blocks. EDGE_BAD_DATA for weights that are NaN, infinite
+ * or beyond the range of the type: error->row, error->column. */
+int32_t edge_encode_feedback(edge_threads *threads, const edge_encoder *encoder,
+                             const edge_feedback *columns, void *dst, int64_t dst_bytes,
+                             edge_error *error);
+
 /* ---- the KV cache ------------------------------------------------------------------------ */
 
 /* How keys and values are kept, drawn in kv.h. */

@@ -4,15 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "encode.h"
 #include "error.h"
-#include "formats/formats.h"
 #include "formats/search.h"
 #include "threads.h"
-
-struct edge_encoder {
-    const format_info *format;
-    void *tables;
-};
 
 static bool holds_floats(const format_info *format) {
     return layout_table[format->layout].kind == SCALE_NONE;
