@@ -56,7 +56,8 @@ class Encoder:
         self.type_name = type_name
         error, encoder = ffi.new("edge_error *"), ffi.new("edge_encoder **")
         native.check(lib.edge_encoder_new(TYPE_NUMBERS[type_name], encoder, error), error)
-        self._encoder = ffi.gc(encoder[0], lib.edge_encoder_free)
+        #: For calls of the native library.
+        self.handle = ffi.gc(encoder[0], lib.edge_encoder_free)
 
     def encode(
         self, x: NDArray[np.float32], importance: NDArray[np.float32] | None, threads: CData
@@ -75,7 +76,7 @@ class Encoder:
         error = ffi.new("edge_error *")
         status = lib.edge_encode(
             threads,
-            self._encoder,
+            self.handle,
             ffi.from_buffer("float[]", x),
             n,
             k,
