@@ -1,7 +1,6 @@
 """The quantiser: GGUF files of fewer bits, made from others.
 
     encode.py       rows of floats to the blocks of a type, and back
-    encode.py       rows of weights as blocks, and back
     imatrix.py      importance matrices: how strongly each input column is used; read, written
     types.py        which type a tensor may have
     standard.py     llama.cpp's mixes of types
