@@ -173,7 +173,7 @@ def test_what_is_not_finite_is_refused() -> None:
     weights[7, 200] = np.inf
     with pytest.raises(InputError, match="row 7, column 200"):
         rounded("Q4_0", weights, moments_of(inputs(512)))
-    with pytest.raises(InputError, match="Q4_0 cannot hold row 2"):
+    with pytest.raises(InputError, match="Q4_0 cannot hold the weights in row 2"):
         rounded(
             "Q4_0",
             np.where(np.arange(9)[:, None] == 2, np.float32(1e9), 0) * weights_of(9),

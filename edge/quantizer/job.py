@@ -224,9 +224,8 @@ class _Job:
                 moments = collect(activations, windows, group, progress=measuring)
                 for name in group:
                     weights = read_whole(tensors[name], threads)
-                    rounded = round_with_feedback(
-                        types[name], weights, moments.pop(name), threads, n_threads
-                    )
+                    encoder, own = self._encoder(types[name]), moments.pop(name)
+                    rounded = round_with_feedback(encoder, weights, own, threads, n_threads)
                     output.write(name, [rounded.blocks.data.cast("B")])
                     bar.add(weights.size)
                     if any(part.is_nearest for part in rounded.ranges):

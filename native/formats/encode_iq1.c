@@ -125,7 +125,7 @@ static bool split_at(int first, const float *xs, const float *ws, float *score, 
         const lanes xq = x + (to_x - xs[2 * first]) * middle + (xs[2 * GROUP] - to_x) * high;
         const lanes qq =
             w + (to_w - ws[2 * first]) * middle * middle + (ws[2 * GROUP] - to_w) * high * high;
-        const lane_ints better = (qq > 0) & (xq * xq > *score * qq);
+        const lane_ints better = (qq > 0.0f) & (xq * xq > *score * qq);
         if ((better[0] | better[1] | better[2] | better[3]) == 0) {
             continue;
         }
