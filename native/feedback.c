@@ -227,32 +227,24 @@ static float min_of(const rounding *r, const setting *set) {
 
 static int clamp(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
 
-/* The settings whose scale and minimum are nearest to these. */
+/* The settings whose scale and minimum are nearest to these. Scales of 8 bits stay. */
 static void set_nearest(const rounding *r, float scale, float min, setting *set) {
-    if (r->layout->kind == SCALE_H || (r->layout->kind == SCALE_B && r->high == 0)) {
-        const uint16_t half = float_to_half(scale);
+    const scale_kind kind = r->layout->kind;
+    if (kind == SCALE_H || (kind == SCALE_B && r->high == 0)) {
+        const uint16_t half = float_to_half(scale), half_min = float_to_half(min);
         set->scale = half_is_finite(half) ? half : set->scale;
-        if (r->layout->has_min) {
-            const uint16_t half_min = float_to_half(min);
-            set->min = half_is_finite(half_min) ? half_min : set->min;
-        }
-        return;
-    }
-    if (r->layout->kind != SCALE_B && r->layout->kind != SCALE_GRID) {
-        return;
-    }
-    const float one = code_scale(r->layout, r->table, set->scale, 1);
-    if (one != 0) {
-        const float ratio = scale / one;
+        set->min = r->layout->has_min && half_is_finite(half_min) ? half_min : set->min;
+    } else if (kind == SCALE_B || kind == SCALE_GRID) {
+        const float one = code_scale(r->layout, r->table, set->scale, 1);
+        const float ratio = one != 0 ? scale / one : INFINITY;
         if (fabsf(ratio) < 1000) {
             const int steps = (int)lrintf((ratio - (float)r->low) / (float)r->step);
             set->integer = (int16_t)clamp(r->low + r->step * steps, r->low, r->high);
         }
-    }
-    if (r->layout->has_min) {
-        const float one_min = -code_min(r->layout, set->min, 1);
-        if (one_min != 0 && fabsf(min / one_min) < 1000) {
-            set->min_integer = (int16_t)clamp((int)lrintf(-min / one_min), 0, r->min_high);
+        const float one_min = code_min(r->layout, set->min, 1);
+        const float min_ratio = r->layout->has_min && one_min != 0 ? min / one_min : INFINITY;
+        if (fabsf(min_ratio) < 1000) {
+            set->min_integer = (int16_t)clamp((int)lrintf(min_ratio), 0, r->min_high);
         }
     }
 }
@@ -349,6 +341,7 @@ static void nearest_levels(const rounding *r, const lanes x, int32_t at[LANES], 
     }
 }
 
+/* Rounds a group of a type without a grid. */
 static void round_levels(const tile *t, int first, trial *out) {
     const rounding *r = t->job->r;
     lanes inverse;
@@ -529,6 +522,7 @@ static void round_unit(const tile *t, int first, int i, trial *out) {
 
 /* ---- groups ------------------------------------------------------------------------------ */
 
+/* Rounds a group with out->set. */
 static void round_group(const tile *t, int first, trial *out) {
     const rounding *r = t->job->r;
     for (int l = 0; l < LANES; l++) {
@@ -620,6 +614,7 @@ static void refit(const tile *t, int first, const trial *from, trial *out) {
     }
 }
 
+/* The setting of a group as the blocks now say. */
 static setting chosen(const tile *t, int l, int i_group) {
     const decoded_block *block = &t->now.block[l];
     if (t->job->r->format->store_grid != NULL) {
@@ -633,6 +628,7 @@ static setting chosen(const tile *t, int l, int i_group) {
                      block->group_min[i_group], negative};
 }
 
+/* Puts the best of a group into the blocks. */
 static void commit(tile *t, int column, int i_group) {
     const rounding *r = t->job->r;
     const trial *best = &t->best;
@@ -670,6 +666,7 @@ static void commit(tile *t, int column, int i_group) {
     }
 }
 
+/* Rounds a group with settings near the chosen one, and with those that fit the codes best. */
 static void search_group(tile *t, int column, int i_group) {
     const rounding *r = t->job->r;
     setting base[LANES];
@@ -730,6 +727,7 @@ static void choose_block(tile *t, int64_t row, int column) {
     }
 }
 
+/* Rounds the groups of a block, whose floats and first integers are chosen. */
 static void round_groups(tile *t, int column) {
     const rounding *r = t->job->r;
     memset(t->now.loss, 0, sizeof t->now.loss);
@@ -743,6 +741,7 @@ static void round_groups(tile *t, int column) {
     }
 }
 
+/* Keeps the lanes of `now` that are better. */
 static void keep_better_blocks(tile *t) {
     for (int l = 0; l < LANES; l++) {
         if (t->now.loss[l] < t->kept.loss[l]) {

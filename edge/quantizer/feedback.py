@@ -45,7 +45,8 @@ _TILE, _SLICE, _ROWS = 256, 128, 4096
 
 @dataclass(frozen=True)
 class RangeLoss:
-    """How rows that share moments came out, judged on inputs that were held back.
+    """How rows that share moments came out, judged on the inputs that were held back; where there
+    are none, on the others.
 
     feedback, nearest: the mean square error of the outputs, summed over the rows, when rounded with
     feedback, and to the nearest with an importance. is_nearest: the blocks are the latter, because
@@ -69,7 +70,9 @@ class Rounded:
 
 @dataclass(frozen=True)
 class _Factor:
-    """H = R R^T. shares: R[i, j] / R[j, j]; costs: R[j, j]^2; importance: the diagonal of H."""
+    """H = R R^T. shares: R[i, j] / R[j, j]; costs: R[j, j]^2; importance: the diagonal of H, of
+    one token.
+    """
 
     shares: Floats
     costs: Floats
@@ -104,9 +107,16 @@ def round_with_feedback(
 
 
 def _require_ranges(weights: Floats, moments: Sequence[RowMoments]) -> None:
+    """Raise InputError for weights or moments that are not finite or do not fit each other."""
     if weights.ndim != 2:
         raise InputError(f"weights of shape {weights.shape} are no matrix")
     n, k = weights.shape
+    for rows in _slices(n, _ROWS):
+        bad = np.argwhere(~np.isfinite(weights[rows]))
+        if len(bad):
+            row, column = bad[0]
+            value = weights[rows.start + row, column]
+            raise InputError(f"the weight in row {rows.start + row}, column {column} is {value}")
     end = 0
     for part in moments:
         if part.first != end or part.n_rows < 1:
@@ -131,7 +141,7 @@ def _factor(moments: Moments) -> _Factor | None:
     for i in range(_TRIES):
         damped = moments.train.astype(np.float64)
         damped.flat[:: len(damped) + 1] += damping * 10**i
-        importance = damped.diagonal().astype(np.float32)
+        importance = (damped.diagonal() / max(moments.n_train, 1)).astype(np.float32)
         try:  # a lower factor of H backwards, backwards, is an upper one
             upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
         except np.linalg.LinAlgError:
@@ -235,20 +245,24 @@ class _Range:
         if status == lib.EDGE_BAD_DATA:
             column = columns.start + int(error.column)
             raise InputError(
-                f"{self.encoder.type_name} cannot hold row {error.row} from column {column} on"
+                f"{self.encoder.type_name} cannot hold what error feedback makes of the weights "
+                f"from column {column} on"
             )
         native.check(status, error)
         x[:, columns] = tile["x"]
         return blocks
 
     def _loss(self, errors: Floats) -> float:
-        """The mean square error of the outputs on the held-back inputs, summed over the rows."""
-        held = self.moments.held
+        """The mean square error of the outputs on the inputs that judge, summed over the rows."""
+        judges, n = self.moments.held, self.moments.n_held
+        if n == 0:
+            judges, n = self.moments.train, self.moments.n_train
 
         def of(rows: slice) -> float:
-            return float(np.einsum("ij,ij->", errors[rows] @ held, errors[rows], dtype=np.float64))
+            part = errors[rows]
+            return float(np.einsum("ij,ij->", part @ judges, part, dtype=np.float64))
 
-        return sum(self._over_rows(of, len(errors))) / max(self.moments.n_held, 1)
+        return sum(self._over_rows(of, len(errors))) / max(n, 1)
 
     def _over_rows(self, task: Callable[[slice], T], n: int) -> list[T]:
         """The results of task on slices of n rows, computed at the same time."""
