@@ -9,7 +9,7 @@ import mmap
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -209,6 +209,7 @@ class Engine:
         self.layouts = description.layouts
         self._weights = weights
         self._lock: threading.Lock | forked.Refusal = threading.Lock()
+        self._isa = 0
         self._threads: CData = None
         self._plan: CData = None
         self._arena: mmap.mmap | None = None
@@ -254,6 +255,10 @@ class Engine:
     def weight_bytes(self, name: str) -> int:
         """Bytes of a packed weight."""
         return self._weights.of(name).bytes_of(name)
+
+    def takes_q8(self, name: str) -> bool:
+        """Whether a matrix is multiplied with quantised activations, else with float32 ones."""
+        return self._weights.takes_q8(name)
 
     def cache_bytes(self, n_tokens: int) -> int:
         """Bytes of keys and values of n_tokens tokens."""
@@ -436,6 +441,34 @@ class Engine:
             _trace_log.warning("%s", self._traced(n, op_ns))
         return out
 
+    @contextlib.contextmanager
+    def substituted(self, weights: Mapping[str, CData]) -> Iterator[None]:
+        """Run with other weights in the place of some of the model's, until the `with` ends.
+
+        weights: name -> edge_weight of the same shape, whose data are packed and stay there; it
+        takes quantised activations exactly if the model's weight does. Sessions must not share
+        pages with runs of other weights: empty their caches. Raises InputError, NativeError.
+        """
+        for name, weight in weights.items():
+            ours = self._weights.entry(name)
+            if (weight.n, weight.k) != (ours.n, ours.k):
+                raise InputError(f"{name}: ({weight.n}, {weight.k}), not ({ours.n}, {ours.k})")
+        entries = self._weights.entries()
+        for i, name in enumerate(self._weights.names):
+            if name in weights:
+                entries[i] = weights[name][0]
+        with self._lock:
+            if self._plan is None:
+                raise InputError("the model was closed")
+            before, self._plan = self._plan, self._new_plan(entries)
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._plan is not None:  # not closed meanwhile
+                    ffi.release(self._plan)
+                    self._plan = before
+
     def close(self) -> None:
         """Give all memory back, after the current run has ended. Later runs raise InputError.
 
@@ -475,7 +508,6 @@ class Engine:
         self.isa += "+bf16" if native_bf16 else ""
         self._weights.load(self._threads, progress)
         self._check_factors()
-        error, plan = ffi.new("edge_error *"), ffi.new("edge_plan **")
         try:
             self._arena = memory.anonymous(self.arena_bytes)
         except (OSError, MemoryError) as e:
@@ -485,13 +517,20 @@ class Engine:
                 budget=memory.available() or 0,
                 parts={"buffers": self.arena_bytes},
             ) from e
-        spec, arrays = self._spec(isa)
-        spec.native_bf16 = int(native_bf16)
+        self._isa = isa
+        self._plan = self._new_plan(self._weights.entries())
+
+    def _new_plan(self, entries: CData) -> CData:
+        """The plan with these weights, an edge_weight for each name."""
+        error, plan = ffi.new("edge_error *"), ffi.new("edge_plan **")
+        assert self._arena is not None
+        spec, arrays = self._spec(self._isa, entries)
+        spec.native_bf16 = int(native.native_bf16(self._isa))
         with ffi.from_buffer("uint8_t[]", self._arena) as arena:
             spec.arena = arena
         native.check(lib.edge_plan_new(spec, plan, error), error)
         del arrays  # the plan has copies of them
-        self._plan = ffi.gc(plan[0], lib.edge_plan_free)
+        return ffi.gc(plan[0], lib.edge_plan_free)
 
     def _new_pool(self, store: PageStore | None) -> PagePool:
         """The pages of the planned sessions."""
@@ -531,14 +570,14 @@ class Engine:
             f"the logits came out NaN or infinite: {whose}{lower}", path=self.path
         )
 
-    def _spec(self, isa: int) -> tuple[CData, tuple[CData, ...]]:
+    def _spec(self, isa: int, entries: CData) -> tuple[CData, tuple[CData, ...]]:
         """The edge_plan_spec, and the arrays that it points to."""
         lowered, weights = self.lowered, self._weights
         buffers = ffi.new("edge_buffer[]", len(lowered.buffers))
         for b, buffer in zip(buffers, lowered.buffers, strict=True):
             b.kind, b.dim, b.offset = buffer.kind, buffer.dim, buffer.offset
             b.is_logit_rows = int(buffer.logit_rows)
-        places, entries = self.kv.places, weights.entries()
+        places = self.kv.places
         index = {name: i for i, name in enumerate(weights.names)}
         ops = ffi.new("edge_op[]", [op.native(index, places) for op in lowered.ops])
         spec = ffi.new("edge_plan_spec *")

@@ -165,7 +165,7 @@ def read_phases(path: Path, base: int) -> Iterator[Counter[int]]:
 def write_plan(model: Path, target: Path) -> None:
     """An edge_plan_spec for edge.c and all that it points to; pointers are offsets in the file."""
     engine = Engine.load(model, threads=1)
-    spec, (ops, buffers, shapes, _) = engine._spec(0)
+    spec, (ops, buffers, shapes, _) = engine._spec(0, engine._weights.entries())
     weights = ffi.new("edge_weight[]", spec.n_weights)
     ffi.memmove(weights, spec.weights, ffi.sizeof(weights))
     with target.open("wb") as file:
