@@ -12,7 +12,7 @@ from refmath import IQ4_NL_VALUES
 
 from edge.errors import InputError
 from edge.quantizer.encode import ENCODED_TYPES, IMPORTANCE_TYPES, Encoder, decode
-from edge.quantizer.feedback import DAMPING, Rounded, round_with_feedback
+from edge.quantizer.feedback import DAMPING, FeedbackRounder, Rounded
 from edge.quantizer.moments import Moments, RowMoments
 
 pytestmark = pytest.mark.native
@@ -48,9 +48,8 @@ def rounded(
     type_name: str, weights: NDArray[np.float32], moments: Moments, threads: int = 1
 ) -> Rounded:
     ranges = [RowMoments(0, len(weights), moments)]
-    return round_with_feedback(
-        encoder(type_name), weights, ranges, shared_threads(threads), threads
-    )
+    rounder = FeedbackRounder(shared_threads(threads), threads)
+    return rounder.round(encoder(type_name), weights, ranges)
 
 
 def values(type_name: str, blocks: NDArray[np.uint8], k: int = K) -> NDArray[np.float32]:
@@ -155,7 +154,7 @@ def test_rows_fall_back_where_other_inputs_say_so(type_name: str) -> None:
     weights, moments = weights_of(6), moments_of(inputs(512))
     other = Moments(moments.train, np.diag(np.diagonal(moments.train)), 512, 512)
     ranges = [RowMoments(0, 2, moments_of(inputs(4096))), RowMoments(2, 4, other)]
-    result = round_with_feedback(encoder(type_name), weights, ranges, shared_threads(1))
+    result = FeedbackRounder(shared_threads(1)).round(encoder(type_name), weights, ranges)
     assert [r.is_nearest for r in result.ranges] == [False, True]
     importance = np.diagonal(moments.train) / np.float32(512)
     nearest = encoder(type_name).encode(weights[2:], importance, shared_threads(1))
@@ -192,6 +191,17 @@ def test_moments_must_cover_the_rows() -> None:
     weights, moments = weights_of(4), moments_of(inputs(512))
     for ranges in ([RowMoments(0, 3, moments)], [RowMoments(1, 3, moments)]):
         with pytest.raises(InputError, match="row"):
-            round_with_feedback(encoder("Q4_0"), weights, ranges, shared_threads(1))
+            FeedbackRounder(shared_threads(1)).round(encoder("Q4_0"), weights, ranges)
     with pytest.raises(InputError, match="shape"):
         rounded("Q4_0", weights_of(4, 512), moments)
+
+
+def test_a_rounder_keeps_no_factor_of_other_moments() -> None:
+    """Also of moments that were freed, whose place in memory others take."""
+    rounder, weights = FeedbackRounder(shared_threads(1)), weights_of(4)
+    for seed in range(8):
+        own = [RowMoments(0, 4, moments_of(inputs(512, seed=seed)))]
+        again = rounder.round(encoder("Q4_0"), weights, own)
+        alone = FeedbackRounder(shared_threads(1)).round(encoder("Q4_0"), weights, own)
+        np.testing.assert_array_equal(again.blocks, alone.blocks)
+        del own

@@ -1,6 +1,6 @@
 """Rounding with error feedback: weights as blocks of a type, such that the outputs stay close.
 
-    rounded = round_with_feedback(Encoder("Q4_0"), weights, moments, threads)
+    rounded = FeedbackRounder(threads).round(Encoder("Q4_0"), weights, moments)
 
 Columns are rounded from left to right, and each error is passed on to the columns that come later:
 GPTQ (Frantar et al. 2022), in the form of LDLQ (Chee et al. 2023). H, the second moments of the
@@ -29,7 +29,7 @@ from edge.native import CData, ffi, lib
 from edge.quantizer.encode import IMPORTANCE_TYPES, Encoder, decode, row_bytes
 from edge.quantizer.moments import Moments, RowMoments
 
-__all__ = ["RangeLoss", "Rounded", "round_with_feedback"]
+__all__ = ["FeedbackRounder", "RangeLoss", "Rounded"]
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
@@ -79,31 +79,47 @@ class _Factor:
     importance: Floats
 
 
-def round_with_feedback(
-    encoder: Encoder,
-    weights: Floats,
-    moments: Sequence[RowMoments],
-    threads: CData,
-    n_threads: int = 1,
-) -> Rounded:
-    """The blocks of weights, (n, k), whose rows have these moments, in order and without a gap.
+class FeedbackRounder:
+    """Rounds weights with error feedback.
 
-    Rows for which feedback is worse on `Moments.held` than rounding to the nearest are rounded to
-    the nearest. threads: of `edge.native.new_threads`; n_threads: of the products of matrices.
-    Raises InputError for a weight or moments that are NaN or infinite, for moments of other rows or
-    columns, and what `Encoder.encode` raises.
+    Factors of the moments of the last weights are kept: weights that share moments, one after the
+    other, and the same weights in several types need them once. threads: of
+    `edge.native.new_threads`; n_threads: of the products of matrices.
     """
-    _require_ranges(weights, moments)
-    n, k = weights.shape
-    blocks = np.empty((n, row_bytes(encoder.type_name, k)), np.uint8)
-    ranges = []
-    with ThreadPoolExecutor(n_threads) as pool:
-        for part in moments:
-            rows = slice(part.first, part.first + part.n_rows)
-            job = _Range(encoder, weights[rows], part.moments, threads, pool)
-            feedback, nearest, is_nearest = job.round_into(blocks[rows])
-            ranges.append(RangeLoss(part.first, part.n_rows, feedback, nearest, is_nearest))
-    return Rounded(blocks, ranges)
+
+    def __init__(self, threads: CData, n_threads: int = 1) -> None:
+        self.threads = threads
+        self._n_threads = n_threads
+        self._factors: list[tuple[Moments, _Factor | None]] = []
+
+    def round(self, encoder: Encoder, weights: Floats, moments: Sequence[RowMoments]) -> Rounded:
+        """The blocks of weights, (n, k), whose rows have these moments, in order and without a gap.
+
+        Rows for which feedback is worse on `Moments.held` than rounding to the nearest are rounded
+        to the nearest. Raises InputError for a weight or moments that are NaN or infinite, for
+        moments of other rows or columns, and what `Encoder.encode` raises.
+        """
+        _require_ranges(weights, moments)
+        n, k = weights.shape
+        blocks = np.empty((n, row_bytes(encoder.type_name, k)), np.uint8)
+        ranges = []
+        used = {id(part.moments) for part in moments}
+        self._factors = [pair for pair in self._factors if id(pair[0]) in used]
+        with ThreadPoolExecutor(self._n_threads) as pool:
+            for part in moments:
+                rows = slice(part.first, part.first + part.n_rows)
+                factor = self._factor_of(part.moments)
+                job = _Range(encoder, weights[rows], part.moments, factor, self.threads, pool)
+                feedback, nearest, is_nearest = job.round_into(blocks[rows])
+                ranges.append(RangeLoss(part.first, part.n_rows, feedback, nearest, is_nearest))
+        return Rounded(blocks, ranges)
+
+    def _factor_of(self, moments: Moments) -> _Factor | None:
+        for known, factor in self._factors:
+            if known is moments:
+                return factor
+        self._factors.append((moments, _factor(moments)))
+        return self._factors[-1][1]
 
 
 def _require_ranges(weights: Floats, moments: Sequence[RowMoments]) -> None:
@@ -159,25 +175,25 @@ class _Range:
     encoder: Encoder
     weights: Floats
     moments: Moments
+    factor: _Factor | None
     threads: CData
     pool: ThreadPoolExecutor
 
     def round_into(self, blocks: NDArray[np.uint8]) -> tuple[float, float, bool]:
         """Fill blocks. Returns the losses with feedback and to the nearest, and whether the blocks
         are the latter."""
-        factor = _factor(self.moments)
         nearest_blocks = np.empty_like(blocks)
         feedback = nearest = 0.0
         for rows in _slices(len(self.weights), _ROWS):
             weights = np.ascontiguousarray(self.weights[rows], np.float32)
             nearest_blocks[rows] = self._nearest(weights)
             nearest += self._loss(weights - self._decoded(nearest_blocks[rows]))
-            if factor is not None:
-                feedback += self._loss(self._with_feedback(weights, factor, blocks[rows]))
-        is_nearest = factor is None or feedback > nearest
+            if self.factor is not None:
+                feedback += self._loss(self._with_feedback(weights, self.factor, blocks[rows]))
+        is_nearest = self.factor is None or feedback > nearest
         if is_nearest:
             blocks[:] = nearest_blocks
-        return (nearest if factor is None else feedback), nearest, is_nearest
+        return (nearest if self.factor is None else feedback), nearest, is_nearest
 
     def _nearest(self, weights: Floats) -> NDArray[np.uint8]:
         importance = np.diagonal(self.moments.train)
