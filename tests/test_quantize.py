@@ -258,8 +258,8 @@ def test_the_model_is_not_overwritten(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either the type of all matrices or a recipe"),
-        ({"type": "Q8_0", "recipe": "Q4_0"}, "either the type"),
+        ({}, "say one of these: the type of all matrices"),
+        ({"type": "Q8_0", "recipe": "Q4_0"}, "say one of these"),
         ({"type": "Q8_0", "rounding": "up"}, "rounding 'up': one of"),
         ({"typ": "Q8_0"}, "no option 'typ'"),
         ({"type": "IQ2_XS"}, "needs an importance matrix: make one with `edge-run imatrix`"),

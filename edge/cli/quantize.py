@@ -48,6 +48,24 @@ class Quantizing(Progress):
     help="Which type each matrix gets: a mix of llama.cpp as Q4_K_M, a recipe that ships as "
     "dynamicgate-low, or a TOML file.",
 )
+@click.option("--size", metavar="SIZE", help="The most that the file may take, as 1.9GB.")
+@click.option(
+    "--bits",
+    type=click.FloatRange(min=0, max=32, min_open=True),
+    metavar="N",
+    help="The most bits for each weight on average.",
+)
+@click.option(
+    "--for-memory",
+    metavar="SIZE",
+    help="The most memory that the model may take when it runs, as 2GB.",
+)
+@click.option(
+    "--min-speed",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="With these three: tokens/s on this machine, at least.",
+)
 @click.option(
     "--imatrix",
     "importance",

@@ -11,7 +11,13 @@
     mixing.py       what attention makes of the inputs of its values
     squares.py      importance matrices measured
     moments.py      second moments of what matrices read
+    calibration.py  the texts that a model runs while it is quantised
     feedback.py     rounding with error feedback
+    allocate.py     types under a size, by the damage that each does
+    sensitivity.py  what rounding one matrix does to the model's output
+    damage.py       the damage that each type would do to each matrix
+    target.py       what a file may take
+    sized.py        the types of a model under a size
     job.py          quantize: reads, encodes and writes, slice by slice
 
 The folder `recipes` has the recipes that ship. Each file imports only from those above it.

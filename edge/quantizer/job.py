@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -34,17 +34,18 @@ from edge.errors import EdgeWarning, InputError, UnsupportedError
 from edge.files import gguf_writer
 from edge.files.gguf import GGUF, Tensor
 from edge.files.gguf_reader import STRING, UINT32
-from edge.files.text_file import TextFile
 from edge.native import CData, ffi
 from edge.progress import Progress, silent
 from edge.quantizer import recipe as recipes
-from edge.quantizer.activations import Activations
+from edge.quantizer.calibration import Calibration
 from edge.quantizer.encode import IMPORTANCE_TYPES, Encoder
-from edge.quantizer.feedback import round_with_feedback
-from edge.quantizer.imatrix import CONTEXT, Importance
+from edge.quantizer.feedback import FeedbackRounder
+from edge.quantizer.imatrix import Importance
 from edge.quantizer.moments import collect, passes
-from edge.quantizer.recipe import TypeChoice, Uniform
+from edge.quantizer.recipe import Chosen, TypeChoice, Uniform
+from edge.quantizer.sized import sized_types
 from edge.quantizer.source import Floats, in_slice, read_floats, read_raw, read_whole, slices
+from edge.quantizer.target import SizeTarget
 from edge.quantizer.types import (
     FLOATS,
     ModelTensors,
@@ -53,7 +54,7 @@ from edge.quantizer.types import (
 )
 from edge.quantizer.writer import OutputFile, OutputPlan, writing
 from edge.version import __version__
-from edge.weights.model_file import open_model
+from edge.weights.model_file import RawModel, open_model
 from edge.weights.weights import supported_types
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ if TYPE_CHECKING:
 __all__ = ["QuantizeOptions", "Quantized", "explain", "quantize"]
 
 _VERSION = 2  # of the blocks: `general.quantization_version`, as ggml numbers it
-#: Bytes that rounding with feedback needs for each weight of a matrix: as a float, twice.
-_BYTES_OF_WEIGHT = 8
 _ROUNDINGS = ("nearest", "feedback")
 #: Keys of the source that this file has others of, or none.
 _REPLACED = (
@@ -77,6 +76,10 @@ class QuantizeOptions(TypedDict, total=False):
 
     type: str | None
     recipe: str | os.PathLike[str] | None
+    size: int | str | None
+    bits: float | None
+    for_memory: int | str | None
+    min_speed: float | None
     importance: str | os.PathLike[str] | None
     calibration: Sequence[str | os.PathLike[str]]
     rounding: str | None
@@ -117,7 +120,11 @@ def quantize(
 
     type: that of all matrices ("Q4_0"), but where a row does not fit its blocks; or recipe: a mix
     of llama.cpp ("Q4_K_M"), a recipe that ships ("dynamicgate-low") or a TOML file, see
-    `edge.quantizer.recipe`. importance: a file of `edge-run imatrix` or `llama-imatrix`.
+    `edge.quantizer.recipe`; or size: of the file at most, as "1.9GB", or bits: for each weight on
+    average, or for_memory: of the process that runs it, with the default context. min_speed:
+    besides, tokens per second on this machine. Then each matrix gets the type that does the least
+    damage, as `edge.quantizer.damage` measures it on the calibration. importance: a file of
+    `edge-run imatrix` or `llama-imatrix`.
     calibration: texts, UTF-8 files, for rounding "feedback", which is the default where there are
     some; else it is "nearest". memory, threads: as `edge.load` takes them; memory is for feedback,
     which runs the model. progress(weights done, weights in all); with feedback measuring counts as
@@ -145,13 +152,13 @@ def explain(model: str | os.PathLike[str], **options: Unpack[QuantizeOptions]) -
 class _Job:
     """A model to quantise: its types are chosen, nothing is read. It closes the file."""
 
-    def __init__(self, gguf: GGUF, options: QuantizeOptions) -> None:
+    def __init__(self, gguf: RawModel, options: QuantizeOptions) -> None:
         self.gguf = gguf
-        self._choice = _choice(options)
         self._texts = [check.path("calibration", text) for text in options.get("calibration", ())]
         self._rounding = _rounding(options, bool(self._texts))
-        self._memory = check.optional(check.size, "memory", options.get("memory"))
+        memory = check.optional(check.size, "memory", options.get("memory"))
         self._cores = cores.choose(options.get("threads"))
+        self._calibration = Calibration(gguf, self._texts, self._cores.threads, memory)
         progress = options.get("progress")
         check.optional(check.function, "progress", progress, "(weights done, weights in all)")
         self._progress: Progress = progress or silent
@@ -159,6 +166,7 @@ class _Job:
         self._importance = Importance.read(path) if path else None
         self._encoders = dict[str, Encoder]()
         self._model = ModelTensors.of(gguf)
+        self._choice = _choice(options) or self._sized(options)
         measured = self._importance is not None or self._rounding == "feedback"
         self._types = self._choice.types(self._model, measured)
         self._check_sources()
@@ -213,31 +221,36 @@ class _Job:
             for name, kind in types.items()
             if kind not in (*FLOATS, tensors[name].type) and name not in output.done
         ]
-        options = {"context": self._context, "memory": self._memory}
-        n_threads = self._cores.threads
-        with Activations.open(self.gguf.path, threads=n_threads, **options) as activations:
-            windows = activations.cut(activations.read([TextFile.open(t) for t in self._texts]))
-            largest = max((math.prod(tensors[name].shape) for name in names), default=0)
-            room = activations.room and max(0, activations.room - _BYTES_OF_WEIGHT * largest)
+        rounder = FeedbackRounder(threads, self._cores.threads)
+        with self._calibration.running() as (activations, windows):
+            room = self._calibration.room(activations, names)
             for group in passes(activations, names, room):
                 measuring = bar.measuring(sum(math.prod(tensors[name].shape) for name in group))
                 moments = collect(activations, windows, group, progress=measuring)
                 for name in group:
                     weights = read_whole(tensors[name], threads)
                     encoder, own = self._encoder(types[name]), moments.pop(name)
-                    rounded = round_with_feedback(encoder, weights, own, threads, n_threads)
+                    rounded = rounder.round(encoder, weights, own)
                     output.write(name, [rounded.blocks.data.cast("B")])
                     bar.add(weights.size)
                     if any(part.is_nearest for part in rounded.ranges):
                         to_nearest.append(name)
         return to_nearest
 
-    @property
-    def _context(self) -> int:
-        """Tokens of a window of the texts."""
-        architecture = self.gguf.metadata.get("general.architecture")
-        most = self.gguf.metadata.get(f"{architecture}.context_length")
-        return min(CONTEXT, most) if type(most) is int else CONTEXT
+    def _sized(self, options: QuantizeOptions) -> TypeChoice:
+        """The types that do the least damage under a size or a number of bits."""
+        if not self._texts:
+            raise InputError(
+                "a size, or bits, needs a text that tells what each type does: calibration"
+            )
+        threads = native.new_threads(self._cores.threads, self._cores.cpus)
+        try:
+            types = sized_types(
+                self.gguf, _target(options), self._calibration, threads, self._progress
+            )
+        finally:
+            ffi.release(threads)
+        return Chosen("edge", types)
 
     def result(self, path: str, n_continued: int, seconds: float) -> Quantized:
         """What the file is."""
@@ -399,14 +412,40 @@ def _rounding(options: QuantizeOptions, has_texts: bool) -> str:
     return rounding
 
 
-def _choice(options: QuantizeOptions) -> TypeChoice:
-    """The types that the options ask for. Raises InputError unless one option does."""
-    type_name, recipe = options.get("type"), options.get("recipe")
-    if (type_name is None) == (recipe is None):
-        raise InputError("say either the type of all matrices or a recipe")
-    if type_name is not None:
-        return Uniform(check.text("type", type_name))
-    return recipes.find(check.path("recipe", recipe))
+def _choice(options: QuantizeOptions) -> TypeChoice | None:
+    """The types that the options ask for; None: they must be measured. Raises InputError unless one
+    option says what the types are.
+    """
+    given = [
+        key
+        for key in ("type", "recipe", "size", "bits", "for_memory")
+        if options.get(key) is not None
+    ]
+    if len(given) != 1:
+        raise InputError(
+            "say one of these: the type of all matrices, a recipe, a size, bits, a memory"
+        )
+    if given[0] in ("type", "recipe") and options.get("min_speed") is not None:
+        raise InputError("a speed goes with a size, bits or a memory")
+    if given == ["type"]:
+        return Uniform(check.text("type", options.get("type")))
+    if given == ["recipe"]:
+        return recipes.find(check.path("recipe", options.get("recipe")))
+    return None
+
+
+def _target(options: QuantizeOptions) -> SizeTarget:
+    """What the file may take. Raises InputError for numbers that cannot be."""
+
+    def above_0(name: str, value: Any, most: float) -> float:
+        return check.number(name, value, 0, most, above=True)
+
+    return SizeTarget(
+        size=check.optional(check.size, "size", options.get("size")),
+        bits=check.optional(above_0, "bits", options.get("bits"), 32),
+        memory=check.optional(check.size, "for_memory", options.get("for_memory")),
+        min_speed=check.optional(above_0, "min_speed", options.get("min_speed"), 1e6),
+    )
 
 
 def _identity(gguf: GGUF) -> str:

@@ -56,7 +56,7 @@ else:
 if TYPE_CHECKING:
     from edge.files.gguf import Tensor
 
-__all__ = ["Rule", "Rules", "TypeChoice", "Uniform", "described", "find", "shipped"]
+__all__ = ["Chosen", "Rule", "Rules", "TypeChoice", "Uniform", "described", "find", "shipped"]
 
 _MOST_BYTES = 1 << 20  # of a recipe's file
 _MOST_DEPTH = 4096
@@ -96,6 +96,22 @@ class Uniform:
     def file_type(self, types: Mapping[str, str]) -> int:
         """See `TypeChoice`."""
         return file_type({"": self.name})
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A type for each matrix of one model."""
+
+    name: str
+    chosen: Mapping[str, str]
+
+    def types(self, model: ModelTensors, has_importance: bool) -> dict[str, str]:
+        """See `TypeChoice`."""
+        return dict(self.chosen)
+
+    def file_type(self, types: Mapping[str, str]) -> int:
+        """See `TypeChoice`."""
+        return file_type(types)
 
 
 @dataclass(frozen=True)
