@@ -59,14 +59,13 @@ def read_floats(tensor: Tensor, rows: RowSlice, threads: CData) -> Floats:
     which says where it is.
     """
     data, k = _bytes(tensor, rows), tensor.shape[-1]
-    if tensor.type in FLOATS:
-        x = _from_floats(tensor.type, data).reshape(rows.n, k)
-    else:
-        blocks = np.frombuffer(data, np.uint8).reshape(rows.n, -1)
-        with in_slice(tensor, rows):
-            x = decode(tensor.type, blocks, k, threads)
-    _require_finite(x, tensor, rows)
-    return x
+    blocks = np.frombuffer(data, np.uint8).reshape(rows.n, -1)
+    try:
+        return decode(tensor.type, blocks, k, threads)
+    except InputError as e:
+        if tensor.type in FLOATS:
+            _require_finite(_from_floats(tensor.type, data).reshape(rows.n, k), tensor, rows)
+        raise _error(tensor, f"{_place(tensor, rows)}, of the rows from here on: {e}") from None
 
 
 def read_whole(tensor: Tensor, threads: CData) -> Floats:
