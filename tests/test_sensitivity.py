@@ -17,6 +17,8 @@ from edge.quantizer.encode import Encoder, decode
 from edge.quantizer.sensitivity import EncodedMatrix, damages
 from edge.weights.packed import describe_weight
 
+pytestmark = [pytest.mark.native, pytest.mark.any_isa]
+
 NAMES = ("blk.0.attn_v.weight", "blk.1.ffn_down.weight", "output.weight")
 WINDOWS = Windows(
     tuple(np.random.default_rng(i).integers(0, 288, 32).tolist() for i in range(3)), 32
