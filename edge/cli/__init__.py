@@ -32,7 +32,7 @@ COMMANDS = {
     "tune": "Measure the best number of threads, and keep it for this machine.",
     "bench": "Measure prompt and decode speed.",
     "perplexity": "Measure how well a model predicts a text: lower is better.",
-    "imatrix": "Measure which inputs of each matrix a text uses most.",
+    "imatrix": "Measure an importance matrix: which inputs a text uses most.",
     "compare": "Compare files of a model: size, quality, speed and memory of each.",
     "pack": "Write a packed file, which starts without packing.",
     "quantize": "Write a model in other types, of fewer bits.",

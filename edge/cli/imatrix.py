@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @threads_option
 @click.option("--force", is_flag=True, help="Replace the file when it is there.")
 def imatrix(model: str | None, output: str, force: bool, **options: Any) -> None:
-    """Measure an importance matrix: which inputs of each matrix a text uses most.
+    """Measure an importance matrix: which inputs a text uses most.
 
     Quantisers weigh the errors of weights by it. The file is that of llama.cpp's llama-imatrix,
     and so is the method: windows of --context tokens that do not overlap, each run from an empty

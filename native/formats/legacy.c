@@ -317,7 +317,9 @@ static void choose_mxfp4(const encode_input *in, decoded_block *out) {
     const float magnitude = search_magnitude(in->x, GROUP);
     int e = 0;
     if (magnitude > 0) { /* the logarithm rounded to float: it may reach the next power of two */
-        e = (int)floorf((float)(number_log(magnitude) * 0x1.71547652b82fep0)) - 2 + 127;
+        const float exponent = (float)(number_log(magnitude) * 0x1.71547652b82fep0);
+        const int whole = (int)exponent;
+        e = whole - ((float)whole > exponent) - 2 + 127;
     }
     /* The reference wraps below 2^-125: its scale is then enormous and all codes are 0. */
     e = e > 0 ? e : 0;
@@ -371,7 +373,7 @@ static void choose_nvfp4(const encode_input *in, decoded_block *out) {
         const unsigned scale = (uint8_t)nvfp4_scale(scale_byte(wanted));
         out->group_scale[g] = (int8_t)scale;
         if (scale != 0) {
-            const float unit = ldexpf((float)(scale & 15), (int)(scale >> 4) - 10);
+            const float unit = (float)((scale & 15) << (scale >> 4)) * 0x1p-10f;
             nearest_mxfp4(x, unit, 16, out->code + 16 * g);
         }
     }
