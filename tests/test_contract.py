@@ -158,7 +158,6 @@ def test_same_bits_in_calls_of_512(loader: Any, arch: str, monkeypatch: pytest.M
     tokens = tokens_of(load(), 512)
     want = run(load(), tokens, 512)
     monkeypatch.setattr(describe, "CHUNK", 512)
-    monkeypatch.setattr(Engine, "chunk", 512)
     for isa, threads in [(ISAS[0], 2), (ISAS[-1], 3)]:
         engine = load(isa, threads)
         assert_same_bits(engine.run(engine.cache(), tokens, logits="all"), want, (isa, threads))

@@ -79,7 +79,7 @@ def test_a_memory_counts_the_whole_process(folder: Path) -> None:
     with pytest.raises(InputError, match="cannot be reached") as refused:
         chosen(folder, for_memory="1MB")
     assert "MiB" in str(refused.value)
-    most = chosen(folder, for_memory="500MB")
+    most = chosen(folder, for_memory="100GB")  # the process that tests may be large
     assert set(most.types) == {"F32", "Q8_0"}
 
 

@@ -126,7 +126,7 @@ def test_name_and_tags(wheel: Wheel) -> None:
 
 @every_wheel
 def test_contents(wheel: Wheel) -> None:
-    patterns = ("*.py", "py.typed", "calibration.txt")
+    patterns = ("*.py", "*.toml", "py.typed", "calibration.txt")
     sources = [file for pattern in patterns for file in (ROOT / "edge").rglob(pattern)]
     listed = {file.relative_to(ROOT).as_posix() for file in sources}
     info = f"edge_run-{edge.__version__}.dist-info/"
