@@ -13,11 +13,13 @@ import click
 from edge.cli import COMMANDS
 from edge.cli.models import model_path
 from edge.cli.options import (
+    chunks_option,
     layout_option,
     memory_option,
     open_text,
     plot_path,
     threads_option,
+    window_option,
 )
 from edge.cli.status import duration
 from edge.cli.terminal import Interrupt, Progress, note, plain
@@ -49,22 +51,8 @@ _COLUMNS = {
 @click.argument("base")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("-f", "--file", "text", required=True, metavar="TEXT", help="The text, in UTF-8.")
-@click.option(
-    "-c",
-    "--context",
-    type=click.IntRange(min=8),
-    default=512,
-    show_default=True,
-    metavar="N",
-    help="Tokens of a window.",
-)
-@click.option(
-    "--chunks",
-    type=click.IntRange(min=1),
-    metavar="N",
-    show_default="all",
-    help="Use the first N windows only.",
-)
+@window_option
+@chunks_option
 @click.option("--no-speed", is_flag=True, help="Measure no speed.")
 @memory_option
 @layout_option

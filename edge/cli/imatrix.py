@@ -11,7 +11,13 @@ import click
 
 from edge.cli import COMMANDS
 from edge.cli.models import model_path
-from edge.cli.options import memory_option, model_argument, threads_option
+from edge.cli.options import (
+    chunks_option,
+    memory_option,
+    model_argument,
+    threads_option,
+    window_option,
+)
 from edge.cli.terminal import Interrupt, Progress, mebibytes, note
 from edge.device import memory
 from edge.errors import CancelledError, InputError
@@ -34,22 +40,8 @@ if TYPE_CHECKING:
     help="A text, a UTF-8 file; may be repeated.",
 )
 @click.option("-o", "--output", metavar="FILE", required=True, help="The file to write.")
-@click.option(
-    "-c",
-    "--context",
-    type=click.IntRange(min=8),
-    default=512,
-    show_default=True,
-    metavar="N",
-    help="Tokens of a window.",
-)
-@click.option(
-    "--chunks",
-    type=click.IntRange(min=1),
-    metavar="N",
-    show_default="all",
-    help="Use the first N windows only.",
-)
+@window_option
+@chunks_option
 @click.option("--process-output", is_flag=True, help="Measure what the output matrix reads, too.")
 @click.option(
     "--attention-mixed",

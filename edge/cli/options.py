@@ -57,6 +57,30 @@ def layout_option(command: Command) -> Command:
     )(command)
 
 
+def window_option(command: Command) -> Command:
+    """--context, of commands that run a text in windows."""
+    return click.option(
+        "-c",
+        "--context",
+        type=click.IntRange(min=8),
+        default=512,
+        show_default=True,
+        metavar="N",
+        help="Tokens of a window.",
+    )(command)
+
+
+def chunks_option(command: Command) -> Command:
+    """--chunks, of commands that run a text in windows."""
+    return click.option(
+        "--chunks",
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="all",
+        help="Use the first N windows only.",
+    )(command)
+
+
 def memory_option(command: Command) -> Command:
     """--memory, of commands that load a model."""
     return click.option(

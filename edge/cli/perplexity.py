@@ -13,12 +13,14 @@ from edge.cli import COMMANDS
 from edge.cli.answer import open_model
 from edge.cli.options import (
     LOADING,
+    chunks_option,
     layout_option,
     lora_option,
     memory_options,
     model_argument,
     open_text,
     threads_option,
+    window_option,
 )
 from edge.cli.terminal import Interrupt, Progress, mebibytes, note
 from edge.device import memory
@@ -33,15 +35,7 @@ if TYPE_CHECKING:
 @click.command(short_help=COMMANDS["perplexity"])
 @model_argument
 @click.option("-f", "--file", required=True, metavar="FILE", help="The text, a UTF-8 file.")
-@click.option(
-    "-c",
-    "--context",
-    type=click.IntRange(min=8),
-    default=512,
-    show_default=True,
-    metavar="N",
-    help="Tokens of a window.",
-)
+@window_option
 @click.option(
     "--session-context",
     type=click.IntRange(min=8),
@@ -49,13 +43,7 @@ if TYPE_CHECKING:
     show_default="a window",
     help="Tokens that a session may hold: which LongRoPE factors are used goes by it.",
 )
-@click.option(
-    "--chunks",
-    type=click.IntRange(min=1),
-    metavar="N",
-    show_default="all",
-    help="Use the first N windows only.",
-)
+@chunks_option
 @click.option(
     "--kl",
     "base",
