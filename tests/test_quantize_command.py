@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_model import assert_one_line, run
 
 from edge.cli.quantize import Quantizing
+from edge.files.gguf import Tensor
 from edge.quantizer import job
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
@@ -51,8 +53,13 @@ def test_output_or_explain(tiny_gguf: Tiny, tmp_path: Path) -> None:
 def test_ctrl_c_says_how_to_go_on(
     tiny_gguf: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(*_: object) -> None:
-        raise KeyboardInterrupt
+    read, tensors = job.read_floats, set()
+
+    def cut(tensor: Tensor, *rest: Any) -> Any:
+        tensors.add(tensor.name)
+        if len(tensors) == 3:
+            raise KeyboardInterrupt
+        return read(tensor, *rest)
 
     monkeypatch.setattr(job, "read_floats", cut)
     out = tmp_path / "out.gguf"
@@ -63,6 +70,14 @@ def test_ctrl_c_says_how_to_go_on(
         ".out.gguf.journal",
         ".out.gguf.partial",
     ]
+
+
+def test_nothing_stays_of_a_run_that_wrote_no_tensor(tiny_gguf: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").touch()
+    options = ["--type", "Q8_0", "--calibration", str(tmp_path / "text.txt")]
+    result = run("quantize", str(tiny_gguf("llama")), "-o", str(tmp_path / "out.gguf"), *options)
+    assert_one_line(result.exit_code, result.stderr, "0 tokens")
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
 
 
 def test_the_bar_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ class OutputFile:
 @contextlib.contextmanager
 def writing(path: Path, plan: OutputPlan, source: str) -> Iterator[OutputFile]:
     """Write a file in the block, which writes all tensors that are not `done`; then it replaces
-    `path`. When the block raises, what was written waits for the next call.
+    `path`. When the block raises, the tensors that were written wait for the next call.
 
     source: identifies where the tensors come from. Raises ModelFileError when the file cannot be
     written, InputError when another process is writing it.
@@ -111,14 +111,21 @@ def writing(path: Path, plan: OutputPlan, source: str) -> Iterator[OutputFile]:
     digest = hashlib.sha256(source.encode() + b"\n" + plan.header).hexdigest()
     try:
         with only_one(journal, seconds=0):
-            with _opened(part) as file, open(journal, "r+b", buffering=0) as log:
-                done = _resumed(file, log, digest, plan)
-                _require_room(file, path, plan)
-                output = OutputFile(file, log, plan, done)
-                try:
-                    yield output
-                finally:
-                    output.sync()
+            done: set[str] | None = None
+            try:
+                with _opened(part) as file, open(journal, "r+b", buffering=0) as log:
+                    done = _resumed(file, log, digest, plan)
+                    _require_room(file, path, plan)
+                    output = OutputFile(file, log, plan, done)
+                    try:
+                        yield output
+                    finally:
+                        output.sync()
+            except BaseException:
+                if done is not None and not done:  # there is nothing to go on with
+                    part.unlink(missing_ok=True)
+                    _remove(journal)
+                raise
             os.replace(part, path)
             removed = _remove(journal)
         if not removed:
