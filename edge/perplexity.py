@@ -41,8 +41,9 @@ from numpy.typing import NDArray
 
 from edge import check, native
 from edge.engine.engine import Engine
-from edge.engine.parts import ModelInParts, WindowPiece
+from edge.engine.parts import ModelInParts
 from edge.engine.plan import CHUNK
+from edge.engine.states import WindowPiece
 from edge.errors import (
     CancelledError,
     ContextError,
@@ -77,7 +78,9 @@ __all__ = [
     "cut",
     "cut_tokens",
     "keep",
+    "kl_divergence",
     "measure",
+    "pieces",
     "read",
 ]
 
@@ -332,7 +335,7 @@ def compare(
             log_q, log_p = native.log_softmax(logits), native.log_softmax(logits_base)
             nll.append(-float(log_q[token]))
             nll_base.append(-float(log_p[token]))
-            kl.append(_kl(native.softmax(logits_base), log_p, log_q))
+            kl.append(kl_divergence(native.softmax(logits_base), log_p, log_q))
             same.append(bool(logits.argmax() == logits_base.argmax()))
     measured = _perplexity(runners[0], windows, nll)
     measured_base = kept[0].perplexity if kept else _perplexity(runners[1], windows, nll_base)
@@ -372,7 +375,7 @@ class _ModelRun:
     def rows(self, tokens: Sequence[int], first: int) -> Iterator[Floats]:
         """Logits (n_vocab,) of each position from `first` on, ROWS of them computed at a time."""
         self._cache.trim(0)
-        for piece in _pieces(tokens, first):
+        for piece in pieces(tokens, first):
             # Copies: a view in use would keep all of these rows in memory beside the next ones.
             yield from map(np.copy, self._run(piece))
 
@@ -403,12 +406,12 @@ class _PartsRun:
     ) -> None:
         self.engine = model
         self.seconds, self.n_tokens = 0.0, 0
-        pieces = [list(_pieces(window[:-1], windows.first)) for window in windows.tokens]
-        self._logits = model.run(pieces, count, cancel)
+        cut_windows = [list(pieces(window[:-1], windows.first)) for window in windows.tokens]
+        self._logits = model.run(cut_windows, count, cancel)
 
     def rows(self, tokens: Sequence[int], first: int) -> Iterator[Floats]:
         """Logits (n_vocab,) of each position of the next window from `first` on."""
-        for piece in _pieces(tokens, first):
+        for piece in pieces(tokens, first):
             start = perf_counter()
             logits = next(self._logits)
             self.seconds += perf_counter() - start
@@ -420,7 +423,7 @@ class _PartsRun:
         self._logits.close()
 
 
-def _pieces(tokens: Sequence[int], first: int) -> Iterator[WindowPiece]:
+def pieces(tokens: Sequence[int], first: int) -> Iterator[WindowPiece]:
     """A window in runs: those from position `first` on are scored."""
     starts = [*range(0, first, CHUNK), *range(first, len(tokens), ROWS)]
     for start, end in pairwise([*starts, len(tokens)]):
@@ -491,7 +494,7 @@ class _Mean(NamedTuple):
         return cls(mean, math.sqrt(variance / n))
 
 
-def _kl(p: Floats, log_p: Floats, log_q: Floats) -> float:
+def kl_divergence(p: Floats, log_p: Floats, log_q: Floats) -> float:
     """Sum of p (log p - log q) in float64, in order: the same bits on every machine."""
     with np.errstate(invalid="ignore"):  # infinite only with damaged weights: the caller raises
         terms = p.astype(np.float64) * (log_p.astype(np.float64) - log_q)

@@ -19,7 +19,8 @@ from fake_model import ROOT
 
 import edge
 from edge.engine.describe import pack
-from edge.engine.parts import ModelInParts, WindowPiece
+from edge.engine.parts import ModelInParts
+from edge.engine.states import WindowPiece
 from edge.errors import CancelledError, InputError
 from edge.files.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
 from edge.loading import NativeOptions

@@ -7,6 +7,7 @@
     predict.py   how fast a model will be
     describe.py  a file described: its graph, plan and ledger
     engine.py    the loaded model, and the one call that runs tokens
+    states.py    what a run has in its buffers before an op
     parts.py     a model that runs part by part, with one part in memory
 
 Each imports from those above it.

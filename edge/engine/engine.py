@@ -442,9 +442,11 @@ class Engine:
         return out
 
     @contextlib.contextmanager
-    def substituted(self, weights: Mapping[str, CData]) -> Iterator[None]:
+    def substituted(self, weights: Mapping[str, CData], first: int = 0) -> Iterator[None]:
         """Run with other weights in the place of some of the model's, until the `with` ends.
 
+        first: the first op of the plan that runs. Buffers that it reads must be as the ops before
+        left them, see `edge.engine.states`, and caches empty where these stored keys and values.
         weights: name -> edge_weight of the same shape, whose data are packed and stay there; it
         takes quantised activations exactly if the model's weight does. Sessions must not share
         pages with runs of other weights: empty their caches. Raises InputError, NativeError.
@@ -460,7 +462,7 @@ class Engine:
         with self._lock:
             if self._plan is None:
                 raise InputError("the model was closed")
-            before, self._plan = self._plan, self._new_plan(entries)
+            before, self._plan = self._plan, self._new_plan(entries, first)
         try:
             yield
         finally:
@@ -520,11 +522,11 @@ class Engine:
         self._isa = isa
         self._plan = self._new_plan(self._weights.entries())
 
-    def _new_plan(self, entries: CData) -> CData:
-        """The plan with these weights, an edge_weight for each name."""
+    def _new_plan(self, entries: CData, first: int = 0) -> CData:
+        """The plan from an op on with these weights, an edge_weight for each name."""
         error, plan = ffi.new("edge_error *"), ffi.new("edge_plan **")
         assert self._arena is not None
-        spec, arrays = self._spec(self._isa, entries)
+        spec, arrays = self._spec(self._isa, entries, first)
         spec.native_bf16 = int(native.native_bf16(self._isa))
         with ffi.from_buffer("uint8_t[]", self._arena) as arena:
             spec.arena = arena
@@ -570,8 +572,8 @@ class Engine:
             f"the logits came out NaN or infinite: {whose}{lower}", path=self.path
         )
 
-    def _spec(self, isa: int, entries: CData) -> tuple[CData, tuple[CData, ...]]:
-        """The edge_plan_spec, and the arrays that it points to."""
+    def _spec(self, isa: int, entries: CData, first: int = 0) -> tuple[CData, tuple[CData, ...]]:
+        """The edge_plan_spec of the ops from one on, and the arrays that it points to."""
         lowered, weights = self.lowered, self._weights
         buffers = ffi.new("edge_buffer[]", len(lowered.buffers))
         for b, buffer in zip(buffers, lowered.buffers, strict=True):
@@ -579,14 +581,14 @@ class Engine:
             b.is_logit_rows = int(buffer.logit_rows)
         places = self.kv.places
         index = {name: i for i, name in enumerate(weights.names)}
-        ops = ffi.new("edge_op[]", [op.native(index, places) for op in lowered.ops])
+        ops = ffi.new("edge_op[]", [op.native(index, places) for op in lowered.ops[first:]])
         spec = ffi.new("edge_plan_spec *")
         spec.isa, spec.max_tokens = isa, self.chunk
         shapes = ffi.new("edge_kv_shape[]", len(self.kv.groups))
         for i, group in enumerate(self.kv.groups):
             shapes[i] = group.shape.native[0]
         spec.kv, spec.n_kv_groups = shapes, len(shapes)
-        spec.ops, spec.n_ops = ops, len(lowered.ops)
+        spec.ops, spec.n_ops = ops, len(ops)
         spec.buffers, spec.n_buffers = buffers, len(lowered.buffers)
         spec.weights, spec.n_weights = entries, len(index)
         spec.arena_bytes = lowered.arena_bytes

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from edge.disk.room import cache_dir
 from edge.engine.describe import Description
 from edge.engine.engine import DescribedFile, Engine
-from edge.engine.ops import Buffer, PlanAttention, PlanOp, PlanStore
+from edge.engine.states import WindowPiece, cuts, state_bytes, state_views
 from edge.loading import NativeOptions
-from edge.native import lib
 from edge.native.cancel import Cancel
 from edge.weights.joined import JoinedWeights
 from edge.weights.weights import RawWeights
@@ -32,15 +31,7 @@ from edge.weights.weights import RawWeights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ModelInParts", "WindowPiece"]
-
-
-@dataclass(frozen=True)
-class WindowPiece:
-    """Tokens of one run. is_scored: whether the logits of all of them are wanted, else of none."""
-
-    tokens: Sequence[int]
-    is_scored: bool
+__all__ = ["ModelInParts"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,7 @@ class ModelInParts:
                         for piece in window:
                             at = next(place)
                             states.seek(at)
-                            for view in self._views(engine, part.first, piece):
+                            for view in state_views(engine, part.first, piece):
                                 states.readinto(view)
                             logits = engine.run(
                                 cache,
@@ -121,7 +112,7 @@ class ModelInParts:
                                 yield logits
                                 continue
                             states.seek(at)
-                            for view in self._views(engine, part.end, piece):
+                            for view in state_views(engine, part.end, piece):
                                 states.write(view)
                     cache.close()
 
@@ -155,30 +146,9 @@ class ModelInParts:
         weights.fit(self._options.layout)
         return weights
 
-    def _live(self, i: int) -> list[Buffer]:
-        """The buffers that were written before op i, and are read from it on."""
-        return [b for b in self._buffers if 0 <= b.first < i <= b.last]
-
-    def _views(self, engine: Engine, i: int, piece: WindowPiece) -> Iterator[memoryview]:
-        """What a piece has in the buffers that are live before op i."""
-        with memoryview(engine.arena) as arena:
-            for buffer in self._live(i):
-                size = _bytes_of(buffer, piece)
-                with arena[buffer.offset : buffer.offset + size] as view:
-                    yield view
-
     def _most_bytes(self, piece: WindowPiece) -> int:
         """The most bytes that a piece has between two parts."""
-        return max(
-            sum(_bytes_of(buffer, piece) for buffer in self._live(part.first))
-            for part in self._parts
-        )
-
-
-def _bytes_of(buffer: Buffer, piece: WindowPiece) -> int:
-    has_rows = piece.is_scored or not buffer.logit_rows
-    rows = len(piece.tokens) if has_rows else 0
-    return int(lib.edge_buffer_bytes(buffer.kind, buffer.dim, rows))
+        return max(state_bytes(self._buffers, part.first, piece) for part in self._parts)
 
 
 def _parts_of(description: Description) -> list[_Part]:
@@ -186,8 +156,7 @@ def _parts_of(description: Description) -> list[_Part]:
     embeddings or the head.
     """
     ops = description.lowered.ops
-    cuts = [0, *_cuts(ops), len(ops)]
-    spans = list(itertools.pairwise(cuts))
+    spans = list(itertools.pairwise([0, *cuts(ops), len(ops)]))
     sizes = []
     for first, end in spans:
         names = {name for op in ops[first:end] for name in op.weights}
@@ -200,27 +169,3 @@ def _parts_of(description: Description) -> list[_Part]:
             parts.append(_Part(first, end))
             held = size
     return parts
-
-
-def _cuts(ops: Sequence[PlanOp]) -> Iterator[int]:
-    """The ops before which another layer begins, or what is in front of the layers or behind them.
-
-    No cut separates keys and values from the attentions that read them: some layers read those of
-    a layer before, and the cache is empty in the next part.
-    """
-    stored: dict[int, int] = {}
-    spans = []
-    for i, op in enumerate(ops):
-        if isinstance(op, PlanStore):
-            stored.setdefault(op.layer, i)
-        elif isinstance(op, PlanAttention):
-            spans.append((stored[op.layer], i))
-    last: str | None = None
-    for i, op in enumerate(ops):
-        if not op.weights:
-            continue
-        prefix, _, rest = op.weights[0].partition(".")
-        layer = rest.partition(".")[0] if prefix == "blk" else ""
-        if last not in (None, layer) and not any(first < i <= end for first, end in spans):
-            yield i
-        last = layer

@@ -7,6 +7,7 @@
     recipe.py       which type each tensor gets: one type, a mix, or the rules of a file
     source.py       the weights of a file as floats, slice by slice
     writer.py       a GGUF file written tensor by tensor, in any order, which a cut run continues
+    runnable.py     the model that runs texts: one in floats as a copy in Q8_0
     activations.py  what matrices read, while the model runs a text
     mixing.py       what attention makes of the inputs of its values
     squares.py      importance matrices measured

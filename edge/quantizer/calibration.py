@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from edge.files.gguf import GGUF
 from edge.files.text_file import TextFile
+from edge.native import CData
 from edge.perplexity import Windows
 from edge.quantizer.activations import Activations
 from edge.quantizer.imatrix import CONTEXT
+from edge.quantizer.runnable import runnable
+from edge.weights.model_file import RawModel
 
 __all__ = ["Calibration"]
 
@@ -23,25 +25,29 @@ _BYTES_OF_FACTOR = 28
 
 @dataclass(frozen=True)
 class Calibration:
-    """Texts for a model. gguf: its file; texts: paths of UTF-8 files; n_threads, memory: see
-    `edge.load`.
+    """Texts for a model. gguf: its file; texts: paths of UTF-8 files; threads: of
+    `edge.native.new_threads`; n_threads, memory: see `edge.load`.
     """
 
-    gguf: GGUF
+    gguf: RawModel
     texts: Sequence[str]
+    threads: CData
     n_threads: int
     memory: int | None = None
 
     @contextmanager
     def running(self) -> Iterator[tuple[Activations, Windows]]:
-        """The model, ready to run, and the windows of the texts. Raises what `Activations.open`
-        raises, and InputError for a text that cannot be read.
+        """The model, ready to run, and the windows of the texts. Raises what `runnable` and
+        `Activations.open` raise, and InputError for a text that cannot be read.
         """
-        with Activations.open(
-            self.gguf.path, context=self._context, threads=self.n_threads, memory=self.memory
-        ) as activations:
-            texts = activations.read([TextFile.open(text) for text in self.texts])
-            yield activations, activations.cut(texts)
+        files = [TextFile.open(text) for text in self.texts]
+        with (
+            runnable(self.gguf, self.threads) as path,
+            Activations.open(
+                path, context=self._context, threads=self.n_threads, memory=self.memory
+            ) as activations,
+        ):
+            yield activations, activations.cut(activations.read(files))
 
     def room(self, activations: Activations, names: Sequence[str]) -> int | None:
         """Bytes for second moments, beside any of these matrices and what rounding it needs; None:

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.files.gguf import GGUF, Tensor
+from edge.files.gguf import Tensor
 from edge.model import load
 from edge.native import CData
 from edge.perplexity import Windows
@@ -25,9 +25,11 @@ from edge.quantizer.activations import Activations
 from edge.quantizer.encode import IMPORTANCE_TYPES, Encoder, decode
 from edge.quantizer.feedback import FeedbackRounder
 from edge.quantizer.moments import HELD_EVERY, Moments, RowMoments, collect, passes
+from edge.quantizer.runnable import runnable
 from edge.quantizer.sensitivity import EncodedMatrix, damages
 from edge.quantizer.source import Floats, RowSlice, read_floats, slices
 from edge.quantizer.types import fitting
+from edge.weights.model_file import RawModel
 
 __all__ = ["CANDIDATES", "PROBE", "DamageMeasurement"]
 
@@ -71,7 +73,7 @@ class DamageMeasurement:
     `edge.native.new_threads`; n_threads: how many. progress(matrices measured, all), each twice.
     """
 
-    gguf: GGUF
+    gguf: RawModel
     names: Sequence[str]
     threads: CData
     n_threads: int
@@ -80,6 +82,9 @@ class DamageMeasurement:
     _probed: dict[str, float] = field(default_factory=dict)
     _importance: dict[str, Floats | None] = field(default_factory=dict)
     _encoders: dict[str, Encoder] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rounder = FeedbackRounder(self.threads, self.n_threads)
 
     def measure_losses(
         self, activations: Activations, windows: Windows, most_bytes: int | None
@@ -102,7 +107,10 @@ class DamageMeasurement:
         `measure_losses`. windows: parts of them are run. Raises what `edge.load` and
         `edge.quantizer.sensitivity.damages` raise.
         """
-        with load(self.gguf.path, context=_CONTEXT, threads=self.n_threads) as model:
+        with (
+            runnable(self.gguf, self.threads) as path,
+            load(path, context=_CONTEXT, threads=self.n_threads) as model,
+        ):
             trials = {name: partial(self._trial, name) for name in self.names}
             harms = damages(model, _probes(windows), trials, progress=self._second)
         return {name: self._damages_of(name, harms[name]) for name in self.names}
@@ -132,10 +140,9 @@ class DamageMeasurement:
         else:
             self._importance[tensor.name] = _importance(ranges)
         sample = self._sample(tensor, ranges)
-        rounder = FeedbackRounder(self.threads, self.n_threads)
         losses = dict[str, float]()
         for kind in dict.fromkeys(fitting(candidate, k) for candidate in CANDIDATES):
-            blocks = rounder.round(self._encoder(kind), sample.x, sample.ranges).blocks
+            blocks = self._rounder.round(self._encoder(kind), sample.x, sample.ranges).blocks
             losses[kind] = sample.loss(decode(kind, blocks, k, self.threads) - sample.x)
         self._losses[tensor.name] = losses
         kind = fitting(PROBE, k)

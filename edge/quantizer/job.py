@@ -34,7 +34,7 @@ from edge.errors import EdgeWarning, InputError, UnsupportedError
 from edge.files import gguf_writer
 from edge.files.gguf import GGUF, Tensor
 from edge.files.gguf_reader import STRING, UINT32
-from edge.native import CData, ffi
+from edge.native import ffi
 from edge.progress import Progress, silent
 from edge.quantizer import recipe as recipes
 from edge.quantizer.calibration import Calibration
@@ -158,7 +158,10 @@ class _Job:
         self._rounding = _rounding(options, bool(self._texts))
         memory = check.optional(check.size, "memory", options.get("memory"))
         self._cores = cores.choose(options.get("threads"))
-        self._calibration = Calibration(gguf, self._texts, self._cores.threads, memory)
+        self._threads = native.new_threads(self._cores.threads, self._cores.cpus)
+        self._calibration = Calibration(
+            gguf, self._texts, self._threads, self._cores.threads, memory
+        )
         progress = options.get("progress")
         check.optional(check.function, "progress", progress, "(weights done, weights in all)")
         self._progress: Progress = progress or silent
@@ -189,29 +192,26 @@ class _Job:
         return self
 
     def __exit__(self, *_: object) -> None:
+        ffi.release(self._threads)
         self.gguf.close()
 
     def run(self, target: Path) -> Quantized:
         """Write the file."""
-        began, threads = time.monotonic(), native.new_threads(self._cores.threads, self._cores.cpus)
-        to_nearest = list[str]()
-        try:
-            with writing(target, self._plan, _identity(self.gguf)) as output:
-                continued = len(output.done)
-                bar = _Weights(self.gguf, self._progress)
-                bar.skip(output.done)
-                if self._rounding == "feedback":
-                    to_nearest = self._round_with_feedback(output, threads, bar)
-                for tensor in self.gguf.tensors.values():
-                    if tensor.name not in output.done:
-                        output.write(tensor.name, self._rounded(tensor, threads, bar))
-        finally:
-            ffi.release(threads)
+        began, to_nearest = time.monotonic(), list[str]()
+        with writing(target, self._plan, _identity(self.gguf)) as output:
+            continued = len(output.done)
+            bar = _Weights(self.gguf, self._progress)
+            bar.skip(output.done)
+            if self._rounding == "feedback":
+                to_nearest = self._round_with_feedback(output, bar)
+            for tensor in self.gguf.tensors.values():
+                if tensor.name not in output.done:
+                    output.write(tensor.name, self._rounded(tensor, bar))
         seconds = time.monotonic() - began
         result = self.result(str(target), continued, seconds)
         return replace(result, to_nearest=tuple(to_nearest))
 
-    def _round_with_feedback(self, output: OutputFile, threads: CData, bar: _Weights) -> list[str]:
+    def _round_with_feedback(self, output: OutputFile, bar: _Weights) -> list[str]:
         """Write the matrices whose moments the texts give, group by group. Returns those of which
         some rows were rounded to the nearest all the same.
         """
@@ -221,14 +221,14 @@ class _Job:
             for name, kind in types.items()
             if kind not in (*FLOATS, tensors[name].type) and name not in output.done
         ]
-        rounder = FeedbackRounder(threads, self._cores.threads)
+        rounder = FeedbackRounder(self._threads, self._cores.threads)
         with self._calibration.running() as (activations, windows):
             room = self._calibration.room(activations, names)
             for group in passes(activations, names, room):
                 measuring = bar.measuring(sum(math.prod(tensors[name].shape) for name in group))
                 moments = collect(activations, windows, group, progress=measuring)
                 for name in group:
-                    weights = read_whole(tensors[name], threads)
+                    weights = read_whole(tensors[name], self._threads)
                     encoder, own = self._encoder(types[name]), moments.pop(name)
                     rounded = rounder.round(encoder, weights, own)
                     output.write(name, [rounded.blocks.data.cast("B")])
@@ -243,13 +243,7 @@ class _Job:
             raise InputError(
                 "a size, or bits, needs a text that tells what each type does: calibration"
             )
-        threads = native.new_threads(self._cores.threads, self._cores.cpus)
-        try:
-            types = sized_types(
-                self.gguf, _target(options), self._calibration, threads, self._progress
-            )
-        finally:
-            ffi.release(threads)
+        types = sized_types(self.gguf, _target(options), self._calibration, self._progress)
         return Chosen("edge", types)
 
     def result(self, path: str, n_continued: int, seconds: float) -> Quantized:
@@ -340,9 +334,7 @@ class _Job:
             entries.append(number("quantize.imatrix.chunks_count", importance.chunk_count))
         return entries
 
-    def _rounded(
-        self, tensor: Tensor, threads: CData, bar: _Weights
-    ) -> Iterator[bytes | memoryview]:
+    def _rounded(self, tensor: Tensor, bar: _Weights) -> Iterator[bytes | memoryview]:
         """The bytes of a tensor as it is written, to the nearest, a slice at a time."""
         type_name = self._types.get(tensor.name, tensor.type)
         weight = self._weight(tensor, type_name)
@@ -350,10 +342,10 @@ class _Job:
             if type_name == tensor.type:
                 yield read_raw(tensor, rows)
             else:
-                x = read_floats(tensor, rows, threads)
+                x = read_floats(tensor, rows, self._threads)
                 of_rows = weight[rows.matrix] if weight is not None and weight.ndim > 1 else weight
                 with in_slice(tensor, rows):
-                    yield self._encoder(type_name).encode(x, of_rows, threads).data.cast("B")
+                    yield self._encoder(type_name).encode(x, of_rows, self._threads).data.cast("B")
             self.gguf.forget()
             bar.add(rows.n * tensor.shape[-1])
 

@@ -20,7 +20,7 @@ value that the weight reads, and weights that read the same value share them, to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -43,8 +43,9 @@ Floats = NDArray[np.float32]
 HELD_EVERY = 8
 #: The fewest tokens for each input column, and how many are enough.
 TOKENS_PER_COLUMN, ENOUGH_PER_COLUMN = 16, 64
-#: Rows of moments that a task adds to.
-_SLICE = 512
+#: Rows of moments that a task adds to, and inputs that are added at a time: with fewer of them, the
+#: moments are read and written more often than it takes to multiply.
+_SLICE, _BATCH = 512, 2048
 #: Matrices (tokens, tokens) that mixing needs at a time.
 _SQUARES = 8
 #: How much longer than the median of a window a token counts at most.
@@ -127,8 +128,8 @@ def collect(
             if not taken:
                 continue
             tasks = _read(activations, window, taken, is_held=is_held, cancel=cancel)
-            for _ in pool.map(lambda task: task(), tasks):
-                pass
+            _run_all(pool, tasks)
+        _run_all(pool, (task for sum_ in sums.values() for task in sum_.rest()))
     if progress is not None:
         progress(total, total)
     moments = {source: sum_.whole() for source, sum_ in sums.items()}
@@ -142,6 +143,11 @@ def collect(
         name: [RowMoments(first, n, moments[source]) for first, n, source in sources.rows(name)]
         for name in names
     }
+
+
+def _run_all(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], None]]) -> None:
+    for _ in pool.map(lambda task: task(), tasks):
+        pass
 
 
 def _require_tokens(activations: Activations, windows: Windows, names: Sequence[str]) -> None:
@@ -225,8 +231,9 @@ class _Sources:
         attentions = {s.values.attention for s in sources if s.values is not None}
         heads = [(op.heads.n_heads + 2 * op.heads.n_kv_heads) * op.heads.head_dim
                  for op in attentions]  # fmt: skip
-        # in parts, joined, and cut where tokens are long
+        # in parts, joined, and cut where tokens are long; those of both sums wait for a whole batch
         rows = 3 * self._context * (sum(site.k * site.n_used for site in sites) + sum(heads))
+        rows += 2 * (_BATCH + self._context) * sum(source.k for source in sources)
         widest = max(site.k for site in sites)
         scratch = self._threads * (_SLICE * widest + _SQUARES * self._context**2)
         return 4 * (2 * sum(source.k**2 for source in sources) + rows + scratch)
@@ -289,9 +296,24 @@ class _Sum:
 
     def __init__(self, k: int) -> None:
         self._moments = Moments(np.zeros((k, k), np.float32), np.zeros((k, k), np.float32))
+        self._waiting: dict[bool, list[Floats]] = {False: [], True: []}  # is_held -> inputs
 
     def tasks(self, x: Floats, is_held: bool) -> Iterator[Callable[[], None]]:
-        """Tasks that add x.T x, for any threads."""
+        """Tasks that add x.T x, for any threads, once there are enough inputs."""
+        waiting = self._waiting[is_held]
+        waiting.append(x)
+        if sum(map(len, waiting)) >= _BATCH:
+            yield from self._add_waiting(is_held)
+
+    def rest(self) -> Iterator[Callable[[], None]]:
+        """Tasks that add what is left, for any threads."""
+        for is_held, waiting in self._waiting.items():
+            if waiting:
+                yield from self._add_waiting(is_held)
+
+    def _add_waiting(self, is_held: bool) -> Iterator[Callable[[], None]]:
+        x = np.concatenate(self._waiting[is_held])
+        self._waiting[is_held].clear()
         total = self._count(len(x), is_held)
         for first in range(0, len(total), _SLICE):
             yield partial(_add_rows, total, first, x, x)

@@ -9,26 +9,34 @@ not the divergence of a whole file.
 Where the engine quantises activations, any change of the weights, however small, rounds other
 activations up and down, so that the outputs diverge a little. This floor falls from layer to layer.
 It is measured for each layer, with a matrix that hardly changes, and taken off.
+
+The layers before the matrix give the same each time: they run once, and what they leave is kept.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge import native
 from edge.engine.engine import Engine
+from edge.engine.states import WindowPiece, cuts, state_views
 from edge.files.tensor_types import TYPE_NUMBERS
+from edge.kv.cache import KVCache
 from edge.model import Model
 from edge.native import ALIGNMENT, CData, ffi, lib
 from edge.native.cancel import Cancel
-from edge.perplexity import Windows, compare, keep
+from edge.perplexity import KeptLogits, Windows, keep, kl_divergence, pieces
 from edge.progress import Progress
 from edge.quantizer.encode import Encoder, decode, row_bytes
 from edge.weights.packed import describe_weight
@@ -58,8 +66,9 @@ def damages(
     """Weight name -> the KL divergence that its trial causes, in nats, at least 0.
 
     trials: weight name -> what makes its blocks in another type; called once, when it is needed.
-    The untouched model's logits lie in a temporary file meanwhile: windows.n_scored rows of 4 bytes
-    for each token of the vocabulary. Raises OSError, and the errors of `edge.perplexity.compare`.
+    In a temporary file lie the untouched model's logits, windows.n_scored rows of 4 bytes for each
+    token of the vocabulary; in memory what a layer makes of all tokens. Raises OSError, and the
+    errors of `edge.perplexity.keep`.
     """
     engine = model.engine
     assert isinstance(engine, Engine)
@@ -67,26 +76,94 @@ def damages(
     layers = {name: _layer(name) for name in trials}
     total, done = len(trials) + len(set(layers.values())), 0
     found, floors = dict[str, float](), dict[str, float]()
-    with tempfile.TemporaryFile() as file:
-        base = keep(model, windows, file, cancel=cancel)
+    first_ops = _first_ops(engine, trials)
+    with tempfile.TemporaryFile() as file, contextlib.closing(engine.cache()) as cache:
+        runs = _Runs(engine, keep(model, windows, file, cancel=cancel), cache, cancel)
 
         def measured(name: str, blocks: EncodedMatrix) -> float:
             nonlocal done
-            with _substituted(engine, name, blocks, threads):
-                file.seek(0)
-                kl = compare(model, base, windows, cancel=cancel).kl
+            with _packed(engine, name, blocks, threads) as weight:
+                kl = runs.divergence({name: weight})
             done += 1
             if progress is not None:
                 progress(done, total)
             return kl
 
-        for name, trial in trials.items():
+        for name in sorted(trials, key=first_ops.__getitem__):
+            runs.go_to(first_ops[name])
             if (layer := layers[name]) not in floors:
                 floors[layer] = 0.0
                 if engine.takes_q8(name):
                     floors[layer] = measured(name, _hardly_changed(engine, name, threads))
-            found[name] = max(0.0, measured(name, trial()) - floors[layer])
+            found[name] = max(0.0, measured(name, trials[name]()) - floors[layer])
     return found
+
+
+def _first_ops(engine: Engine, names: Iterable[str]) -> dict[str, int]:
+    """Weight -> the op from which on its layer runs."""
+    ops = engine.lowered.ops
+    starts = [0, *cuts(ops)]
+    reading: dict[str, int] = {}
+    for i, op in enumerate(ops):
+        for name in op.weights:
+            reading.setdefault(name, i)
+    return {name: starts[bisect_right(starts, reading[name]) - 1] for name in names}
+
+
+class _Runs:
+    """Runs of the windows of a text from an op on. base: the untouched model's logits; cache: an
+    empty one.
+    """
+
+    def __init__(
+        self, engine: Engine, base: KeptLogits, cache: KVCache, cancel: Cancel | None
+    ) -> None:
+        self._engine, self._base, self._cache, self._cancel = engine, base, cache, cancel
+        windows = base.windows
+        self._windows = [list(pieces(window[:-1], windows.first)) for window in windows.tokens]
+        self._first = 0
+        #: What is in the buffers before that op, for each piece of all windows.
+        self._states = [list[bytes]() for window in self._windows for _ in window]
+
+    def go_to(self, op: int) -> None:
+        """Run up to an op, no earlier than the last one."""
+        if op == self._first:
+            return
+        n_ops, states = op - self._first, list[list[bytes]]()
+        with self._engine.substituted({}, self._first):
+            for piece in self._each():
+                self._engine.run_before(n_ops, self._cache, piece.tokens, cancel=self._cancel)
+                states.append([bytes(v) for v in state_views(self._engine, op, piece)])
+        self._first, self._states = op, states
+
+    def divergence(self, weights: Mapping[str, CData]) -> float:
+        """The mean KL divergence of the model with other weights, in nats."""
+        self._base.file.seek(0)
+        found = array("d")
+        with self._engine.substituted(weights, self._first):
+            for piece in self._each():
+                rows: Literal["all", "none"] = "all" if piece.is_scored else "none"
+                logits = self._engine.run(
+                    self._cache, piece.tokens, logits=rows, cancel=self._cancel
+                )
+                if logits is None:
+                    continue
+                for row, base in zip(logits, self._base.rows(piece.tokens, 0), strict=True):
+                    log_p, log_q = native.log_softmax(base), native.log_softmax(row)
+                    found.append(kl_divergence(native.softmax(base), log_p, log_q))
+        return math.fsum(found) / len(found)
+
+    def _each(self) -> Iterator[WindowPiece]:
+        """Each piece, when the engine is ready to run it."""
+        states = iter(self._states)
+        for window in self._windows:
+            self._cache.trim(0)
+            for piece in window:
+                views = state_views(self._engine, self._first, piece)
+                for view, state in zip(views, next(states), strict=True):
+                    view[:] = state
+                yield piece
+        self._cache.trim(0)
 
 
 def _layer(name: str) -> str:
@@ -105,11 +182,9 @@ def _hardly_changed(engine: Engine, name: str, threads: CData) -> EncodedMatrix:
     return EncodedMatrix("Q8_0", Encoder("Q8_0").encode(x, None, threads))
 
 
-@contextmanager
-def _substituted(
-    engine: Engine, name: str, blocks: EncodedMatrix, threads: CData
-) -> Iterator[None]:
-    """Run with these blocks for a weight: in their own type where the model's weight multiplies
+@contextlib.contextmanager
+def _packed(engine: Engine, name: str, blocks: EncodedMatrix, threads: CData) -> Iterator[CData]:
+    """An edge_weight of these blocks: in their own type where the model's weight multiplies
     quantised activations, as that does; else, with the same values, in floats.
     """
     k, rows, type_name = engine.gguf.tensors[name].shape[-1], blocks.rows, blocks.type
@@ -124,5 +199,4 @@ def _substituted(
         weight.data = data
         number = TYPE_NUMBERS[type_name]
         native.check(lib.edge_weight_pack(threads, number, weight, src, rows.nbytes, error), error)
-        with engine.substituted({name: weight}):
-            yield
+        yield weight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from edge.native import CData
 from edge.progress import Progress
 from edge.quantizer.allocate import TypeOption, allocate
 from edge.quantizer.calibration import Calibration
@@ -15,21 +14,16 @@ __all__ = ["sized_types"]
 
 
 def sized_types(
-    file: RawModel,
-    target: SizeTarget,
-    calibration: Calibration,
-    threads: CData,
-    progress: Progress,
+    file: RawModel, target: SizeTarget, calibration: Calibration, progress: Progress
 ) -> dict[str, str]:
     """Matrix -> the type with which all together do the least damage within the target.
 
-    threads: of `edge.native.new_threads`; progress(matrices measured, all), each twice. Raises
-    InputError for a target that cannot be reached, and what `Calibration.running` and
-    `DamageMeasurement.damages` raise.
+    progress(matrices measured, all), each twice. Raises InputError for a target that cannot be
+    reached, and what `Calibration.running` and `DamageMeasurement.damages` raise.
     """
     names, n_threads = [t.name for t in ModelTensors.of(file).matrices], calibration.n_threads
     costs = Costs(file, target, CANDIDATES, n_threads)
-    measurement = DamageMeasurement(file, names, threads, n_threads, progress)
+    measurement = DamageMeasurement(file, names, calibration.threads, n_threads, progress)
     with calibration.running() as (activations, windows):
         room = calibration.room(activations, names)
         measurement.measure_losses(activations, windows, room)
