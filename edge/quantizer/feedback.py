@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from edge import native
 from edge.errors import InputError
@@ -105,7 +106,8 @@ class FeedbackRounder:
         ranges = []
         used = {id(part.moments) for part in moments}
         self._factors = [pair for pair in self._factors if id(pair[0]) in used]
-        with ThreadPoolExecutor(self._n_threads) as pool:
+        # numpy's own threads beside those of the pool would wait for each other
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(self._n_threads) as pool:
             for part in moments:
                 rows = slice(part.first, part.first + part.n_rows)
                 factor = self._factor_of(part.moments)
@@ -118,7 +120,8 @@ class FeedbackRounder:
         for known, factor in self._factors:
             if known is moments:
                 return factor
-        self._factors.append((moments, _factor(moments)))
+        with threadpool_limits(self._n_threads, "blas"):
+            self._factors.append((moments, _factor(moments)))
         return self._factors[-1][1]
 
 

@@ -27,6 +27,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from edge.errors import InputError, ModelFileError
 from edge.native.cancel import Cancel
@@ -118,7 +119,9 @@ def collect(
     sums = {source: _Sum(source.k) for name in names for source in sources.of(name)}
     steps = {source: source.step(len(windows.tokens) * windows.context) for source in sums}
     total = len(windows.tokens) * windows.context
-    with ThreadPoolExecutor(activations.engine.threads) as pool:
+    n_threads = activations.engine.threads
+    # numpy's own threads beside those of the pool would wait for each other
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n_threads) as pool:
         for i, window in enumerate(windows.tokens):
             if progress is not None:
                 progress(i * windows.context, total)
