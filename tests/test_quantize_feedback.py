@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from native_plan import shared_threads
 from tiny import write_tiny
 
 import edge
 from edge.errors import InputError
 from edge.files.gguf import GGUF
+from edge.quantizer import squares
+from edge.quantizer.activations import Activations
+from edge.quantizer.calibration import Calibration
+from edge.quantizer.runnable import runnable
+from edge.weights.model_file import open_model
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
@@ -76,3 +82,27 @@ def test_feedback_wants_a_text(folder: Path, tmp_path: Path) -> None:
             type="Q4_0",
             calibration=[tmp_path / "short.txt"],
         )
+
+
+def test_moments_that_do_not_fit_leave_an_importance(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Calibration, "room", lambda *_: 100_000)  # two times 64 x 64, not 128 x 128
+    text, matrix = folder / "text.txt", tmp_path / "matrix.gguf"
+    result = edge.quantize(
+        folder / "model.gguf", tmp_path / "out.gguf", type="IQ4_NL", calibration=[text]
+    )
+    with (
+        open_model(folder / "model.gguf") as model,
+        runnable(model.unpacked(""), shared_threads(1)) as path,
+        Activations.open(path, context=256) as activations,
+    ):
+        windows = activations.cut([text.read_text(encoding="utf-8")])
+        squares.measure(activations, windows, head=True).write(matrix)
+    edge.quantize(
+        folder / "model.gguf", tmp_path / "nearest.gguf", type="IQ4_NL", importance=matrix
+    )
+    assert result.to_nearest
+    with GGUF.open(tmp_path / "out.gguf") as out, GGUF.open(tmp_path / "nearest.gguf") as nearest:
+        for name in result.to_nearest:
+            assert out.tensors[name].data == nearest.tensors[name].data

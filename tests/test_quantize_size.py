@@ -10,11 +10,19 @@ from tiny import write_tiny
 
 import edge
 from edge.errors import InputError
-from edge.quantizer import job
+from edge.quantizer import damage, job, sensitivity
+from edge.quantizer.kept import KeptDamages
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 
 PROSE = Path(__file__).parent / "data" / "prose.txt"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for each test."""
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +97,72 @@ def test_a_speed_goes_with_a_size(folder: Path) -> None:
         chosen(folder, bits=6, min_speed=1e6)
     with pytest.raises(InputError, match="goes with a size"):
         job.explain(folder / "model.gguf", type="Q4_0", min_speed=1)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The trials that are measured, by name."""
+    names: list[str] = []
+
+    def counted(model: edge.Model, windows: object, trials: dict[str, object]) -> object:
+        for name, harm in sensitivity.damages(model, windows, trials):  # type: ignore[arg-type]
+            names.append(name)
+            yield name, harm
+
+    monkeypatch.setattr(damage, "damages", counted)
+    return names
+
+
+def test_another_size_needs_no_new_measurement(folder: Path, cache: Path, runs: list[str]) -> None:
+    first = chosen(folder, bits=5.0)
+    (kept,) = (cache / "damages").glob("*.json")
+    measured = list(runs)
+    assert len(measured) == len(set(measured)) == 16
+    assert chosen(folder, bits=6.0).bits_per_weight > first.bits_per_weight
+    assert chosen(folder, bits=5.0).tensors == first.tensors
+    assert runs == measured
+    kept.write_text("[1, 2")  # a file that is damaged is measured anew
+    assert chosen(folder, bits=5.0).tensors == first.tensors
+    assert runs == measured * 2
+
+
+def test_another_text_is_measured_anew(folder: Path, tmp_path: Path, runs: list[str]) -> None:
+    chosen(folder, bits=5.0)
+    other = tmp_path / "other.txt"
+    other.write_text((folder / "text.txt").read_text()[100:])
+    job.explain(folder / "model.gguf", calibration=[other], bits=5.0)
+    assert len(runs) == 32
+
+
+def test_a_cut_measurement_goes_on(folder: Path, runs: list[str]) -> None:
+    def cut(done: int, total: int) -> None:
+        if done == total * 3 // 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job.explain(
+            folder / "model.gguf", calibration=[folder / "text.txt"], bits=5.0, progress=cut
+        )
+    before = len(runs)
+    assert 0 < before < 16
+    result = chosen(folder, bits=5.0)
+    assert len(runs) == len(set(runs)) == 16
+    assert result.bits_per_weight <= 5.0
+
+
+@pytest.mark.parametrize("content", ['{"losses": {}, "probed": {}}', "[]", "[" * 100000, "\xff"])
+def test_numbers_that_cannot_be_are_not_taken(cache: Path, content: str) -> None:
+    (cache / "damages").mkdir(parents=True)
+    (cache / "damages" / "key.json").write_text(content, encoding="latin-1")
+    assert KeptDamages.of("key", ["a"]) == KeptDamages()
+
+
+def test_kept_numbers_are_those_that_were_saved(cache: Path) -> None:
+    kept = KeptDamages.of("key", ["a", "b"])
+    kept.losses["a"], kept.probed["a"], kept.harms["b"] = {"Q4_0": 0.5}, 2.0, 0.25
+    kept.save(now=True)
+    assert KeptDamages.of("key", ["a", "b"]) == kept
+    assert KeptDamages.of("key", ["a"]).harms == {}
+    kept.harms["b"] = float("nan")
+    kept.save(now=True)
+    assert KeptDamages.of("key", ["a", "b"]) == KeptDamages()

@@ -39,7 +39,7 @@ def test_damages_are_those_of_files_with_this_matrix(tiny_gguf, kind):
     """A file in which one matrix has the type diverges as much, but for the floor."""
     with edge.load(tiny_gguf(type=kind, **SHAPE), context=64) as model:
         trials = {name: partial(rounded, model, name, "Q4_0") for name in NAMES}
-        found = damages(model, WINDOWS, trials)
+        found = dict(damages(model, WINDOWS, trials))
         for name in NAMES:
             made = tiny_gguf(type=lambda n, name=name: "Q4_0" if n == name else kind, **SHAPE)
             with edge.load(made, context=64) as other:
@@ -51,7 +51,8 @@ def test_the_model_is_as_before(tiny_gguf):
     greedy = edge.SamplingOptions(temperature=0)
     with edge.load(tiny_gguf(type="Q8_0", **SHAPE), context=64) as model:
         text = model.session().generate("the", max_tokens=8, sampling=greedy).text
-        damages(model, WINDOWS, {name: partial(rounded, model, name, "Q4_0") for name in NAMES})
+        trials = {name: partial(rounded, model, name, "Q4_0") for name in NAMES}
+        assert len([*damages(model, WINDOWS, trials)]) == len(NAMES)
         assert model.session().generate("the", max_tokens=8, sampling=greedy).text == text
 
 

@@ -14,6 +14,7 @@
     moments.py      second moments of what matrices read
     calibration.py  the texts that a model runs while it is quantised
     feedback.py     rounding with error feedback
+    kept.py         measurements that are kept
     allocate.py     types under a size, by the damage that each does
     sensitivity.py  what rounding one matrix does to the model's output
     damage.py       the damage that each type would do to each matrix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from edge.quantizer.imatrix import CONTEXT
 from edge.quantizer.runnable import runnable
 from edge.weights.model_file import RawModel
 
-__all__ = ["Calibration"]
+__all__ = ["Calibration", "digest"]
 
 #: Bytes that rounding with feedback needs for each weight of a matrix: as a float, twice.
 _BYTES_OF_WEIGHT = 8
@@ -34,6 +35,11 @@ class Calibration:
     threads: CData
     n_threads: int
     memory: int | None = None
+
+    @property
+    def digests(self) -> list[str]:
+        """SHA-256 of each text, in hex. Raises OSError."""
+        return [digest(text) for text in self.texts]
 
     @contextmanager
     def running(self) -> Iterator[tuple[Activations, Windows]]:
@@ -65,3 +71,12 @@ class Calibration:
         architecture = self.gguf.metadata.get("general.architecture")
         most = self.gguf.metadata.get(f"{architecture}.context_length")
         return min(CONTEXT, most) if type(most) is int else CONTEXT
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file, in hex."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            sha.update(piece)
+    return sha.hexdigest()

@@ -9,27 +9,29 @@ second, so the damage of a type is that of PROBE times the ratio of the two squa
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge.files.gguf import Tensor
 from edge.model import load
-from edge.native import CData
 from edge.perplexity import Windows
 from edge.progress import Progress
 from edge.quantizer.activations import Activations
-from edge.quantizer.encode import IMPORTANCE_TYPES, Encoder, decode
+from edge.quantizer.calibration import Calibration
+from edge.quantizer.encode import Encoder, decode
 from edge.quantizer.feedback import FeedbackRounder
+from edge.quantizer.kept import KeptDamages
 from edge.quantizer.moments import HELD_EVERY, Moments, RowMoments, collect, passes
 from edge.quantizer.runnable import runnable
 from edge.quantizer.sensitivity import EncodedMatrix, damages
-from edge.quantizer.source import Floats, RowSlice, read_floats, slices
+from edge.quantizer.source import Floats, RowSlice, identity, read_floats, slices
 from edge.quantizer.types import fitting
-from edge.weights.model_file import RawModel
+from edge.version import __version__
 
 __all__ = ["CANDIDATES", "PROBE", "DamageMeasurement"]
 
@@ -69,59 +71,52 @@ class _Sample:
 
 @dataclass
 class DamageMeasurement:
-    """A measurement of a model's matrices. gguf: its file; names: the matrices; threads: of
-    `edge.native.new_threads`; n_threads: how many. progress(matrices measured, all), each twice.
+    """A measurement of a model's matrices. calibration: the model, and the texts that it runs;
+    names: the matrices. What was measured before is kept. progress(matrices measured, all), each
+    twice.
     """
 
-    gguf: RawModel
+    calibration: Calibration
     names: Sequence[str]
-    threads: CData
-    n_threads: int
     progress: Progress
-    _losses: dict[str, dict[str, float]] = field(default_factory=dict)
-    _probed: dict[str, float] = field(default_factory=dict)
-    _importance: dict[str, Floats | None] = field(default_factory=dict)
-    _encoders: dict[str, Encoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._rounder = FeedbackRounder(self.threads, self.n_threads)
+        self.kept = KeptDamages.of(_key(self.calibration), self.names)
+        self._gguf, self._threads = self.calibration.gguf, self.calibration.threads
+        self._rounder = FeedbackRounder(self._threads, self.calibration.n_threads)
+        self._encoders = dict[str, Encoder]()
 
-    def measure_losses(
-        self, activations: Activations, windows: Windows, most_bytes: int | None
-    ) -> None:
-        """Round some rows of each matrix to each type. activations, windows: the model, open, and
-        the text that it runs; most_bytes: of second moments at a time.
+    def measure(self) -> None:
+        """Round some rows of each matrix to each type, and run the model with each in PROBE, as far
+        as it was not done before.
 
-        Raises what `collect` and `FeedbackRounder.round` raise.
+        Raises what `Calibration.running`, `collect`, `FeedbackRounder.round`, `edge.load` and
+        `edge.quantizer.sensitivity.damages` raise; what was measured until then is kept.
         """
-        for group in passes(activations, self.names, most_bytes):
-            moments = collect(activations, windows, group)
-            for name in group:
-                self._measure(self.gguf.tensors[name], moments.pop(name))
-        for name in self.names:
-            if name not in self._losses:  # a table of rows by token: nothing multiplies it
-                self._measure(self.gguf.tensors[name], None)
+        names = set(self.names)
+        if names <= self.kept.losses.keys() and names <= self.kept.harms.keys():
+            return
+        try:
+            with self.calibration.running() as (activations, windows):
+                self._measure_losses(activations, windows)
+            self._measure_harms(windows)
+        finally:
+            self.kept.save(now=True)
 
-    def damages(self, windows: Windows) -> dict[str, dict[str, float]]:
-        """Matrix -> type -> the damage that it does, in nats of KL divergence, after
-        `measure_losses`. windows: parts of them are run. Raises what `edge.load` and
-        `edge.quantizer.sensitivity.damages` raise.
-        """
-        with (
-            runnable(self.gguf, self.threads) as path,
-            load(path, context=_CONTEXT, threads=self.n_threads) as model,
-        ):
-            trials = {name: partial(self._trial, name) for name in self.names}
-            harms = damages(model, _probes(windows), trials, progress=self._second)
-        return {name: self._damages_of(name, harms[name]) for name in self.names}
+    @property
+    def damages(self) -> dict[str, dict[str, float]]:
+        """Matrix -> type -> the damage that it does, in nats of KL divergence, after `measure`."""
+        return {name: self._damages_of(name) for name in self.names}
 
-    def _second(self, done: int, total: int) -> None:
-        self.progress(total + done, 2 * total)
-
-    def _damages_of(self, name: str, harm: float) -> dict[str, float]:
-        """harm: the damage that PROBE does."""
-        probed, losses = self._probed[name], self._losses[name]
+    def _damages_of(self, name: str) -> dict[str, float]:
+        kept = self.kept
+        harm, probed, losses = kept.harms[name], kept.probed[name], kept.losses[name]
         return {kind: harm * loss / probed if probed > 0 else 0.0 for kind, loss in losses.items()}
+
+    def _tell(self) -> None:
+        """Tell the progress, and keep what there is."""
+        self.progress(len(self.kept.losses) + len(self.kept.harms), 2 * len(self.names))
+        self.kept.save()
 
     def _encoder(self, type_name: str) -> Encoder:
         if type_name not in self._encoders:
@@ -130,25 +125,34 @@ class DamageMeasurement:
 
     # ---- losses of some rows ----
 
+    def _measure_losses(self, activations: Activations, windows: Windows) -> None:
+        missing = [name for name in self.names if name not in self.kept.losses]
+        room = self.calibration.room(activations, missing)
+        for group in passes(activations, missing, room):
+            moments = collect(activations, windows, group)
+            for name in group:
+                self._measure(self._gguf.tensors[name], moments.pop(name))
+        for name in missing:
+            if name not in self.kept.losses:  # a table of rows by token: nothing multiplies it
+                self._measure(self._gguf.tensors[name], None)
+
     def _measure(self, tensor: Tensor, ranges: Sequence[RowMoments] | None) -> None:
         """Round some rows of a matrix to each type. ranges: its moments; None: it has none."""
         k = tensor.shape[-1]
         if ranges is None:
             none = Moments(np.eye(k, dtype=np.float32), np.eye(k, dtype=np.float32), 1, 1)
             ranges = [RowMoments(0, int(np.prod(tensor.shape[:-1])), none)]
-            self._importance[tensor.name] = None
-        else:
-            self._importance[tensor.name] = _importance(ranges)
         sample = self._sample(tensor, ranges)
         losses = dict[str, float]()
         for kind in dict.fromkeys(fitting(candidate, k) for candidate in CANDIDATES):
             blocks = self._rounder.round(self._encoder(kind), sample.x, sample.ranges).blocks
-            losses[kind] = sample.loss(decode(kind, blocks, k, self.threads) - sample.x)
-        self._losses[tensor.name] = losses
+            losses[kind] = sample.loss(decode(kind, blocks, k, self._threads) - sample.x)
         kind = fitting(PROBE, k)
-        nearest = self._nearest(tensor.name, sample.x, kind)
-        self._probed[tensor.name] = sample.loss(decode(kind, nearest, k, self.threads) - sample.x)
-        self.progress(len(self._losses), 2 * len(self.names))
+        probe = self._encoder(kind).encode(sample.x, None, self._threads)
+        errors = decode(kind, probe, k, self._threads) - sample.x
+        self.kept.probed[tensor.name] = sample.loss(errors)
+        self.kept.losses[tensor.name] = losses
+        self._tell()
 
     def _sample(self, tensor: Tensor, ranges: Sequence[RowMoments]) -> _Sample:
         """Rows of a matrix, evenly spread over each range."""
@@ -160,36 +164,40 @@ class DamageMeasurement:
             shares.append(part.n_rows / count)
             for i in range(count):
                 matrix, row = divmod(part.first + i * part.n_rows // count, n)
-                x.append(read_floats(tensor, RowSlice(matrix, row, 1), self.threads)[0])
+                x.append(read_floats(tensor, RowSlice(matrix, row, 1), self._threads)[0])
         return _Sample(np.stack(x), sampled, shares)
 
-    def _nearest(self, name: str, x: Floats, kind: str) -> NDArray[np.uint8]:
-        """The blocks of some rows of a matrix, each rounded to the nearest."""
-        importance = self._importance[name]
-        if importance is None and kind in IMPORTANCE_TYPES:
-            importance = np.ones(x.shape[1], np.float32)
-        return self._encoder(kind).encode(x, importance, self.threads)
+    # ---- harms ----
+
+    def _measure_harms(self, windows: Windows) -> None:
+        missing = [name for name in self.names if name not in self.kept.harms]
+        trials = {name: partial(self._trial, name) for name in missing}
+        memory, n_threads = self.calibration.memory, self.calibration.n_threads
+        with (
+            runnable(self._gguf, self._threads) as path,
+            load(path, context=_CONTEXT, threads=n_threads, memory=memory) as model,
+        ):
+            for name, harm in damages(model, _probes(windows), trials):
+                self.kept.harms[name] = harm
+                self._tell()
 
     def _trial(self, name: str) -> EncodedMatrix:
-        """A whole matrix in PROBE."""
-        tensor = self.gguf.tensors[name]
-        kind = fitting(PROBE, tensor.shape[-1])
+        """A whole matrix in PROBE, rounded to the nearest."""
+        tensor = self._gguf.tensors[name]
+        encoder = self._encoder(fitting(PROBE, tensor.shape[-1]))
         rows = [
-            self._nearest(name, read_floats(tensor, some, self.threads), kind)
+            encoder.encode(read_floats(tensor, some, self._threads), None, self._threads)
             for some in slices(tensor)
         ]
-        self.gguf.forget()
-        return EncodedMatrix(kind, np.concatenate(rows))
+        self._gguf.forget()
+        return EncodedMatrix(encoder.type_name, np.concatenate(rows))
 
 
-def _importance(ranges: Sequence[RowMoments]) -> Floats:
-    """The mean squares of a matrix's inputs, (k,): the mean over its rows."""
-    total = sum(part.n_rows for part in ranges)
-    mean = np.zeros(len(ranges[0].moments.train), np.float32)
-    for part in ranges:
-        share = part.n_rows / total / max(1, part.moments.n_train)
-        mean += np.diagonal(part.moments.train) * np.float32(share)
-    return mean
+def _key(calibration: Calibration) -> str:
+    """A digest of all that damages depend on."""
+    how = [CANDIDATES, PROBE, _WINDOWS, _CONTEXT, _ROWS, _LEAST_ROWS, __version__]
+    facts = [identity(calibration.gguf), calibration.digests, how]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _probes(windows: Windows) -> Windows:

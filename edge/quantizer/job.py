@@ -13,8 +13,6 @@ the moments of a group of matrices and a matrix as floats, within a memory budge
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import struct
@@ -37,14 +35,23 @@ from edge.files.gguf_reader import STRING, UINT32
 from edge.native import ffi
 from edge.progress import Progress, silent
 from edge.quantizer import recipe as recipes
-from edge.quantizer.calibration import Calibration
+from edge.quantizer import squares
+from edge.quantizer.calibration import Calibration, digest
 from edge.quantizer.encode import IMPORTANCE_TYPES, Encoder
 from edge.quantizer.feedback import FeedbackRounder
 from edge.quantizer.imatrix import Importance
 from edge.quantizer.moments import collect, passes
 from edge.quantizer.recipe import Chosen, TypeChoice, Uniform
 from edge.quantizer.sized import sized_types
-from edge.quantizer.source import Floats, in_slice, read_floats, read_raw, read_whole, slices
+from edge.quantizer.source import (
+    Floats,
+    identity,
+    in_slice,
+    read_floats,
+    read_raw,
+    read_whole,
+    slices,
+)
 from edge.quantizer.target import SizeTarget
 from edge.quantizer.types import (
     FLOATS,
@@ -93,7 +100,8 @@ class Quantized:
     """What was written, or would be. path: of the file, "": none; bytes: its size; bits_per_weight:
     of all tensors together; tensors: name -> type; n_continued: tensors that an earlier run wrote;
     seconds: of this run; recipe: the same types as the text of a recipe's file; to_nearest: tensors
-    of which feedback would have made some rows worse, and these were rounded to the nearest.
+    of which feedback would have made some rows worse, or whose moments do not fit the memory, and
+    these were rounded to the nearest.
     """
 
     path: str
@@ -127,8 +135,9 @@ def quantize(
     `edge-run imatrix` or `llama-imatrix`.
     calibration: texts, UTF-8 files, for rounding "feedback", which is the default where there are
     some; else it is "nearest". memory, threads: as `edge.load` takes them; memory is for feedback,
-    which runs the model. progress(weights done, weights in all); with feedback measuring counts as
-    much as rounding.
+    which runs the model. Where it has no room for the moments of a matrix, this is rounded to the
+    nearest, by an importance that is measured. progress(weights done, weights in all); with
+    feedback measuring counts as much as rounding.
 
     A run that was cut leaves two hidden files beside the output; the same call goes on with them.
     Raises InputError for options, an output that is the model itself, and an importance that is
@@ -198,7 +207,7 @@ class _Job:
     def run(self, target: Path) -> Quantized:
         """Write the file."""
         began, to_nearest = time.monotonic(), list[str]()
-        with writing(target, self._plan, _identity(self.gguf)) as output:
+        with writing(target, self._plan, identity(self.gguf)) as output:
             continued = len(output.done)
             bar = _Weights(self.gguf, self._progress)
             bar.skip(output.done)
@@ -235,6 +244,11 @@ class _Job:
                     bar.add(weights.size)
                     if any(part.is_nearest for part in rounded.ranges):
                         to_nearest.append(name)
+            read = {name for site in activations.sites for name in site.weights}
+            if left := [name for name in names if name in read - output.done]:
+                to_nearest += left
+                if self._importance is None:
+                    self._importance = squares.measure(activations, windows, head=True)
         return to_nearest
 
     def _sized(self, options: QuantizeOptions) -> TypeChoice:
@@ -324,10 +338,10 @@ class _Job:
             text("edge.quantize.rounding", self._rounding),
         ]
         if self._rounding == "feedback":
-            digests = [_digest(path) for path in self._texts]
+            digests = self._calibration.digests
             entries.append(gguf_writer.strings("edge.quantize.calibration", digests))
         if (importance := self._importance) is not None:
-            entries.append(text("edge.quantize.importance", _digest(importance.path)))
+            entries.append(text("edge.quantize.importance", digest(importance.path)))
             entries.append(text("quantize.imatrix.file", Path(importance.path).name))
             entries += [text("quantize.imatrix.dataset", name) for name in importance.datasets[:1]]
             entries.append(number("quantize.imatrix.entries_count", len(importance.inputs)))
@@ -438,22 +452,6 @@ def _target(options: QuantizeOptions) -> SizeTarget:
         memory=check.optional(check.size, "for_memory", options.get("for_memory")),
         min_speed=check.optional(above_0, "min_speed", options.get("min_speed"), 1e6),
     )
-
-
-def _identity(gguf: GGUF) -> str:
-    """What tells a source from another, or from an earlier one of the same path."""
-    files = [(os.stat(path), bytes(h)) for path, h in zip(gguf.paths, gguf.headers(), strict=True)]
-    facts = [(s.st_size, s.st_mtime_ns, hashlib.sha256(h).hexdigest()) for s, h in files]
-    return json.dumps(facts)
-
-
-def _digest(path: str) -> str:
-    """SHA-256 of a file, in hex."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            sha.update(piece)
-    return sha.hexdigest()
 
 
 def _is_kept(key: str) -> bool:

@@ -37,7 +37,6 @@ from edge.model import Model
 from edge.native import ALIGNMENT, CData, ffi, lib
 from edge.native.cancel import Cancel
 from edge.perplexity import KeptLogits, Windows, keep, kl_divergence, pieces
-from edge.progress import Progress
 from edge.quantizer.encode import Encoder, decode, row_bytes
 from edge.weights.packed import describe_weight
 
@@ -60,10 +59,9 @@ def damages(
     windows: Windows,
     trials: Mapping[str, Callable[[], EncodedMatrix]],
     *,
-    progress: Progress | None = None,
     cancel: Cancel | None = None,
-) -> dict[str, float]:
-    """Weight name -> the KL divergence that its trial causes, in nats, at least 0.
+) -> Iterator[tuple[str, float]]:
+    """Weight names, and the KL divergence that the trial of each causes, in nats, at least 0.
 
     trials: weight name -> what makes its blocks in another type; called once, when it is needed.
     In a temporary file lie the untouched model's logits, windows.n_scored rows of 4 bytes for each
@@ -73,30 +71,21 @@ def damages(
     engine = model.engine
     assert isinstance(engine, Engine)
     threads = native.new_threads(engine.threads, engine.cores.cpus)
-    layers = {name: _layer(name) for name in trials}
-    total, done = len(trials) + len(set(layers.values())), 0
-    found, floors = dict[str, float](), dict[str, float]()
-    first_ops = _first_ops(engine, trials)
+    floors, first_ops = dict[str, float](), _first_ops(engine, trials)
     with tempfile.TemporaryFile() as file, contextlib.closing(engine.cache()) as cache:
         runs = _Runs(engine, keep(model, windows, file, cancel=cancel), cache, cancel)
 
         def measured(name: str, blocks: EncodedMatrix) -> float:
-            nonlocal done
             with _packed(engine, name, blocks, threads) as weight:
-                kl = runs.divergence({name: weight})
-            done += 1
-            if progress is not None:
-                progress(done, total)
-            return kl
+                return runs.divergence({name: weight})
 
         for name in sorted(trials, key=first_ops.__getitem__):
             runs.go_to(first_ops[name])
-            if (layer := layers[name]) not in floors:
+            if (layer := _layer(name)) not in floors:
                 floors[layer] = 0.0
                 if engine.takes_q8(name):
                     floors[layer] = measured(name, _hardly_changed(engine, name, threads))
-            found[name] = max(0.0, measured(name, trials[name]()) - floors[layer])
-    return found
+            yield name, max(0.0, measured(name, trials[name]()) - floors[layer])
 
 
 def _first_ops(engine: Engine, names: Iterable[str]) -> dict[str, int]:

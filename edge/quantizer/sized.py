@@ -19,20 +19,18 @@ def sized_types(
     """Matrix -> the type with which all together do the least damage within the target.
 
     progress(matrices measured, all), each twice. Raises InputError for a target that cannot be
-    reached, and what `Calibration.running` and `DamageMeasurement.damages` raise.
+    reached, and what `Calibration.running` and `DamageMeasurement.measure` raise.
     """
-    names, n_threads = [t.name for t in ModelTensors.of(file).matrices], calibration.n_threads
-    costs = Costs(file, target, CANDIDATES, n_threads)
-    measurement = DamageMeasurement(file, names, calibration.threads, n_threads, progress)
-    with calibration.running() as (activations, windows):
-        room = calibration.room(activations, names)
-        measurement.measure_losses(activations, windows, room)
+    names = [t.name for t in ModelTensors.of(file).matrices]
+    costs = Costs(file, target, CANDIDATES, calibration.n_threads)
+    measurement = DamageMeasurement(calibration, names, progress)
+    measurement.measure()
     options = {
         name: [
             TypeOption(kind, costs.n_bytes(name, kind), damage, costs.seconds(name, kind))
             for kind, damage in damages.items()
         ]
-        for name, damages in measurement.damages(windows).items()
+        for name, damages in measurement.damages.items()
     }
     chosen = allocate(options, costs.allowance)
     return {name: option.type for name, option in chosen.items()}

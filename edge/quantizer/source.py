@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,13 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import InputError, ModelFileError
-from edge.files.gguf import Tensor
+from edge.files.gguf import GGUF, Tensor
 from edge.files.gguf_reader import shown
 from edge.native import CData
 from edge.quantizer.encode import decode
 from edge.quantizer.types import FLOATS, n_bytes
 
-__all__ = ["Floats", "RowSlice", "in_slice", "read_floats", "read_raw", "read_whole", "slices"]
+__all__ = [
+    "Floats",
+    "RowSlice",
+    "identity",
+    "in_slice",
+    "read_floats",
+    "read_raw",
+    "read_whole",
+    "slices",
+]
 
 _SLICE = 1 << 20  # weights
 
@@ -88,6 +100,13 @@ def in_slice(tensor: Tensor, rows: RowSlice) -> Iterator[None]:
         yield
     except InputError as e:
         raise _error(tensor, f"{_place(tensor, rows)}, of the rows from here on: {e}") from None
+
+
+def identity(gguf: GGUF) -> str:
+    """What tells a source from another, or from an earlier one of the same path."""
+    files = [(os.stat(path), bytes(h)) for path, h in zip(gguf.paths, gguf.headers(), strict=True)]
+    facts = [(s.st_size, s.st_mtime_ns, hashlib.sha256(h).hexdigest()) for s, h in files]
+    return json.dumps(facts)
 
 
 def _bytes(tensor: Tensor, rows: RowSlice) -> memoryview:
