@@ -35,10 +35,11 @@ from edge.version import __version__
 
 __all__ = ["CANDIDATES", "PROBE", "DamageMeasurement"]
 
-#: The types that a matrix may get. Each is better than the ones before, or as good and faster.
+#: The types that a matrix may get. Each is better than the ones before, or as good and faster; Q4_K
+#: stands for Q5_0 where rows are no multiple of 256.
 CANDIDATES = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
-    *("IQ4_XS", "IQ4_NL", "Q5_K", "Q6_K", "Q8_0"),
+    *("IQ4_XS", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
 )
 #: The type in which the damage of a matrix is measured: so coarse that it shows.
 PROBE = "Q3_K"
