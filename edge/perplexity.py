@@ -32,7 +32,6 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from time import perf_counter
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -42,10 +41,8 @@ from numpy.typing import NDArray
 from edge import check, native
 from edge.engine.engine import Engine
 from edge.engine.parts import ModelInParts
-from edge.engine.plan import CHUNK
 from edge.engine.states import WindowPiece
 from edge.errors import (
-    CancelledError,
     ContextError,
     InputError,
     MemoryBudgetError,
@@ -56,13 +53,13 @@ from edge.errors import (
 from edge.native.cancel import Cancel
 from edge.progress import Progress
 from edge.sizes import show
+from edge.windows import MIN_CONTEXT, Windows, cut_tokens, pieces
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     from edge.files.text_file import TextFile
     from edge.model import Model
-    from edge.tokenizer import Tokenizer
 
     #: Both run; a part of the second is in memory at a time.
     AnyModel: TypeAlias = Model | ModelInParts
@@ -72,22 +69,15 @@ __all__ = [
     "KeptLogits",
     "Perplexity",
     "TokenList",
-    "Windows",
     "check_vocabularies",
     "compare",
     "cut",
-    "cut_tokens",
     "keep",
     "kl_divergence",
     "measure",
-    "pieces",
     "read",
 ]
 
-#: Rows of logits in memory at a time: 51 MB for a vocabulary of 200,000.
-ROWS = 64
-#: The fewest tokens of a window: three of them are scored.
-MIN_CONTEXT = 8
 #: Memory for each byte of a text: 8 while it is read, and 8 for a token in the windows. Half of the
 #: tokens are scored: 8 for each of their numbers, and 32 where they are sorted.
 _TEXT_BYTES = 40
@@ -95,24 +85,6 @@ _TEXT_BYTES = 40
 _ABSURD = 700.0
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Windows:
-    """A text cut for measuring. tokens: `context` token ids for each window."""
-
-    tokens: tuple[Sequence[int], ...]
-    context: int
-
-    @property
-    def first(self) -> int:
-        """The first position of a window that is scored."""
-        return self.context // 2
-
-    @property
-    def n_scored(self) -> int:
-        """How many positions of all windows are scored."""
-        return len(self.tokens) * (self.context - self.first - 1)
 
 
 @dataclass(frozen=True)
@@ -235,40 +207,6 @@ def cut(
     context = check.whole("context", context, MIN_CONTEXT)
     _check_holds(model, context)
     return cut_tokens(model.tokenizer, text, context=context, chunks=chunks, cancel=cancel)
-
-
-def cut_tokens(
-    tokenizer: Tokenizer,
-    text: str,
-    *,
-    context: int = 512,
-    chunks: int | None = None,
-    cancel: Cancel | None = None,
-) -> Windows:
-    """`cut`, by a tokenizer alone. Raises what `cut` raises, but ContextError."""
-    text = check.text("text", text)
-    context = check.whole("context", context, MIN_CONTEXT)
-    chunks = check.optional(check.whole, "chunks", chunks, 1)
-    tokens = array("i")
-    for piece in tokenizer.pieces(text):
-        if cancel is not None and cancel.is_set():
-            raise CancelledError("the call was cancelled")
-        tokens.extend(piece)
-        if chunks is not None and len(tokens) >= chunks * context:
-            break
-    n_windows = len(tokens) // context
-    if not n_windows:
-        raise InputError(
-            f"the text has {len(tokens)} tokens, a window of {context} needs {context}: "
-            "take a longer text or a smaller context"
-        )
-    windows = []
-    for i in range(n_windows if chunks is None else min(n_windows, chunks)):
-        window = tokens[i * context : (i + 1) * context]
-        if tokenizer.add_bos and tokenizer.bos_id is not None:
-            window[0] = tokenizer.bos_id
-        windows.append(window)
-    return Windows(tuple(windows), context)
 
 
 def measure(
@@ -421,13 +359,6 @@ class _PartsRun:
     def close(self) -> None:
         """End the run."""
         self._logits.close()
-
-
-def pieces(tokens: Sequence[int], first: int) -> Iterator[WindowPiece]:
-    """A window in runs: those from position `first` on are scored."""
-    starts = [*range(0, first, CHUNK), *range(first, len(tokens), ROWS)]
-    for start, end in pairwise([*starts, len(tokens)]):
-        yield WindowPiece(tokens[start:end], is_scored=start >= first)
 
 
 @contextmanager

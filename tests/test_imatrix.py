@@ -19,11 +19,11 @@ from edge.engine.ledger import Ledger
 from edge.errors import CancelledError, InputError, ModelFileError
 from edge.files.text_file import TextFile
 from edge.native.cancel import Cancel
-from edge.perplexity import Windows
 from edge.quantizer.activations import Activations
 from edge.quantizer.imatrix import Importance, InputSums
 from edge.quantizer.mixing import mixing, value_rows
 from edge.quantizer.squares import measure
+from edge.windows import Windows
 
 
 def sums(*shape: int, seed: int = 0, counts: int = 7) -> InputSums:

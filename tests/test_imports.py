@@ -40,6 +40,7 @@ LAYERS = [
     "session",
     "hub",  # models to get
     "model",  # the door
+    "windows",  # a text, cut
     "perplexity",
     "quantizer",  # models in fewer bits
     "__init__",  # the face

@@ -15,11 +15,11 @@ from test_engine import referee_values
 from edge.errors import CancelledError, InputError, MemoryBudgetError, UnsupportedError
 from edge.graph.ops import Attention, Matmul
 from edge.native.cancel import Cancel
-from edge.perplexity import Windows
 from edge.quantizer import moments as module
 from edge.quantizer.activations import Activations
 from edge.quantizer.mixing import attention_weights, mixing, value_rows
 from edge.quantizer.moments import collect, passes, wanted_tokens
+from edge.windows import Windows
 
 Q, K, V = (f"blk.0.attn_{part}.weight" for part in "qkv")
 DOWN, GATE = "blk.1.ffn_down.weight", "blk.1.ffn_gate.weight"

@@ -19,10 +19,10 @@ import refgraph
 from fake_model import assert_one_line, run
 
 import edge
-from edge import perplexity
 from edge.errors import CancelledError, ContextError, InputError, ModelFileError
 from edge.native.cancel import Cancel
-from edge.perplexity import Windows, compare, cut, measure
+from edge.perplexity import compare, cut, measure
+from edge.windows import Windows
 
 Tiny = Callable[..., Path]
 WORDS = ("the", "and", "world", "hello", "a", "in", "on", "we", "all", "or", "her")
@@ -196,7 +196,7 @@ def test_a_few_rows_of_logits_are_in_memory_at_a_time(
     load: Callable[..., edge.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load()
-    monkeypatch.setattr(perplexity, "ROWS", 10)
+    monkeypatch.setattr("edge.windows.ROWS", 10)
     calls: list[tuple[int, str]] = []
     blocks: list[weakref.ref[Any]] = []
     real = model.engine.run

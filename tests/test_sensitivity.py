@@ -12,10 +12,11 @@ import edge
 from edge.engine.engine import Engine
 from edge.errors import InputError
 from edge.native import ffi
-from edge.perplexity import Windows, compare
+from edge.perplexity import compare
 from edge.quantizer.encode import Encoder, decode
 from edge.quantizer.sensitivity import EncodedMatrix, damages
 from edge.weights.packed import describe_weight
+from edge.windows import Windows
 
 pytestmark = [pytest.mark.native, pytest.mark.any_isa]
 

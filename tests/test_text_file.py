@@ -12,7 +12,7 @@ from fake_model import FakeModel, assert_one_line, run
 import edge
 from edge.errors import InputError
 from edge.files.text_file import TextFile
-from edge.perplexity import MIN_CONTEXT
+from edge.windows import MIN_CONTEXT
 
 BOM = b"\xef\xbb\xbf"
 TEXT = "Once upon a time ü\n"

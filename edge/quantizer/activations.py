@@ -31,11 +31,11 @@ from edge.graph.ops import Experts
 from edge.loading import Loading, NativeOptions
 from edge.native.cancel import Cancel
 from edge.onnx import is_onnx
-from edge.perplexity import Windows, cut_tokens
 from edge.progress import Progress
 from edge.quantizer.imatrix import CONTEXT
 from edge.sizes import show
 from edge.weights.model_file import open_model
+from edge.windows import Windows, cut_tokens
 
 if TYPE_CHECKING:
     from edge.tokenizer import Tokenizer

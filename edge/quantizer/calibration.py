@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from edge.files.text_file import TextFile
 from edge.native import CData
-from edge.perplexity import Windows
 from edge.quantizer.activations import Activations
 from edge.quantizer.imatrix import CONTEXT
 from edge.quantizer.runnable import runnable
 from edge.weights.model_file import RawModel
+from edge.windows import Windows
 
 __all__ = ["Calibration", "digest"]
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from edge.files.gguf import Tensor
 from edge.model import load
-from edge.perplexity import Windows
 from edge.progress import Progress
 from edge.quantizer.activations import Activations
 from edge.quantizer.calibration import Calibration
@@ -32,6 +31,7 @@ from edge.quantizer.sensitivity import EncodedMatrix, damages
 from edge.quantizer.source import Floats, RowSlice, identity, read_floats, slices
 from edge.quantizer.types import fitting
 from edge.version import __version__
+from edge.windows import Windows
 
 __all__ = ["CANDIDATES", "PROBE", "DamageMeasurement"]
 

@@ -31,10 +31,10 @@ from threadpoolctl import threadpool_limits
 
 from edge.errors import InputError, ModelFileError
 from edge.native.cancel import Cancel
-from edge.perplexity import Windows
 from edge.progress import Progress
 from edge.quantizer.activations import Activations, Site
 from edge.quantizer.mixing import ValueRows, mixing, value_rows
+from edge.windows import Windows
 
 __all__ = ["Moments", "RowMoments", "collect", "passes", "wanted_tokens"]
 

@@ -36,9 +36,10 @@ from edge.kv.cache import KVCache
 from edge.model import Model
 from edge.native import ALIGNMENT, CData, ffi, lib
 from edge.native.cancel import Cancel
-from edge.perplexity import KeptLogits, Windows, keep, kl_divergence, pieces
+from edge.perplexity import KeptLogits, keep, kl_divergence
 from edge.quantizer.encode import Encoder, decode, row_bytes
 from edge.weights.packed import describe_weight
+from edge.windows import Windows, pieces
 
 __all__ = ["EncodedMatrix", "damages"]
 

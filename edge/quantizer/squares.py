@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from edge.errors import ModelFileError
 from edge.graph.ops import Attention
 from edge.native.cancel import Cancel
-from edge.perplexity import Windows
 from edge.progress import Progress
 from edge.quantizer.activations import Activations, Site
 from edge.quantizer.imatrix import Importance, InputSums
 from edge.quantizer.mixing import mixing, value_rows
+from edge.windows import Windows
 
 __all__ = ["measure"]
 
