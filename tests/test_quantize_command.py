@@ -81,8 +81,10 @@ def test_nothing_stays_of_a_run_that_wrote_no_tensor(tiny_gguf: Tiny, tmp_path: 
 
 
 def test_the_bar_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([10.0, 14.0])
+    now = iter([10.0, 14.0, 20.0, 21.0])
     monkeypatch.setattr("edge.cli.quantize.time.monotonic", lambda: next(now))
     bar = Quantizing()
     assert bar.text(50, 100).endswith("]  50 %")
     assert bar.text(70, 100).endswith(" 70 %, 0:06 left")
+    assert bar.text(0, 10).endswith("]   0 %")  # the damage is measured, the weights begin
+    assert bar.text(2, 10).endswith(" 20 %, 0:04 left")

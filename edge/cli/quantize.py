@@ -23,16 +23,21 @@ if TYPE_CHECKING:
 
 
 class Quantizing(Progress):
-    """A bar for the weights of a model, with the time that is left."""
+    """A bar for the weights of a model, or first for the damage that types do, with the time that
+    is left.
+    """
 
     def __init__(self) -> None:
         super().__init__("quantising")
         self._began: tuple[float, int] | None = None  # when the first call came, and its weights
+        self._last = 0
 
     def text(self, done: int, total: int) -> str:
         """`quantising [##........]  20 %, 1:19 left`."""
         now = time.monotonic()
-        self._began = self._began or (now, done)  # what an earlier run did counts for no speed
+        if self._began is None or done < self._last:  # or the weights begin
+            self._began = now, done  # what an earlier run did counts for no speed
+        self._last = done
         seconds, n = now - self._began[0], done - self._began[1]
         left = f", {duration((total - done) * seconds / n)} left" if n > 0 else ""
         return super().text(done, total) + left
@@ -113,7 +118,8 @@ def quantize(
         raise InputError(f"{target} is there already: --force replaces it")
     path = model_path(model)
     if output is None:
-        result = job.explain(path, **options)
+        with Quantizing() as progress:
+            result = job.explain(path, progress=progress, **options)
         if explain != "-":
             _write(Path(str(explain)), result.recipe)
     else:

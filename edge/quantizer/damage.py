@@ -47,6 +47,8 @@ PROBE = "Q3_K"
 _WINDOWS, _CONTEXT = 4, 256
 #: Rows of a matrix that stand for all, and the fewest of each range that shares moments.
 _ROWS, _LEAST_ROWS = 64, 4
+#: What a matrix counts in the progress.
+_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ class _Sample:
 @dataclass
 class DamageMeasurement:
     """A measurement of a model's matrices. calibration: the model, and the texts that it runs;
-    names: the matrices. What was measured before is kept. progress(matrices measured, all), each
-    twice.
+    names: the matrices. What was measured before is kept. progress(steps done, all).
     """
 
     calibration: Calibration
@@ -109,14 +110,21 @@ class DamageMeasurement:
         """Matrix -> type -> the damage that it does, in nats of KL divergence, after `measure`."""
         return {name: self._damages_of(name) for name in self.names}
 
+    def _tell_read(self, n: int, done: int, total: int) -> None:
+        """Tell the progress of the moments of n matrices."""
+        self._tell(n * done / total)
+
     def _damages_of(self, name: str) -> dict[str, float]:
         kept = self.kept
         harm, probed, losses = kept.harms[name], kept.probed[name], kept.losses[name]
         return {kind: harm * loss / probed if probed > 0 else 0.0 for kind, loss in losses.items()}
 
-    def _tell(self) -> None:
-        """Tell the progress, and keep what there is."""
-        self.progress(len(self.kept.losses) + len(self.kept.harms), 2 * len(self.names))
+    def _tell(self, n_read: float = 0.0) -> None:
+        """Tell the progress, and keep what there is. n_read: matrices of which the moments alone
+        are there.
+        """
+        done = len(self.kept.losses) + len(self.kept.harms) + n_read / 2
+        self.progress(int(_STEPS * done), 2 * _STEPS * len(self.names))
         self.kept.save()
 
     def _encoder(self, type_name: str) -> Encoder:
@@ -130,12 +138,16 @@ class DamageMeasurement:
         missing = [name for name in self.names if name not in self.kept.losses]
         room = self.calibration.room(activations, missing)
         for group in passes(activations, missing, room):
-            moments = collect(activations, windows, group)
-            for name in group:
+            progress = partial(self._tell_read, len(group))
+            moments = collect(activations, windows, group, progress=progress)
+            while moments:
+                name = next(iter(moments))
                 self._measure(self._gguf.tensors[name], moments.pop(name))
+                self._tell(len(moments))
         for name in missing:
             if name not in self.kept.losses:  # a table of rows by token: nothing multiplies it
                 self._measure(self._gguf.tensors[name], None)
+                self._tell()
 
     def _measure(self, tensor: Tensor, ranges: Sequence[RowMoments] | None) -> None:
         """Round some rows of a matrix to each type. ranges: its moments; None: it has none."""
@@ -153,7 +165,6 @@ class DamageMeasurement:
         errors = decode(kind, probe, k, self._threads) - sample.x
         self.kept.probed[tensor.name] = sample.loss(errors)
         self.kept.losses[tensor.name] = losses
-        self._tell()
 
     def _sample(self, tensor: Tensor, ranges: Sequence[RowMoments]) -> _Sample:
         """Rows of a matrix, evenly spread over each range."""

@@ -137,7 +137,8 @@ def quantize(
     some; else it is "nearest". memory, threads: as `edge.load` takes them; memory is for feedback,
     which runs the model. Where it has no room for the moments of a matrix, this is rounded to the
     nearest, by an importance that is measured. progress(weights done, weights in all); with
-    feedback measuring counts as much as rounding.
+    feedback measuring counts as much as rounding. With a size, bits or a memory progress(steps
+    done, steps in all) comes before, for the damage.
 
     A run that was cut leaves two hidden files beside the output; the same call goes on with them.
     Raises InputError for options, an output that is the model itself, and an importance that is

@@ -18,8 +18,8 @@ def sized_types(
 ) -> dict[str, str]:
     """Matrix -> the type with which all together do the least damage within the target.
 
-    progress(matrices measured, all), each twice. Raises InputError for a target that cannot be
-    reached, and what `Calibration.running` and `DamageMeasurement.measure` raise.
+    progress(steps done, all). Raises InputError for a target that cannot be reached, and what
+    `Calibration.running` and `DamageMeasurement.measure` raise.
     """
     names = [t.name for t in ModelTensors.of(file).matrices]
     costs = Costs(file, target, CANDIDATES, calibration.n_threads)
