@@ -73,7 +73,6 @@ __all__ = [
     "compare",
     "cut",
     "keep",
-    "kl_divergence",
     "measure",
     "read",
 ]
@@ -273,7 +272,7 @@ def compare(
             log_q, log_p = native.log_softmax(logits), native.log_softmax(logits_base)
             nll.append(-float(log_q[token]))
             nll_base.append(-float(log_p[token]))
-            kl.append(kl_divergence(native.softmax(logits_base), log_p, log_q))
+            kl.append(_kl(native.softmax(logits_base), log_p, log_q))
             same.append(bool(logits.argmax() == logits_base.argmax()))
     measured = _perplexity(runners[0], windows, nll)
     measured_base = kept[0].perplexity if kept else _perplexity(runners[1], windows, nll_base)
@@ -425,7 +424,7 @@ class _Mean(NamedTuple):
         return cls(mean, math.sqrt(variance / n))
 
 
-def kl_divergence(p: Floats, log_p: Floats, log_q: Floats) -> float:
+def _kl(p: Floats, log_p: Floats, log_q: Floats) -> float:
     """Sum of p (log p - log q) in float64, in order: the same bits on every machine."""
     with np.errstate(invalid="ignore"):  # infinite only with damaged weights: the caller raises
         terms = p.astype(np.float64) * (log_p.astype(np.float64) - log_q)

@@ -36,7 +36,7 @@ from edge.kv.cache import KVCache
 from edge.model import Model
 from edge.native import ALIGNMENT, CData, ffi, lib
 from edge.native.cancel import Cancel
-from edge.perplexity import KeptLogits, keep, kl_divergence
+from edge.perplexity import KeptLogits, keep
 from edge.quantizer.encode import Encoder, decode, row_bytes
 from edge.weights.packed import describe_weight
 from edge.windows import Windows, pieces
@@ -108,8 +108,13 @@ class _Runs:
     def __init__(
         self, engine: Engine, base: KeptLogits, cache: KVCache, cancel: Cancel | None
     ) -> None:
-        self._engine, self._base, self._cache, self._cancel = engine, base, cache, cancel
-        windows = base.windows
+        self._engine, self._cache, self._cancel = engine, cache, cancel
+        windows, shape = base.windows, (base.windows.n_scored, base.n_vocab)
+        base.file.flush()
+        #: The untouched model's log-probabilities, (n_scored, n_vocab), in the place of its logits.
+        self._base = np.memmap(base.file, np.float32, "r+", shape=shape)
+        for row in self._base:
+            row[:] = native.log_softmax(row)
         self._windows = [list(pieces(window[:-1], windows.first)) for window in windows.tokens]
         self._first = 0
         #: What is in the buffers before that op, for each piece of all windows.
@@ -128,19 +133,16 @@ class _Runs:
 
     def divergence(self, weights: Mapping[str, CData]) -> float:
         """The mean KL divergence of the model with other weights, in nats."""
-        self._base.file.seek(0)
-        found = array("d")
+        found, base = array("d"), iter(self._base)
         with self._engine.substituted(weights, self._first):
             for piece in self._each():
                 rows: Literal["all", "none"] = "all" if piece.is_scored else "none"
                 logits = self._engine.run(
                     self._cache, piece.tokens, logits=rows, cancel=self._cancel
                 )
-                if logits is None:
-                    continue
-                for row, base in zip(logits, self._base.rows(piece.tokens, 0), strict=True):
-                    log_p, log_q = native.log_softmax(base), native.log_softmax(row)
-                    found.append(kl_divergence(native.softmax(base), log_p, log_q))
+                for row in () if logits is None else logits:
+                    log_p, log_q = next(base), native.log_softmax(row)
+                    found.append(float(np.dot(np.exp(log_p), log_p - log_q)))
         return math.fsum(found) / len(found)
 
     def _each(self) -> Iterator[WindowPiece]:
